@@ -1,0 +1,16 @@
+"""Triune: one transformer core that trains, fine-tunes and explains models of images, proteins and text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The public names of the core, loaded on first use: `from triune import Transformer`."""
+    from . import core
+
+    if name in core.__all__:
+        return getattr(core, name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,294 @@
+"""What a transformer is, as data: validated where it is made, written to and read from `config.json`.
+
+The fields are orthogonal: each names one choice that published models differ in. What the checkpoints need:
+
+| model              | fields that differ from the defaults                                                                |
+|--------------------|-----------------------------------------------------------------------------------------------------|
+| Transformer (2017) | placement post, position sinusoidal, ffn relu, cross_attention in the decoder                        |
+| GPT-2              | position learned, ffn gelu_tanh                                                                      |
+| BERT               | placement post, position learned, input_norm, causal False                                           |
+| GPT-NeoX, Pythia   | parallel, rotary.fraction 0.25                                                                       |
+| Llama, SmolLM      | norm rmsnorm, ffn swiglu, bias False, kv_heads, rotary.scaling llama3; rotary per layer (SmolLM 3)    |
+| Mistral            | + window                                                                                             |
+| Qwen 2 / 3         | bias (q, k, v) / qk_norm head with head_dim                                                          |
+| Gemma 1 / 2 / 3    | norm_weight offset, ffn geglu_tanh / placement sandwich, softcap, scale / windows and rotary per layer |
+| ESM-2              | position rotary with half_precision frequencies, causal False                                        |
+| timm ViT, DINOv2   | causal False, layer_scale, input_norm (CLIP), qk_norm head, inner_norm                               |
+| EVA-02, DINOv3     | rotary.axes 2, ffn swiglu with inner_norm ffn, bias without k                                        |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from .errors import UserError, nearest
+
+FeedForwardKind = Literal[
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"
+]
+Linears = ("q", "k", "v", "out", "gate", "up", "down")
+"""Names of the linear layers of a block, as `bias` lists them."""
+
+
+def _check(condition: bool, field_name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{field_name} is {value!r}, but must be {allowed}.")
+
+
+def _check_choice(field_name: str, value: object, kind: Any) -> None:
+    choices = get_args(kind)
+    if value not in choices:
+        hint = nearest(str(value), choices)
+        raise UserError(f"{field_name} is {value!r}{hint}, but must be one of {', '.join(map(str, choices))}.")
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary position embedding (Su et al. 2021, section 3.2), in one or two dimensions.
+
+    Args:
+        base: wavelengths run geometrically from 2π to 2π·base tokens.
+        fraction: part of each head that is rotated (GPT-NeoX: 0.25).
+        axes: 1 for sequences; 2 for grids, where the first half of the pairs turns with the row and the second with
+            the column.
+        interleaved: pair neighbouring channels (GPT-J, EVA) instead of the two halves of the head (Llama, ESM-2).
+        scaling: how the wavelengths are stretched beyond the trained context: `linear` (position interpolation, Chen et
+            al. 2023), `ntk` (NTK-aware base), `llama3` (Llama 3.1), `yarn` (Peng et al. 2023).
+        factor: by how much the context grows.
+        original_context: tokens the model was first trained on (llama3, yarn).
+        low_frequency_factor: llama3, wavelengths above original_context / this are stretched fully.
+        high_frequency_factor: llama3, wavelengths below original_context / this are kept.
+        beta_fast: yarn, turns over the original context above which a frequency is kept.
+        beta_slow: yarn, turns below which a frequency is stretched fully.
+        attention_factor: yarn, factor on cosine and sine; None means 0.1·ln(factor) + 1.
+        half_precision: round the frequencies to float16, as the released ESM-2 checkpoints do.
+    """
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+    axes: int = 1
+    interleaved: bool = False
+    scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"
+    factor: float = 1.0
+    original_context: int | None = None
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    half_precision: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.base > 0, "rotary.base", self.base, "positive")
+        _check(0 < self.fraction <= 1, "rotary.fraction", self.fraction, "in (0, 1]")
+        _check(self.axes in (1, 2), "rotary.axes", self.axes, "1 or 2")
+        _check_choice("rotary.scaling", self.scaling, Literal["none", "linear", "ntk", "llama3", "yarn"])
+        _check(self.factor >= 1, "rotary.factor", self.factor, "at least 1")
+        if self.scaling in ("llama3", "yarn"):
+            _check(
+                bool(self.original_context), "rotary.original_context", self.original_context,
+                f"the trained context in tokens when rotary.scaling is {self.scaling}",
+            )  # fmt: skip
+
+    def rotated_dim(self, head_dim: int) -> int:
+        """Channels of a head that are rotated; the rest carries no position."""
+        return int(head_dim * self.fraction)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of transformer blocks.
+
+    Args:
+        dim: width of the token vectors.
+        depth: number of blocks.
+        heads: query heads.
+        kv_heads: key and value heads (grouped-query attention, Ainslie et al. 2023); None means `heads`.
+        head_dim: width of one head; None means dim / heads.
+        causal: a token attends only to itself and the tokens before it.
+        window: a token attends only to tokens at a distance below `window` (itself included); one number for all layers
+            or a list with one entry (or null) per layer.
+        position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or `rotary`.
+        context: rows of the learned table; for the others the longest input seen in training, in tokens.
+        rotary: settings of the rotary embedding; one for all layers or a list with one entry (or null, for a layer
+            without position) per layer.
+        norm: `layernorm` (Ba et al. 2016) or `rmsnorm` (Zhang and Sennrich 2019).
+        norm_eps: added to the variance.
+        norm_weight: `plain` gain, gain stored as `offset` from one (Gemma), or `none` (no gain, no bias).
+        norm_bias: LayerNorm has a bias.
+        placement: norm before each sub-layer (`pre`), after the residual sum (`post`, 2017), or before and after each
+            sub-layer, inside the residual branch (`sandwich`).
+        parallel: attention and feed-forward read the same input and are added together (GPT-J, GPT-NeoX).
+        input_norm: a norm on the input, after positions are added (BERT, CLIP).
+        final_norm: a norm after the last block; None means yes, except for `post`.
+        qk_norm: normalise queries and keys over each `head` or over the `full` width.
+        inner_norm: norms inside the sub-layers: before the output projection of `attention`, of `ffn`, or both.
+        attention_scale: factor on query·key; None means head_dim^-0.5.
+        attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
+        ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021).
+        ffn_dim: hidden width; None means 4·dim, or 8/3·dim rounded up to a multiple of 8 for gated kinds.
+        bias: which linear layers have a bias: true, false or a list of q, k, v, out, gate, up, down.
+        cross_attention: each block also attends to a `memory` (the decoder of 2017).
+        dropout: on the input, on each residual branch and inside the feed-forward.
+        attention_dropout: on the attention weights.
+        stochastic_depth: chance to skip a residual branch, growing linearly from 0 to this over the layers (Huang et al. 2016).
+        layer_scale: initial gain of each residual branch, learned per channel (Touvron et al. 2021); None means no gain.
+        init_std: standard deviation of the linear layers; None means 1/sqrt(fan in).
+        init_residual: output projections start `scaled` by 1/sqrt(2·depth) (GPT-2) or at `zero`.
+    """
+
+    dim: int = 256
+    depth: int = 6
+    heads: int = 4
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    causal: bool = False
+    window: int | list[int | None] | None = None
+    position: Literal["none", "learned", "sinusoidal", "rotary"] = "rotary"
+    context: int = 1024
+    rotary: RotaryConfig | list[RotaryConfig | None] = field(default_factory=RotaryConfig)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    norm_weight: Literal["plain", "offset", "none"] = "plain"
+    norm_bias: bool = True
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+    parallel: bool = False
+    input_norm: bool = False
+    final_norm: bool | None = None
+    qk_norm: Literal["none", "head", "full"] = "none"
+    inner_norm: list[Literal["attention", "ffn"]] = field(default_factory=list)
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    ffn: FeedForwardKind = "gelu"
+    ffn_dim: int | None = None
+    bias: bool | list[str] = True
+    cross_attention: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    layer_scale: float | None = None
+    init_std: float | None = 0.02
+    init_residual: Literal["scaled", "zero"] = "scaled"
+
+    def __post_init__(self) -> None:
+        self._fill_defaults()
+        self._check_shapes()
+        self._check_choices()
+        self._check_layers()
+
+    def _fill_defaults(self) -> None:
+        """Replace None by the value it stands for, so that a saved config does not depend on defaults."""
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (the dataclass is frozen)
+        for name in ("dim", "depth", "heads", "context"):
+            _check(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, getattr(self, name), "a positive integer")
+        if self.kv_heads is None:
+            set_("kv_heads", self.heads)
+        if self.head_dim is None:
+            _check(
+                self.dim % self.heads == 0, "dim", self.dim,
+                f"divisible by heads ({self.heads}) when head_dim is not given; try {self._near_multiple()}",
+            )  # fmt: skip
+            set_("head_dim", self.dim // self.heads)
+        if self.ffn_dim is None:
+            set_("ffn_dim", 8 * math.ceil(self.dim / 3) if self.gated else 4 * self.dim)
+        if self.final_norm is None:
+            set_("final_norm", self.placement != "post")
+
+    def _near_multiple(self) -> str:
+        below = self.dim // self.heads * self.heads
+        return " or ".join(str(n) for n in (below, below + self.heads) if n)
+
+    def _check_shapes(self) -> None:
+        kv_heads, head_dim, ffn_dim = self.kv_heads or 0, self.head_dim or 0, self.ffn_dim or 0
+        _check(
+            kv_heads > 0 and self.heads % kv_heads == 0, "kv_heads", kv_heads, f"a divisor of heads ({self.heads})"
+        )
+        _check(head_dim > 0, "head_dim", head_dim, "a positive integer")
+        _check(ffn_dim > 0, "ffn_dim", ffn_dim, "a positive integer")
+        _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        if self.attention_softcap is not None:
+            _check(self.attention_softcap > 0, "attention_softcap", self.attention_softcap, "positive or null")
+            _check(self.attention_dropout == 0, "attention_dropout", self.attention_dropout, "0 with attention_softcap")
+        if self.position == "sinusoidal":
+            _check(self.dim % 2 == 0, "dim", self.dim, "even for sinusoidal positions")
+
+    def _check_choices(self) -> None:
+        _check_choice("position", self.position, Literal["none", "learned", "sinusoidal", "rotary"])
+        _check_choice("norm", self.norm, Literal["layernorm", "rmsnorm"])
+        _check_choice("norm_weight", self.norm_weight, Literal["plain", "offset", "none"])
+        _check_choice("placement", self.placement, Literal["pre", "post", "sandwich"])
+        _check_choice("qk_norm", self.qk_norm, Literal["none", "head", "full"])
+        _check_choice("ffn", self.ffn, FeedForwardKind)
+        _check_choice("init_residual", self.init_residual, Literal["scaled", "zero"])
+        for name in self.inner_norm:
+            _check_choice("inner_norm", name, Literal["attention", "ffn"])
+        if not isinstance(self.bias, bool):
+            for name in self.bias:
+                _check(name in Linears, "bias", name, f"true, false or a list of {', '.join(Linears)}")
+        if self.parallel:
+            _check(self.placement == "pre", "placement", self.placement, "pre when parallel is true")
+            _check(not self.cross_attention, "cross_attention", self.cross_attention, "false when parallel is true")
+
+    def _check_layers(self) -> None:
+        for name in ("window", "rotary"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                object.__setattr__(self, name, list(value))
+                _check(len(value) == self.depth, name, value, f"one entry for all or one for each of {self.depth} layers")
+        for layer in range(self.depth):
+            window, rotary = self.window_at(layer), self.rotary_at(layer)
+            _check(window is None or window > 0, "window", window, "a positive number of tokens or null")
+            if rotary is not None:
+                rotated, step = rotary.rotated_dim(self.head_dim or 0), 2 * rotary.axes
+                _check(
+                    rotated > 0 and rotated % step == 0, "head_dim", self.head_dim,
+                    f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
+                )  # fmt: skip
+
+    @property
+    def gated(self) -> bool:
+        """The feed-forward has a gate: down(act(gate(x)) * up(x))."""
+        return "glu" in self.ffn
+
+    def has_bias(self, linear: str) -> bool:
+        """Whether the linear layer called `linear` (one of `Linears`) has a bias."""
+        return self.bias if isinstance(self.bias, bool) else linear in self.bias
+
+    def window_at(self, layer: int) -> int | None:
+        """Window of one layer in tokens, None for no limit."""
+        return self.window[layer] if isinstance(self.window, list) else self.window
+
+    def rotary_at(self, layer: int) -> RotaryConfig | None:
+        """Rotary settings of one layer, None for a layer without rotation."""
+        if self.position != "rotary":
+            return None
+        return self.rotary[layer] if isinstance(self.rotary, list) else self.rotary
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
+        """The inverse of `to_dict`. Raises UserError for an unknown key, with the nearest known one."""
+        values = dict(check_keys(cls, values, "transformer"))
+        rotary = values.get("rotary")
+        if isinstance(rotary, dict):
+            values["rotary"] = RotaryConfig(**check_keys(RotaryConfig, rotary, "transformer.rotary"))
+        elif isinstance(rotary, list):
+            values["rotary"] = [r and RotaryConfig(**check_keys(RotaryConfig, r, "transformer.rotary")) for r in rotary]
+        return cls(**values)
+
+
+def check_keys(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return `values` if each key is a field of the dataclass `cls`; raise UserError naming the nearest field otherwise."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"Unknown key '{where}.{key}'{nearest(key, known)}; known keys are {', '.join(known)}.")
+    return values

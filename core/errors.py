@@ -1,0 +1,19 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the command line prints its text as one sentence and exits with 2.
+
+    The text names the file or value, says what is allowed and what to do next.
+    """
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the closest of `allowed`, or an empty string."""
+    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean '{match[0]}'?)" if match else ""

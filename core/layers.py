@@ -1,0 +1,102 @@
+"""The small parts of a block: norm, feed-forward, layer scale, stochastic depth."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TransformerConfig
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis of `[..., dim]`, with the gain the config asks for."""
+
+    def __init__(self, dim: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.dim, self.kind, self.eps = dim, config.norm, config.norm_eps
+        self.offset = config.norm_weight == "offset"
+        has_weight = config.norm_weight != "none"
+        has_bias = has_weight and config.norm_bias and config.norm == "layernorm"
+        start = torch.zeros if self.offset else torch.ones
+        self.weight = nn.Parameter(start(dim)) if has_weight else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            # One dtype throughout: mixed ones leave the fused kernels under autocast.
+            weight = (weight + 1.0 if self.offset else weight).to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
+        if self.kind == "rmsnorm":
+            return F.rms_norm(x, (self.dim,), weight, self.eps)
+        return F.layer_norm(x, (self.dim,), weight, bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, {self.kind}, eps={self.eps}"
+
+
+def activation(kind: str, x: Tensor) -> Tensor:
+    """The non-linearity of a feed-forward kind (see `TransformerConfig.ffn`), elementwise."""
+    if kind in ("gelu", "geglu"):
+        return F.gelu(x)
+    if kind in ("gelu_tanh", "geglu_tanh"):
+        return F.gelu(x, approximate="tanh")
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    if kind in ("silu", "swiglu"):
+        return F.silu(x)
+    if kind == "relu2":
+        return F.relu(x).square()
+    return F.relu(x)
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or gated down(act(gate(x)) * up(x)). `[..., dim]` -> `[..., dim]`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim, hidden = config.dim, config.ffn_dim or 0
+        self.kind = config.ffn
+        self.gate = nn.Linear(dim, hidden, bias=config.has_bias("gate")) if config.gated else None
+        self.up = nn.Linear(dim, hidden, bias=config.has_bias("up"))
+        self.inner_norm = Norm(hidden, config) if "ffn" in config.inner_norm else None
+        self.dropout = config.dropout
+        self.down = nn.Linear(hidden, dim, bias=config.has_bias("down"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = activation(self.kind, self.up(x)) if self.gate is None else activation(self.kind, self.gate(x)) * self.up(x)
+        if self.inner_norm is not None:
+            hidden = self.inner_norm(hidden)
+        if self.dropout:
+            hidden = F.dropout(hidden, self.dropout, self.training)
+        return self.down(hidden)
+
+
+class Branch(nn.Module):
+    """What a sub-layer's output passes before it is added to the residual: norm, gain, dropout, stochastic depth."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.norm = Norm(config.dim, config) if config.placement == "sandwich" else None
+        gain = config.layer_scale
+        self.scale = nn.Parameter(torch.full((config.dim,), gain)) if gain is not None else None
+        self.dropout = config.dropout
+        self.skip = config.stochastic_depth * layer / max(config.depth - 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.scale is not None:
+            x = x * self.scale
+        if self.training and self.dropout:
+            x = F.dropout(x, self.dropout)
+        if self.training and self.skip:
+            x = drop_path(x, self.skip)
+        return x
+
+
+def drop_path(x: Tensor, chance: float) -> Tensor:
+    """Zero whole examples of `[batch, ...]` with probability `chance` and scale the others to keep the mean."""
+    keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= chance
+    return x * keep.to(x.dtype) / (1 - chance)

@@ -1,0 +1,120 @@
+"""A language model: token embedding -> core -> logits over the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import checkpoint
+from ..core.cache import KeyValueCache
+from ..core.config import TransformerConfig, check_keys
+from ..core.errors import UserError
+from ..core.losses import linear_cross_entropy
+from ..core.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A language model around a `Transformer`.
+
+    Args:
+        vocab_size: number of token ids.
+        transformer: the core; `causal` for a generator.
+        tied: the head is the embedding matrix (Press and Wolf 2017).
+        head_bias: a bias on the logits.
+        embedding_std: standard deviation the embedding starts with.
+        embedding_scale: the embedding is multiplied by sqrt(dim) (2017; Gemma).
+        logit_softcap: logits become cap·tanh(logits / cap) (Gemma 2).
+    """
+
+    vocab_size: int
+    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(causal=True))
+    tied: bool = True
+    head_bias: bool = False
+    embedding_std: float = 0.02
+    embedding_scale: bool = False
+    logit_softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LanguageModelConfig:
+        """The inverse of `to_dict`. Raises UserError for an unknown key."""
+        values = dict(check_keys(cls, values, "model"))
+        return cls(**values | {"transformer": TransformerConfig.from_dict(values.get("transformer", {}))})
+
+
+class LanguageModel(nn.Module):
+    """Token ids `[batch, tokens]` -> logits `[batch, tokens, vocab_size]`."""
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.transformer.dim
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
+        self.transformer = Transformer(config.transformer)
+        self.head = nn.Linear(dim, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        else:
+            # At zero the model starts by predicting all tokens alike, at a loss of ln(vocab_size).
+            nn.init.zeros_(self.head.weight)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        padding: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
+        x = self.embedding(tokens)
+        if self.config.embedding_scale:
+            x = x * self.config.transformer.dim**0.5
+        return self.transformer(x, documents=documents, padding=padding, cache=cache)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        padding: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        return self.logits(self.hidden(tokens, documents, padding, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[..., dim]` -> `[..., vocab_size]`."""
+        logits, cap = self.head(hidden), self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats and the number of targets that count; targets `[batch, tokens]`, -100 ignored."""
+        hidden = self.hidden(tokens, documents)
+        return linear_cross_entropy(hidden, self.head.weight, targets, self.head.bias, self.config.logit_softcap)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
+        checkpoint.save(folder, "LanguageModel", {"model": self.config.to_dict()}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LanguageModel:
+        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
+        config = checkpoint.load_config(Path(folder), "LanguageModel")
+        model = cls(LanguageModelConfig.from_dict(config["model"]))
+        checkpoint.load_weights(model, Path(folder))
+        return model
