@@ -20,6 +20,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
+        config = config.resolved()
         heads, kv_heads, head_dim = config.heads, config.kv_heads or 0, config.head_dim or 0
         rotary = config.rotary_at(layer)
         self.head_dim = head_dim

@@ -80,7 +80,9 @@ def load_config(folder: Path, architecture: str) -> dict[str, Any]:
     if config.get("library") != "triune" or found != architecture:
         raise UserError(f"'{path}' describes {found or 'an unknown model'}, but {architecture} was expected here.")
     if config.get("format", 0) > FORMAT:
-        raise UserError(f"'{path}' was written by triune {config.get('version')}, which is newer; please upgrade triune.")
+        raise UserError(
+            f"'{path}' was written by triune {config.get('version')}, which is newer; please upgrade triune."
+        )
     return config
 
 

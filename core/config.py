@@ -26,9 +26,7 @@ from typing import Any, Literal, get_args
 
 from .errors import UserError, nearest
 
-FeedForwardKind = Literal[
-    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"
-]
+FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
 """Names of the linear layers of a block, as `bias` lists them."""
 
@@ -174,40 +172,42 @@ class TransformerConfig:
     init_residual: Literal["scaled", "zero"] = "scaled"
 
     def __post_init__(self) -> None:
-        self._fill_defaults()
-        self._check_shapes()
-        self._check_choices()
-        self._check_layers()
-
-    def _fill_defaults(self) -> None:
-        """Replace None by the value it stands for, so that a saved config does not depend on defaults."""
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (the dataclass is frozen)
         for name in ("dim", "depth", "heads", "context"):
-            _check(isinstance(getattr(self, name), int) and getattr(self, name) > 0, name, getattr(self, name), "a positive integer")
-        if self.kv_heads is None:
-            set_("kv_heads", self.heads)
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value > 0, name, value, "a positive integer")
         if self.head_dim is None:
             _check(
                 self.dim % self.heads == 0, "dim", self.dim,
                 f"divisible by heads ({self.heads}) when head_dim is not given; try {self._near_multiple()}",
             )  # fmt: skip
-            set_("head_dim", self.dim // self.heads)
-        if self.ffn_dim is None:
-            set_("ffn_dim", 8 * math.ceil(self.dim / 3) if self.gated else 4 * self.dim)
-        if self.final_norm is None:
-            set_("final_norm", self.placement != "post")
+        self._check_choices()
+        self._check_shapes()
+        self._check_layers()
+
+    def resolved(self) -> TransformerConfig:
+        """The same with each None that stands for a computed value replaced by it.
+
+        A model keeps its config in this form, so that a saved one does not depend on today's rules.
+        """
+        ffn_dim = 8 * math.ceil(self.dim / 3) if self.gated else 4 * self.dim
+        return dataclasses.replace(
+            self,
+            kv_heads=self.kv_heads or self.heads,
+            head_dim=self.head_dim or self.dim // self.heads,
+            ffn_dim=self.ffn_dim or ffn_dim,
+            final_norm=self.placement != "post" if self.final_norm is None else self.final_norm,
+        )
 
     def _near_multiple(self) -> str:
         below = self.dim // self.heads * self.heads
         return " or ".join(str(n) for n in (below, below + self.heads) if n)
 
     def _check_shapes(self) -> None:
-        kv_heads, head_dim, ffn_dim = self.kv_heads or 0, self.head_dim or 0, self.ffn_dim or 0
-        _check(
-            kv_heads > 0 and self.heads % kv_heads == 0, "kv_heads", kv_heads, f"a divisor of heads ({self.heads})"
-        )
-        _check(head_dim > 0, "head_dim", head_dim, "a positive integer")
-        _check(ffn_dim > 0, "ffn_dim", ffn_dim, "a positive integer")
+        for name in ("kv_heads", "head_dim", "ffn_dim"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, name, value, "a positive integer or null")
+        if self.kv_heads is not None:
+            _check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
         _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
@@ -239,14 +239,17 @@ class TransformerConfig:
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 object.__setattr__(self, name, list(value))
-                _check(len(value) == self.depth, name, value, f"one entry for all or one for each of {self.depth} layers")
+                _check(
+                    len(value) == self.depth, name, value, f"one entry for all or one for each of {self.depth} layers"
+                )
         for layer in range(self.depth):
             window, rotary = self.window_at(layer), self.rotary_at(layer)
             _check(window is None or window > 0, "window", window, "a positive number of tokens or null")
             if rotary is not None:
-                rotated, step = rotary.rotated_dim(self.head_dim or 0), 2 * rotary.axes
+                head_dim = self.head_dim or self.dim // self.heads
+                rotated, step = rotary.rotated_dim(head_dim), 2 * rotary.axes
                 _check(
-                    rotated > 0 and rotated % step == 0, "head_dim", self.head_dim,
+                    rotated > 0 and rotated % step == 0, "head_dim", head_dim,
                     f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
                 )  # fmt: skip
 

@@ -176,8 +176,8 @@ def _band_mask(mask: AttentionMask, tokens: int, device: torch.device) -> Tensor
 def _banded_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float) -> Tensor:
     """Attention within a window in time and memory proportional to tokens x window.
 
-        queries   | block i-1 | block i | block i+1 |
-        keys      |   each block of queries sees its own and the previous block (and the next, when not causal)
+    queries   | block i-1 | block i | block i+1 |
+    keys      |   each block of queries sees its own and the previous block (and the next, when not causal)
     """
     batch, heads, tokens, head_dim = q.shape
     width, allowed = plan.window, plan.allowed

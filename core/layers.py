@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,11 +31,50 @@ class Norm(nn.Module):
             weight = (weight + 1.0 if self.offset else weight).to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
         if self.kind == "rmsnorm":
-            return F.rms_norm(x, (self.dim,), weight, self.eps)
+            return rms_norm(x, weight, self.eps)
         return F.layer_norm(x, (self.dim,), weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.kind}, eps={self.eps}"
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis. `[..., dim]` -> `[..., dim]`.
+
+    PyTorch has a fused kernel on CUDA only; elsewhere its version takes six passes over memory forward and more
+    backward. This one takes two forward and five backward: 2 to 10 times faster on a CPU (`bench/norms.py`).
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    y = cast(Tensor, _RMSNorm.apply(x, eps))
+    return y if weight is None else y * weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = r x with r = (mean(x²) + eps)^-1/2, so dx = r (dy - y mean(dy·y)). Differentiable twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, eps: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return x * _reciprocal_rms(x, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.eps = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        r = _reciprocal_rms(x, ctx.eps)
+        y = x * r
+        mean = torch.linalg.vecdot(grad, y)[..., None] / x.shape[-1]
+        return torch.addcmul(grad, y, mean, value=-1) * r, None
+
+
+def _reciprocal_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
 
 
 def activation(kind: str, x: Tensor) -> Tensor:
@@ -56,7 +97,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        dim, hidden = config.dim, config.ffn_dim or 0
+        dim, hidden = config.dim, config.resolved().ffn_dim or 0
         self.kind = config.ffn
         self.gate = nn.Linear(dim, hidden, bias=config.has_bias("gate")) if config.gated else None
         self.up = nn.Linear(dim, hidden, bias=config.has_bias("up"))
@@ -65,7 +106,9 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=config.has_bias("down"))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = activation(self.kind, self.up(x)) if self.gate is None else activation(self.kind, self.gate(x)) * self.up(x)
+        hidden = (
+            activation(self.kind, self.up(x)) if self.gate is None else activation(self.kind, self.gate(x)) * self.up(x)
+        )
         if self.inner_norm is not None:
             hidden = self.inner_norm(hidden)
         if self.dropout:

@@ -83,7 +83,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias = ctx.saved_tensors
-        return hidden * grad_total.to(hidden.dtype), weight * grad_total, None, None if bias is None else bias * grad_total, None
+        return (
+            hidden * grad_total.to(hidden.dtype),
+            weight * grad_total,
+            None,
+            None if bias is None else bias * grad_total,
+            None,
+        )
 
 
 def _nats_and_gradient(

@@ -80,7 +80,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config.resolved()
         self.positions: nn.Module | None = None
         if config.position == "learned":
             self.positions = LearnedPositions(config.context, config.dim)
@@ -148,7 +148,9 @@ class Transformer(nn.Module):
         if self.positions is not None and segments is not None:
             return positions_in_segments(segments)[:, past:]
         if self.config.position == "rotary" and any(r.axes == 2 for r in self._rotary):
-            raise UserError("Rotary positions with two axes need positions=[tokens, 2], the row and column of each token.")
+            raise UserError(
+                "Rotary positions with two axes need positions=[tokens, 2], the row and column of each token."
+            )
         return torch.arange(past, past + tokens, device=device)
 
     def _plans(self, mask: AttentionMask, tokens: int, keys: int, device: torch.device) -> dict[int | None, Plan]:

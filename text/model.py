@@ -53,7 +53,8 @@ class LanguageModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> LanguageModelConfig:
         """The inverse of `to_dict`. Raises UserError for an unknown key."""
         values = dict(check_keys(cls, values, "model"))
-        return cls(**values | {"transformer": TransformerConfig.from_dict(values.get("transformer", {}))})
+        values["transformer"] = TransformerConfig.from_dict(values.get("transformer", {}))
+        return cls(**values)
 
 
 class LanguageModel(nn.Module):

@@ -1,0 +1,85 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+class EMA:
+    """Averages of a model's parameters over the course of training (Polyak & Juditsky 1992).
+
+    After step t (counted from 0) `average = d * average + (1 - d) * weight`, `d = min(decay, (1 + t) / (10 + t))`: the
+    early averages forget the initial weights quickly. Averages are float32 whatever the precision of the model, since
+    bfloat16 would round the small increments away. Buffers are not averaged.
+
+    Which weights are where: the model holds the raw training weights, except between `swap()` and the next `swap()`,
+    when it holds the averages and this object the raw weights; `averaged()` finds the averages at any time. In a
+    checkpoint `state_dict` holds the raw weights and `ema` the averages; the exported model holds the averages.
+
+    Args:
+        decay: d above, at least 0 and below 1; 0.999 averages over about the last 1,000 steps.
+
+    Raises:
+        UserError: `decay` outside its range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"ema is {decay}, but must be at least 0 and below 1 (0.999 averages about 1,000 steps).")
+        self.decay = decay
+        self.steps = 0
+        self.swapped = False
+        self._names: list[str] = []
+        self._params: list[Tensor] = []
+        self._averages: list[Tensor] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """Follow the parameters of `model`, starting from their values or from what `load_state_dict` brought."""
+        known = dict(zip(self._names, self._averages))
+        named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
+        self._names = [name for name, _ in named]
+        # The parameters themselves, not views of their memory: moving a model to another device keeps them.
+        self._params = [p for _, p in named]
+        # `copy=True`: an average must never share memory with its parameter.
+        self._averages = [
+            known.get(n, p).detach().to(device=p.device, dtype=torch.float32, copy=True) for n, p in named
+        ]
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._params)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the present weights into the averages; call it after each optimizer step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self._averages, [p.float() for p in self._params], 1 - decay)
+        self.steps += 1
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and averages, in place."""
+        kept = [p.clone() for p in self._params]
+        torch._foreach_copy_(self._params, self._averages)
+        # Weights of a lower precision survive the way through float32 and back unchanged.
+        torch._foreach_copy_(self._averages, kept)
+        self.swapped = not self.swapped
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averages by parameter name (not copies)."""
+        return dict(zip(self._names, self._params if self.swapped else self._averages))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of updates and averages, for a checkpoint."""
+        return {"steps": self.steps, "averages": self.averaged()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`; the averages reach a model with `attach`."""
+        self.steps = state["steps"]
+        self._names, self._averages = list(state["averages"]), list(state["averages"].values())
+        self._params, self.swapped = [], False

@@ -1,0 +1,81 @@
+"""Counting the floating point operations of one training step, without running it.
+
+Convention ("model FLOPs", as in PaLM, appendix B, nanoGPT and torchtitan): two per multiply-add of every matrix product
+and convolution of the forward and backward pass. Attention counts its whole square, whether or not a causal mask lets
+the kernel skip half of it (a short window counts its band), and its backward pass twice its forward pass, although
+fused kernels compute the scores again. Norms, activations, the optimizer and data movement count nothing. The count
+depends neither on the device nor on the kernel, so that published shares of peak compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+# The counter of some versions of PyTorch lacks the CPU's operator, and all count the recomputation in the backward.
+FUSED = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+def attention_formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas over shapes for the fused attention operators, for `FlopCounterMode(custom_mapping=...)`."""
+    formulas: dict[Any, Callable[..., int]] = {}
+    for name in FUSED:
+        for suffix, formula in (("", _attention), ("_backward", _attention_backward)):
+            if operator := getattr(torch.ops.aten, name + suffix, None):
+                formulas[operator] = formula
+    return formulas
+
+
+class _LossOf(nn.Module):
+    """Makes `module.loss` a forward, so that `functional_call` can put other parameters under it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        loss = self.module.loss(batch)  # type: ignore[operator]
+        return loss[0] if isinstance(loss, tuple) else loss
+
+
+def _stand_in(value: Tensor) -> Tensor:
+    """An empty CPU tensor like `value` (fake inside a `FakeTensorMode`): every device then takes the same kernels."""
+    empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+
+
+def count_step(module: nn.Module, batch: Any) -> int:
+    """FLOPs of forward and backward of `module.loss(batch)`, by the convention above.
+
+    Runs on fake tensors: neither memory nor random numbers nor gradients are touched, and compiled blocks run their
+    eager code. Raises whatever PyTorch raises where the computation depends on values, or on tensors outside of the
+    module and the batch: then the count is unknown.
+    """
+    named = {f"module.{name}": value for name, value in module.named_parameters()}
+    named |= {f"module.{name}": value for name, value in module.named_buffers()}
+    counter = FlopCounterMode(display=False, custom_mapping=attention_formulas())
+    with torch.compiler.set_stance("force_eager"), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = {name: _stand_in(value) for name, value in named.items()}
+        inputs = tree_map_only(Tensor, _stand_in, batch)
+        with counter:
+            torch.func.functional_call(_LossOf(module), tensors, (inputs,)).backward()
+    return counter.get_total_flops()

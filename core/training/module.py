@@ -1,0 +1,396 @@
+"""The Lightning module that every task subclasses: normalised losses, whole-set validation, EMA and exact resume."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..errors import UserError
+from .ema import EMA
+from .optimizers import OptimizerConfig, build_optimizer
+from .schedules import ScheduleConfig, factor
+
+
+class Loss(NamedTuple):
+    """A loss before normalisation.
+
+    total: scalar, differentiable: the SUM of the losses of the real units of this micro-batch.
+    count: scalar: the number of those units (tokens, images, residue pairs).
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+class TrainingModule(LightningModule):
+    """What all tasks share in training. A task implements `build_model` and `loss`.
+
+    The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
+    the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
+    gradients. Between log steps nothing waits for the device: `last_loss` (mean per unit, of the last optimizer step)
+    and `last_grad_norm` (before clipping, if `gradient_clip_val` is set) are tensors for a telemetry callback to read.
+
+    Evaluation uses the averaged weights when `ema` is set. See `EMA` for which weights are where.
+
+    Args:
+        optimizer: optimizer and learning rates.
+        schedule: how the learning rate moves.
+        ema: decay of an exponential moving average of the weights, for example 0.999; none by default.
+        compile: compile the blocks of the model, in place.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        ema: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.schedule_config = schedule or ScheduleConfig()
+        self.ema = None if ema is None else EMA(ema)
+        self.compile_blocks = compile
+        self.model: nn.Module | None = None
+        self.last_loss: Tensor | None = None
+        self.last_grad_norm: Tensor | None = None
+        self.evaluated: Loss | None = None  # sums over the last whole evaluation
+        self._window: Tensor | None = None  # [total, count] of the micro-batches since the last optimizer step
+        self._nominal: Tensor | None = None
+        self._sums: Tensor | None = None  # [total, count] of the evaluation so far
+        self._rng: list[dict[str, Any]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook nearly fifty times a step; `nn.Module.__setattr__` makes 0.1 ms of that.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def setup(self, stage: str) -> None:
+        if type(self.trainer.profiler) is PassThroughProfiler:
+            self.trainer.profiler = _NoProfiler()
+
+    # --- for tasks to implement --------------------------------------------------------------------------------------
+
+    def build_model(self, data: Any) -> nn.Module:
+        """Make the model; `data` is the data module after its `setup()`, or None without one."""
+        raise NotImplementedError(f"{type(self).__name__} must implement build_model(data).")
+
+    def loss(self, batch: Any) -> Loss:
+        """Loss of one micro-batch, in training (`self.training`) and evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} must implement loss(batch).")
+
+    def slots(self, batch: Any) -> int:
+        """Positions of a batch, padding included, from shapes alone; real units are `Loss.count`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement slots(batch).")
+
+    def update_metrics(self, batch: Any) -> None:
+        """Called for every evaluation batch; gather what `compute_metrics` needs, on the device."""
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        """Called once after an evaluation, when `self.evaluated` holds its sums over all ranks.
+
+        Logged as `val_<name>` or `test_<name>`. Resetting what `update_metrics` gathered is up to this method, as is
+        bringing ranks together.
+        """
+        return {}
+
+    # --- model and optimizer -----------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the model once; compile its blocks, and shard them under `ModelParallelStrategy` (FSDP2)."""
+        if self.model is not None:
+            return
+        self.model = self.build_model(getattr(self._trainer, "datamodule", None))
+        blocks = _blocks(self.model)
+        if self.compile_blocks:
+            for block in blocks:
+                block.compile()
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+
+            for module in [*blocks, self.model]:
+                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert self.model is not None, "configure_optimizers before configure_model"
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "--trainer.strategy fsdp flattens the weights, which matrix optimizers and clipping cannot use;"
+                " take ddp, or ModelParallelStrategy (FSDP2)."
+            )
+        optimizer = build_optimizer(self.model, self.optimizer_config)
+        schedule, total = self.schedule_config, self._total_steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(schedule, step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> float:
+        """Optimizer steps of the whole run; infinite if it has no bound and the schedule needs none."""
+        trainer = self.trainer
+        total = trainer.estimated_stepping_batches
+        if trainer.ckpt_path or trainer.strategy.restore_checkpoint_after_setup:
+            # Counting an epoch's batches has set up the training loader, and a loader that is set up never gets its
+            # state from the checkpoint (Lightning#20550). Let the loop make it anew once the state is there.
+            trainer.fit_loop._combined_loader = None
+        if 0 <= total < math.inf:
+            return total
+        if self.schedule_config.needs_length:
+            raise UserError(
+                f"schedule.kind {self.schedule_config.kind} with warmup {self.schedule_config.warmup} depends on the"
+                " length of the run, which nothing bounds; give --trainer.max_steps or --trainer.max_epochs (beside"
+                " --trainer.max_time if you like), or kind constant with a warmup of 0 or in steps."
+            )
+        return math.inf
+
+    # --- a training step ---------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        total, count = self.loss(batch)
+        if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
+            loss = total / count.clamp(min=1)
+            self.last_loss = loss.detach()
+            return loss
+        # The number of units of the global batch is not known yet: divide by a constant now (it only keeps the numbers
+        # in the range of 16-bit gradients) and correct once before the optimizer step.
+        sums = torch.stack((total.detach(), count.detach().to(total.dtype))).to(_wide(total))
+        self._window = sums if self._window is None else self._window + sums
+        if self._nominal is None:
+            self._nominal = self._choose_nominal(count)
+        return total / self._nominal
+
+    # Lightning inspects the signature at every step; one that lies ready is found faster.
+    training_step.__signature__ = inspect.signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Walking through the batch is not free, and loaders deliver to the CPU.
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _choose_nominal(self, count: Tensor) -> Tensor:
+        """About the units of the first micro-batch: a power of two, so that dividing by it rounds nothing."""
+        nominal = count.detach().clamp(min=1).float()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(nominal, op=dist.ReduceOp.MAX)
+        return nominal.log2().floor().exp2()
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Normalise gradients by the units of the whole window; called after unscaling and before clipping."""
+        if self._window is None:
+            return
+        assert self._nominal is not None
+        sums, self._window = self._window, None
+        if self.trainer.world_size > 1:
+            dist.all_reduce(sums)
+        total, count = sums.unbind()
+        count = count.clamp(min=1)
+        self.last_loss = (total / count).float()
+        # Lightning has divided each loss by accumulate_grad_batches, and DDP or FSDP the gradients by the ranks.
+        divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+        torch._foreach_mul_(local, (divided / count).float())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.last_grad_norm = torch.nn.utils.clip_grad_norm_(params, gradient_clip_val, foreach=True)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.step(closure=optimizer_closure)
+        if self.ema is not None:
+            self.ema.update()
+
+    def check_finite(self) -> float | None:
+        """Read the last loss; waits for the device, so meant for log steps.
+
+        Raises:
+            UserError: it is not a finite number.
+        """
+        if self.last_loss is None:
+            return None
+        value = float(self.last_loss)
+        if not math.isfinite(value):
+            raise UserError(
+                f"The training loss is {value} at step {self.trainer.global_step}; try a lower learning rate, a longer"
+                " warm-up (schedule.warmup), --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
+            )
+        return value
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluation_start(self) -> None:
+        self._swap_ema(to_averages=True)
+        self._sums = None
+
+    def _evaluation_step(self, batch: Any) -> None:
+        try:
+            total, count = self.loss(batch)
+            sums = torch.stack((total.to(_wide(total)), count.to(_wide(total))))
+            self._sums = sums if self._sums is None else self._sums + sums
+            self.update_metrics(batch)
+        except BaseException:
+            # Whoever catches this, or saves a checkpoint on the way out, must find the training weights.
+            self._swap_ema(to_averages=False)
+            raise
+
+    def _evaluation_end(self, stage: str) -> None:
+        # Here rather than in on_validation_end, before which callbacks save checkpoints.
+        self._swap_ema(to_averages=False)
+        if self._sums is None:
+            return
+        if self.trainer.world_size > 1:
+            dist.all_reduce(self._sums)
+        self.evaluated = Loss(*self._sums.unbind())
+        metrics = {"loss": self.evaluated.total / self.evaluated.count, **self.compute_metrics()}
+        for name, value in metrics.items():
+            # Equal on all ranks already; `sync_dist` only quiets Lightning's warning.
+            self.log(f"{stage}_{name}", torch.as_tensor(value, dtype=torch.float32), sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        self._evaluation_start()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def on_test_start(self) -> None:
+        self._evaluation_start()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end("test")
+
+    def on_predict_start(self) -> None:
+        self._swap_ema(to_averages=True)
+
+    def on_predict_epoch_end(self) -> None:
+        self._swap_ema(to_averages=False)
+
+    def _swap_ema(self, to_averages: bool) -> None:
+        if self.ema is None:
+            return
+        assert self.model is not None
+        if not self.ema.attached:
+            self.ema.attach(self.model)
+        if self.ema.swapped != to_averages:
+            self.ema.swap()
+
+    def export_state(self) -> dict[str, Tensor]:
+        """What goes into `model.safetensors`: the averaged weights when `ema` is on, else the raw ones."""
+        assert self.model is not None, "export_state before configure_model"
+        with self._weights(averaged=True):
+            return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+
+    @contextmanager
+    def _weights(self, averaged: bool) -> Iterator[None]:
+        before = self.ema is not None and self.ema.swapped
+        self._swap_ema(averaged)
+        try:
+            yield
+        finally:
+            self._swap_ema(before)
+
+    # --- exact resume ------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._swap_ema(to_averages=False)
+        self._window = None
+        if self._rng is not None and self.trainer.global_rank < len(self._rng):
+            # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
+            set_rng_state(self._rng[self.trainer.global_rank])
+        self._rng = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add `ema` and, for each rank, `rng`; Lightning calls this on all ranks."""
+        states: list[Any] = [rng_state()]
+        if self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            dist.all_gather_object(states, rng_state())
+        checkpoint["rng"] = states
+        if self.ema is None:
+            return
+        if self.ema.swapped:  # somebody saves in the middle of an evaluation
+            with self._weights(averaged=False):
+                state = self.trainer.strategy.lightning_module_state_dict()
+                checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in state.items()}
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rng = checkpoint.get("rng")
+        if self.ema is not None and "ema" in checkpoint:
+            self.ema.load_state_dict(checkpoint["ema"])
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's "no profiler", less a generator for each of the fifty regions of a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The children of every `nn.ModuleList` named `blocks`."""
+    return [
+        block
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks"
+        for block in module
+    ]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type to sum many losses in; Apple's GPUs have no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def rng_state() -> dict[str, Any]:
+    """States of all random number generators of this process, of types that `torch.load(weights_only=True)` reads."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (libraries draw from it)
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (name, torch.tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore `rng_state()`. A state of a device that is not here is left out."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,166 @@
+"""What a training run says and writes at its start and at its end."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import textwrap
+import time
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from . import machine
+from .plot import plot_loss
+from .progress import duration, short
+from .run import RunFolder
+
+if TYPE_CHECKING:
+    from .cli import TaskCLI
+
+
+def say(text: str) -> None:
+    """Print on the main process only."""
+    if rank_zero_only.rank == 0 and text:
+        print(text, flush=True)
+
+
+def command(cli: TaskCLI) -> str:
+    """The command line of this run, as one would type it."""
+    return f"triune {cli.task} {cli.verb} {shlex.join(cli.args_given)}".strip()
+
+
+def opening(cli: TaskCLI) -> str:
+    """What runs on what; known before any data is read."""
+    trainer = cli.trainer
+    parts = [machine.device_name(cli.device)]
+    if trainer.world_size > 1:
+        parts[0] = f"{trainer.world_size} x {parts[0]}"
+    elif cli.device.type == "cuda" and (present := _gpus()) > 1:
+        parts[0] = f"1 of {present} x {parts[0]} (--trainer.devices auto takes all)"
+    parts.append(f"{cli.config.threads} threads" if cli.config.threads > 1 else "1 thread")
+    if workers := cli.config.data.get("workers"):
+        parts.append(f"{workers} data workers")
+    precision = str(trainer.precision)
+    parts.append("float32" if precision == "32-true" else precision)
+    if cli.device.type == "cuda" and precision == "32-true":
+        parts[-1] += " (products in TF32)"
+    verb = "Continuing" if cli.resume else "Training into"
+    return f"{verb} {cli.run}\n{entry('machine', ', '.join(parts))}"
+
+
+def entry(name: str, about: str | dict[str, Any]) -> str:
+    """One entry of the opening block, wrapped under itself; of a dict the numbers that are not zero."""
+    if isinstance(about, dict):
+        numbers = [(k, v) for k, v in about.items() if isinstance(v, int | float) and v]
+        about = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers)
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    return textwrap.fill(about, width, initial_indent=f"  {name:8} ", subsequent_indent=" " * 11)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class Opening(Callback):
+    """Makes the run folder once data and model stand, so that a mistake in either leaves nothing behind."""
+
+    def __init__(self, cli: TaskCLI):
+        self.cli = cli
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cli = self.cli
+        assert cli.run
+        # Under torchrun every process has chosen a name of its own.
+        cli.run = RunFolder(trainer.strategy.broadcast(str(cli.run)))
+        if cli.checkpoints:
+            cli.checkpoints.run = cli.run
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not cli.resume:
+                cli.run.create()
+            text = cli.config_text()
+            part = cli.run.path / "config.yaml.part"
+            part.write_text(text, encoding="utf-8")
+            part.replace(cli.run.config)
+        data = getattr(cli.datamodule, "describe", None)
+        model = getattr(pl_module, "describe", None)
+        size = f"{parameters(pl_module):,} parameters"
+        lines = [entry("data", data())] if data else []
+        lines.append(entry("model", f"{model()}, {size}" if model else size))
+        say("\n".join(lines))
+
+
+def parameters(module: LightningModule) -> int:
+    """Numbers in the model, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def remove_traces(run: RunFolder) -> None:
+    """Remove the folder that a logger made for a run that never came to its start."""
+    if rank_zero_only.rank == 0 and run.path.is_dir() and not run.contents():
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        if not any(run.path.iterdir()):
+            run.path.rmdir()
+
+
+def finish(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
+    """Write model/, loss.png and summary.json, and print the closing block. Returns the summary."""
+    summary = summarise(cli, figures)
+    run = cli.run
+    assert run
+    if not cli.trainer.is_global_zero:
+        return summary
+    if hasattr(cli.model, "export"):
+        run.export(cli.model.export)
+    plot_loss(run.metrics, run.plot, f"{cli.task} · {run.path.name}", getattr(cli.model, "loss_unit", "nats per token"))
+    run.write_json(run.summary, summary)
+    say(closing(cli, figures, summary))
+    return summary
+
+
+def summarise(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
+    """Everything in `summary.json`: the figures of the best weights first."""
+    return {
+        **figures,
+        "task": cli.task,
+        "best_step": cli.checkpoints.best_step if cli.checkpoints else None,
+        "steps": cli.trainer.global_step,
+        "parameters": parameters(cli.model),
+        **cli.telemetry.totals(),
+        "seed": cli.config.seed_everything,
+        "precision": str(cli.trainer.precision),
+        "devices": cli.trainer.world_size,
+        **machine.describe(cli.device),
+        "command": command(cli),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "interrupted": cli.interrupt.stopped,
+    }
+
+
+def figures_line(figures: dict[str, Any]) -> str:
+    """ "val_loss 1.6123  val_bits_per_byte 2.3261", or that there is nothing."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no figures (nothing was validated)"
+
+
+def closing(cli: TaskCLI, figures: dict[str, Any], summary: dict[str, Any]) -> str:
+    """What came out, where it lies, and what to type next."""
+    unit = getattr(cli.model, "unit", "tok")
+    best = f" (step {summary['best_step']} of {summary['steps']})" if summary["best_step"] is not None else ""
+    speed = [f"{short(summary['tokens'])} {unit} in {duration(summary['seconds'])}"]
+    if summary["tokens_per_second"]:
+        speed.append(f"{short(summary['tokens_per_second'])} {unit}/s")
+    peak = "unknown" if summary["mfu"] is None else f"{summary['mfu']:.1%}"
+    speed.append(f"share of peak {peak}")
+    if summary["memory_gb"]:
+        speed.append(f"{summary['memory_gb']:.1f} GB")
+    lines = ["", f"{figures_line(figures)}{best}", "  ".join(speed), f"Everything is in {cli.run}"]
+    if cli.interrupt.stopped:
+        lines.append(
+            f"Stopped early. Continue:\n  triune {cli.task} fit --run {shlex.quote(str(cli.run))} --resume true"
+        )
+    if steps := getattr(cli.model, "next_steps", None):
+        lines += ["Next:", *(f"  {step}" for step in steps(cli.run))]
+    return "\n".join(lines)

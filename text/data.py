@@ -1,0 +1,246 @@
+"""Lightning data module for text: files in, batches of fixed windows of tokens out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import lightning
+import torch
+
+from ..core.errors import UserError
+from .corpus import find
+from .split import Side, Sides
+from .tokenizer import Tokenizer
+from .tokens import TokenArray, cache_folder, make_tokenizer, tokenise
+from .windows import Batches, InOrder, Shuffled, Windows, training_windows
+
+RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
+
+
+class TextData(lightning.LightningDataModule):
+    """Plain text, tokenised once into a cache and packed into windows of equal length.
+
+    A batch is a dict of int64 tensors [batch, context]: `tokens`; `targets`, the next token of each, -100 where nothing
+    is to be predicted; and, if there are several documents, `documents`, the number of the document of each token.
+
+    Training visits every window once per epoch, in an order and from a phase that (seed, epoch) determine. Validation
+    scores the whole held-out text: every token but the first of each document is a target exactly once.
+
+    Args:
+        files: text files, folders (searched for text files at any depth), globs, or files of rows (.jsonl, .jsonl.gz,
+            .parquet). Left out: the source code of the Python standard library, about 11 MB that is on every machine.
+        val_files: the same, for validation. Left out: a part of `files` is held out.
+        val_fraction: the part to hold out without `val_files`: of a single document its end, of several about that
+            share of the bytes in whole documents.
+        tokenizer: bpe (trained on the training text), bytes, characters, or the path of a tokenizer.json, of a folder
+            that holds one or of a folder with GPT-2's vocab.json and merges.txt.
+        vocab_size: tokens of a BPE that is trained here.
+        context: tokens of a window.
+        batch_size: windows of a batch on one device.
+        text_field: the field that holds the text in files of rows.
+        seed: chooses which documents are held out, and the order of training.
+        workers: processes that prepare batches. Left out: 1 with a GPU on a machine of more than two cores, else 0.
+        cache: folder for tokenised text. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
+
+    Attributes (after `setup`):
+        tokenizer: the `Tokenizer`.
+        vocab_size: its number of tokens.
+        val_bytes: UTF-8 bytes of the text that validation scores; total nats / ln 2 / val_bytes = bits per byte. (The
+            nats hold those of the end-of-text tokens, which have no bytes but are part of the message.)
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        files: list[str] | str | None = None,
+        val_files: list[str] | str | None = None,
+        val_fraction: float = 0.1,
+        tokenizer: str = "bpe",
+        vocab_size: int = 4096,
+        context: int = 256,
+        batch_size: int = 16,
+        text_field: str = "text",
+        seed: int = 0,
+        workers: int | None = None,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.val_fraction must lie between 0 and 1 (such as 0.1), not {val_fraction}")
+        if tokenizer == "bpe" and vocab_size < 257:
+            raise UserError(
+                f"data.vocab_size of a BPE must be at least 257 (256 bytes and end of text), not {vocab_size}"
+            )
+        for name, value, least in (
+            ("context", context, 1),
+            ("batch_size", batch_size, 1),
+            ("workers", workers or 0, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, not {value}")
+        if seed < 0:
+            raise UserError(f"data.seed must not be negative, but is {seed}")
+        self.files, self.val_files, self.val_fraction = files, val_files, val_fraction
+        self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
+        self.context, self.batch_size, self.seed = context, batch_size, seed
+        self.text_field, self.workers, self.cache = text_field, workers, cache
+        self.val_bytes = 0
+        self._sides: Sides | None = None
+        self._arrays: dict[Side, TokenArray] = {}
+        self._resumed: dict[str, Any] | None = None
+
+    # -- from files to token arrays -----------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Fill the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files, make the tokenizer and open (or build) the token arrays; a second call does nothing.
+
+        Raises:
+            UserError: for every mistake in the files or settings, with what to do about it.
+        """
+        if self._arrays:
+            return
+        cache = cache_folder(self.cache)
+        corpus = find(self.files, self.text_field)
+        val = None if self.val_files is None else find(self.val_files, self.text_field)
+        sides = Sides(corpus, val, self.val_fraction, self.seed)
+        tokenizer = make_tokenizer(self.tokenizer_kind, self.vocab_size, sides, cache)
+        arrays = tokenise(sides, tokenizer, cache)
+        self._check_lengths(arrays)
+        self._sides, self._arrays = sides, arrays
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self.val_bytes = arrays["val"].bytes - arrays["val"].first_bytes
+
+    def _check_lengths(self, arrays: dict[Side, TokenArray]) -> None:
+        train, val = arrays["train"].tokens, arrays["val"].tokens
+        if train <= self.context:
+            raise UserError(
+                f"the training text has {train:,} tokens, fewer than one window of {self.context:,} and the "
+                "token behind it: lower --data.context or give more text"
+            )
+        if val < 2:
+            raise UserError(
+                f"the validation text has {val} tokens, which leaves nothing to predict: "
+                "raise --data.val_fraction or give more text"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return for printing: documents, bytes and tokens of both sides, vocabulary, duplicates, skipped files."""
+        assert self._sides is not None, "describe() needs setup()"
+        counts = {
+            f"{what}_{side}": getattr(array, what)
+            for what in ("documents", "bytes", "tokens")
+            for side, array in self._arrays.items()
+        }
+        return {
+            **counts,
+            "vocabulary": self.vocab_size,
+            "duplicates": self._sides.split.duplicates,
+            "skipped": self._sides.skipped,
+            "cache": str(self._arrays["train"].folder),
+        }
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Batches:
+        """Return the batches of training; each iteration is one epoch, or what is left of it after a resume.
+
+        Raises:
+            UserError: the text does not fill one batch.
+        """
+        array, (rank, world) = self._arrays["train"], self._ranks()
+        windows = training_windows(array.tokens, self.context)
+        if windows < self.batch_size * world:
+            devices = f" on {world} devices" if world > 1 else ""
+            raise UserError(
+                f"the training text ({array.tokens:,} tokens) fills {windows:,} windows of {self.context:,}, fewer "
+                f"than one batch of {self.batch_size:,}{devices}: lower --data.batch_size or --data.context"
+            )
+        order = Shuffled(array.tokens, self.context, self.batch_size, rank, world, self.seed, self._position)
+        return Batches(self._windows(array), order, self._workers, self._pin)
+
+    def val_dataloader(self) -> Batches:
+        """Return the batches that score the whole validation text once."""
+        array = self._arrays["val"]
+        order = InOrder(array.tokens, self.context, self.batch_size, *self._ranks())
+        return Batches(self._windows(array), order, 0, self._pin)
+
+    def test_dataloader(self) -> Batches:
+        """Return the validation batches: text has no third side unless `val_files` names it."""
+        return self.val_dataloader()
+
+    def _windows(self, array: TokenArray) -> Windows:
+        # The same keys on both sides, so that a compiled model sees one form of batch.
+        packed = any(side.documents > 1 for side in self._arrays.values())
+        return Windows(array, self.context, packed)
+
+    def _ranks(self) -> tuple[int, int]:
+        """Return (rank, world) among the processes that see different data; tensor-parallel ones share theirs."""
+        strategy = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
+        return strategy.get("rank", 0), strategy.get("num_replicas", 1)
+
+    @property
+    def _workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        return 1 if self._pin and (os.cpu_count() or 1) > 2 else 0
+
+    @property
+    def _pin(self) -> bool:
+        return (
+            self.trainer is not None and self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
+        )
+
+    # -- exact resume -------------------------------------------------------------------------------------------------
+
+    def _position(self) -> int | None:
+        """Return the position at which training goes on; None outside of `fit`."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return None
+        self._warn_if_resumed_differently()
+        return self._consumed()
+
+    def _consumed(self) -> int:
+        """Return how many batches went into the weights, over all epochs.
+
+        It is the trainer's own count of processed batches. That count is part of every checkpoint, survives however the
+        checkpoint was written (within a step, at the end of an epoch, on an exception), and does not move when a batch
+        is merely read ahead; counting here would have to guess all of these. It is asked for when the first batch is,
+        which is after the trainer has restored it.
+        """
+        trainer: Any = self.trainer
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return progress.current.processed if trainer.overfit_batches else progress.total.processed
+
+    def _order_settings(self) -> dict[str, Any]:
+        return {
+            "text": self._arrays["train"].folder.name,
+            "context": self.context,
+            "batch_size": self.batch_size,
+            "devices": self._ranks()[1],
+            "seed": self.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order of batches depends on, and the epoch and the batches consumed in it."""
+        array, world = self._arrays["train"], self._ranks()[1]
+        batches = training_windows(array.tokens, self.context) // (self.batch_size * world)
+        epoch, batch = divmod(self._consumed() if self.trainer else 0, max(batches, 1))
+        return {"epoch": epoch, "batch": batch, "settings": self._order_settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the settings of the checkpoint, to compare them when training goes on."""
+        self._resumed = state_dict["settings"]
+
+    def _warn_if_resumed_differently(self) -> None:
+        saved, self._resumed = self._resumed, None
+        now = self._order_settings()
+        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
+        if changed:
+            warnings.warn(f"{RESUME_NEEDS}: {'; '.join(changed)}", stacklevel=2)

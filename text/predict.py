@@ -1,0 +1,185 @@
+"""`triune text generate`: continue prompts with a trained language model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from ..core.training.run import RunFolder
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+    from .tokenizer import Tokenizer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `triune text generate`."""
+    p = argparse.ArgumentParser(
+        prog="triune text generate",
+        description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
+    )
+    p.add_argument("run", metavar="RUN", help="a run folder, or a model folder (config.json, model.safetensors)")
+    p.add_argument("--prompt", action="append", default=[], help="text to continue; repeat it for a batch")
+    p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
+    p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
+    p.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is greedy, 1 the model's own chances (default 0.8)"
+    )
+    p.add_argument("--greedy", action="store_true", help="always the most likely token")
+    p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
+    p.add_argument("--top-p", type=float, help="draw among the most likely tokens that sum to p")
+    p.add_argument("--min-p", type=float, help="draw among tokens at least p times as likely as the likeliest")
+    p.add_argument("--stop", action="append", default=[], help="end before this text; repeat it for several")
+    p.add_argument("--seed", type=int, help="the same seed gives the same text")
+    p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
+    p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    p.add_argument("--json", action="store_true", help="print one JSON list of {prompt, text, tokens}")
+    return p
+
+
+class Continuation:
+    """The text of one prompt as its tokens arrive; holds back what may yet become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
+        self.stream, self.stops = tokenizer.stream(), [s for s in stops if s]
+        self.text, self.shown, self.tokens, self.done = "", 0, 0, False
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that may now be shown."""
+        self.tokens += 1
+        self.text += self.stream.push(token)
+        found = [at for at in (self.text.find(stop, max(0, self.shown)) for stop in self.stops) if at >= 0]
+        if found:
+            self.text, self.done = self.text[: min(found)], True
+            return self._show(len(self.text))
+        return self._show(len(self.text) - self._possible_stop())
+
+    def flush(self) -> str:
+        """The rest, when no token follows."""
+        if not self.done:
+            self.text += self.stream.flush()
+        return self._show(len(self.text))
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the text that a stop string starts with."""
+        longest = max((len(stop) - 1 for stop in self.stops), default=0)
+        for size in range(min(longest, len(self.text)), 0, -1):
+            if any(stop.startswith(self.text[-size:]) for stop in self.stops):
+                return size
+        return 0
+
+    def _show(self, end: int) -> str:
+        part, self.shown = self.text[self.shown : end], max(self.shown, end)
+        return part
+
+
+def load(folder: str | Path, device: str | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """A trained model, ready to generate, and its tokenizer, from a run folder or a model folder.
+
+    Raises:
+        UserError: the folder holds no model, or one whose vocabulary is not the tokenizer's.
+    """
+    import torch
+
+    from .model import LanguageModel
+    from .tokenizer import Tokenizer
+
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        run = RunFolder.open(path)
+        if not run.model.is_dir():
+            raise UserError(
+                f"{run} holds no finished model yet; continue it with `triune text fit --run {run} --resume true`."
+            )
+        path = run.model
+    model, tokenizer = LanguageModel.from_pretrained(path), Tokenizer.load(path)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"The tokenizer in {path} has {tokenizer.vocab_size} tokens, but the model only {model.config.vocab_size}; "
+            "they do not belong together."
+        )
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.eval().to(chosen), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+
+
+def main(args: list[str]) -> int:
+    """Run `triune text generate` and return its exit code."""
+    options = parser().parse_args(args)
+    if options.max_tokens < 1:
+        raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
+    from .sampling import SamplingConfig, generate
+
+    config = SamplingConfig(0.0 if options.greedy else options.temperature, options.top_k, options.top_p, options.min_p)
+    model, tokenizer = load(options.run, options.device)
+    prompts = _prompts(options, tokenizer)
+    ids = [tokenizer.encode(p).tolist() if p else _beginning(tokenizer) for p in prompts]
+    texts = [Continuation(tokenizer, options.stop) for _ in prompts]
+    streaming = len(prompts) == 1 and not options.json
+    if streaming:
+        print(prompts[0], end="", flush=True)
+    started = time.perf_counter()
+    steps = generate(
+        model, ids, options.max_tokens, config, options.seed, tokenizer.eos_id, use_cache=not options.no_cache
+    )
+    _run(steps, texts, tokenizer.eos_id, streaming)
+    seconds = time.perf_counter() - started
+    _report(options, prompts, texts, streaming)
+    total = sum(t.tokens for t in texts)
+    print(f"{total} tokens in {seconds:.1f} s, {total / seconds:,.0f} tokens/s", file=sys.stderr)
+    return 0
+
+
+def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
+    prompts = list(options.prompt)
+    if options.prompt_file:
+        try:
+            prompts.append(options.prompt_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text ({error}).") from None
+    if not prompts:
+        prompts = ["" if tokenizer.eos_id is not None else "\n"]
+    return prompts
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text: the end of the one before it."""
+    if tokenizer.eos_id is None:
+        raise UserError("--prompt is empty, and this tokenizer has no end-of-text token to start from; give some text.")
+    return [tokenizer.eos_id]
+
+
+def _run(steps: Any, texts: list[Continuation], eos_id: int | None, streaming: bool) -> None:
+    """Feed tokens to the texts until all are finished."""
+    finished: set[int] | None = None
+    try:
+        while True:
+            step = next(steps) if finished is None else steps.send(finished)
+            for number, token in step.items():
+                shown = "" if token == eos_id else texts[number].push(token)
+                if streaming:
+                    print(shown, end="", flush=True)
+            finished = {number for number in step if texts[number].done}
+    except StopIteration:
+        pass
+    except KeyboardInterrupt:  # what is there is worth showing
+        steps.close()
+
+
+def _report(options: argparse.Namespace, prompts: list[str], texts: list[Continuation], streaming: bool) -> None:
+    rest = [text.flush() for text in texts]
+    if streaming:
+        print(rest[0])
+    elif options.json:
+        rows = [{"prompt": p, "text": t.text, "tokens": t.tokens} for p, t in zip(prompts, texts, strict=True)]
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+            print(f"--- {number} ---\n{prompt}{text.text}")

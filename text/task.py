@@ -1,0 +1,119 @@
+"""Training a language model: next-token cross-entropy, judged in nats per token and bits per byte."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core import checkpoint
+from ..core.config import TransformerConfig
+from ..core.errors import UserError
+from ..core.training.module import Loss, TrainingModule
+from ..core.training.optimizers import OptimizerConfig
+from ..core.training.schedules import ScheduleConfig
+from .data import TextData
+from .model import LanguageModel, LanguageModelConfig
+
+MODERN = TransformerConfig(
+    dim=256,
+    depth=4,
+    heads=4,
+    causal=True,
+    norm="rmsnorm",
+    norm_weight="none",
+    input_norm=True,
+    qk_norm="head",
+    ffn="relu2",
+    bias=False,
+    init_std=None,
+    init_residual="zero",
+)
+"""A decoder as the fastest-learning small language models have it; the ablation is in docs/notebook.md."""
+
+
+class TextTask(TrainingModule):
+    """A language model that predicts the next token.
+
+    Args:
+        transformer: the core. `context` is taken from --data.context, `causal` is on.
+        tied: the head is the embedding matrix.
+        embedding_std: standard deviation the embedding starts with; 0.02 suits a tied one.
+        embedding_scale: the embedding is multiplied by sqrt(dim).
+        head_bias: a bias on the logits.
+        logit_softcap: logits become cap·tanh(logits / cap).
+        optimizer: optimizer and learning rates.
+        schedule: how the learning rate moves.
+        ema: decay of an average of the weights that is judged and exported in their place, for example 0.99.
+        compile: compile the blocks; worth its minute of waiting on a GPU.
+    """
+
+    unit = "tok"
+    loss_unit = "nats per token"
+
+    def __init__(
+        self,
+        transformer: TransformerConfig = MODERN,
+        tied: bool = False,
+        embedding_std: float = 1.0,
+        embedding_scale: bool = False,
+        head_bias: bool = False,
+        logit_softcap: float | None = None,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        ema: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(optimizer, schedule, ema, compile)
+        self.transformer_config = replace(transformer, causal=True)
+        self.options = {
+            "tied": tied,
+            "embedding_std": embedding_std,
+            "embedding_scale": embedding_scale,
+            "head_bias": head_bias,
+            "logit_softcap": logit_softcap,
+        }
+
+    def build_model(self, data: Any) -> LanguageModel:
+        """A new model for the vocabulary and the context of the data."""
+        if not isinstance(data, TextData):
+            raise UserError("TextTask needs TextData: its vocabulary decides the size of the embedding.")
+        transformer = replace(self.transformer_config, context=data.context)
+        return LanguageModel(LanguageModelConfig(data.vocab_size, transformer, **self.options))
+
+    def loss(self, batch: dict[str, Tensor]) -> Loss:
+        """Cross-entropy in nats over the tokens that have a target. Batch as `TextData` makes it."""
+        assert isinstance(self.model, LanguageModel)
+        return Loss(*self.model.loss(batch["tokens"], batch["targets"], batch.get("documents")))
+
+    def slots(self, batch: dict[str, Tensor]) -> int:
+        return batch["tokens"].numel()
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        """Bits per byte of the validation text, comparable over tokenizers."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.evaluated is None or not isinstance(data, TextData) or not data.val_bytes:
+            return {}
+        return {"bits_per_byte": self.evaluated.total / (math.log(2) * data.val_bytes)}
+
+    # --- what the command line shows and writes ------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """One line about the model."""
+        c = self.transformer_config
+        window = "" if c.window is None else f", window {c.window}"
+        return f"{c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {c.position} positions{window}"
+
+    def export(self, folder: Path) -> None:
+        """Write the model and its tokenizer, for `triune text generate` and `LanguageModel.from_pretrained`."""
+        assert isinstance(self.model, LanguageModel)
+        self.trainer.datamodule.tokenizer.save(folder)  # type: ignore[attr-defined]
+        checkpoint.save(folder, "LanguageModel", {"model": self.model.config.to_dict()}, self.export_state())
+
+    def next_steps(self, run: Any) -> list[str]:
+        """Commands to type after training."""
+        return [f"triune text generate {shlex.quote(str(run))} --prompt 'Once'"]

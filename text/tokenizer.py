@@ -1,0 +1,354 @@
+"""Text to token numbers and back.
+
+Every kind of tokenizer (bytes, characters, BPE, or one made by somebody else) is a Hugging Face `tokenizers.Tokenizer`
+underneath and is stored as a standard `tokenizer.json`, which other libraries read. Byte-level BPE: Radford et al.,
+"Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.2.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from ..core.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+# `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
+USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
+GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+# Texts longer than this many characters are cut, so that memory stays bounded and all cores take part.
+PIECE = 1 << 18
+# Pieces that are encoded at once.
+GROUP = 128
+# GPT-2's pattern gives a single newline between two visible ASCII characters a word of its own, whatever stands around
+# it: a cut right behind it never changes the tokens.
+SAFE_CUT = re.compile(r"(?<=[!-~]\n)(?=[!-~])")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Map each character of the byte-level alphabet to its byte.
+
+    GPT-2 writes printable Latin-1 bytes as themselves and the other 68, in order, as U+0100 and up.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+class Tokenizer:
+    """Encode text to token numbers and decode them again.
+
+    Special tokens that stand literally in a text (`"<|endoftext|>"`) are encoded as ordinary text; only the program
+    itself places `eos_id`. Make one with `bytes`, `characters`, `train_bpe` or `load`.
+
+    Args:
+        backend: the Hugging Face tokenizer.
+        eos: the token that ends a text; None looks for the usual names.
+    """
+
+    def __init__(self, backend: HFTokenizer, eos: str | None = None) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self.backend = backend
+        names = (eos,) if eos else USUAL_END_TOKENS
+        self.eos_id: int | None = next((i for i in map(backend.token_to_id, names) if i is not None), None)
+
+    # -- making one ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def bytes(cls) -> Tokenizer:
+        """Token i is byte i of the UTF-8 text; 256 ends a text."""
+        backend = HFTokenizer(models.BPE(vocab=BYTE_OF, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([END_OF_TEXT])
+        return cls(backend)
+
+    @classmethod
+    def characters(cls, text: Iterable[str]) -> Tokenizer:
+        """One token for each distinct character of `text` (a string or several), sorted by code point, and no other."""
+        distinct = sorted(set(text) if isinstance(text, str) else set().union(*text))
+        if not distinct:
+            raise UserError("a character vocabulary needs at least one character, but the text is empty")
+        backend = HFTokenizer(models.BPE(vocab={c: i for i, c in enumerate(distinct)}, merges=[]))
+        backend.decoder = decoders.Fuse()
+        return cls(backend)
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Train a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
+
+        A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
+        """
+        if vocab_size < 257:
+            raise UserError(f"a BPE needs a vocabulary of at least 257 (256 bytes and {END_OF_TEXT}), not {vocab_size}")
+        backend = _byte_level_bpe(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load a `tokenizer.json`, or a folder that holds one or GPT-2's two files (vocab.json and merges.txt, or
+        encoder.json and vocab.bpe).
+
+        Raises:
+            UserError: there is no such path, or what is there is no tokenizer.
+        """
+        path = Path(path).expanduser()
+        if path.is_file():
+            return cls._read(path, lambda: HFTokenizer.from_file(str(path)))
+        if not path.is_dir():
+            raise UserError(
+                f"'{path}' is no tokenizer: give bpe, bytes, characters, a tokenizer.json or a folder that holds one"
+            )
+        if (path / "tokenizer.json").is_file():
+            return cls.load(path / "tokenizer.json")
+        for vocab, merges in GPT2_FILES:
+            if (path / vocab).is_file() and (path / merges).is_file():
+                return cls._read(path / vocab, lambda v=path / vocab, m=path / merges: _gpt2(v, m))
+        raise UserError(
+            f"folder '{path}' holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, "
+            "or encoder.json and vocab.bpe"
+        )
+
+    @classmethod
+    def _read(cls, file: Path, read: Any) -> Tokenizer:
+        """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
+        try:
+            return cls(read(), eos=_end_token(file.parent))
+        except Exception as error:
+            raise UserError(f"'{file}' cannot be read as a tokenizer: {error}") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.json` into `folder`, and a `tokenizer_config.json` that names the end-of-text token."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.eos_id is not None:
+            config["eos_token"] = self.backend.id_to_token(self.eos_id)
+        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows an embedding needs: the largest token number plus one."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical json; equal for equal tokenizers on every machine."""
+        canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return json.loads(self.backend.to_str())
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        decoder = self._json["decoder"] or {}
+        return decoder.get("type") == "ByteLevel"
+
+    @cached_property
+    def _is_bytes(self) -> bool:
+        return self.fingerprint == Tokenizer.bytes().fingerprint
+
+    @cached_property
+    def _character_table(self) -> np.ndarray | None:
+        """Token of each code point (-1: none) if this is a plain character vocabulary, else None."""
+        vocab: dict[str, int] = self._json["model"].get("vocab") if self._json["model"].get("type") == "BPE" else {}
+        if not vocab or any(len(token) != 1 for token in vocab):
+            return None
+        if self.fingerprint != Tokenizer.characters(vocab).fingerprint:
+            return None
+        table = np.full(max(map(ord, vocab)) + 1, -1, dtype=np.int64)
+        table[[ord(c) for c in vocab]] = list(vocab.values())
+        return table
+
+    @cached_property
+    def _may_cut(self) -> bool:
+        """Whether `SAFE_CUT` holds: GPT-2's own pattern, and nothing that looks at the text before it."""
+        pre = self._json["pre_tokenizer"] or {}
+        gpt2 = pre.get("type") == "ByteLevel" and pre.get("use_regex") and not pre.get("add_prefix_space")
+        plain = all(token.special for token in self.backend.get_added_tokens_decoder().values())
+        return bool(gpt2 and plain and self._json["normalizer"] is None)
+
+    # -- encoding and decoding ----------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the int64 token numbers [tokens] of `text`, without any special token.
+
+        Raises:
+            UserError: a character that a character vocabulary does not have (named with its offset), or half a
+                surrogate pair, which is no Unicode text.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode several texts, on all cores; each result is as that of `encode`."""
+        if self._is_bytes:
+            return [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int64) for text in texts]
+        if self._character_table is not None:
+            return [self._encode_characters(text, self._character_table) for text in texts]
+        pieces = [_cut(text) if self._may_cut and len(text) > PIECE else [text] for text in texts]
+        flat = [piece for several in pieces for piece in several]
+        for piece in flat:
+            _utf8(piece)
+        encoded = self._encode_pieces(flat)
+        return [np.concatenate([next(encoded) for _ in several]) for several in pieces]
+
+    def _encode_pieces(self, pieces: list[str]) -> Iterator[np.ndarray]:
+        # The library's result takes about a hundred times the memory of the token numbers: a few pieces at a time.
+        for start in range(0, len(pieces), GROUP):
+            for encoding in self.backend.encode_batch_fast(pieces[start : start + GROUP], add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=np.int64)
+
+    def _encode_characters(self, text: str, table: np.ndarray) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        tokens = np.where(points < len(table), table[np.minimum(points, len(table) - 1)], -1)
+        if (unknown := np.flatnonzero(tokens < 0)).size:
+            at = int(unknown[0])
+            raise UserError(
+                f"character {text[at]!r} (U+{ord(text[at]):04X}) at offset {at} is not among the {self.vocab_size} "
+                "characters of the vocabulary; remove it, or train with --data.tokenizer bytes or bpe"
+            )
+        return tokens
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Return the text of token numbers; bytes that are not UTF-8 become U+FFFD."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the UTF-8 bytes that one token stands for (none for a special token); parts of a character are kept
+        apart only by byte-level tokenizers."""
+        if token in self._special_ids:
+            return b""
+        if self._is_byte_level:
+            return bytes(BYTE_OF[c] for c in self.backend.id_to_token(token) or "" if c in BYTE_OF)
+        return self.decode([token]).encode()
+
+    def stream(self) -> StreamDecoder:
+        """Return a decoder for tokens that arrive one at a time."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Decode a stream of tokens so that only whole characters come out.
+
+    The texts of all `push`es and the final `flush` together are `Tokenizer.decode` of all the tokens (of a tokenizer
+    with byte fallback, whose decoder rewrites a whole run of bytes: as long as they are valid UTF-8).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._is_byte_level else None
+        self._ids: list[int] = []
+        self._printed = ""
+
+    def push(self, token: int) -> str:
+        """Add one token; return the text that is now complete, often empty."""
+        if self._utf8 is not None:
+            return self._utf8.decode(self._tokenizer.token_bytes(int(token)))
+        # Other decoders look at neighbouring tokens (leading spaces, byte fallback), so decode what came so far.
+        self._ids.append(int(token))
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith("\ufffd") else self._advance(text)
+
+    def flush(self) -> str:
+        """Return what is left, an unfinished character as U+FFFD."""
+        if self._utf8 is not None:
+            return self._utf8.decode(b"", final=True)
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        new, self._printed = text[len(self._printed) :], text
+        return new
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: a reader, or a second writer, never meets half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        # mkstemp makes files that only their owner may read; a shared model folder wants the usual rights.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _byte_level_bpe(model: models.BPE) -> HFTokenizer:
+    backend = HFTokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _gpt2(vocab: Path, merges: Path) -> HFTokenizer:
+    backend = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _end_token(folder: Path) -> str | None:
+    """Return the `eos_token` that a `tokenizer_config.json` names, as a string or in transformers' older form."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {text[error.start]!r} at offset {error.start} is half a surrogate pair and not Unicode text"
+        ) from None
+
+
+def _cut(text: str) -> list[str]:
+    """Cut a text into pieces of about `PIECE` characters whose tokens, joined, are the tokens of the whole."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE and (cut := SAFE_CUT.search(text, start + PIECE)):
+        pieces.append(text[start : cut.start()])
+        start = cut.start()
+    return [*pieces, text[start:]]
