@@ -36,6 +36,10 @@ def _check(condition: bool, field_name: str, value: object, allowed: str) -> Non
         raise UserError(f"{field_name} is {value!r}, but must be {allowed}.")
 
 
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
 def _check_choice(field_name: str, value: object, kind: Any) -> None:
     choices = get_args(kind)
     if value not in choices:
@@ -90,6 +94,11 @@ class RotaryConfig:
                 bool(self.original_context), "rotary.original_context", self.original_context,
                 f"the trained context in tokens when rotary.scaling is {self.scaling}",
             )  # fmt: skip
+        for scaling, low, high in (
+            ("llama3", "low_frequency_factor", "high_frequency_factor"), ("yarn", "beta_slow", "beta_fast"),
+        ):  # fmt: skip
+            above = self.scaling != scaling or getattr(self, low) < getattr(self, high)
+            _check(above, f"rotary.{high}", getattr(self, high), f"above rotary.{low} ({getattr(self, low)})")
 
     def rotated_dim(self, head_dim: int) -> int:
         """Channels of a head that are rotated; the rest carries no position."""
@@ -174,7 +183,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "context"):
             value = getattr(self, name)
-            _check(isinstance(value, int) and value > 0, name, value, "a positive integer")
+            _check(_counts(value), name, value, "a positive integer")
         if self.head_dim is None:
             _check(
                 self.dim % self.heads == 0, "dim", self.dim,
@@ -205,10 +214,11 @@ class TransformerConfig:
     def _check_shapes(self) -> None:
         for name in ("kv_heads", "head_dim", "ffn_dim"):
             value = getattr(self, name)
-            _check(value is None or value > 0, name, value, "a positive integer or null")
+            _check(value is None or _counts(value), name, value, "a positive integer or null")
         if self.kv_heads is not None:
             _check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
         _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        _check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         if self.attention_softcap is not None:
@@ -244,13 +254,17 @@ class TransformerConfig:
                 )
         for layer in range(self.depth):
             window, rotary = self.window_at(layer), self.rotary_at(layer)
-            _check(window is None or window > 0, "window", window, "a positive number of tokens or null")
+            _check(window is None or _counts(window), "window", window, "a positive number of tokens or null")
             if rotary is not None:
                 head_dim = self.head_dim or self.dim // self.heads
                 rotated, step = rotary.rotated_dim(head_dim), 2 * rotary.axes
                 _check(
                     rotated > 0 and rotated % step == 0, "head_dim", head_dim,
                     f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
+                )  # fmt: skip
+                _check(
+                    rotary.scaling != "ntk" or rotated > step, "head_dim", head_dim,
+                    f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling ntk",
                 )  # fmt: skip
 
     @property
@@ -277,7 +291,7 @@ class TransformerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
+    def from_dict(cls, values: Any) -> TransformerConfig:
         """The inverse of `to_dict`. Raises UserError for an unknown key, with the nearest known one."""
         values = dict(check_keys(cls, values, "transformer"))
         rotary = values.get("rotary")
@@ -288,10 +302,18 @@ class TransformerConfig:
         return cls(**values)
 
 
-def check_keys(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` if each key is a field of the dataclass `cls`; raise UserError naming the nearest field otherwise."""
+def check_keys(cls: type, values: Any, where: str) -> dict[str, Any]:
+    """Return `values` if each key is a field of the dataclass `cls` and none that it needs is missing.
+
+    Raises UserError otherwise; for an unknown key it names the nearest field.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is a {type(values).__name__}, but must be a mapping of settings.")
     known = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
             raise UserError(f"Unknown key '{where}.{key}'{nearest(key, known)}; known keys are {', '.join(known)}.")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"The key '{where}.{f.name}' is missing.")
     return values

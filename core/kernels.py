@@ -8,7 +8,7 @@
 | sdpa      | no limit, or causal over a whole sequence                  | flash kernels, no mask   |
 | banded    | a window much shorter than the sequence                    | tokens x window          |
 | masked    | documents, padding, a bias, or a chunk behind a cache      | tokens²                  |
-| flex      | on CUDA: windows, documents or soft-capped scores, no bias | only the blocks in sight |
+| flex      | on CUDA: windows, documents, soft cap; no bias, no dropout | only the blocks in sight |
 | reference | soft-capped scores elsewhere                               | tokens², scores stored   |
 
 SDPA is given no mask where `is_causal` says the same, because any mask disables its flash kernels; `is_causal` is
@@ -67,9 +67,16 @@ def force_kernel(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def plan(mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None = None) -> Plan:
+def plan(
+    mask: AttentionMask,
+    queries: int,
+    keys: int,
+    device: torch.device,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Plan:
     """Choose a kernel for `mask` over `queries` x `keys` and build what it needs, once a batch."""
-    name, why = _choose(mask, queries, keys, device, softcap)
+    name, why = _choose(mask, queries, keys, device, softcap, dropout)
     if name == "sdpa":
         return Plan(name, why, causal=mask.causal and queries > 1 and not mask.cross)
     if name == "banded":
@@ -84,12 +91,12 @@ def plan(mask: AttentionMask, queries: int, keys: int, device: torch.device, sof
 
 
 def _choose(
-    mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None
+    mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None, dropout: float
 ) -> tuple[str, str]:
     window = mask.window if mask.window is not None and mask.window < keys and not mask.cross else None
     grouped = mask.documents is not None or mask.padding is not None
     square = queries == keys and not mask.cross
-    flex_can = device.type == "cuda" and mask.bias is None and square and keys >= _FLEX_MIN_TOKENS
+    flex_can = device.type == "cuda" and mask.bias is None and square and keys >= _FLEX_MIN_TOKENS and dropout == 0
     possible = {"reference": "a readable reference"}
     if softcap is None:
         possible["masked"] = "bias" if mask.bias is not None else "a dense mask"

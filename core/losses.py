@@ -34,6 +34,9 @@ def linear_cross_entropy(
     count = (targets != IGNORED).sum()
     if hidden.shape[0] * weight.shape[0] <= CHUNK_LOGITS:
         return cross_entropy_reference(hidden, weight, targets, bias, softcap), count
+    if not torch.is_grad_enabled():
+        # A Function is told which inputs need a gradient, but not that nobody will ask for one.
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     return _ChunkedCrossEntropy.apply(hidden, weight, targets, bias, softcap), count  # pyright: ignore[reportReturnType]
@@ -43,7 +46,8 @@ def cross_entropy_reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
     """The same sum in three lines, all logits at once. hidden `[tokens, dim]`, targets `[tokens]`."""
-    logits = F.linear(hidden, weight, bias).float()
+    logits = F.linear(hidden, weight, bias)
+    logits = logits.to(_at_least_float32(logits.dtype))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
@@ -57,15 +61,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None
     ) -> Tensor:
         cast, cast_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        needs = any(ctx.needs_input_grad)
+        needs, wide = any(ctx.needs_input_grad), _at_least_float32(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs and bias is not None else None
-        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if needs and bias is not None else None
+        total = hidden.new_zeros((), dtype=wide)
         rows = max(1, CHUNK_LOGITS // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = F.linear(hidden[part], cast, cast_bias).float()
+            logits = F.linear(hidden[part], cast, cast_bias).to(wide)
             loss, grad = _nats_and_gradient(logits, targets[part], softcap, needs)
             total += loss
             if grad is None:
@@ -84,12 +88,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias = ctx.saved_tensors
         return (
-            hidden * grad_total.to(hidden.dtype),
+            (hidden * grad_total.expand(1, 1)).to(hidden.dtype),  # not 0-dim, which would be rounded to bfloat16 first
             weight * grad_total,
             None,
             None if bias is None else bias * grad_total,
             None,
         )
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _nats_and_gradient(

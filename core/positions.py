@@ -29,13 +29,16 @@ class LearnedPositions(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Counted by shape: looking at the largest position would make the GPU wait.
-        if positions.shape[-1] > self.num_embeddings:
+        self.check(positions.shape[-1])
+        return super().forward(positions)
+
+    def check(self, tokens: int) -> None:
+        """Raise UserError for a longer input than the table. Looking at the largest position would make the GPU wait."""
+        if tokens > self.num_embeddings:
             raise UserError(
-                f"The input has {positions.shape[-1]} tokens, but the learned position table has context = "
+                f"The input has {tokens} tokens, but the learned position table has context = "
                 f"{self.num_embeddings} rows; give a shorter input or train with a larger context."
             )
-        return super().forward(positions)
 
 
 class SinusoidalPositions(nn.Module):

@@ -118,6 +118,12 @@ class Transformer(nn.Module):
         config, tokens, past = self.config, x.shape[1], 0
         if x.shape[-1] != config.dim:
             raise UserError(f"The input has {x.shape[-1]} channels {tuple(x.shape)}, but dim is {config.dim}.")
+        if cache is not None and not config.causal:
+            raise UserError(
+                "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
+            )
+        if memory is not None and not config.cross_attention:
+            raise UserError("memory was given, but this model has no cross_attention to read it.")
         if cache is not None:
             past, padding = cache.length, cache.extend(x.shape[0], tokens, padding, x.device)
         mask = AttentionMask(causal=config.causal, documents=documents, padding=padding, bias=bias)
@@ -145,6 +151,8 @@ class Transformer(nn.Module):
 
     def _default_positions(self, mask: AttentionMask, past: int, tokens: int, device: torch.device) -> Tensor:
         segments = mask.segments()
+        if isinstance(self.positions, LearnedPositions):
+            self.positions.check(past + tokens)
         if self.positions is not None and segments is not None:
             return positions_in_segments(segments)[:, past:]
         if self.config.position == "rotary" and any(r.axes == 2 for r in self._rotary):
@@ -156,12 +164,13 @@ class Transformer(nn.Module):
     def _plans(self, mask: AttentionMask, tokens: int, keys: int, device: torch.device) -> dict[int | None, Plan]:
         """One plan for each distinct window of the layers."""
         plans: dict[int | None, Plan] = {}
+        dropout = self.config.attention_dropout if self.training else 0.0
         for window in {self.config.window_at(layer) for layer in range(self.config.depth)}:
             # Behind a cache, a layer with a window holds only the keys that the new queries may see.
             held = keys if window is None else min(keys, window - 1 + tokens)
             near = mask if held == keys else replace(mask, **_last(mask, held))
             near = replace(near, window=window)
-            plans[window] = plan(near, tokens, held, device, self.config.attention_softcap)
+            plans[window] = plan(near, tokens, held, device, self.config.attention_softcap, dropout)
         return plans
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -172,7 +181,7 @@ class Transformer(nn.Module):
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Transformer:
         """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
         config = checkpoint.load_config(Path(folder), "Transformer")
-        model = cls(TransformerConfig.from_dict(config["transformer"]))
+        model = cls(TransformerConfig.from_dict(config.get("transformer")))
         checkpoint.load_weights(model, Path(folder))
         return model
 

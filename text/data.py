@@ -47,7 +47,8 @@ class TextData(lightning.LightningDataModule):
     Attributes (after `setup`):
         tokenizer: the `Tokenizer`.
         vocab_size: its number of tokens.
-        val_bytes: UTF-8 bytes of the text that validation scores; total nats / ln 2 / val_bytes = bits per byte. (The
+        val_targets: tokens that validation scores.
+        val_bytes: UTF-8 bytes of their text; total nats / ln 2 / val_bytes = bits per byte. (The
             nats hold those of the end-of-text tokens, which have no bytes but are part of the message.)
     """
 
@@ -87,7 +88,7 @@ class TextData(lightning.LightningDataModule):
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.text_field, self.workers, self.cache = text_field, workers, cache
-        self.val_bytes = 0
+        self.val_bytes = self.val_targets = 0
         self._sides: Sides | None = None
         self._arrays: dict[Side, TokenArray] = {}
         self._resumed: dict[str, Any] | None = None
@@ -116,6 +117,7 @@ class TextData(lightning.LightningDataModule):
         self._sides, self._arrays = sides, arrays
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
         self.val_bytes = arrays["val"].bytes - arrays["val"].first_bytes
+        self.val_targets = arrays["val"].tokens - arrays["val"].documents
 
     def _check_lengths(self, arrays: dict[Side, TokenArray]) -> None:
         train, val = arrays["train"].tokens, arrays["val"].tokens

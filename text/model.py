@@ -62,11 +62,11 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
-        self.config = config
         dim = config.transformer.dim
         self.embedding = nn.Embedding(config.vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         self.transformer = Transformer(config.transformer)
+        self.config = dataclasses.replace(config, transformer=self.transformer.config)
         self.head = nn.Linear(dim, config.vocab_size, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.embedding.weight

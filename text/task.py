@@ -94,9 +94,9 @@ class TextTask(TrainingModule):
         return batch["tokens"].numel()
 
     def compute_metrics(self) -> dict[str, float | Tensor]:
-        """Bits per byte of the validation text, comparable over tokenizers."""
+        """Bits per byte of the validation text, comparable over tokenizers; left out when only a part was scored."""
         data = getattr(self.trainer, "datamodule", None)
-        if self.evaluated is None or not isinstance(data, TextData) or not data.val_bytes:
+        if self.evaluated is None or not isinstance(data, TextData) or int(self.evaluated.count) != data.val_targets:
             return {}
         return {"bits_per_byte": self.evaluated.total / (math.log(2) * data.val_bytes)}
 

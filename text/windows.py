@@ -49,7 +49,8 @@ class Windows(Dataset[dict[str, Tensor]]):
         at = starts[:, None] + np.arange(self.context + 1)
         outside = at >= len(stream) if at.size and at.max() >= len(stream) else None
         tokens = stream[at if outside is None else np.minimum(at, len(stream) - 1)].astype(np.int64)
-        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+        # Copies: with a single row the slices would share memory, and ignored targets would spoil the inputs.
+        inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         if outside is not None:
             targets[outside[:, 1:]] = IGNORED
         batch = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}

@@ -1,0 +1,43 @@
+"""What all tests share: threads, markers, the hypothesis profile and where the sample data lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+
+settings.register_profile("triune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("triune"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "triune")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    too_slow = pytest.mark.skip(reason="slow; run with --slow")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(too_slow)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The sample data of the project: $TRIUNE_DATA, or shared/data beside the checkout."""
+    candidates = [Path(os.environ["TRIUNE_DATA"])] if "TRIUNE_DATA" in os.environ else []
+    candidates.append(ROOT.parent / "shared" / "data")
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"no sample data at {' or '.join(map(str, candidates))}; set TRIUNE_DATA to its folder")

@@ -1,0 +1,112 @@
+"""The language model as a training task."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from triune.core.config import TransformerConfig
+from triune.core.errors import UserError
+from triune.core.training.optimizers import OptimizerConfig
+from triune.text.data import TextData
+from triune.text.model import LanguageModel, LanguageModelConfig
+from triune.text.task import TextTask
+from triune.text.tokenizer import Tokenizer
+
+TINY = TransformerConfig(dim=32, depth=2, heads=2, bias=False, norm="rmsnorm")
+
+
+def trainer(**options: object) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", **quiet, **options)
+
+
+def files(tmp_path) -> list[str]:
+    for n in range(12):
+        (tmp_path / f"{n}.txt").write_text(f"document {n}: " + "the cat sat on the mat and saw a rat. " * (n + 3))
+    return [str(tmp_path / "*.txt")]
+
+
+def test_it_learns_and_reports_bits_per_byte(tmp_path):
+    torch.manual_seed(0)
+    task = TextTask(TINY, optimizer=OptimizerConfig(lr=0.02))
+    data = TextData(files(tmp_path), tokenizer="bytes", context=32, batch_size=8, cache=str(tmp_path / "cache"))
+    run = trainer(max_steps=60, val_check_interval=5)
+    run.fit(task, data)
+    figures = run.callback_metrics
+    assert figures["val_loss"] < 1.0  # from ln 257 = 5.55
+    nats = figures["val_loss"].item() * data.val_targets
+    assert figures["val_bits_per_byte"].item() == pytest.approx(nats / math.log(2) / data.val_bytes, rel=1e-5)
+
+
+def test_a_part_of_the_validation_gives_no_bits_per_byte(tmp_path):
+    task = TextTask(TINY)
+    data = TextData(files(tmp_path), tokenizer="bytes", context=8, batch_size=2, cache=str(tmp_path / "cache"))
+    run = trainer(limit_val_batches=1)
+    run.validate(task, data, verbose=False)
+    assert "val_bits_per_byte" not in run.callback_metrics
+
+
+def test_the_export_is_the_model(tmp_path):
+    task = TextTask(TINY, ema=0.9)
+    data = TextData(files(tmp_path), tokenizer="bytes", context=32, batch_size=8, cache=str(tmp_path / "cache"))
+    run = trainer(max_steps=5)
+    run.fit(task, data)
+    task.export(tmp_path / "model")
+    loaded, tokenizer = LanguageModel.from_pretrained(tmp_path / "model").eval(), Tokenizer.load(tmp_path / "model")
+    assert tokenizer.vocab_size == data.vocab_size
+    total = count = torch.tensor(0.0)
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            nats, n = loaded.loss(batch["tokens"], batch["targets"], batch.get("documents"))
+            total, count = total + nats, count + n
+    run.validate(task, data, verbose=False)
+    assert run.callback_metrics["val_loss"].item() == pytest.approx((total / count).item(), abs=1e-6)
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert saved["model"]["transformer"]["head_dim"] == 16
+
+
+def test_packed_documents_score_as_if_alone(tmp_path):
+    """The loss of packed windows is that of each document by itself."""
+    torch.manual_seed(0)
+    data = TextData(files(tmp_path), tokenizer="bytes", context=64, batch_size=1, cache=str(tmp_path / "cache"))
+    data.setup()
+    model = LanguageModel(LanguageModelConfig(data.vocab_size, TransformerConfig(dim=32, depth=2, heads=2, causal=True)))
+    model.double().eval()
+    seen = 0
+    for batch in data.train_dataloader():
+        tokens, targets, documents = (batch[k][0] for k in ("tokens", "targets", "documents"))
+        packed, _ = model.loss(tokens[None], targets[None], documents[None])
+        alone = sum(
+            model.loss(tokens[documents == d][None], targets[documents == d][None])[0] for d in documents.unique()
+        )
+        assert packed.item() == pytest.approx(alone.item(), rel=1e-10)
+        seen += len(documents.unique()) > 1
+    assert seen > 3
+
+
+def test_tied_head_is_the_embedding():
+    tied = LanguageModel(LanguageModelConfig(50, TINY))
+    assert tied.head.weight is tied.embedding.weight
+    untied = LanguageModel(LanguageModelConfig(50, TINY, tied=False))
+    assert torch.allclose(untied(torch.tensor([[1, 2]])), torch.zeros(1, 2, 50))
+
+
+def test_options_of_the_model():
+    model = LanguageModel(LanguageModelConfig(50, TINY, embedding_scale=True, logit_softcap=2.0, embedding_std=3.0))
+    tokens = torch.arange(10)[None]
+    expected = model.transformer(model.embedding(tokens) * 32**0.5) @ model.embedding.weight.T
+    assert torch.allclose(model(tokens), 2 * torch.tanh(expected / 2), atol=1e-5)
+    total, count = model.loss(tokens, tokens)
+    assert total.item() == pytest.approx(
+        torch.nn.functional.cross_entropy(model(tokens)[0], tokens[0], reduction="sum").item(), rel=1e-5
+    )
+    assert count == 10
+
+
+def test_it_wants_text():
+    with pytest.raises(UserError, match="TextData"):
+        TextTask().build_model(None)
