@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
@@ -9,8 +10,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """The public names of the core, loaded on first use: `from triune import Transformer`."""
-    from . import core
-
+    # Not `from . import core`, which would ask this function for `core` without end.
+    core = import_module(".core", __name__)
     if name in core.__all__:
         return getattr(core, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -238,6 +238,7 @@ class TransformerConfig:
         for name in self.inner_norm:
             _check_choice("inner_norm", name, Literal["attention", "ffn"])
         if not isinstance(self.bias, bool):
+            _check(not isinstance(self.bias, str), "bias", self.bias, f"true, false or a list of {', '.join(Linears)}")
             for name in self.bias:
                 _check(name in Linears, "bias", name, f"true, false or a list of {', '.join(Linears)}")
         if self.parallel:
@@ -266,6 +267,9 @@ class TransformerConfig:
                     rotary.scaling != "ntk" or rotated > step, "head_dim", head_dim,
                     f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling ntk",
                 )  # fmt: skip
+
+        axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
+        _check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
 
     @property
     def gated(self) -> bool:

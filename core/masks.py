@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class AttentionMask:
@@ -33,6 +35,22 @@ class AttentionMask:
     padding: Tensor | None = None
     bias: Tensor | None = None
     cross: bool = False
+
+    def __post_init__(self) -> None:
+        if self.padding is not None and (self.padding.dtype != torch.bool or self.padding.dim() != 2):
+            raise UserError(
+                f"padding is {self.padding.dtype} {tuple(self.padding.shape)}, but must be bool [batch, tokens], True for "
+                "real tokens; a mask of ones and zeros becomes one with .bool()."
+            )
+        if self.documents is not None and (self.documents.is_floating_point() or self.documents.dim() != 2):
+            raise UserError(
+                f"documents is {self.documents.dtype} {tuple(self.documents.shape)}, but must be int [batch, tokens]."
+            )
+        if self.bias is not None and (not self.bias.is_floating_point() or self.bias.dim() != 4):
+            raise UserError(
+                f"bias is {self.bias.dtype} {tuple(self.bias.shape)}, but must be float [batch or 1, heads or 1, queries, "
+                "keys]."
+            )
 
     def segments(self) -> Tensor | None:
         """Documents and padding as one: int `[batch, keys]`, padding is document -1. None when all tokens are one."""

@@ -12,12 +12,13 @@ from .errors import UserError
 
 
 def sinusoidal_table(positions: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of Vaswani et al. 2017, section 3.5. `positions` `[..., tokens]` -> float32 `[..., tokens, dim]`.
+    """Sines and cosines of Vaswani et al. 2017, section 3.5. `positions` `[..., tokens]` -> float64 `[..., tokens, dim]`.
 
     Channel 2i holds sin(p / 10000^(2i/dim)), channel 2i+1 the cosine.
     """
-    rate = torch.exp(torch.arange(0, dim, 2, device=positions.device) * (-math.log(10_000.0) / dim))
-    angle = positions[..., None].float() * rate
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64  # float32 angles drift at large positions
+    rate = torch.exp(torch.arange(0, dim, 2, device=positions.device, dtype=wide) * (-math.log(10_000.0) / dim))
+    angle = positions[..., None].to(wide) * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 

@@ -122,6 +122,8 @@ class Transformer(nn.Module):
             raise UserError(
                 "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
             )
+        if cache is not None and documents is not None:
+            raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
         if memory is not None and not config.cross_attention:
             raise UserError("memory was given, but this model has no cross_attention to read it.")
         if cache is not None:

@@ -132,9 +132,24 @@ class TextData(lightning.LightningDataModule):
                 "raise --data.val_fraction or give more text"
             )
 
-    def describe(self) -> dict[str, Any]:
-        """Return for printing: documents, bytes and tokens of both sides, vocabulary, duplicates, skipped files."""
-        assert self._sides is not None, "describe() needs setup()"
+    def describe(self) -> str:
+        """One line about the data, after `setup()`."""
+        f = self.figures()
+        documents = f["documents_train"] + f["documents_val"] if self._sides and f["documents_train"] > 1 else 1
+        parts = [
+            f"{documents:,} document{'s' if documents > 1 else ''}",
+            f"{f['tokens_train']:,} tokens to train and {f['tokens_val']:,} to validate on",
+            f"vocabulary {f['vocabulary']:,}",
+        ]
+        if f["duplicates"]:
+            parts.append(f"{f['duplicates']:,} duplicates kept on one side")
+        if f["skipped"]:
+            parts.append("skipped " + ", ".join(f"{count:,} {why}" for why, count in f["skipped"].items()))
+        return ", ".join(parts)
+
+    def figures(self) -> dict[str, Any]:
+        """Documents, bytes and tokens of both sides, vocabulary, duplicates and skipped files, after `setup()`."""
+        assert self._sides is not None, "figures() needs setup()"
         counts = {
             f"{what}_{side}": getattr(array, what)
             for what in ("documents", "bytes", "tokens")

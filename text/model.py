@@ -50,7 +50,7 @@ class LanguageModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LanguageModelConfig:
+    def from_dict(cls, values: Any) -> LanguageModelConfig:
         """The inverse of `to_dict`. Raises UserError for an unknown key."""
         values = dict(check_keys(cls, values, "model"))
         values["transformer"] = TransformerConfig.from_dict(values.get("transformer", {}))
@@ -116,6 +116,6 @@ class LanguageModel(nn.Module):
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LanguageModel:
         """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
         config = checkpoint.load_config(Path(folder), "LanguageModel")
-        model = cls(LanguageModelConfig.from_dict(config["model"]))
+        model = cls(LanguageModelConfig.from_dict(config.get("model")))
         checkpoint.load_weights(model, Path(folder))
         return model

@@ -63,8 +63,8 @@ class TextTask(TrainingModule):
         embedding_scale: bool = False,
         head_bias: bool = False,
         logit_softcap: float | None = None,
-        optimizer: OptimizerConfig | None = None,
-        schedule: ScheduleConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema: float | None = None,
         compile: bool = False,
     ) -> None:

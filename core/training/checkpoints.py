@@ -49,10 +49,13 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Here rather than in on_train_end, where Lightning has closed the epoch: a run that stops within an epoch would
-        # go on with the next one.
-        over = trainer.should_stop or trainer.global_step == total_steps(trainer)
-        if over and trainer.global_step != self._saved_step:
+        # Saved here rather than in on_train_end, where Lightning has closed the epoch: a run that stops within an epoch
+        # would go on with the next one.
+        if trainer.global_step == total_steps(trainer):
+            # Makes Lightning validate now, wherever its interval stands: with a falling learning rate the last weights
+            # are mostly the best.
+            trainer.should_stop = True
+        if trainer.should_stop and trainer.global_step != self._saved_step:
             with self.telemetry.pause():
                 self._save_last(trainer)
 

@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ..errors import UserError
 from . import machine, report, sentences
 from .checkpoints import Checkpoints, StopOnInterrupt
 from .progress import Progress
-from .recipes import find_config
+from .recipes import find_config, folder, list_recipes
 from .run import RunFolder, newest_runs
 from .telemetry import Telemetry
 
@@ -121,6 +122,9 @@ class TaskCLI(LightningCLI):
             raise UserError(f"--threads is {config.threads}, but must be at least 1.")
         machine.use_threads(config.threads)
         machine.use_fast_matmul(self.device)
+        # "Every N batches" of the whole training, whatever the length of an epoch.
+        if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
+            trainer.check_val_every_n_epoch = None
         if trainer.precision is None:
             trainer.precision = machine.default_precision(self.device)
 
@@ -183,8 +187,8 @@ def run_task(
         UserError: a mistake the user can mend, in one sentence.
     """
     quiet()
-    cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package)
     try:
+        cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package)
         if verb == "fit":
             return _fit(cli)
         return _predict(cli) if verb == "predict" else _evaluate(cli)
@@ -193,16 +197,26 @@ def run_task(
             "The GPU's memory is full: lower --data.batch_size (and raise --trainer.accumulate_grad_batches by as much "
             "to keep the global batch), shorten the sequences, or make the model smaller."
         ) from error
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
-        problem = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        problem = str(error).splitlines()[-1].strip().rstrip(".")
         raise UserError(
             f"The checkpoint does not fit the model ({problem}); use the options it was trained with, which are in the "
             "config.yaml of its run."
         ) from error
+    except Exception as error:
+        if isinstance(error, MisconfigurationException) or (type(error) is ValueError and _from_lightning(error)):
+            raise UserError(" ".join(str(error).split())) from error
+        raise
+
+
+def _from_lightning(error: Exception) -> bool:
+    """Whether Lightning itself raised this: its ValueErrors are about the trainer's options."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
 def _fit(cli: TaskCLI) -> dict[str, Any]:
@@ -212,7 +226,7 @@ def _fit(cli: TaskCLI) -> dict[str, Any]:
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(run.last) if cli.resume else None, weights_only=True)
     finally:
-        report.remove_traces(run)
+        report.remove_traces(cli)
     if cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
     # Of the best weights, as `validate` would find them; not another point of the training's curves.
@@ -273,7 +287,7 @@ def _prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFo
     if known.resume not in ("true", "false"):
         raise UserError(f"--resume is '{known.resume}', but must be true or false.")
     resume = known.resume == "true"
-    configs = [str(find_config(name, package)) for name in known.config]
+    configs = [str(check_yaml(find_config(name, package))) for name in known.config]
     run = RunFolder(known.run) if known.run else None
     helping = any(word in ("-h", "--help") or word.startswith("--print_config") for word in rest)
     if helping:
@@ -287,10 +301,35 @@ def _prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFo
             raise UserError(f"{run} has no checkpoints/last.ckpt to continue from; start anew with another --run.")
     if verb == "fit" and not resume:
         run = run or RunFolder(os.environ.get(RUN_VARIABLE, "") if rank_zero_only.rank else RunFolder.fresh(task).path)
+        if not configs and "default" in {recipe.name for recipe in list_recipes(folder(package))}:
+            configs = [str(find_config("default", package))]
         if rank_zero_only.rank == 0:
             run.check_free()
             os.environ[RUN_VARIABLE] = str(run)
     return run, resume, _join(configs, rest)
+
+
+def check_yaml(path: Path) -> Path:
+    """The same path, once it is known to hold a mapping in YAML.
+
+    Raises:
+        UserError: it is empty, binary, or not valid; names file and place.
+    """
+    try:
+        content = yaml.safe_load(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not UTF-8 text (byte {error.start}); give a YAML file.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(f"--config {path}{where}: {problem}, which is not valid YAML.") from error
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise UserError(
+            f"--config {path} {found}; it must hold options, such as `trainer:` and below it `max_steps: 500`."
+        )
+    return path
 
 
 def _join(configs: list[str], rest: list[str]) -> list[str]:
@@ -311,6 +350,9 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*smaller than the logging interval.*",
+        ".*`max_epochs` was not set.*",
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`srun` command is available.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):

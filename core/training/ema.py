@@ -1,5 +1,8 @@
 """Exponential moving average of the weights."""
 
+# torch's foreach functions are documented but not exported.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -45,10 +48,12 @@ class EMA:
         self._names = [name for name, _ in named]
         # The parameters themselves, not views of their memory: moving a model to another device keeps them.
         self._params = [p for _, p in named]
-        # `copy=True`: an average must never share memory with its parameter.
-        self._averages = [
-            known.get(n, p).detach().to(device=p.device, dtype=torch.float32, copy=True) for n, p in named
-        ]
+        # `copy=True`: an average must never share memory with its parameter. Lightning may evaluate in inference mode,
+        # whose tensors could not be changed later.
+        with torch.inference_mode(False):
+            self._averages = [
+                known.get(n, p).detach().to(device=p.device, dtype=torch.float32, copy=True) for n, p in named
+            ]
 
     @property
     def attached(self) -> bool:

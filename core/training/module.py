@@ -1,11 +1,14 @@
 """The Lightning module that every task subclasses: normalised losses, whole-set validation, EMA and exact resume."""
 
+# torch's foreach functions are documented but not exported.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import inspect
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -40,7 +43,7 @@ class TrainingModule(LightningModule):
 
     The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
     the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
-    gradients. Between log steps nothing waits for the device: `last_loss` (mean per unit, of the last optimizer step)
+    gradients. Between log steps nothing waits for the device: `last_batch` (sums of the last micro-batch), `last_loss` (mean per unit, of the last optimizer step)
     and `last_grad_norm` (before clipping, if `gradient_clip_val` is set) are tensors for a telemetry callback to read.
 
     Evaluation uses the averaged weights when `ema` is set. See `EMA` for which weights are where.
@@ -65,13 +68,15 @@ class TrainingModule(LightningModule):
         self.ema = None if ema is None else EMA(ema)
         self.compile_blocks = compile
         self.model: nn.Module | None = None
+        self.last_batch: Loss | None = None
         self.last_loss: Tensor | None = None
         self.last_grad_norm: Tensor | None = None
         self.evaluated: Loss | None = None  # sums over the last whole evaluation
         self._window: Tensor | None = None  # [total, count] of the micro-batches since the last optimizer step
         self._nominal: Tensor | None = None
         self._sums: Tensor | None = None  # [total, count] of the evaluation so far
-        self._rng: list[dict[str, Any]] | None = None
+        self._rng: list[dict[str, Any]] | None = None  # of each rank, from a checkpoint, until training starts
+        self._training_rng: dict[str, Any] | None = None  # during validation
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook nearly fifty times a step; `nn.Module.__setattr__` makes 0.1 ms of that.
@@ -81,8 +86,9 @@ class TrainingModule(LightningModule):
             super().__setattr__(name, value)
 
     def setup(self, stage: str) -> None:
-        if type(self.trainer.profiler) is PassThroughProfiler:
-            self.trainer.profiler = _NoProfiler()
+        trainer: Any = self.trainer
+        if type(trainer.profiler) is PassThroughProfiler:
+            trainer.profiler = _NoProfiler()
 
     # --- for tasks to implement --------------------------------------------------------------------------------------
 
@@ -160,6 +166,7 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total, count = self.loss(batch)
+        self.last_batch = Loss(total.detach(), count.detach())
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
             loss = total / count.clamp(min=1)
             self.last_loss = loss.detach()
@@ -326,13 +333,30 @@ class TrainingModule(LightningModule):
             # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
             set_rng_state(self._rng[self.trainer.global_rank])
         self._rng = None
+        # Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must not
+        # see those, or it would depend on how often one validates and where one resumes.
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        for name in ("run", "increment_progress_to_evaluation_end"):
+            setattr(loop, name, self._without_drawing(getattr(loop, name)))
+
+    def _without_drawing(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            self._training_rng = rng_state()
+            try:
+                return function()
+            finally:
+                set_rng_state(self._training_rng)
+                self._training_rng = None
+
+        return wrapped
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `ema` and, for each rank, `rng`; Lightning calls this on all ranks."""
-        states: list[Any] = [rng_state()]
+        state = self._training_rng or rng_state()
+        states: list[Any] = [state]
         if self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
-            dist.all_gather_object(states, rng_state())
+            dist.all_gather_object(states, state)
         checkpoint["rng"] = states
         if self.ema is None:
             return

@@ -3,6 +3,9 @@
 `build_optimizer(model, OptimizerConfig())` is all that most callers need; `describe_groups` prints what it decided.
 """
 
+# torch's foreach functions are documented but not exported.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import math
@@ -70,8 +73,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _one_of("name", self.name, ("muon", "adamw"))
         _one_of("scale", self.scale, ("match_rms_adamw", "original"))
-        if self.lr is None:
-            self.lr = 0.02 if self.name == "muon" else 1e-3
         for field in ("lr", "adamw_lr", "embedding_lr", "head_lr", "eps"):
             value = getattr(self, field)
             if value is not None:
@@ -85,6 +86,12 @@ class OptimizerConfig:
         _check("ns_steps", self.ns_steps, 1 <= self.ns_steps <= 20, "1 to 20")
         if self.layer_decay is not None:
             _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
+
+
+    @property
+    def main_lr(self) -> float:
+        """`lr`, or its default for the optimizer called `name`."""
+        return self.lr if self.lr is not None else (0.01 if self.name == "muon" else 1e-3)
 
 
 def _check(field: str, value: Any, ok: bool, allowed: str) -> None:
@@ -316,8 +323,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def _group(config: OptimizerConfig, place: _Place, algorithm: str, factor: float) -> dict[str, Any]:
-    assert config.lr is not None
-    base = config.lr if algorithm == "muon" or config.name == "adamw" else config.adamw_lr
+    base = config.main_lr if algorithm == "muon" or config.name == "adamw" else config.adamw_lr
     own = {"embeddings": config.embedding_lr, "heads": config.head_lr}.get(place.role)
     decay = {"embeddings": config.embedding_decay, "vectors": 0.0}.get(place.role, config.weight_decay)
     name = place.role if algorithm == "muon" or place.role != "matrices" else f"{place.role} (adamw)"

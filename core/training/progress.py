@@ -140,7 +140,6 @@ class Progress(Callback):
             self.console.print(
                 Text(f"step {trainer.global_step}  val_loss {value:.4f}  after {seconds}"), soft_wrap=True
             )
-        self._shown = self.clock()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.close()

@@ -26,6 +26,10 @@ class Recipe:
     time: str
     expected: str
 
+    def notes(self) -> list[tuple[str, str]]:
+        """`[("time", …), ("expected", …)]`."""
+        return [("time", self.time), ("expected", self.expected)]
+
 
 def folder(package: str) -> Path:
     """Where the package of a task ("triune.text") keeps its recipes."""

@@ -8,8 +8,8 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from . import machine
 from .plot import plot_loss
@@ -98,12 +98,17 @@ def parameters(module: LightningModule) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def remove_traces(run: RunFolder) -> None:
-    """Remove the folder that a logger made for a run that never came to its start."""
-    if rank_zero_only.rank == 0 and run.path.is_dir() and not run.contents():
-        shutil.rmtree(run.tensorboard, ignore_errors=True)
-        if not any(run.path.iterdir()):
-            run.path.rmdir()
+def remove_traces(cli: TaskCLI) -> None:
+    """Remove what was made for a new run that failed before its first step, so that the same command can be tried again."""
+    run = cli.run
+    if run is None or cli.resume or rank_zero_only.rank or not run.path.is_dir() or cli.trainer.global_step:
+        return
+    if run.last.exists() or run.best.exists() or run.summary.exists():
+        return
+    shutil.rmtree(run.tensorboard, ignore_errors=True)
+    run.config.unlink(missing_ok=True)
+    if not any(run.path.iterdir()):
+        run.path.rmdir()
 
 
 def finish(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:

@@ -44,15 +44,9 @@ def parsing(message: str, parser: argparse.ArgumentParser, command: str) -> str:
     key = (re.search(r'Parser key "([\w.]+)"', message) or ["", ""])[1]
     if name := _unknown_key(message, key):
         return f"Unknown option '--{name}'{nearest('--' + name, options)}; `{command} --help` lists all."
-    if (
-        match := re.search(r"(?:not exist|not accessible|invalid)\W+'?([^'\n]+)'?", message)
-        if key == "config"
-        else None
-    ):
-        return f"--config {match[1]}: no such file."
-    if message.startswith("Problems parsing config") or "Unable to load" in message:
-        reason = " ".join(message.split(":", 1)[-1].split())
-        return f"The configuration file is not valid YAML: {reason}."
+    if match := re.search(r"Unable to load config [\"'](.+?)[\"']", message):
+        key = (re.search(r'Parser key "([\w.]+)"', message) or ["", "config"])[1]
+        return f"--{key} {match[1]}: no such file; give a YAML file, or single options (--{key}.NAME)."
     return _bad_value(message, key)
 
 
@@ -69,11 +63,15 @@ def _bad_value(message: str, key: str) -> str:
     inner = re.findall(r'Parser key "([\w.]+)"', message)
     name = ".".join(dict.fromkeys(inner)) if len(inner) > 1 and not inner[1].startswith(inner[0]) else key
     value = _given(message)
-    kinds = re.findall(r"Expected a ((?:<class '[^']+'>|typing\.\w+\[[^\]]*\]|[\w.]+ ?[\w.]*))", message)
-    allowed = " or ".join(dict.fromkeys(filter(None, map(_kind, kinds))))
+    kinds = re.findall(r"Expected a (<class '[^']+'>|typing\.Literal\[[^\]]*\])", message)
+    choices = [part.strip() for kind in kinds if "Literal" in kind for part in kind.split("[")[1][:-1].split(",")]
+    words = [_kind(kind) for kind in kinds if "Literal" not in kind]
+    if choices:
+        words.append("one of " + ", ".join(dict.fromkeys(choices)))
+    allowed = " or ".join(dict.fromkeys(filter(None, words)))
     if name and allowed and value is not None:
         return f"--{name} is {value}, but must be {allowed}."
-    reason = validation(message)
+    reason = re.sub(r'^Parser key "[\w.]+": ', "", validation(message))
     return f"--{name}: {reason}" if name else reason
 
 
@@ -88,14 +86,9 @@ def _given(message: str) -> str | None:
 
 def _kind(text: str) -> str:
     """A type as a person says it; "" for None, which is merely also allowed."""
-    if text.startswith("typing.Literal"):
-        choices = [part.strip() for part in text.split("[", 1)[1].rstrip("]").split(",")]
-        return "one of " + ", ".join(choices) if len(choices) > 1 else choices[0]
     name = text.removeprefix("<class '").removesuffix("'>").split(".")[-1]
-    if name == "NoneType":
-        return ""
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
-    return words.get(name, "" if " " in name else f"a {name}")
+    return words.get(name, "" if name == "NoneType" else f"a {name}")
 
 
 def validation(message: str) -> str:

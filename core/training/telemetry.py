@@ -196,7 +196,7 @@ class Telemetry(Callback):
             self._window.busy += self.clock() - self._begin
         self._mark = self.clock()
 
-    def _is_log_step(self, trainer: Trainer) -> bool:
+    def _is_log_step(self, trainer: Any) -> bool:
         return self._step % trainer.log_every_n_steps == 0 or self._step == total_steps(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,7 +38,7 @@ def left_padding(real: list[int], tokens: int) -> Tensor:
     return torch.arange(tokens) >= tokens - torch.tensor(real)[:, None]
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(st.data())
 def test_cached_equals_uncached(data: st.DataObject) -> None:
     draw = data.draw

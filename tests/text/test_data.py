@@ -254,7 +254,7 @@ def test_equal_documents_stay_on_one_side(tmp_path, data):
     ]
     assert not set(texts[0]) & set(texts[1])
     assert all(side.count(text) == 2 for side in texts for text in side)
-    assert module.describe()["duplicates"] == 10
+    assert module.figures()["duplicates"] == 10
 
 
 def test_copies_of_one_document_are_one_document(tmp_path, data):
@@ -262,14 +262,14 @@ def test_copies_of_one_document_are_one_document(tmp_path, data):
         write(tmp_path / "x" / f"{i}.txt", FOX * 10)
     module = data(tmp_path / "x")
     module.setup()
-    assert module.describe() | {"documents_train": 1, "bytes_train": int(len(FOX) * 9)} == module.describe()
+    assert module.figures() | {"documents_train": 1, "bytes_train": int(len(FOX) * 9)} == module.figures()
 
 
 def test_val_files_are_the_validation_side_and_leave_the_training_side(tmp_path, data):
     folder = folder_of(tmp_path / "x", 5)
     module = data(folder, val_files=str(folder / "03.txt"))
     module.setup()
-    about = module.describe()
+    about = module.figures()
     assert (about["documents_train"], about["documents_val"], about["duplicates"]) == (4, 1, 1)
     with pytest.raises(UserError, match="none is left to train on"):
         data(folder, val_files=str(folder)).setup()
@@ -691,7 +691,7 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(data):
         pytest.skip(f"no {file}: set TRIUNE_DATA to the folder that holds text/tinyshakespeare.txt")
     module = data(file, tokenizer="characters", context=64, batch_size=12)
     module.setup()
-    about = module.describe()
+    about = module.figures()
     assert (about["vocabulary"], about["tokens_train"], about["tokens_val"]) == (65, 1_003_854, 111_540)
     assert module.val_bytes == 111_539
     assert sum(int((batch["targets"] != -100).sum()) for batch in module.val_dataloader()) == 111_539
