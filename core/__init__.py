@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layers import FeedForward, Norm
     from .losses import linear_cross_entropy
     from .masks import AttentionMask
+    from .recording import record_attention
     from .training.module import Loss, TrainingModule
     from .training.optimizers import OptimizerConfig
     from .training.schedules import ScheduleConfig
@@ -39,6 +40,7 @@ _HOME = {
     "UserError": "errors",
     "force_kernel": "kernels",
     "linear_cross_entropy": "losses",
+    "record_attention": "recording",
     "reference_attention": "kernels",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "UserError",
     "force_kernel",
     "linear_cross_entropy",
+    "record_attention",
     "reference_attention",
 ]
 

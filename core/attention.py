@@ -42,20 +42,31 @@ class Attention(nn.Module):
         memory: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Attend from `x` to itself, or to `memory` `[batch, memory tokens, dim]` when given."""
-        source = x if memory is None else memory
-        q, k, v = self.q(x), self.k(source), self.v(source)
-        if self.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = self._heads(q), self._heads(k), self._heads(v)
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation, self.interleaved), rotate(k, rotation, self.interleaved)
+        q, k = self.queries_and_keys(x, rotation, memory)
+        v = self._heads(self.v(x if memory is None else memory))
         if cache is not None:
             k, v = cache.append(k, v)
         z = attend(q, k, v, plan, self.scale, self.dropout if self.training else 0.0)
         z = z.transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
         return self.out(z if self.inner_norm is None else self.inner_norm(z))
+
+    def queries_and_keys(
+        self, x: Tensor, rotation: Rotation | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the attention weights are computed from: q `[batch, heads, tokens, head_dim]` and k `[batch, kv_heads, …]`.
+
+        Normalised and rotated, without the scale. Whoever wants to see attention weights recomputes them from these;
+        the fused kernels never store them.
+        """
+        q, k = self.q(x), self.k(x if memory is None else memory)
+        if self.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._heads(q), self._heads(k)
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation, self.interleaved), rotate(k, rotation, self.interleaved)
+        return q, k
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[batch, tokens, heads·head_dim]` -> `[batch, heads, tokens, head_dim]`."""

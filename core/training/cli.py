@@ -8,7 +8,7 @@ these optional names of theirs are used when they exist:
     module.describe()            str: a line about the model for the opening block
     module.unit                  str: what is counted, "tok" by default
     module.loss_unit             str: unit of the loss for the plot, "nats per token" by default
-    data.describe()              str, or dict of numbers: about the data; called after `setup()`
+    data.describe()              str: a line about the data; called after `setup()`
 """
 
 from __future__ import annotations

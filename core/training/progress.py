@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
+def _figure(value: float) -> str:
+    """Always as wide as the last one, so that the line does not jitter."""
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
 def bar(done: float, width: int) -> str:
     """A bar of `width` characters, filled to `done` in 0..1."""
     full = int(max(0.0, min(1.0, done)) * width)
@@ -51,13 +56,14 @@ def line(now: Snapshot, step: int, total: int | None, width: int | None, unit: s
     if state:
         parts.append(state)
     if now.loss is not None:
-        parts.append(f"loss {now.loss:.4g}")
+        parts.append(f"loss {_figure(now.loss)}")
     if now.val_loss is not None:
-        parts.append(f"val {now.val_loss:.4g}")
+        parts.append(f"val {_figure(now.val_loss)}")
     if now.eta is not None and not state:
         parts.append(f"{duration(now.eta)} left")
     if now.tokens_per_second is not None:
         parts.append(f"{short(now.tokens_per_second)} {unit}/s")
+    plain = len(parts)
     if now.mfu is not None:
         parts.append(f"{now.mfu:.0%} of peak")
     if now.data_wait is not None and now.data_wait >= 0.05:
@@ -66,7 +72,8 @@ def line(now: Snapshot, step: int, total: int | None, width: int | None, unit: s
         parts.append(f"{now.memory_gb:.1f} GB")
     if width is None:
         return "  ".join(parts)
-    while len("  ".join(parts)) > width and len(parts) > 1:
+    # The bar is worth more than what follows the rate, and less than all before it.
+    while len(parts) > 1 and len("  ".join(parts)) + (10 if total and len(parts) > plain else 0) > width:
         parts.pop()
     free = width - len("  ".join(parts)) - 2
     if total and free >= 8:

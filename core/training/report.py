@@ -50,11 +50,8 @@ def opening(cli: TaskCLI) -> str:
     return f"{verb} {cli.run}\n{entry('machine', ', '.join(parts))}"
 
 
-def entry(name: str, about: str | dict[str, Any]) -> str:
-    """One entry of the opening block, wrapped under itself; of a dict the numbers that are not zero."""
-    if isinstance(about, dict):
-        numbers = [(k, v) for k, v in about.items() if isinstance(v, int | float) and v]
-        about = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers)
+def entry(name: str, about: str) -> str:
+    """One entry of the opening block, wrapped under itself."""
     width = max(40, shutil.get_terminal_size().columns - 1)
     return textwrap.fill(about, width, initial_indent=f"  {name:8} ", subsequent_indent=" " * 11)
 

@@ -218,6 +218,9 @@ class Telemetry(Callback):
                 self.file.append(row | {"seconds": self.latest.seconds} | values)
         self._mark = self.clock()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.latest.seconds = self._seconds()
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Keep what runs inside (saving a checkpoint) out of all rates."""
@@ -340,7 +343,7 @@ class Telemetry(Callback):
         window = self._measured
         return {
             "tokens": self.latest.tokens,
-            "seconds": round(self._seconds(), 3),
+            "seconds": round(self.latest.seconds, 3),
             "tokens_per_second": window.tokens / window.seconds if window.seconds else None,
             "mfu": self._share(window),
             "data_wait": window.wait / window.seconds if window.seconds else None,

@@ -1,0 +1,349 @@
+"""A Vision Transformer: patches and special tokens -> core -> pooled vector -> logits over the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import checkpoint
+from ..core.attention import Attention
+from ..core.config import RotaryConfig, TransformerConfig, check_keys
+from ..core.errors import UserError, nearest
+from ..core.initialise import initialise
+from ..core.kernels import plan
+from ..core.layers import FeedForward, Norm
+from ..core.masks import AttentionMask
+from ..core.transformer import Transformer
+from .positions import Coordinates, Grid, LearnedGrid, Resample, SinCosGrid, grid_coordinates
+from .preprocessing import Preprocessing
+
+Pool = Literal["class", "mean", "attention"]
+Position = Literal["learned", "sincos2d", "none"]
+
+
+def _small() -> TransformerConfig:
+    """ViT-S (Touvron et al. 2021)."""
+    return TransformerConfig(dim=384, depth=12, heads=6, position="none", norm_eps=1e-6)
+
+
+@dataclass(frozen=True)
+class VisionTransformerConfig:
+    """A Vision Transformer (Dosovitskiy et al. 2021) around a `Transformer`.
+
+    Two kinds of position can be had alone or together: `position` adds a table to the patches, and
+    `transformer.position: rotary` with `rotary.axes: 2` turns queries and keys by row and column.
+
+    Args:
+        image_size: pixels the model is trained at: one number, or height and width.
+        patch_size: pixels of a patch: one number, or height and width.
+        channels: of the images: 1 grey, 3 colour.
+        classes: outputs; 0 makes a backbone whose output is the pooled vector.
+        transformer: the core; its `position` is `none` or `rotary`.
+        class_token: a learned token before the patches.
+        registers: further learned tokens, after the class token (Darcet et al. 2024).
+        pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool, a learned query
+            that attends to the patches (SigLIP's MAP head; Zhai et al. 2022).
+        position: table added to the patches: `learned`, `sincos2d` (Beyer et al. 2022) or `none`.
+        position_covers_class: the learned table has a row for the class token (timm: not `no_embed_class`).
+        resample: how a learned table is stretched to images of another size; see `positions.resample_grid`.
+        rotary_coordinates: `index` counts patches (EVA-02), `unit` runs from -2π to 2π over the image (DINOv3).
+        rotary_grid: rows and columns to which `index` coordinates are stretched; null means those of `image_size`.
+        patch_bias: the patch projection has a bias.
+        pooled_norm: a norm on the pooled vector (timm's fc_norm, with `transformer.final_norm: false`).
+        pre_logits: a linear layer and tanh between the pooled vector and the head (big_vision's rep_size).
+        head_bias: value the head's bias starts at, such as -log(classes) for a binary cross-entropy.
+        labels: names of the classes.
+        preprocessing: how images become inputs.
+    """
+
+    image_size: int | list[int] = 224
+    patch_size: int | list[int] = 16
+    channels: int = 3
+    classes: int = 1000
+    transformer: TransformerConfig = field(default_factory=_small)
+    class_token: bool = True
+    registers: int = 0
+    pool: Pool = "class"
+    position: Position = "learned"
+    position_covers_class: bool = True
+    resample: Resample = "reference"
+    rotary_coordinates: Coordinates = "index"
+    rotary_grid: list[int] | None = None
+    patch_bias: bool = True
+    pooled_norm: bool = False
+    pre_logits: bool = False
+    head_bias: float = 0.0
+    labels: list[str] = field(default_factory=list)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):
+            object.__setattr__(self, name, pair(getattr(self, name), name))
+        _check_multiple(self.size, self.patch, "image_size")
+        grid = self.rotary_grid or [size // patch for size, patch in zip(self.size, self.patch)]
+        object.__setattr__(self, "rotary_grid", pair(grid, "rotary_grid"))
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        kinds = {"pool": Pool, "position": Position, "resample": Resample, "rotary_coordinates": Coordinates}
+        for name, kind in kinds.items():
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise UserError(
+                    f"{name} is '{value}'{nearest(value, allowed)}, but must be one of {', '.join(allowed)}."
+                )
+        core = self.transformer
+        if core.position not in ("none", "rotary"):
+            raise UserError(
+                f"transformer.position is '{core.position}', but must be none or rotary for images: a table over the "
+                "grid is chosen by `position` (learned, sincos2d)."
+            )
+        for layer in range(core.depth):
+            rotary = core.rotary_at(layer)
+            if rotary is not None and rotary.axes != 2:
+                raise UserError(
+                    "transformer.rotary.axes is 1, but must be 2 for images: they turn with row and column."
+                )
+        if core.causal or core.cross_attention:
+            raise UserError("transformer.causal and cross_attention must be false for images.")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("channels", 1), ("classes", 0), ("registers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        if self.pool == "class" and not self.class_token:
+            raise UserError("pool is 'class', but class_token is false; choose pool mean or attention.")
+        if self.labels and len(self.labels) != self.classes:
+            raise UserError(f"labels names {len(self.labels)} classes, but classes is {self.classes}.")
+        if self.preprocessing and len(self.preprocessing.mean) not in (1, self.channels):
+            raise UserError(
+                f"preprocessing.mean has {len(self.preprocessing.mean)} entries, but must have 1 or one for each of "
+                f"{self.channels} channels."
+            )
+
+    @property
+    def size(self) -> Grid:
+        """Height and width in pixels."""
+        height, width = self.image_size  # pyright: ignore[reportGeneralTypeIssues] (a pair after __post_init__)
+        return height, width
+
+    @property
+    def patch(self) -> Grid:
+        """Height and width of a patch in pixels."""
+        height, width = self.patch_size  # pyright: ignore[reportGeneralTypeIssues]
+        return height, width
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.class_token) + self.registers
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of patches of an image. Raises UserError if its sides are no multiples of the patch."""
+        _check_multiple((height, width), self.patch, "The image size")
+        return height // self.patch[0], width // self.patch[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VisionTransformerConfig:
+        """The inverse of `to_dict`. Raises UserError for an unknown key."""
+        values = dict(check_keys(cls, values, "model"))
+        if "transformer" in values:
+            values["transformer"] = TransformerConfig.from_dict(values["transformer"])
+        if "preprocessing" in values:
+            values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        return cls(**values)
+
+
+def pair(value: int | list[int] | tuple[int, ...], name: str) -> list[int]:
+    """One number, or height and width, as a list of two. Raises UserError for anything else."""
+    sides = [value, value] if isinstance(value, int) else list(value)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise UserError(f"{name} is {value}, but must be a positive integer or two of them (height and width).")
+    return sides
+
+
+def _check_multiple(size: Grid, patch: Grid, what: str) -> None:
+    if size[0] % patch[0] == 0 and size[1] % patch[1] == 0:
+        return
+    below = [max(side // step, 1) * step for side, step in zip(size, patch)]
+    above = [-(-side // step) * step for side, step in zip(size, patch)]
+    sizes = " or ".join(dict.fromkeys(f"{height}×{width}" for height, width in (below, above)))
+    raise UserError(
+        f"{what} is {size[0]}×{size[1]} pixels (height × width), but must be a multiple of the patch "
+        f"{patch[0]}×{patch[1]}; the nearest sizes are {sizes}."
+    )
+
+
+class PatchEmbed(nn.Conv2d):
+    """Each patch times one matrix. `[batch, channels, height, width]` -> `[batch, patches, dim]`, patches row by row.
+
+    The weight is that of the convolution other libraries write this as, `[dim, channels, patch height, patch width]`; as
+    a product of matrices it takes 0.75 to 0.9 of the convolution's time on a CPU.
+    """
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        dim, patch = config.transformer.dim, config.patch
+        super().__init__(config.channels, dim, patch, patch, bias=config.patch_bias)
+        nn.init.normal_(self.weight, std=(config.channels * patch[0] * patch[1]) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, images: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        height, width = self.weight.shape[-2:]
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [batch, patches, channels·height·width]
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class AttentionPool(nn.Module):
+    """A learned query reads tokens `[batch, tokens, dim]` -> `[batch, dim]`: x = attn(query, tokens); x + ffn(norm(x)).
+
+    SigLIP's MAP head (Zhai et al. 2022, section 3.1), made of the core's parts.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        config = replace(
+            config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", attention_softcap=None
+        )
+        self.latent = nn.Parameter(torch.empty(1, 1, config.dim).normal_(std=config.dim**-0.5))
+        self.attn = Attention(config, 0)
+        self.norm = Norm(config.dim, config)
+        self.ffn = FeedForward(config)
+        initialise(self, config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        everything = plan(AttentionMask(cross=True), 1, tokens.shape[1], tokens.device)
+        x = self.attn(self.latent.expand(tokens.shape[0], -1, -1), everything, memory=tokens)
+        return (x + self.ffn(self.norm(x)))[:, 0]
+
+
+class VisionTransformer(nn.Module):
+    """Images `[batch, channels, height, width]`, normalised by `config.preprocessing` -> logits `[batch, classes]`.
+
+    Images may have another size than `config.image_size`: a learned table is resampled, rotary and sine-cosine
+    positions are computed for the new grid.
+
+    >>> model = VisionTransformer(VisionTransformerConfig(classes=10))
+    >>> model(torch.randn(2, 3, 224, 160)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        core = config.transformer
+        self.patch_embed = PatchEmbed(config)
+        self.class_token = nn.Parameter(torch.empty(1, 1, core.dim).normal_(std=0.02)) if config.class_token else None
+        self.registers = (
+            nn.Parameter(torch.empty(1, config.registers, core.dim).normal_(std=0.02)) if config.registers else None
+        )
+        self.positions: LearnedGrid | SinCosGrid | None = None
+        if config.position == "learned":
+            covers = config.class_token and config.position_covers_class
+            self.positions = LearnedGrid(config.grid(*config.size), core.dim, covers, config.resample)
+        elif config.position == "sincos2d":
+            self.positions = SinCosGrid(config.grid(*config.size), core.dim)
+        self.transformer = Transformer(core)
+        self.pool = AttentionPool(core) if config.pool == "attention" else None
+        self.pooled_norm = Norm(core.dim, core) if config.pooled_norm else nn.Identity()
+        self.pre_logits = (
+            nn.Sequential(nn.Linear(core.dim, core.dim), nn.Tanh()) if config.pre_logits else nn.Identity()
+        )
+        self.head = nn.Linear(core.dim, config.classes) if config.classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            # At zero the model starts by predicting all classes alike, at a loss of ln(classes).
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, config.head_bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pre_logits(self.features(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pooled vector of each image, `[batch, dim]`."""
+        return self.pooled(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The core's output `[batch, prefix + patches, dim]`: class token, registers, then the patches row by row."""
+        x = self.embed(images)
+        return self.transformer(x, positions=self.rotary_positions(self.grid(images), images.device))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The core's input `[batch, prefix + patches, dim]`, with the added positions.
+
+        Raises:
+            UserError: the images have other channels, or sides that are no multiples of the patch.
+        """
+        if images.dim() != 4 or images.shape[1] != self.config.channels:
+            raise UserError(
+                f"The images are {list(images.shape)}, but must be [batch, {self.config.channels} channels, "
+                "height, width]."
+            )
+        grid, batch = self.grid(images), images.shape[0]
+        x = self.patch_embed(images)
+        first = self.class_token
+        if self.positions is not None:
+            x = x + self.positions(grid, images.device)
+            at_class = self.positions.for_class()
+            first = first if first is None or at_class is None else first + at_class
+        prefix = [token.expand(batch, -1, -1) for token in (first, self.registers) if token is not None]
+        return torch.cat([*prefix, x], dim=1) if prefix else x
+
+    def grid(self, images: Tensor) -> Grid:
+        """Rows and columns of patches of `images`."""
+        return self.config.grid(images.shape[-2], images.shape[-1])
+
+    def rotary_positions(self, grid: Grid, device: torch.device) -> Tensor | None:
+        """Row and column of every token, `[prefix + patches, 2]`; the prefix is at the origin and so is not turned."""
+        if self.config.transformer.position != "rotary":
+            return None
+        rows, columns = self.config.rotary_grid or grid
+        coordinates = grid_coordinates(grid, (rows, columns), self.config.rotary_coordinates, device)
+        return torch.cat([coordinates.new_zeros(self.config.prefix, 2), coordinates])
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """`[batch, prefix + patches, dim]` -> `[batch, dim]`."""
+        if self.config.pool == "class":
+            return self.pooled_norm(tokens[:, 0])
+        patches = tokens[:, self.config.prefix :]
+        return self.pooled_norm(patches.mean(dim=1) if self.pool is None else self.pool(patches))
+
+    def resized(self, image_size: int | list[int]) -> VisionTransformer:
+        """A copy whose learned table belongs to another image size, to fine-tune there or to export.
+
+        Its outputs are those of this model on images of that size. Raises UserError for a size that does not fit.
+        """
+        config = replace(self.config, image_size=image_size)
+        copy = deepcopy(self)
+        copy.config = config
+        if isinstance(copy.positions, LearnedGrid):
+            grid, extra = config.grid(*config.size), copy.positions.extra
+            with torch.no_grad():
+                table = torch.cat([copy.positions.table[:extra], copy.positions(grid)])
+            copy.positions.grid, copy.positions.table = grid, nn.Parameter(table)
+        return copy
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json`, with class names and preprocessing, and `model.safetensors` into `folder`, atomically."""
+        checkpoint.save(folder, "VisionTransformer", {"model": self.config.to_dict()}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> VisionTransformer:
+        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
+        config = checkpoint.load_config(Path(folder), "VisionTransformer")
+        model = cls(VisionTransformerConfig.from_dict(config["model"]))
+        checkpoint.load_weights(model, Path(folder))
+        return model
