@@ -192,6 +192,10 @@ class TextData(lightning.LightningDataModule):
         """Return the validation batches: text has no third side unless `val_files` names it."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> Batches:
+        """Return the validation batches."""
+        return self.val_dataloader()
+
     def _windows(self, array: TokenArray) -> Windows:
         # The same keys on both sides, so that a compiled model sees one form of batch.
         packed = any(side.documents > 1 for side in self._arrays.values())

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import checkpoint
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.losses import IGNORED
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
@@ -92,6 +94,12 @@ class TextTask(TrainingModule):
 
     def slots(self, batch: dict[str, Tensor]) -> int:
         return batch["tokens"].numel()
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Surprise at each token of the validation text: nats `[batch, context]`, zero where there is no target."""
+        assert isinstance(self.model, LanguageModel)
+        logits = self.model(batch["tokens"], batch.get("documents"))
+        return F.cross_entropy(logits.float().mT, batch["targets"], ignore_index=IGNORED, reduction="none").cpu()
 
     def compute_metrics(self) -> dict[str, float | Tensor]:
         """Bits per byte of the validation text, comparable over tokenizers; left out when only a part was scored."""

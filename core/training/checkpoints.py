@@ -17,7 +17,10 @@ from .telemetry import Telemetry, total_steps
 
 
 class Checkpoints(Checkpoint):
-    """Writes `checkpoints/best.ckpt` (weights of the lowest `val_loss`) and `checkpoints/last.ckpt` (everything).
+    """Writes `checkpoints/best.ckpt` (the best weights) and `checkpoints/last.ckpt` (everything).
+
+    Best is the lowest `val_loss`, or what the module's `monitor` says: a metric and "min" or "max", such as
+    ("val_top1", "max"). Of equal values the one with the lower `val_loss` is better, then the earlier one.
 
     Both after each validation, `last.ckpt` also after the last step. A file is complete or not there: it is written beside its
     place and then moved. Lightning calls checkpoint callbacks after all others, so their states are up to date.
@@ -25,25 +28,27 @@ class Checkpoints(Checkpoint):
     Args:
         run: the folder.
         telemetry: told to leave the time of saving out of its rates.
-        monitor: metric of which the lowest value is best.
     """
 
-    def __init__(self, run: RunFolder, telemetry: Telemetry, monitor: str = "val_loss"):
+    def __init__(self, run: RunFolder, telemetry: Telemetry):
         self.run = run
         self.telemetry = telemetry
-        self.monitor = monitor
-        self.best_value = math.inf
+        self.best_value = [math.inf, math.inf]  # the metric, negated where the highest is best, and `val_loss`
         self.best_step: int | None = None
         self._saved_step = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self.monitor)
+        metric, mode = getattr(pl_module, "monitor", ("val_loss", "min"))
+        found = trainer.callback_metrics
         with self.telemetry.pause():
-            if value is not None and float(value) < self.best_value:
-                self.best_value, self.best_step = float(value), trainer.global_step
-                self._save(trainer, self.run.best, weights_only=True)
+            if metric in found:
+                value = float(found[metric]) * (-1 if mode == "max" else 1)
+                both = [value, float(found.get("val_loss", 0.0))]
+                if not math.isnan(value) and both < self.best_value:
+                    self.best_value, self.best_step = both, trainer.global_step
+                    self._save(trainer, self.run.best, weights_only=True)
             self._save_last(trainer)
 
     def on_train_batch_end(

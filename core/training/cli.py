@@ -6,6 +6,10 @@ these optional names of theirs are used when they exist:
     module.export(folder)        write `model/` (config.json, model.safetensors, tokenizer or labels)
     module.next_steps(run)       list[str]: commands to show after training
     module.describe()            str: a line about the model for the opening block
+    module.monitor               (metric, "min" or "max"): which weights are best; ("val_loss", "min") by default
+    module.figures(run)          dict: further figures of the evaluation just made, for summary.json and the like
+    module.table(figures)        str: the figures as they are printed
+    module.finish(run)           write further files into the run folder, after training
     module.unit                  str: what is counted, "tok" by default
     module.loss_unit             str: unit of the loss for the plot, "nats per token" by default
     data.describe()              str: a line about the data; called after `setup()`
@@ -121,6 +125,7 @@ class TaskCLI(LightningCLI):
         elif config.threads < 1:
             raise UserError(f"--threads is {config.threads}, but must be at least 1.")
         machine.use_threads(config.threads)
+        machine.keep_memory()
         machine.use_fast_matmul(self.device)
         # "Every N batches" of the whole training, whatever the length of an epoch.
         if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
@@ -240,9 +245,10 @@ def _evaluate(cli: TaskCLI) -> dict[str, Any]:
     checkpoint = _checkpoint(cli)
     method = getattr(cli.trainer, cli.verb)
     figures = dict((method(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False) or [{}])[0])
+    figures = report.complete(cli, figures)
     if cli.run and cli.trainer.is_global_zero:
         cli.run.write_json(cli.run.validation if cli.verb == "validate" else cli.run.path / "test.json", figures)
-    report.say(f"{cli.run or checkpoint}: {report.figures_line(figures)}")
+    report.say(f"{cli.run or checkpoint}: {report.shown(cli, figures)}")
     return figures
 
 

@@ -1,10 +1,12 @@
 """What this machine is and what suits it: threads, workers, precision, peak rates.
 
-Every function only looks; the two that change something (`use_threads`, `use_fast_matmul`) say so in their names.
+Every function only looks; those that change something (`use_threads`, `use_fast_matmul`, `keep_memory`) say so in their
+names.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -157,6 +159,22 @@ def peak_memory(device: str | torch.device) -> float | None:
 def use_threads(count: int) -> None:
     """Set the number of threads of PyTorch's operators for this process."""
     torch.set_num_threads(count)
+
+
+def keep_memory() -> bool:
+    """Let glibc keep freed memory for the next operation; returns whether that applies.
+
+    By default it hands every large block back to the system, and each training step pays for thousands of page faults
+    again: 8 % of the time of a small model's step (`docs/notebook.md`). Peak memory stays the same.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold, most = -1, -3, 2**30
+    return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
 
 
 def use_fast_matmul(device: str | torch.device) -> bool:

@@ -52,7 +52,7 @@ def plot_loss(metrics: Path, target: Path, name: str, unit: str = "nats per toke
         axes.plot(*zip(*val), color="#d1495b", linewidth=1.8, marker="o", markersize=4, label="validation")
         best = min(val, key=lambda point: point[1])
         axes.annotate(
-            f"{best[1]:.4f}", best, (0, -14), textcoords="offset points", ha="center", fontsize=9, color="#d1495b"
+            f"{best[1]:.4f}", best, (0, 8), textcoords="offset points", ha="center", fontsize=9, color="#d1495b"
         )
         axes.set_title(f"{name}: best val_loss {best[1]:.4f} at step {best[0]:,}", loc="left", fontsize=11)
     else:

@@ -110,17 +110,26 @@ def remove_traces(cli: TaskCLI) -> None:
 
 def finish(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
     """Write model/, loss.png and summary.json, and print the closing block. Returns the summary."""
-    summary = summarise(cli, figures)
     run = cli.run
     assert run
+    figures = complete(cli, figures)
+    summary = summarise(cli, figures)
     if not cli.trainer.is_global_zero:
         return summary
     if hasattr(cli.model, "export"):
         run.export(cli.model.export)
     plot_loss(run.metrics, run.plot, f"{cli.task} · {run.path.name}", getattr(cli.model, "loss_unit", "nats per token"))
+    if hasattr(cli.model, "finish"):
+        cli.model.finish(run)
     run.write_json(run.summary, summary)
     say(closing(cli, figures, summary))
     return summary
+
+
+def complete(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation with those that only the module can give, on the main process."""
+    further = getattr(cli.model, "figures", None)
+    return figures | further(cli.run) if further and figures and cli.trainer.is_global_zero else figures
 
 
 def summarise(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +151,12 @@ def summarise(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def shown(cli: TaskCLI, figures: dict[str, Any]) -> str:
+    """The figures as the module wants them shown, else on one line."""
+    table = getattr(cli.model, "table", None)
+    return table(figures) if table and figures else figures_line(figures)
+
+
 def figures_line(figures: dict[str, Any]) -> str:
     """ "val_loss 1.6123  val_bits_per_byte 2.3261", or that there is nothing."""
     return "  ".join(f"{name} {value:.4f}" for name, value in figures.items()) or "no figures (nothing was validated)"
@@ -158,7 +173,7 @@ def closing(cli: TaskCLI, figures: dict[str, Any], summary: dict[str, Any]) -> s
     speed.append(f"share of peak {peak}")
     if summary["memory_gb"]:
         speed.append(f"{summary['memory_gb']:.1f} GB")
-    lines = ["", f"{figures_line(figures)}{best}", "  ".join(speed), f"Everything is in {cli.run}"]
+    lines = ["", f"{shown(cli, figures)}{best}", "  ".join(speed), f"Everything is in {cli.run}"]
     if cli.interrupt.stopped:
         lines.append(
             f"Stopped early. Continue:\n  triune {cli.task} fit --run {shlex.quote(str(cli.run))} --resume true"

@@ -69,6 +69,17 @@ def test_the_export_is_the_model(tmp_path):
     assert saved["model"]["transformer"]["head_dim"] == 16
 
 
+def test_predict_gives_the_surprise_at_each_token(tmp_path):
+    torch.manual_seed(0)
+    task = TextTask(TINY)
+    data = TextData(files(tmp_path), tokenizer="bytes", context=32, batch_size=4, cache=str(tmp_path / "cache"))
+    run = trainer()
+    surprise = run.predict(task, data)
+    run.validate(task, data, verbose=False)
+    total = sum(nats.sum().item() for nats in surprise)
+    assert total == pytest.approx(run.callback_metrics["val_loss"].item() * data.val_targets, rel=1e-4)
+
+
 def test_packed_documents_score_as_if_alone(tmp_path):
     """The loss of packed windows is that of each document by itself."""
     torch.manual_seed(0)
