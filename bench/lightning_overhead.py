@@ -25,7 +25,7 @@ from triune.core.training.telemetry import Telemetry
 from triune.text.data import TextData
 from triune.text.task import TextTask
 
-ARCHITECTURE = TransformerConfig(dim=128, depth=4, heads=4, causal=True, context=64, position="learned", ffn="gelu_tanh")
+ARCHITECTURE = TransformerConfig(dim=128, depth=4, heads=4, causal=True, context=64, position="learned", ffn="gelu")
 
 
 def make(text: Path, cache: str) -> tuple[TextTask, TextData]:

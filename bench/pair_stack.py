@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
 from triune.protein.config import PairConfig
 from triune.protein.pair import PairBlock
 
@@ -138,7 +137,9 @@ def cuda_peak(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def training_step(blocks: nn.ModuleList, z: Tensor, mask: Tensor, checkpointed: bool, dtype: torch.dtype) -> Callable[[], Tensor]:
+def training_step(
+    blocks: nn.ModuleList, z: Tensor, mask: Tensor, checkpointed: bool, dtype: torch.dtype
+) -> Callable[[], Tensor]:
     def step() -> Tensor:
         for parameter in blocks.parameters():
             parameter.grad = None
@@ -156,7 +157,7 @@ def training_step(blocks: nn.ModuleList, z: Tensor, mask: Tensor, checkpointed: 
 def measure(steps: dict[str, Callable[[], Tensor]], repeats: int, cuda: bool) -> dict[str, dict[str, float]]:
     """Median seconds and peak bytes of each, interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name, step in steps.items():
+    for step in steps.values():
         step()
     for _ in range(repeats):
         for name, step in steps.items():
@@ -169,7 +170,8 @@ def measure(steps: dict[str, Callable[[], Tensor]], repeats: int, cuda: bool) ->
             seconds[name].append(time.perf_counter() - start)
     peak = cuda_peak if cuda else cpu_peak
     return {
-        name: {"seconds": statistics.median(seconds[name]), "megabytes": peak(step) / 1e6} for name, step in steps.items()
+        name: {"seconds": statistics.median(seconds[name]), "megabytes": peak(step) / 1e6}
+        for name, step in steps.items()
     }
 
 
@@ -229,7 +231,9 @@ def main() -> None:
         print(f"N = {residues}, {args.blocks} block(s), {args.device}, {args.dtype}, {torch.get_num_threads()} threads")
         for name, row in rows.items():
             faster, memory = base["seconds"] / row["seconds"], row["megabytes"] / base["megabytes"]
-            print(f"  {name:32s} {row['seconds'] * 1e3:9.1f} ms {row['megabytes']:9.0f} MB   {faster:5.2f}x faster, {memory:5.2f} of the memory")
+            print(
+                f"  {name:32s} {row['seconds'] * 1e3:9.1f} ms {row['megabytes']:9.0f} MB   {faster:5.2f}x faster, {memory:5.2f} of the memory"
+            )
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"arguments": vars(args), "torch": torch.__version__, "results": results}, file, indent=2)

@@ -3,7 +3,7 @@
     python bench/text_speed.py                    nanoGPT's small architecture (4 x 128) on this machine
     python bench/text_speed.py --size 124M --compile --bf16 --batch 16 --context 1024     GPT-2 small, on a GPU
 
-All are trained by the same fused AdamW; a step is forward, cross-entropy, backward and update. The models take turns.
+All have nanoGPT's exact GELU, learned positions and a tied head, and are trained by the same fused AdamW; a step is forward, cross-entropy, backward and update. The models take turns.
 On a GPU the share of the measured matrix-product rate is reported as well (8192³ in bfloat16).
 """
 
@@ -25,7 +25,7 @@ def ours(depth: int, dim: int, heads: int, context: int, vocab: int, compiled: b
     from triune.text.model import LanguageModel, LanguageModelConfig
 
     transformer = TransformerConfig(
-        dim=dim, depth=depth, heads=heads, context=context, causal=True, position="learned", ffn="gelu_tanh"
+        dim=dim, depth=depth, heads=heads, context=context, causal=True, position="learned", ffn="gelu"
     )
     model = LanguageModel(LanguageModelConfig(vocab, transformer))
     if compiled:
@@ -43,7 +43,10 @@ def hugging_face(depth, dim, heads, context, vocab, compiled):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(
-        GPT2Config(vocab, context, dim, depth, heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
+        GPT2Config(
+            vocab_size=vocab, n_positions=context, n_embd=dim, n_layer=depth, n_head=heads, resid_pdrop=0, embd_pdrop=0,
+            attn_pdrop=0, use_cache=False, activation_function="gelu",
+        )  # fmt: skip
     )
     run = torch.compile(model) if compiled else model
 

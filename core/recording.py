@@ -51,7 +51,9 @@ def record_attention(model: nn.Module, keep: Callable[[str, Tensor], Tensor | No
         if isinstance(module, Attention)
     ]
     try:
-        yield seen
+        # A compiled block would not run hooks that were added after its compilation, and say nothing.
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
