@@ -51,7 +51,8 @@ def train(text: str, seed: int, options: str) -> dict:
         run = Path(folder) / "run"
         command = [
             *(sys.executable, "-m", "triune", "text", "fit", "--config", "shakespeare-char-cpu", "--data.files", text),
-            *("--seed_everything", str(seed), "--data.seed", str(seed), "--run", str(run), *shlex.split(options)),
+            *("--seed_everything", str(seed), "--data.seed", str(seed), "--run", str(run), "--threads", "1"),
+            *shlex.split(options),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return json.loads((run / "summary.json").read_text())

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
-import lightning
-import torch
-
 from ..core.errors import UserError
+from ..core.training.data import Batches, ResumableData
 from .corpus import find
 from .split import Side, Sides
 from .tokenizer import Tokenizer
 from .tokens import TokenArray, cache_folder, make_tokenizer, tokenise
-from .windows import Batches, InOrder, Shuffled, Windows, training_windows
-
-RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
+from .windows import InOrder, Shuffled, Windows, training_windows
 
 
-class TextData(lightning.LightningDataModule):
+class TextData(ResumableData):
     """Plain text, tokenised once into a cache and packed into windows of equal length.
 
     A batch is a dict of int64 tensors [batch, context]: `tokens`; `targets`, the next token of each, -100 where nothing
@@ -91,7 +86,6 @@ class TextData(lightning.LightningDataModule):
         self.val_bytes = self.val_targets = 0
         self._sides: Sides | None = None
         self._arrays: dict[Side, TokenArray] = {}
-        self._resumed: dict[str, Any] | None = None
 
     # -- from files to token arrays -----------------------------------------------------------------------------------
 
@@ -171,7 +165,7 @@ class TextData(lightning.LightningDataModule):
         Raises:
             UserError: the text does not fill one batch.
         """
-        array, (rank, world) = self._arrays["train"], self._ranks()
+        array, (rank, world) = self._arrays["train"], self.ranks()
         windows = training_windows(array.tokens, self.context)
         if windows < self.batch_size * world:
             devices = f" on {world} devices" if world > 1 else ""
@@ -179,14 +173,14 @@ class TextData(lightning.LightningDataModule):
                 f"the training text ({array.tokens:,} tokens) fills {windows:,} windows of {self.context:,}, fewer "
                 f"than one batch of {self.batch_size:,}{devices}: lower --data.batch_size or --data.context"
             )
-        order = Shuffled(array.tokens, self.context, self.batch_size, rank, world, self.seed, self._position)
-        return Batches(self._windows(array), order, self._workers, self._pin)
+        order = Shuffled(array.tokens, self.context, self.batch_size, rank, world, self.seed, self.position)
+        return Batches(self._windows(array), order, self._workers, self.pin)
 
     def val_dataloader(self) -> Batches:
         """Return the batches that score the whole validation text once."""
         array = self._arrays["val"]
-        order = InOrder(array.tokens, self.context, self.batch_size, *self._ranks())
-        return Batches(self._windows(array), order, 0, self._pin)
+        order = InOrder(array.tokens, self.context, self.batch_size, *self.ranks())
+        return Batches(self._windows(array), order, 0, self.pin)
 
     def test_dataloader(self) -> Batches:
         """Return the validation batches: text has no third side unless `val_files` names it."""
@@ -201,67 +195,18 @@ class TextData(lightning.LightningDataModule):
         packed = any(side.documents > 1 for side in self._arrays.values())
         return Windows(array, self.context, packed)
 
-    def _ranks(self) -> tuple[int, int]:
-        """Return (rank, world) among the processes that see different data; tensor-parallel ones share theirs."""
-        strategy = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
-        return strategy.get("rank", 0), strategy.get("num_replicas", 1)
-
     @property
     def _workers(self) -> int:
         if self.workers is not None:
             return self.workers
-        return 1 if self._pin and (os.cpu_count() or 1) > 2 else 0
+        return 1 if self.pin and (os.cpu_count() or 1) > 2 else 0
 
-    @property
-    def _pin(self) -> bool:
-        return (
-            self.trainer is not None and self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
-        )
-
-    # -- exact resume -------------------------------------------------------------------------------------------------
-
-    def _position(self) -> int | None:
-        """Return the position at which training goes on; None outside of `fit`."""
-        if self.trainer is None or self.trainer.state.fn != "fit":
-            return None
-        self._warn_if_resumed_differently()
-        return self._consumed()
-
-    def _consumed(self) -> int:
-        """Return how many batches went into the weights, over all epochs.
-
-        It is the trainer's own count of processed batches. That count is part of every checkpoint, survives however the
-        checkpoint was written (within a step, at the end of an epoch, on an exception), and does not move when a batch
-        is merely read ahead; counting here would have to guess all of these. It is asked for when the first batch is,
-        which is after the trainer has restored it.
-        """
-        trainer: Any = self.trainer
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return progress.current.processed if trainer.overfit_batches else progress.total.processed
-
-    def _order_settings(self) -> dict[str, Any]:
+    def order_settings(self) -> dict[str, Any]:
+        """See `ResumableData`."""
         return {
             "text": self._arrays["train"].folder.name,
             "context": self.context,
             "batch_size": self.batch_size,
-            "devices": self._ranks()[1],
+            "devices": self.ranks()[1],
             "seed": self.seed,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the order of batches depends on, and the epoch and the batches consumed in it."""
-        array, world = self._arrays["train"], self._ranks()[1]
-        batches = training_windows(array.tokens, self.context) // (self.batch_size * world)
-        epoch, batch = divmod(self._consumed() if self.trainer else 0, max(batches, 1))
-        return {"epoch": epoch, "batch": batch, "settings": self._order_settings()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the settings of the checkpoint, to compare them when training goes on."""
-        self._resumed = state_dict["settings"]
-
-    def _warn_if_resumed_differently(self) -> None:
-        saved, self._resumed = self._resumed, None
-        now = self._order_settings()
-        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
-        if changed:
-            warnings.warn(f"{RESUME_NEEDS}: {'; '.join(changed)}", stacklevel=2)

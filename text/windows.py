@@ -6,20 +6,18 @@ Python and collating them costs more than a small model's step on a CPU.
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from ..core.losses import IGNORED
+from ..core.training import data
 from .tokens import TokenArray
-
-IGNORED = -100
 
 
 class Windows(Dataset[dict[str, Tensor]]):
@@ -62,66 +60,33 @@ class Windows(Dataset[dict[str, Tensor]]):
         return batch
 
 
-class Shuffled:
+class Shuffled(data.Shuffled):
     """The order of training: window starts [batch] of one rank, batch after batch.
 
     In epoch e the windows tile the stream from a random phase in [0, context), in random order and each once; both come
     from a generator seeded by (seed, e). Every epoch has the same number of batches: windows that do not fill the last
-    one, and tokens outside the tiling, are left out in that epoch only. The batch at a position is a pure function of
-    that position, which is what makes resuming exact.
+    one, and tokens outside the tiling, are left out in that epoch only.
 
     Args:
         tokens: length of the stream.
         context: tokens of a window.
-        batch_size: windows of a batch on one rank.
-        rank, world: which part of every global batch of `batch_size * world` windows is taken.
-        seed: seed of all epochs.
-        position: returns how many batches were consumed, over all epochs, when an iteration starts; or None: iterate
-            one epoch after the other.
+        options: as for the core's `Shuffled`.
     """
 
-    def __init__(
-        self,
-        tokens: int,
-        context: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
-        position: Callable[[], int | None] = lambda: None,
-    ) -> None:
-        self._tokens, self._context, self._seed = tokens, context, seed
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._position = position
-        self._served = 0
-        self._epoch: tuple[int, np.ndarray] | None = None
+    def __init__(self, tokens: int, context: int, *options: Any, **more: Any) -> None:
         self.windows = training_windows(tokens, context)
+        super().__init__(self.windows, *options, **more)
+        self._tokens, self._context = tokens, context
 
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        return self.windows // (self._batch_size * self._world)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        # The trainer counts the batches of an epoch itself, and sometimes keeps one iterator for several epochs.
-        if (start := self._position()) is not None:
-            yield from map(self.batch, itertools.count(start))
-            return
-        start, self._served = self._served, self._served + len(self)
-        yield from map(self.batch, range(start, start + len(self)))
+    def permutation(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self._seed, epoch])
+        free = self._tokens - 1 - self.windows * self._context
+        phase = generator.integers(min(self._context, free + 1))
+        return phase + self._context * generator.permutation(self.windows)
 
     def batch(self, position: int) -> np.ndarray:
         """Return the window starts of the batch at `position`."""
-        epoch, index = divmod(position, len(self))
-        first = (index * self._world + self._rank) * self._batch_size
-        return self._starts(epoch)[first : first + self._batch_size]
-
-    def _starts(self, epoch: int) -> np.ndarray:
-        if self._epoch is None or self._epoch[0] != epoch:
-            generator = np.random.default_rng([self._seed, epoch])
-            free = self._tokens - 1 - self.windows * self._context
-            phase = generator.integers(min(self._context, free + 1))
-            self._epoch = epoch, phase + self._context * generator.permutation(self.windows)
-        return self._epoch[1]
+        return self.take(position)
 
 
 class InOrder:
@@ -142,53 +107,6 @@ class InOrder:
         for index in range(len(self)):
             first = (index * self._world + self._rank) * self._batch_size
             yield self._context * np.arange(first, first + self._batch_size)
-
-
-class Batches:
-    """An iterable over the batches of an order, read in this process or by workers.
-
-    It is not a `DataLoader`: one starts to read ahead as soon as it is iterated, and Lightning iterates it before a
-    checkpoint is restored whenever something asked for the number of steps. Here nothing is read, and no position
-    taken, before the first batch is asked for. Nor does Lightning put a sampler of its own into it.
-    """
-
-    def __init__(self, windows: Windows, order: Shuffled | InOrder, workers: int, pin: bool) -> None:
-        self._windows = windows
-        self._order = order
-        self._workers = workers
-        self._pin = pin
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        if self._workers:
-            yield from self._loader
-            return
-        for starts in self._order:
-            batch = self._windows[starts]
-            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if self._pin else batch
-
-    @cached_property
-    def _loader(self) -> DataLoader:
-        # `tokenizers` prints a warning at every fork unless this says that threads are wanted.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        return DataLoader(
-            self._windows,
-            batch_size=None,
-            sampler=self._order,  # pyright: ignore[reportArgumentType]
-            num_workers=self._workers,
-            persistent_workers=True,
-            pin_memory=self._pin,
-        )
-
-    # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry of
-    # its own: it is the trainer's count of processed batches, which the checkpoint holds.
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def training_windows(tokens: int, context: int) -> int:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any, Literal
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.training.data import ResumableData
 from ..core.training.machine import default_workers
 from .augment import AugmentConfig, change_pixels, erase, mix
-from .batches import FromFiles, InMemory, channel_statistics, common_size, pixels_in_memory
+from .batches import FromFiles, InMemory, channel_statistics, common_size, load, pixels_in_memory
 from .loader import Batches, InOrder, Shuffled
 from .preprocessing import IMAGENET, Interpolation, Preprocessing
 from .scan import Record, cache_folder, scan
 from .sources import SIDES, Collection, Images, Side, find
 from .split import check_classes, count_copies, drop_unreadable, hold_out
 
-RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
 SMALL_SIDE = 64
 """Images of up to this many pixels a side are kept in memory, if `memory` allows."""
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData(ResumableData):
     """Labelled images. Left without `root`: scikit-learn's 1,797 handwritten digits, which are on every machine.
 
     A batch is a dict: `images` float32 [batch, channels, height, width], normalised; `labels` int64 [batch], -100 for
@@ -120,7 +118,6 @@ class ImageData(lightning.LightningDataModule):
         self._images: dict[Side, Images] = {}
         self._pixels: dict[Side, Tensor] = {}
         self._mirror = True
-        self._resumed: dict[str, Any] | None = None
 
     # -- from files to sides ------------------------------------------------------------------------------------------
 
@@ -226,11 +223,30 @@ class ImageData(lightning.LightningDataModule):
         """Pixels uint8 [images, channels, height, width] and labels int64 [images] of a side, if they are in memory."""
         return (self._pixels[side], torch.from_numpy(self._images[side].labels)) if side in self._pixels else None
 
-    def describe(self) -> dict[str, Any]:
-        """What the data are, for printing."""
+    def picture(self, side: Side, index: int) -> Tensor:
+        """One image of a side as the model sees it in validation, uint8 [channels, height, width]."""
+        if side in self._pixels:
+            return self._pixels[side][index]
+        return self.preprocessing.pixels(load(self._images[side], index, self.channels), self.image_size)
+
+    def describe(self) -> str:
+        """One line about the data, after `setup()`."""
+        f = self.figures()
+        words = {"train": "to train", "val": "to validate", "test": "to test"}
+        counts = [f"{f[f'images_{side}']:,} {words[side]} on" for side in SIDES if side in self._images]
+        parts = [
+            f"{self.classes:,} classes",
+            ", ".join(counts[:-1]) + f" and {counts[-1]}",
+            f"{f['image_size']} pixels",
+        ]
+        parts += [f"{f[name]:,} {name}" for name in ("skipped", "duplicates", "leaked") if f[name]]
+        return f"{f['data']}: {', '.join(parts)}"
+
+    def figures(self) -> dict[str, Any]:
+        """Images of each side, classes, size, and what was left out, after `setup()`."""
         height, width = self.image_size
         return {
-            "data": self.dataset or self.root or "scikit-learn digits",
+            "data": self.dataset or self.root or "scikit-learn's digits",
             **{f"images_{side}": len(self._images[side]) for side in SIDES if side in self._images},
             "classes": self.classes,
             "image_size": f"{height}×{width}×{self.channels}",
@@ -247,15 +263,15 @@ class ImageData(lightning.LightningDataModule):
         Raises:
             UserError: the images do not fill one batch.
         """
-        count, (rank, world) = len(self._images["train"]), self._ranks()
+        count, (rank, world) = len(self._images["train"]), self.ranks()
         if count < self.batch_size * world:
             devices = f" on {world} devices" if world > 1 else ""
             raise UserError(
                 f"There are {count:,} training images, fewer than one batch of {self.batch_size:,}{devices}: "
                 f"lower --data.batch_size."
             )
-        order = Shuffled(count, self.batch_size, rank, world, self.seed, self.augment.repeats, position=self._position)
-        return Batches(self._source("train"), order, self._workers, self._pin)
+        order = Shuffled(count, self.batch_size, rank, world, self.seed, self.augment.repeats, position=self.position)
+        return Batches(self._source("train"), order, self._workers, self.pin)
 
     def val_dataloader(self) -> Batches:
         """Batches that hold every validation image once."""
@@ -265,9 +281,13 @@ class ImageData(lightning.LightningDataModule):
         """Batches that hold every test image once; of validation if there is no test."""
         return self._in_order("test" if "test" in self._images else "val")
 
+    def predict_dataloader(self) -> Batches:
+        """The batches of `test_dataloader`."""
+        return self.test_dataloader()
+
     def _in_order(self, side: Side) -> Batches:
-        order = InOrder(len(self._images[side]), self.batch_size, *self._ranks())
-        return Batches(self._source(side), order, self._workers, self._pin)
+        order = InOrder(len(self._images[side]), self.batch_size, *self.ranks())
+        return Batches(self._source(side), order, self._workers, self.pin)
 
     def _source(self, side: Side) -> InMemory | FromFiles:
         images = self._images[side]
@@ -275,7 +295,7 @@ class ImageData(lightning.LightningDataModule):
             return InMemory(self._pixels[side], images.labels)
         min_area = self.augment.min_area if side == "train" and self.augment.crop == "resized" else None
         return FromFiles(
-            images, self.image_size, self.channels, self.preprocessing, min_area, self.seed, self._ranks()[0]
+            images, self.image_size, self.channels, self.preprocessing, min_area, self.seed, self.ranks()[0]
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
@@ -284,7 +304,7 @@ class ImageData(lightning.LightningDataModule):
         position = batch.pop("position", None)
         if position is None:
             return batch | {"images": self.preprocessing.normalise(batch["images"])}
-        config, rank = self.augment, self._ranks()[0]
+        config, rank = self.augment, self.ranks()[0]
         rng = np.random.default_rng([self.seed, 1, rank, position])
         cropped = config.crop == "resized" and not self._pixels
         images = change_pixels(batch["images"], config, rng, self._mirror, cropped)
@@ -296,60 +316,21 @@ class ImageData(lightning.LightningDataModule):
             return batch
         return batch | {"images": images}
 
-    def _ranks(self) -> tuple[int, int]:
-        """(rank, world) among the processes that see different data; tensor-parallel ones share theirs."""
-        strategy = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
-        return strategy.get("rank", 0), strategy.get("num_replicas", 1)
-
     @property
     def _workers(self) -> int:
         if self._pixels:
             return 0
-        return default_workers(self._ranks()[1]) if self.workers is None else self.workers
+        return default_workers(self.ranks()[1]) if self.workers is None else self.workers
 
-    @property
-    def _pin(self) -> bool:
-        return (
-            self.trainer is not None and self.trainer.strategy.root_device.type == "cuda" and torch.cuda.is_available()
-        )
-
-    # -- exact resume -------------------------------------------------------------------------------------------------
-
-    def _position(self) -> int | None:
-        """How many batches went into the weights, over all epochs; None outside of `fit`.
-
-        It is the trainer's own count of processed batches: part of every checkpoint, and not moved by reading ahead.
-        """
-        if self.trainer is None or self.trainer.state.fn != "fit":
-            return None
-        self._warn_if_resumed_differently()
-        trainer: Any = self.trainer
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return progress.current.processed if trainer.overfit_batches else progress.total.processed
-
-    def _order_settings(self) -> dict[str, Any]:
+    def order_settings(self) -> dict[str, Any]:
+        """See `ResumableData`."""
         return {
             "images": len(self._images["train"]),
             "batch_size": self.batch_size,
-            "devices": self._ranks()[1],
+            "devices": self.ranks()[1],
             "seed": self.seed,
             "repeats": self.augment.repeats,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the order of batches depends on."""
-        return {"settings": self._order_settings()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the settings of the checkpoint, to compare them when training goes on."""
-        self._resumed = state_dict["settings"]
-
-    def _warn_if_resumed_differently(self) -> None:
-        saved, self._resumed = self._resumed, None
-        now = self._order_settings()
-        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
-        if changed:
-            warnings.warn(f"{RESUME_NEEDS}: {'; '.join(changed)}", stacklevel=2)
 
 
 def _few(names: list[str], most: int = 5) -> str:

@@ -165,7 +165,10 @@ def figures_line(figures: dict[str, Any]) -> str:
 def closing(cli: TaskCLI, figures: dict[str, Any], summary: dict[str, Any]) -> str:
     """What came out, where it lies, and what to type next."""
     unit = getattr(cli.model, "unit", "tok")
-    best = f" (step {summary['best_step']} of {summary['steps']})" if summary["best_step"] is not None else ""
+    text = shown(cli, figures)
+    if summary["best_step"] is not None:
+        step = f"step {summary['best_step']} of {summary['steps']}"
+        text += f"\nThese are the weights of {step}." if "\n" in text else f" ({step})"
     speed = [f"{short(summary['tokens'])} {unit} in {duration(summary['seconds'])}"]
     if summary["tokens_per_second"]:
         speed.append(f"{short(summary['tokens_per_second'])} {unit}/s")
@@ -173,7 +176,7 @@ def closing(cli: TaskCLI, figures: dict[str, Any], summary: dict[str, Any]) -> s
     speed.append(f"share of peak {peak}")
     if summary["memory_gb"]:
         speed.append(f"{summary['memory_gb']:.1f} GB")
-    lines = ["", f"{shown(cli, figures)}{best}", "  ".join(speed), f"Everything is in {cli.run}"]
+    lines = ["", text, "  ".join(speed), f"Everything is in {cli.run}"]
     if cli.interrupt.stopped:
         lines.append(
             f"Stopped early. Continue:\n  triune {cli.task} fit --run {shlex.quote(str(cli.run))} --resume true"

@@ -21,7 +21,8 @@ from triune.text.corpus import Survey, find
 from triune.text.data import TextData
 from triune.text.split import split
 from triune.text.tokenizer import Tokenizer
-from triune.text.windows import Batches, InOrder, Shuffled, training_windows
+from triune.core.training.data import Batches
+from triune.text.windows import InOrder, Shuffled, training_windows
 
 FOX = "The quick brown fox jumps over the lazy dog, again and again.\n"
 
@@ -666,12 +667,13 @@ def test_overfitting_on_a_few_batches_sees_the_same_ones(tmp_path, ten_a_epoch):
     assert_same(seen, seen[:2] * 3)
 
 
-def test_the_state_says_where_training_is(tmp_path, ten_a_epoch):
+def test_the_state_says_what_the_order_depends_on(tmp_path, ten_a_epoch):
     module = ten_a_epoch()
     _, trainer = fit(module, tmp_path, 13)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     state = torch.load(tmp_path / "a.ckpt", weights_only=True)["TextData"]
-    assert (state["epoch"], state["batch"]) == (1, 3)
+    assert state["settings"] == module.order_settings()
+    assert {"text", "context", "batch_size", "seed"} <= set(state["settings"])
 
 
 def test_resuming_with_another_order_warns(tmp_path, ten_a_epoch):

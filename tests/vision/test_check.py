@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+
 from triune.core.errors import UserError
 from triune.vision.check import Report, examine, main, show
 from triune.vision.scan import scan

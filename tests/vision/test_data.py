@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+
 from triune.core.errors import UserError
 from triune.vision import colours
 from triune.vision.augment import AugmentConfig, change_pixels, erase, mix, random_box
@@ -62,7 +63,10 @@ def test_digits_without_any_file() -> None:
     data = made(val_fraction=0.25, batch_size=64)
     assert (data.classes, data.image_size, data.channels) == (10, (8, 8), 1)
     assert data.labels == list("0123456789")
-    assert data.describe()["images_train"] + data.describe()["images_val"] == 1797
+    assert data.figures()["images_train"] + data.figures()["images_val"] == 1797
+    assert data.describe().startswith(
+        "scikit-learn's digits: 10 classes, 1,347 to train on and 450 to validate on, 8×8×1"
+    )
     assert all(44 <= count <= 46 for count in data.counts("val"))
     batch = seen(data, data.train_dataloader())[0]
     assert batch["images"].shape == (64, 1, 8, 8)

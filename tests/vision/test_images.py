@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from triune.vision import images
 from triune.vision.images import UnreadableImage, open_image, read_image
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
 from triune.vision.model import PatchEmbed, VisionTransformer, VisionTransformerConfig

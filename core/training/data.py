@@ -1,0 +1,208 @@
+"""What the data modules of all tasks share: an order of batches that resumes exactly, and their fetching.
+
+A batch is a pure function of its position, counted over all epochs; the position is the trainer's own count of
+processed batches. So nothing needs to be replayed after a resume, and reading ahead changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
+
+
+class Draw(NamedTuple):
+    """One batch to fetch: `indices` int64 [batch], -1 for none; `position` counts the batches of all epochs of training,
+    and is None in validation."""
+
+    position: int | None
+    indices: np.ndarray
+
+
+class Source(Protocol):
+    """What makes a batch of a draw."""
+
+    def __getitem__(self, draw: Any, /) -> dict[str, Any]: ...
+
+
+class Order(Protocol):
+    """The batches of an epoch, one draw after the other."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Shuffled:
+    """The order of training on one rank: each epoch is a permutation that (seed, epoch) determine.
+
+    What does not fill the last batch of an epoch is left out in that epoch.
+
+    Args:
+        count: examples.
+        batch_size: of one rank.
+        rank, world: which part of every global batch of `batch_size * world` is taken.
+        seed: of all epochs.
+        position: returns how many batches were consumed, over all epochs, when an iteration starts; or None: iterate
+            one epoch after the other.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0,
+        position: Callable[[], int | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._count, self._batch_size, self._rank, self._world = count, batch_size, rank, world
+        self._seed, self._position = seed, position
+        self._served = 0
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All that an epoch visits, in order: int64 [examples]. Tasks override it."""
+        return np.random.default_rng([self._seed, epoch]).permutation(self._count)
+
+    def batch(self, position: int) -> Any:
+        """The draw of this rank at a position."""
+        return Draw(position, self.take(position))
+
+    def take(self, position: int) -> np.ndarray:
+        """The examples of this rank at a position, int64 [batch]."""
+        epoch, index = divmod(position, len(self))
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, self.permutation(epoch)
+        first = (index * self._world + self._rank) * self._batch_size
+        return self._epoch[1][first : first + self._batch_size]
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._count // (self._batch_size * self._world)
+
+    def __iter__(self) -> Iterator[Any]:
+        # The trainer counts the batches of an epoch itself, and sometimes keeps one iterator for several epochs.
+        if (start := self._position()) is not None:
+            yield from map(self.batch, itertools.count(start))
+            return
+        start, self._served = self._served, self._served + len(self)
+        yield from map(self.batch, range(start, start + len(self)))
+
+
+class InOrder:
+    """The order of validation: each example once; ranks take disjoint parts and equally many batches of equal shape.
+
+    The last batches are filled up with -1. Arguments as for `Shuffled`.
+    """
+
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self._count, self._batch_size, self._rank, self._world = count, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-self._count // (self._batch_size * self._world))
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in range(len(self)):
+            first = (index * self._world + self._rank) * self._batch_size
+            indices = np.arange(first, first + self._batch_size)
+            yield Draw(None, np.where(indices < self._count, indices, -1))
+
+
+class Batches:
+    """An iterable over the batches of an order, fetched in this process or by workers.
+
+    It is not a `DataLoader`: one starts to read ahead as soon as it is iterated, and Lightning iterates it before a
+    checkpoint is restored whenever something asked for the number of steps. Here nothing is read, and no position taken,
+    before the first batch is asked for. Nor does Lightning put a sampler of its own into it.
+    """
+
+    def __init__(self, source: Source, order: Order, workers: int = 0, pin: bool = False) -> None:
+        self._source, self._order, self._workers, self._pin = source, order, workers, pin
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._workers:
+            yield from self._loader
+            return
+        for draw in self._order:
+            batch = self._source[draw]
+            yield {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if self._pin else batch
+
+    @cached_property
+    def _loader(self) -> Iterable[dict[str, Any]]:
+        # `tokenizers` prints a warning at every fork unless this says that threads are wanted.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        return DataLoader(
+            self._source,  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            sampler=self._order,  # pyright: ignore[reportArgumentType]
+            num_workers=self._workers,
+            persistent_workers=True,
+            pin_memory=self._pin,
+        )
+
+    # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry of
+    # its own: it is the trainer's count of processed batches, which the checkpoint holds.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class ResumableData(LightningDataModule):
+    """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._resumed: dict[str, Any] | None = None
+
+    def order_settings(self) -> dict[str, Any]:
+        """Plain values that the order of batches depends on; they are saved, and compared on resume."""
+        raise NotImplementedError(f"{type(self).__name__} must implement order_settings().")
+
+    def position(self) -> int | None:
+        """How many batches went into the weights, over all epochs; None outside of `fit`.
+
+        It is the trainer's own count of processed batches. That count is part of every checkpoint, survives however the
+        checkpoint was written (within a step, at the end of an epoch, on an exception), and does not move when a batch
+        is merely read ahead. It is asked for when the first batch is, which is after the trainer has restored it.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return None
+        self._warn_if_resumed_differently()
+        trainer: Any = self.trainer
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return progress.current.processed if trainer.overfit_batches else progress.total.processed
+
+    def ranks(self) -> tuple[int, int]:
+        """(rank, world) among the processes that see different data; tensor-parallel ones share theirs."""
+        strategy = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
+        return strategy.get("rank", 0), strategy.get("num_replicas", 1)
+
+    @property
+    def pin(self) -> bool:
+        """Whether batches should lie in memory from which a GPU copies without waiting."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return on_gpu and torch.cuda.is_available()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": self.order_settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict["settings"]
+
+    def _warn_if_resumed_differently(self) -> None:
+        saved, self._resumed = self._resumed, None
+        now = self.order_settings()
+        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
+        if changed:
+            warnings.warn(f"{RESUME_NEEDS}: {'; '.join(changed)}", stacklevel=2)
