@@ -29,8 +29,10 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line]
-    return f"{model[0] if model else platform.processor()}, {len(model)} cores"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{model[0]}, {len(model)} cores" if model else platform.processor()
 
 
 def record(name: str, rows: list[dict[str, Any]], **notes: Any) -> Path:
@@ -67,7 +69,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def interleaved(actions: dict[str, Callable[[], Any]], rounds: int, repeats: int, sync: bool = False) -> dict[str, list[float]]:
+def interleaved(
+    actions: dict[str, Callable[[], Any]], rounds: int, repeats: int, sync: bool = False
+) -> dict[str, list[float]]:
     """Seconds per call of each action, one figure a round. The actions take turns, so that all see the same machine."""
     import torch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from common import record, spread, table
 from lightning.pytorch import Callback, Trainer
+
 from triune.core import OptimizerConfig, ScheduleConfig, TransformerConfig
 from triune.core.training.optimizers import build_optimizer
 from triune.core.training.schedules import factor

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from common import interleaved, record, spread, table
+
 from triune.core.layers import rms_norm
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
 from triune.protein.config import PairConfig
 from triune.protein.pair import PairBlock
 

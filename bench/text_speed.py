@@ -20,7 +20,9 @@ from common import interleaved, record, spread, table
 SIZES = {"nano": (4, 128, 4), "124M": (12, 768, 12)}
 
 
-def ours(depth: int, dim: int, heads: int, context: int, vocab: int, compiled: bool) -> tuple[torch.nn.Module, Callable]:
+def ours(
+    depth: int, dim: int, heads: int, context: int, vocab: int, compiled: bool
+) -> tuple[torch.nn.Module, Callable]:
     from triune.core import TransformerConfig
     from triune.text.model import LanguageModel, LanguageModelConfig
 
@@ -44,9 +46,17 @@ def hugging_face(depth, dim, heads, context, vocab, compiled):
 
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocab, n_positions=context, n_embd=dim, n_layer=depth, n_head=heads, resid_pdrop=0, embd_pdrop=0,
-            attn_pdrop=0, use_cache=False, activation_function="gelu",
-        )  # fmt: skip
+            vocab_size=vocab,
+            n_positions=context,
+            n_embd=dim,
+            n_layer=depth,
+            n_head=heads,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            use_cache=False,
+            activation_function="gelu",
+        )
     )
     run = torch.compile(model) if compiled else model
 
@@ -130,14 +140,22 @@ def main() -> None:
     for name, values in seconds.items():
         depth, dim, _ = SIZES[options.size]
         speed = spread([tokens.numel() / s for s in values])
-        row = {"system": name, "parameters": sizes[name], "tokens/s": speed["median"], "low": speed["low"], "high": speed["high"]}
+        row = {
+            "system": name,
+            "parameters": sizes[name],
+            "tokens/s": speed["median"],
+            "low": speed["low"],
+            "high": speed["high"],
+        }
         if rate:
             # 6 FLOPs per weight and token of the products, and 6·context·dim per layer and token for causal attention.
             flops = 6 * (12 * dim * dim * depth + vocab * dim) + 6 * options.context * dim * depth
             row["share of measured matmul rate"] = speed["median"] * flops / rate
         rows.append(row)
     print(table(rows))
-    record(f"text_speed_{options.size}_{device.type}" + ("_compiled" if options.compile else ""), rows, matmul_flops=rate)
+    record(
+        f"text_speed_{options.size}_{device.type}" + ("_compiled" if options.compile else ""), rows, matmul_flops=rate
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 
 import torch
 from common import interleaved, record, spread, table
+
 from triune.core import AttentionMask, force_kernel
 from triune.core.kernels import attend, plan
 

@@ -248,7 +248,8 @@ def _evaluate(cli: TaskCLI) -> dict[str, Any]:
     figures = report.complete(cli, figures)
     if cli.run and cli.trainer.is_global_zero:
         cli.run.write_json(cli.run.validation if cli.verb == "validate" else cli.run.path / "test.json", figures)
-    report.say(f"{cli.run or checkpoint}: {report.shown(cli, figures)}")
+    text = report.shown(cli, figures)
+    report.say(f"{cli.run or checkpoint}:" + ("\n" if "\n" in text else " ") + text)
     return figures
 
 

@@ -87,7 +87,6 @@ class OptimizerConfig:
         if self.layer_decay is not None:
             _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
 
-
     @property
     def main_lr(self) -> float:
         """`lr`, or its default for the optimizer called `name`."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from triune.core.cache import KeyValueCache, LayerCache
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError

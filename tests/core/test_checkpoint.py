@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from triune import __version__
 from triune.core import checkpoint
 from triune.core.config import RotaryConfig, TransformerConfig

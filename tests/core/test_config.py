@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
 

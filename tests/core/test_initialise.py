@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from triune.core.config import TransformerConfig
 from triune.core.transformer import Transformer
 

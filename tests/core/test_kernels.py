@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from triune.core import kernels
 from triune.core.errors import UserError
 from triune.core.kernels import Plan, attend, force_kernel, plan, reference_attention

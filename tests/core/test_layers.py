@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+
 from triune.core.config import TransformerConfig
 from triune.core.layers import Branch, FeedForward, Norm, activation, drop_path, rms_norm
 

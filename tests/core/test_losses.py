@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from triune.core import losses
 from triune.core.losses import cross_entropy_reference, linear_cross_entropy
 

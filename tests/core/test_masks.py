@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from triune.core.masks import AttentionMask, positions_in_segments
 
 

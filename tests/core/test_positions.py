@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
 from triune.core.positions import (

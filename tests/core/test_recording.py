@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from triune.core import Transformer, TransformerConfig, record_attention
 from triune.core.kernels import force_kernel
 

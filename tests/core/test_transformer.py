@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from triune.core.attention import Attention
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError

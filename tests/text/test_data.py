@@ -15,13 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from triune.core.errors import UserError
+from triune.core.training.data import Batches
 from triune.text import corpus, tokens
 from triune.text.corpus import Survey, find
 from triune.text.data import TextData
 from triune.text.split import split
 from triune.text.tokenizer import Tokenizer
-from triune.core.training.data import Batches
 from triune.text.windows import InOrder, Shuffled, training_windows
 
 FOX = "The quick brown fox jumps over the lazy dog, again and again.\n"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.text.model import LanguageModel, LanguageModelConfig
@@ -183,7 +184,7 @@ class TestCommand:
     def test_mistakes(self, folder, tmp_path):
         with pytest.raises(UserError, match="--max-tokens is 0"):
             main([folder, "--max-tokens", "0"])
-        with pytest.raises(UserError, match="'X' .*cannot|X"):
+        with pytest.raises(UserError, match="X"):
             main([folder, "--prompt", "X"])
         with pytest.raises(UserError, match="no end-of-text"):
             main([folder, "--prompt", ""])

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.training.optimizers import OptimizerConfig
@@ -20,7 +21,12 @@ TINY = TransformerConfig(dim=32, depth=2, heads=2, bias=False, norm="rmsnorm")
 
 
 def trainer(**options: object) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return Trainer(accelerator="cpu", **quiet, **options)
 
 
@@ -85,7 +91,9 @@ def test_packed_documents_score_as_if_alone(tmp_path):
     torch.manual_seed(0)
     data = TextData(files(tmp_path), tokenizer="bytes", context=64, batch_size=1, cache=str(tmp_path / "cache"))
     data.setup()
-    model = LanguageModel(LanguageModelConfig(data.vocab_size, TransformerConfig(dim=32, depth=2, heads=2, causal=True)))
+    model = LanguageModel(
+        LanguageModelConfig(data.vocab_size, TransformerConfig(dim=32, depth=2, heads=2, causal=True))
+    )
     model.double().eval()
     seen = 0
     for batch in data.train_dataloader():

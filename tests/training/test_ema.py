@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+
 from triune.core.errors import UserError
 from triune.core.training.ema import EMA
 

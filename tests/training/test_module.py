@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
 from triune.core.errors import UserError
 from triune.core.training.module import Loss, TrainingModule
 from triune.core.training.optimizers import OptimizerConfig, build_optimizer

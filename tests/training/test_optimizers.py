@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import _muon
+
 from triune.core.errors import UserError
 from triune.core.training.optimizers import (
     MuonAdamW,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
 from triune.core.training.module import Loss, TrainingModule, rng_state, set_rng_state
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.schedules import ScheduleConfig
