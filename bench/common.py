@@ -46,7 +46,8 @@ def record(name: str, rows: list[dict[str, Any]], **notes: Any) -> Path:
         except metadata.PackageNotFoundError:
             continue
     header = {
-        "command": "python " + " ".join([f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        # Where the data lies on this machine means nothing on another.
+        "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *(Path(w).name for w in sys.argv[1:])]),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "device": device_name(),

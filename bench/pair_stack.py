@@ -7,12 +7,19 @@ The reference below is what one writes from the supplement (Jumper et al. 2021, 
 `einsum`, attention with all scores, mask and pair bias added as separate tensors. Both compute the same function with the
 same parameters (checked before anything is timed), in training mode with dropout. Memory is the peak of what a step
 allocates above parameters and input: counted by PyTorch's allocator on CUDA, and by its profiler on a CPU. Runs are
-interleaved and the median is reported. If OpenFold's or another peer's package is importable it is measured too.
+interleaved and the median is reported; with one CPU thread time is processor time, so that other processes disturb less.
+
+Boltz (MIT) is measured too where it is importable; its pair block has the same five updates, with a gated transition and
+no biases. Nothing but its layers is needed:
+
+    pip install --no-deps --target peer boltz einops && PYTHONPATH=peer python bench/pair_stack.py
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import json
 import statistics
 import time
@@ -24,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triune.protein.config import PairConfig
+from triune.protein.model import _CPU_CHUNK, _GPU_CHUNK
 from triune.protein.pair import PairBlock
 
 
@@ -115,6 +123,30 @@ def copy_weights(straight: StraightBlock, block: PairBlock) -> None:
             getattr(straight, name).load_state_dict(getattr(block.transition, name).state_dict())
 
 
+class Peer(nn.Module):
+    """Boltz's pair block of the same widths, without its optional kernels."""
+
+    def __init__(self, config: PairConfig) -> None:
+        super().__init__()
+        from boltz.model.layers.pairformer import PairformerNoSeqLayer
+
+        self.layer = PairformerNoSeqLayer(config.dim, config.dropout_pair, config.head_dim, config.triangle_heads)
+
+    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
+        return self.layer(z, (mask[:, :, None] & mask[:, None, :]).to(z.dtype))
+
+
+class InChunks(nn.Module):
+    """Our block as `PairConfig.checkpoint = "update"` runs it."""
+
+    def __init__(self, block: PairBlock, chunk: int) -> None:
+        super().__init__()
+        self.block, self.chunk = block, chunk
+
+    def forward(self, z: Tensor, mask: Tensor) -> Tensor:
+        return self.block(z, mask, self.chunk)
+
+
 def cpu_peak(run: Callable[[], object]) -> int:
     """Largest number of bytes alive above the start, from the allocations the profiler sees."""
     from torch.profiler import ProfilerActivity, profile
@@ -164,11 +196,12 @@ def measure(steps: dict[str, Callable[[], Tensor]], repeats: int, cuda: bool) ->
         for name, step in steps.items():
             if cuda:
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            clock = time.process_time if not cuda and torch.get_num_threads() == 1 else time.perf_counter
+            start = clock()
             step()
             if cuda:
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     peak = cuda_peak if cuda else cpu_peak
     return {
         name: {"seconds": statistics.median(seconds[name]), "megabytes": peak(step) / 1e6}
@@ -192,12 +225,17 @@ def compare(residues: int, args: argparse.Namespace) -> dict[str, dict[str, floa
     steps = {
         "straightforward": training_step(straight, z, mask, False, dtype),
         "triune": training_step(ours, z, mask, False, dtype),
-        "triune, checkpointed": training_step(ours, z, mask, True, dtype),
-        "straightforward, checkpointed": training_step(straight, z, mask, True, dtype),
     }
+    chunk = max(1, (_GPU_CHUNK if args.device == "cuda" else _CPU_CHUNK) // z[:, 0].numel())
+    chunked = nn.ModuleList(InChunks(block, chunk) for block in ours)
+    steps["triune, checkpoint update"] = training_step(chunked, z, mask, False, dtype)
+    if args.blocks > 1:
+        steps["triune, checkpoint block"] = training_step(chunked, z, mask, True, dtype)
+        steps["straightforward, checkpoint block"] = training_step(straight, z, mask, True, dtype)
+    if importlib.util.find_spec("boltz"):
+        peer = nn.ModuleList(Peer(config) for _ in range(args.blocks)).to(args.device)
+        steps["boltz"] = training_step(peer, z, mask, False, dtype)
     if args.compile:
-        import copy
-
         compiled = copy.deepcopy(ours)
         for block in compiled:
             block.compile()
