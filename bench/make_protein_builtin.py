@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from triune.protein.clusters import separate
+
+SPARE = 10
 OUT = Path(__file__).parents[1] / "protein" / "builtin" / "chains.npz"
 
 
@@ -38,8 +41,12 @@ def main() -> None:
         row = rows[name]
         if row["split"] == "train" and args.shortest <= length <= args.longest:
             by_cluster.setdefault(row["cluster"], []).append(number)
-    clusters = rng.permutation(sorted(by_cluster))[: args.train + args.val]
-    chosen = [int(rng.choice(by_cluster[cluster])) for cluster in clusters]
+    # A few to spare: clusters alone do not keep all relatives apart.
+    clusters = rng.permutation(sorted(by_cluster))[: args.train + args.val + SPARE]
+    drawn = [int(rng.choice(by_cluster[cluster])) for cluster in clusters]
+    sequences = [data["sequence"][starts[chain] : starts[chain + 1]].tobytes().decode() for chain in drawn]
+    side = separate(sequences, np.array(["train"] * args.train + ["val"] * (args.val + SPARE)))
+    chosen = drawn[: args.train] + [drawn[number] for number in np.flatnonzero(side == "val")[: args.val]]
     split = np.array(["train"] * args.train + ["val"] * args.val)
     residues = np.concatenate([np.arange(starts[chain], starts[chain + 1]) for chain in chosen])
     atoms = data["backbone"][residues].astype(np.int64).reshape(-1, 3)
