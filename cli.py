@@ -16,7 +16,25 @@ from typing import Any
 # and score, the classes that the shared command line runs: (Lightning module, data module).
 Entry = str | tuple[str, str]
 _TEXT: Entry = ("triune.text.task:TextTask", "triune.text.data:TextData")
+_PROTEIN: Entry = ("triune.protein.task:PairTask", "triune.protein.data:ProteinData")
+_VISION: Entry = ("triune.vision.task:VisionTask", "triune.vision.data:ImageData")
 VERBS: dict[str, dict[str, Entry]] = {
+    "vision": {
+        "check": "triune.vision.check:main",
+        "fit": _VISION,
+        "validate": _VISION,
+        "test": _VISION,
+        "predict": _VISION,
+        "classify": "triune.vision.predict:main",
+        "export": "triune.vision.export:main",
+    },
+    "protein": {
+        "prepare": "triune.protein.prepare:main",
+        "dca": "triune.protein.dca:main",
+        "fit": _PROTEIN,
+        "validate": _PROTEIN,
+        "test": _PROTEIN,
+    },
     "text": {
         "fit": _TEXT,
         "validate": _TEXT,
@@ -28,15 +46,33 @@ VERBS: dict[str, dict[str, Entry]] = {
 COMMANDS: dict[str, str] = {"demo": "triune.demo:main"}
 
 ABOUT = {
+    "vision": "image classifiers: train, judge, use, explain",
     "text": "language models: train on your text, write more of it",
+    "protein": "residue contacts from sequences, profiles and alignments",
+    "prepare": "turn structures and alignments into a set to train on",
+    "dca": "predict contacts from an alignment alone, by mean-field direct couplings",
     "fit": "train; without options on data that is already on this machine",
     "validate": "score the best weights of a run on its whole validation set",
     "test": "score them on the test set",
     "predict": "apply them to the prediction set",
     "generate": "continue a text with a trained model",
+    "check": "look through a folder of images before training",
+    "classify": "name what is in images, with calibrated probabilities and attention maps",
+    "export": "write a classifier as ONNX or for torch.export, compared with the model",
 }
 
 EXAMPLES = {
+    "protein": """\
+  triune protein fit                                        train on the chains that come with the package
+  triune protein prepare SET --structures PDB_FOLDER --alignments A3M_FOLDER
+  triune protein fit --data.folder SET
+  triune protein dca family.a3m""",
+    "vision": """\
+  triune vision fit                                         train on scikit-learn's digits
+  triune vision check FOLDER                                one folder of images for each class
+  triune vision fit --data.root FOLDER
+  triune vision classify photo.jpg --run RUN --attention seen.png
+  triune vision export RUN --onnx model.onnx""",
     "text": """\
   triune text fit                                           train on Python's standard library
   triune text fit --config shakespeare-char-cpu --data.files input.txt

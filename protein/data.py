@@ -86,8 +86,17 @@ class ProteinData(ResumableData):
             )
         self.chains = chains
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the data is, for printing."""
+    def describe(self) -> str:
+        """One line about the data, after `setup()`."""
+        f = self.figures()
+        return (
+            f"{f.get('train_chains', 0):,} chains to train and {f.get('val_chains', 0):,} to validate on, up to "
+            f"{f['longest']:,} residues, {f['with_profile']:,} with a profile, {f['with_alignment']:,} with an alignment "
+            f"({f['folder']})"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Chains and residues of the sides, after `setup()`."""
         chains = self._set()
         lengths = chains.lengths
         sides = {f"{side}_chains": len(numbers) for side, numbers in self._sides.items()}

@@ -89,7 +89,11 @@ class SequenceData(lightning.LightningDataModule):
             )
         self.sides = sides
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> str:
+        """One line about the data, after `setup()`."""
+        return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.figures().items())
+
+    def figures(self) -> dict[str, Any]:
         """Sequences and residues of both sides, and the duplicates that were left out."""
         counts = {f"sequences_{side}": len(chains) for side, chains in self.sides.items()}
         counts |= {f"residues_{side}": sum(map(len, chains)) for side, chains in self.sides.items()}

@@ -110,13 +110,25 @@ class PairTask(TrainingModule):
         msa = f", an MSA track in {c.msa_depth}" if c.msa_depth else ""
         return f"{self.preset}: {c.depth} blocks x {c.dim} channels, {attention}{msa}"
 
+    def table(self, figures: dict[str, Any]) -> str:
+        """Precision by separation, beside what chance and a perfect predictor would reach."""
+        lines = [f"val_loss {figures['val_loss']:.4f}", "precision (chance, ceiling)      P@L              P@L/5"]
+        for name, about in (("short", "6 to 11 apart"), ("medium", "12 to 23"), ("long", "24 or more")):
+            cells = []
+            for at in ("p_at_l", "p_at_l5"):
+                found = (figures.get(f"val_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
+                value, chance, ceiling = (float("nan") if x is None else x for x in found)
+                cells.append(f"{value:.3f} ({chance:.3f}, {ceiling:.3f})")
+            lines.append(f"  {name:7} {about:14} " + "  ".join(cells))
+        return "\n".join(lines)
+
     def export(self, folder: Path) -> None:
         """Write the model for `PairModel.from_pretrained`."""
         checkpoint.save(folder, "PairModel", {"model": self.config.to_dict()}, self.export_state())
 
     def next_steps(self, run: Any) -> list[str]:
         """Commands to type after training."""
-        return [f"triune protein contacts INPUT --run {shlex.quote(str(run))}"]
+        return [f"triune protein validate {shlex.quote(str(run))}"]
 
 
 def pair_loss(

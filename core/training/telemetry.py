@@ -275,7 +275,8 @@ class Telemetry(Callback):
             self._total = torch.tensor(total, dtype=torch.float32, device=loss.count.device)
             self._count = torch.tensor(count, dtype=torch.int64, device=loss.count.device)
             self._window.skipped = count
-        self._count += loss.count
+        # A task may weigh its units; counted are whole ones.
+        self._count += loss.count.round().long() if loss.count.is_floating_point() else loss.count
         self._total += loss.total
         slots = module.slots(batch)
         self._slots += slots

@@ -247,7 +247,7 @@ def test_the_module_works_without_any_setting():
     data.setup()
     batch = next(iter(data.train_dataloader()))
     assert batch["tokens"].shape == (8, 128)
-    assert data.describe()["val_chains"] == 60
+    assert data.figures()["val_chains"] == 60
     names = [name for batch in data.val_dataloader() for name in batch["name"] if name]
     assert len(names) == len(set(names)) == 60
     assert len(data.test_dataloader()) == len(data.val_dataloader())

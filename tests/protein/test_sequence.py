@@ -139,7 +139,7 @@ def fasta(tmp_path: Path) -> Path:
 def test_batches_of_fasta(fasta: Path) -> None:
     data = SequenceData(str(fasta), val_fraction=0.1, context=30, batch_size=8)
     data.setup()
-    counts = data.describe()
+    counts = data.figures()
     assert counts["duplicates"] == 1
     assert counts["sequences_train"] + counts["sequences_val"] == 120
     loader = data.train_dataloader()

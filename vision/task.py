@@ -1,0 +1,299 @@
+"""Training an image classifier: cross-entropy or one-vs-rest, judged by accuracy and by how honest its probabilities are."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import checkpoint
+from ..core.config import TransformerConfig
+from ..core.errors import UserError
+from ..core.training.module import Loss, TrainingModule
+from ..core.training.optimizers import OptimizerConfig
+from ..core.training.schedules import ScheduleConfig
+from . import pictures
+from .baselines import MOST_IMAGES, Baseline, logistic_regression, majority
+from .calibration import Calibration, calibrate, read_temperature, store_temperature
+from .data import ImageData
+from .metrics import IGNORED, judge
+from .model import Pool, Position, VisionTransformer, VisionTransformerConfig
+from .positions import Coordinates, Grid, Resample
+
+SMALL = TransformerConfig(
+    dim=192, depth=6, heads=3, position="none", norm_eps=1e-6, bias=False, init_std=None, init_residual="zero"
+)
+"""An encoder for small data sets: with few tokens, LayerNorm and a learned table take about two thirds of the time of
+RMSNorm, QK-norm and rotary positions."""
+
+
+class VisionTask(TrainingModule):
+    """A Vision Transformer that names what is in an image.
+
+    Image size, channels and class names come from the data. Validation and test score the softmax cross-entropy of the
+    true class, whatever was trained. The best weights are those with the highest top-1 accuracy.
+
+    Args:
+        transformer: the core.
+        patch_size: pixels of a patch, or height and width. Left out: by the image size; 2 of 8 pixels, 4 of 28 or 32, 16
+            from 112 on.
+        class_token: a learned token before the patches.
+        registers: further learned tokens (Darcet et al. 2024).
+        pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool.
+        position: table added to the patches: `learned`, `sincos2d` or `none`; beside it, transformer.position is `none`
+            or `rotary`.
+        position_covers_class: the learned table has a row for the class token.
+        resample: how the learned table is stretched to images of another size.
+        rotary_coordinates: `index` counts patches, `unit` runs over the image.
+        pre_logits: a linear layer and tanh before the head.
+        label_smoothing: part of each label that is spread over all classes, in training.
+        binary: train one yes-or-no question for each class (binary cross-entropy, summed over classes; DeiT III).
+        optimizer: optimizer and learning rates; `layer_decay` for fine-tuning.
+        schedule: how the learning rate moves.
+        ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
+        compile: compile the blocks; worth its minute of waiting on a GPU.
+    """
+
+    unit = "img"
+    loss_unit = "nats per image"
+    monitor = ("val_top1", "max")
+
+    def __init__(
+        self,
+        transformer: TransformerConfig = SMALL,
+        patch_size: int | list[int] | None = None,
+        class_token: bool = False,
+        registers: int = 0,
+        pool: Pool = "mean",
+        position: Position = "learned",
+        position_covers_class: bool = True,
+        resample: Resample = "reference",
+        rotary_coordinates: Coordinates = "index",
+        pre_logits: bool = False,
+        label_smoothing: float = 0.0,
+        binary: bool = False,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(optimizer, schedule, ema, compile)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1 (such as 0.1).")
+        self.label_smoothing, self.binary = label_smoothing, binary
+        self.transformer_config, self.patch_size = transformer, patch_size
+        self.options: dict[str, Any] = {
+            "class_token": class_token, "registers": registers, "pool": pool, "position": position,
+            "position_covers_class": position_covers_class, "resample": resample,
+            "rotary_coordinates": rotary_coordinates, "pre_logits": pre_logits,
+        }  # fmt: skip
+        self._logits: Tensor | None = None  # of the evaluation batch at hand
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.predicted: tuple[Tensor, Tensor, Tensor] | None = None
+        """Of the last evaluation: logits [images, classes], labels [images] and the number of each image in its side."""
+        self.calibration: Calibration | None = None
+        self.baselines: list[Baseline] = []
+
+    @property
+    def data(self) -> ImageData:
+        """The data module of the trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def build_model(self, data: Any) -> VisionTransformer:
+        """A new model for the images and classes of the data."""
+        if not isinstance(data, ImageData):
+            raise UserError("VisionTask needs ImageData: its classes decide the size of the head.")
+        return VisionTransformer(
+            VisionTransformerConfig(
+                image_size=list(data.image_size),
+                patch_size=patch_for(data.image_size) if self.patch_size is None else self.patch_size,
+                channels=data.channels,
+                classes=data.classes,
+                transformer=self.transformer_config,
+                # So that a one-vs-rest model starts by giving each class its share.
+                head_bias=-math.log(data.classes) if self.binary else 0.0,
+                labels=list(data.labels),
+                preprocessing=data.preprocessing,
+                **self.options,
+            )
+        )
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Tensor]) -> Loss:
+        """Loss in nats over the images. Batch as `ImageData` makes it: labels int `[batch]`, or float `[batch, classes]`."""
+        assert self.model is not None
+        logits, labels = self.model(batch["images"]).float(), batch["labels"]
+        if not self.training:
+            self._logits = logits
+            return Loss(
+                F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum()
+            )
+        # The number is known on the host; on the device nothing has to be counted.
+        count = torch.full((), len(labels), device=logits.device)
+        if not self.binary:
+            return Loss(F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum"), count)
+        targets = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+        return Loss(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), count)
+
+    def slots(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["images"])
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> dict[str, Tensor]:
+        """Logits float32 `[images, classes]`, labels and numbers of the images of a batch, without what fills it up."""
+        assert self.model is not None
+        keep = batch["labels"] != IGNORED
+        kept = {"logits": self.model(batch["images"]).float(), "labels": batch["labels"], "index": batch["index"]}
+        return {name: values[keep].cpu() for name, values in kept.items()}
+
+    # --- judging -----------------------------------------------------------------------------------------------------
+
+    def update_metrics(self, batch: dict[str, Tensor]) -> None:
+        assert self._logits is not None
+        self._seen.append((self._logits.detach(), batch["labels"], batch["index"]))
+        self._logits = None
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        """Accuracy and calibration over the images of all ranks; the predictions themselves stay in `predicted`."""
+        parts = [torch.cat(part) for part in zip(*self._seen)]
+        self._seen = []
+        if self.trainer.world_size > 1:
+            # Ranks have equally many; what fills up the last batches is labelled as ignored.
+            parts = [self.all_gather(part).flatten(0, 1) for part in parts]  # type: ignore[union-attr]
+        logits, labels, index = (part.cpu() for part in parts)
+        keep = labels != IGNORED
+        self.predicted = logits[keep], labels[keep], index[keep]
+        if not torch.isfinite(logits).all():
+            return {}  # diverged: the loss says so, and a long training is stopped by its own check
+        judged = judge(self.predicted[0], self.predicted[1], self._names)
+        return {"top1": judged.top1, "top5": judged.top5, "ece": judged.ece}
+
+    @property
+    def _names(self) -> list[str]:
+        assert isinstance(self.model, VisionTransformer)
+        return self.model.config.labels
+
+    def figures(self, run: Any) -> dict[str, Any]:
+        """Further figures of the evaluation just made: calibration and, on validation images, the baselines.
+
+        The temperature is fitted on validation images; test images are judged with the one stored with the run's model.
+        """
+        if self.predicted is None:
+            return {}
+        logits, labels, _ = self.predicted
+        if self.trainer.state.fn == "test":
+            return self._test_figures(logits, labels, run)
+        self.calibration = calibrate(logits, labels, self._names)
+        self.baselines = self._baselines()
+        return {
+            **self.calibration.to_summary(),
+            **{f"baseline_{b.name.replace(' ', '_')}": b.top1 for b in self.baselines},
+            "skipped_images": self.data.skipped,
+            "per_class": self.calibration.before.per_class,
+        }
+
+    def _test_figures(self, logits: Tensor, labels: Tensor, run: Any) -> dict[str, Any]:
+        judged, found = judge(logits, labels, self._names), {}
+        if run is not None and (run.model / checkpoint.CONFIG).is_file():
+            temperature = read_temperature(run.model)
+            after = judge(logits / temperature, labels, self._names)
+            found = {"temperature": temperature, "nll_calibrated": after.nll, "ece_calibrated": after.ece}
+        figures = {name.replace("val_", "test_"): value for name, value in judged.to_summary().items()}
+        return figures | found | {"per_class": judged.per_class}
+
+    def _baselines(self) -> list[Baseline]:
+        train, val = self.data.arrays("train"), self.data.arrays("val")
+        counts = (torch.tensor(self.data.counts(side)) for side in ("train", "val"))
+        train_labels, val_labels = (torch.arange(self.data.classes).repeat_interleave(count) for count in counts)
+        found = [majority(train_labels, val_labels, self._names)]
+        if train is None or val is None:
+            return [*found, Baseline("logistic regression", None, "only for images that are kept in memory")]
+        some = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
+        return [*found, logistic_regression(train[0][some], train[1][some], *val, self.data.classes)]
+
+    # --- what the command line shows and writes ------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """One line about the model."""
+        c, model = self.transformer_config, self.model
+        patch = "x".join(map(str, model.config.patch)) if isinstance(model, VisionTransformer) else "?"
+        positions = " + ".join(p for p in (self.options["position"], c.position) if p != "none") or "no"
+        return (
+            f"patches of {patch}, {c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {positions} positions"
+        )
+
+    def table(self, figures: dict[str, Any]) -> str:
+        """The figures beside those of the baselines."""
+        side = "test" if "test_top1" in figures else "val"
+        if f"{side}_top1" not in figures or "nll" not in figures:
+            return "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
+        title = f"{figures[f'{side}_images']:,} {'test' if side == 'test' else 'validation'} images"
+        rows = [(title, "top-1", "top-5", "NLL", "ECE")]
+        top1, top5 = (f"{figures[f'{side}_{name}']:.2%}" for name in ("top1", "top5"))
+        rows.append(("this model", top1, top5, f"{figures['nll']:.4f}", f"{figures['ece']:.2%}"))
+        if "temperature" in figures:
+            name = f"  at temperature {figures['temperature']:.3g}"
+            rows.append((name, "", "", f"{figures['nll_calibrated']:.4f}", f"{figures['ece_calibrated']:.2%}"))
+        for baseline in self.baselines if side == "val" else []:
+            note = baseline.note if baseline.top1 is None else ""
+            rows.append((baseline.name, "—" if baseline.top1 is None else f"{baseline.top1:.2%}", note, "", ""))
+        return "\n".join(f"{row[0]:26}{row[1]:>8}  {row[2]:>7}  {row[3]:>7}  {row[4]:>7}".rstrip() for row in rows)
+
+    def finish(self, run: Any) -> None:
+        """Draw the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
+        if self.calibration is None or self.predicted is None:
+            return
+        judged, name = self.calibration.before, run.path.name
+        pictures.confusion_matrix(judged, run.path / "confusion.png", name)
+        pictures.reliability_diagram(self.calibration, run.path / "reliability.png", name)
+        logits, labels, index = self.predicted
+        wrong = pictures.confident_mistakes(logits, labels)
+        pictures.mistakes(
+            [self._pixels(int(index[i])) for i in wrong], logits[wrong] / self.calibration.temperature, labels[wrong],
+            judged.class_names, run.path / "mistakes.png", name,
+        )  # fmt: skip
+        beaten = {b.name: b.top1 for b in self.baselines if b.top1 is not None}
+        pictures.learning_curves(run.metrics, run.path / "learning_curves.png", name, beaten)
+
+    def _pixels(self, index: int) -> Any:
+        """A validation image as an array `[height, width]` or `[height, width, 3]`, as the model was shown it."""
+        return self.data.picture("val", index).permute(1, 2, 0).squeeze(-1).numpy()
+
+    def export(self, folder: Path) -> None:
+        """Write the model with class names, preprocessing and temperature, for `triune vision classify`."""
+        assert isinstance(self.model, VisionTransformer)
+        checkpoint.save(folder, "VisionTransformer", {"model": self.model.config.to_dict()}, self.export_state())
+        if self.calibration is not None:
+            store_temperature(folder, self.calibration.temperature)
+
+    def next_steps(self, run: Any) -> list[str]:
+        """Commands to type after training."""
+        folder = shlex.quote(str(run))
+        return [
+            f"triune vision classify IMAGE --run {folder} --attention seen.png",
+            f"triune vision export {folder} --onnx model.onnx",
+        ]
+
+    # --- class names in checkpoints ------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["labels"] = self._names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError when the data have other classes than the checkpoint."""
+        if "labels" in checkpoint and self._trainer is not None:
+            self.data.check_labels(checkpoint["labels"], "the checkpoint")
+        super().on_load_checkpoint(checkpoint)
+
+
+def patch_for(size: Grid) -> int:
+    """A patch that suits an image size: 16 pixels where that makes at least 7 x 7 patches, less in small images."""
+    side = min(size)
+    return next((patch for patch in (16, 8, 4) if side // patch >= 7), 2 if side >= 8 else 1)
