@@ -8,8 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.training.machine import usable_cores
+from ..core.work import progress
 from .alphabet import decode
 from .clusters import (
     IDENTITY,
@@ -298,20 +298,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; elsewhere one line, and only for what took longer than two seconds."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda step: bar.advance(task, step)
-        return
-    start = time.monotonic()
-    yield lambda _: None
-    if (seconds := time.monotonic() - start) > 2:
-        print(f"{label}: {total:,} in {seconds:.1f} s", file=sys.stderr)

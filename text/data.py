@@ -7,10 +7,11 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.training.data import Batches, ResumableData
+from ..core.work import cache_folder
 from .corpus import find
 from .split import Side, Sides
 from .tokenizer import Tokenizer
-from .tokens import TokenArray, cache_folder, make_tokenizer, tokenise
+from .tokens import TokenArray, make_tokenizer, tokenise
 from .windows import InOrder, Shuffled, Windows, training_windows
 
 

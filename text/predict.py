@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.training.run import RunFolder
+from ..core.training.run import model_folder
 
 if TYPE_CHECKING:
     from .model import LanguageModel
@@ -89,14 +89,7 @@ def load(folder: str | Path, device: str | None = None) -> tuple[LanguageModel, 
     from .model import LanguageModel
     from .tokenizer import Tokenizer
 
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        run = RunFolder.open(path)
-        if not run.model.is_dir():
-            raise UserError(
-                f"{run} holds no finished model yet; continue it with `triune text fit --run {run} --resume true`."
-            )
-        path = run.model
+    path = model_folder(folder, "text")
     model, tokenizer = LanguageModel.from_pretrained(path), Tokenizer.load(path)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.work import progress
 from .split import Piece, Side, Sides
 from .tokenizer import Tokenizer, write_atomically
 
@@ -57,13 +57,6 @@ class TokenArray:
         return _map(self.folder / f"{self.side}.tokens.npy"), _map(self.folder / f"{self.side}.starts.npy")
 
 
-def cache_folder(chosen: str | None) -> Path:
-    """Return the folder for caches: `chosen`, else $TRIUNE_CACHE, else `triune` in the user's cache folder."""
-    if named := chosen or os.environ.get("TRIUNE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
-
-
 def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tokenizer:
     """Return the tokenizer called `kind`: "bytes", "characters", "bpe" or a path.
 
@@ -79,7 +72,7 @@ def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tok
     folder = cache / "tokenizers" / _key("bpe", vocab_size, sides.fingerprint)
     with contextlib.suppress(UserError):
         return Tokenizer.load(folder / "tokenizer.json")
-    with progress(f"training a BPE of {vocab_size} tokens", sides.bytes) as advance:
+    with progress(f"training a BPE of {vocab_size} tokens", sides.bytes, "MB", 1e6) as advance:
         tokenizer = Tokenizer.train_bpe(_training_texts(sides, advance), vocab_size)
     with _writing(cache):
         tokenizer.save(folder)
@@ -107,7 +100,7 @@ def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, Toke
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             writers = {side: stack.enter_context(_Writer(folder, side, tokenizer)) for side in SIDES}
-            with progress("tokenising", sides.bytes) as advance:
+            with progress("tokenising", sides.bytes, "MB", 1e6) as advance:
                 for group in _groups(sides):
                     for piece, ids in zip(group, _encode(group, tokenizer), strict=True):
                         writers[piece.side].add(piece, ids)
@@ -248,23 +241,6 @@ def _writing(cache: Path) -> Iterator[None]:
         raise UserError(
             f"the cache folder '{cache}' cannot be written ({error.strerror}): choose another with --data.cache"
         ) from error
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; elsewhere one line, and only for what took longer than two seconds."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda step: bar.advance(task, step)
-        return
-    start = time.monotonic()
-    yield lambda _: None
-    if (seconds := time.monotonic() - start) > 2:
-        print(f"{label}: {total / 1e6:.1f} MB in {seconds:.1f} s", file=sys.stderr)
 
 
 def describe(array: TokenArray) -> dict[str, int]:

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.training.machine import usable_cores
+from ..core.work import progress
 from .augment import random_box
 from .images import read_image
 from .loader import Draw
 from .preprocessing import Preprocessing, resampling, to_tensor
-from .scan import progress
 from .sources import Images
 
 IGNORED = -100

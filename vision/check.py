@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..core.training.machine import default_workers, usable_cores
+from ..core.work import cache_folder
 from .batches import common_size, load
 from .data import SMALL_SIDE
 from .preprocessing import Preprocessing
-from .scan import Record, cache_folder, scan
+from .scan import Record, scan
 from .sources import SIDES, Collection, Images, find
 
 TIMED, MOST_CLASSES, MOST_LISTED = 64, 20, 10

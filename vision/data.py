@@ -12,11 +12,12 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.training.data import ResumableData
 from ..core.training.machine import default_workers
+from ..core.work import cache_folder
 from .augment import AugmentConfig, change_pixels, erase, mix
 from .batches import FromFiles, InMemory, channel_statistics, common_size, load, pixels_in_memory
 from .loader import Batches, InOrder, Shuffled
 from .preprocessing import IMAGENET, Interpolation, Preprocessing
-from .scan import Record, cache_folder, scan
+from .scan import Record, scan
 from .sources import SIDES, Collection, Images, Side, find
 from .split import check_classes, count_copies, drop_unreadable, hold_out
 

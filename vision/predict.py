@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.training.run import RunFolder
+from ..core.training.run import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ class Classifier:
         from .calibration import read_temperature
         from .model import VisionTransformer
 
-        path = model_folder(folder)
+        path = model_folder(folder, "vision")
         model = VisionTransformer.from_pretrained(path)
         if not model.config.classes:
             raise UserError(
@@ -113,19 +113,6 @@ class Classifier:
         with torch.inference_mode():
             logits = self.model(self.inputs(pixels))
         return (logits.double().cpu() / self.temperature).softmax(dim=1)
-
-
-def model_folder(path: str | Path) -> Path:
-    """The model of a run folder, or a model folder itself. Raises UserError when there is none."""
-    path = Path(path)
-    if (path / "config.json").is_file():
-        return path
-    run = RunFolder.open(path)
-    if not run.model.is_dir():
-        raise UserError(
-            f"{run} holds no finished model yet; continue it with `triune vision fit --run {run} --resume true`."
-        )
-    return run.model
 
 
 def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.training.machine import usable_cores
+from ..core.work import progress
 from .images import FORMAT_OF, UnreadableImage, decode, open_image
 from .sources import Images
 
@@ -160,27 +157,3 @@ class _Memory:
         self._write()
         if self._database is not None:
             self._database.close()
-
-
-def cache_folder(chosen: str | None) -> Path:
-    """The folder for caches: `chosen`, else $TRIUNE_CACHE, else `triune` in the user's cache folder."""
-    if named := chosen or os.environ.get("TRIUNE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; elsewhere one line, and only for what took longer than two seconds."""
-    if sys.stderr.isatty() and total:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda step: bar.advance(task, step)
-        return
-    start = time.monotonic()
-    yield lambda _: None
-    if (seconds := time.monotonic() - start) > 2:
-        print(f"{label}: {total:,} {unit} in {seconds:.1f} s", file=sys.stderr)

@@ -118,6 +118,23 @@ class RunFolder:
         part.replace(path)
 
 
+def model_folder(path: str | Path, task: str) -> Path:
+    """The model of a run folder, or a model folder itself.
+
+    Raises:
+        UserError: there is none, or its training has not finished.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    run = RunFolder.open(path)
+    if not run.model.is_dir():
+        raise UserError(
+            f"{run} holds no finished model yet; continue it with `triune {task} fit --run {run} --resume true`."
+        )
+    return run.model
+
+
 def load_summary(path: str | Path) -> dict[str, Any]:
     """The figures in a run's `summary.json`.
 

@@ -396,15 +396,6 @@ def test_a_cache_that_cannot_be_written(tmp_path, data):
         data(write(tmp_path / "a.txt", FOX * 20), cache=str(tmp_path / "occupied")).setup()
 
 
-def test_the_cache_folder(monkeypatch):
-    monkeypatch.delenv("TRIUNE_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert tokens.cache_folder(None) == Path("/x/triune")
-    assert tokens.cache_folder("here") == Path("here")
-    monkeypatch.setenv("TRIUNE_CACHE", "/y")
-    assert tokens.cache_folder(None) == Path("/y")
-
-
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 
