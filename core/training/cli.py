@@ -92,7 +92,11 @@ class TaskCLI(LightningCLI):
                 "inference_mode": False,
             },
             seed_everything_default=SEED,
-            parser_kwargs={"prog": f"triune {task} {verb}", "description": ABOUT[verb]},
+            parser_kwargs={
+                "prog": f"triune {task} {verb}",
+                "usage": f"triune {task} {verb} [options]",
+                "description": ABOUT[verb],
+            },
             parser_class=TaskParser,
             args=line,
             run=False,
