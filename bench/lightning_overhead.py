@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import tempfile
 import time
@@ -20,6 +21,7 @@ from common import record, spread, table
 from lightning.pytorch import Callback, Trainer
 
 from triune.core import OptimizerConfig, ScheduleConfig, TransformerConfig
+from triune.core.training import machine
 from triune.core.training.optimizers import build_optimizer
 from triune.core.training.schedules import factor
 from triune.core.training.telemetry import Telemetry
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    machine.keep_memory()  # for both, as the command line does
     seconds: dict[str, list[float]] = {"raw loop": [], "triune through Lightning": []}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
@@ -98,6 +101,7 @@ def main() -> None:
             runs = [("raw loop", raw_loop), ("triune through Lightning", with_lightning)]
             for name, run in runs if turn % 2 == 0 else reversed(runs):
                 with contextlib.redirect_stdout(io.StringIO()):
+                    gc.collect()
                     seconds[name].append(run(text, folder, options.steps, 20))
     rows = [{"loop": name, **{k: v * 1e3 for k, v in spread(values).items()}, "unit": "ms"} for name, values in seconds.items()]
     ratio = spread([b / a for a, b in zip(*seconds.values(), strict=True)])
