@@ -116,6 +116,8 @@ class Rotary(nn.Module):
         return angle.cos()[:, None] * self.attention_factor, angle.sin()[:, None] * self.attention_factor
 
     def _rate_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling():  # a traced tensor must not stay in the cache
+            return self._rate[torch.device("cpu"), torch.float64].to(device, dtype)
         if (device, dtype) not in self._rate:
             self._rate[device, dtype] = self._rate[torch.device("cpu"), torch.float64].to(device, dtype)
         return self._rate[device, dtype]
