@@ -188,7 +188,7 @@ tasks
 {tasks}
 
 commands
-  demo      train and try a small model in about two minutes
+  demo      train and try small models in a few minutes
   recipes   list the configurations that --config knows by name
 
 examples
