@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.checkpoint import umask
 from ..core.errors import UserError
 from ..core.training.machine import usable_cores
 from ..core.work import progress
@@ -286,15 +287,9 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"'{out}' cannot be made: {error.strerror}") from error
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())
+        folder.chmod(0o777 & ~umask())
         if out.exists():
             shutil.rmtree(out)
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from ..core.checkpoint import write_atomic
 from ..core.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -149,8 +149,8 @@ class Tokenizer:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.eos_id is not None:
             config["eos_token"] = self.backend.id_to_token(self.eos_id)
-        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
-        write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+        write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -292,26 +292,6 @@ class StreamDecoder:
     def _advance(self, text: str) -> str:
         new, self._printed = text[len(self._printed) :], text
         return new
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a reader, or a second writer, never meets half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner may read; a shared model folder wants the usual rights.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _byte_level_bpe(model: models.BPE) -> HFTokenizer:

@@ -21,10 +21,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..core.checkpoint import write_atomic
 from ..core.errors import UserError
 from ..core.work import progress
 from .split import Piece, Side, Sides
-from .tokenizer import Tokenizer, write_atomically
+from .tokenizer import Tokenizer
 
 FORMAT = 1
 SIDES: tuple[Side, ...] = ("train", "val")
@@ -107,7 +108,7 @@ def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, Toke
                         advance(len(piece.text))
             files = {name: entry for writer in writers.values() for name, entry in writer.finish().items()}
         counts = {side: writers[side].counts() for side in SIDES}
-        write_atomically(folder / "meta.json", json.dumps({"files": files, "sides": counts}, indent=1).encode())
+        write_atomic(folder / "meta.json", json.dumps({"files": files, "sides": counts}, indent=1).encode())
     return {side: TokenArray(folder, side, **counts[side]) for side in SIDES}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from triune.core import checkpoint
 from triune.core.errors import UserError
 from triune.text import tokenizer as module
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -209,5 +210,5 @@ def test_writing_leaves_no_other_file_when_it_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        module.write_atomically(tmp_path / "x", b"1")
+        checkpoint.write_atomic(tmp_path / "x", b"1")
     assert list(Path(tmp_path).iterdir()) == []
