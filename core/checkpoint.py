@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 """Version of the layout; raised when an old reader could not read a new folder."""
 
-_MAX_CONFIG_BYTES = 16 << 20
+MAX_CONFIG_BYTES = 16 << 20
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -77,7 +77,7 @@ def load_config(folder: Path, architecture: str) -> dict[str, Any]:
         raise UserError(f"There is no model folder '{folder}'; it must hold {CONFIG} and {WEIGHTS}.")
     if not path.is_file():
         raise UserError(f"The folder '{folder}' is not a model: it has no {CONFIG} (it holds {_listing(folder)}).")
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(f"'{path}' is {path.stat().st_size:,} bytes, far too large for a config; is it another file?")
     try:
         config = json.loads(path.read_bytes())
@@ -128,7 +128,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         if n in own and state[n].shape != own[n].shape
     ]
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    text = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in problems if names)
+    text = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems if names)
     if text:
         raise UserError(f"The weights of '{source}' do not fit this model ({text}); was it made with other settings?")
     with torch.no_grad():
@@ -136,11 +136,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             own[name].copy_(tensor)
 
 
-def _few(names: list[str], most: int = 4) -> str:
+def few(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
 def _listing(folder: Path) -> str:
     names = sorted(p.name for p in folder.iterdir())
-    return _few(names) if names else "nothing"
+    return few(names) if names else "nothing"

@@ -124,7 +124,7 @@ def test_config_from_the_future(folder: Path) -> None:
 
 
 def test_huge_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_MAX_CONFIG_BYTES", 100)
+    monkeypatch.setattr(checkpoint, "MAX_CONFIG_BYTES", 100)
     refuses(folder, "far too large for a config")
 
 
