@@ -122,18 +122,14 @@ def open_source(name: str) -> Source:
 
 
 def _from_hub(name: str) -> Path:
-    try:
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
-    except ImportError:
-        raise UserError(
-            f"'{name}' is no local folder, and reading from the hub needs: pip install 'triune[pretrained]'."
-        ) from None
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         folder = Path(snapshot_download(name, allow_patterns=_PATTERNS))
         if not any((folder / file).exists() for file in (*FILES, *INDEXES)):
