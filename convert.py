@@ -1,0 +1,200 @@
+"""`triune info` and `triune convert`: what a checkpoint is, and the same one in another library's format."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .core.config import RotaryConfig, TransformerConfig
+from .core.errors import UserError
+from .core.families import Pretrained
+from .core.sources import Source, open_source
+
+ROOMS = ("text", "vision", "protein")
+LIBRARIES = ("triune", "hf", "timm", "fair-esm")
+OURS = {"LanguageModel": "text", "TextEncoder": "text", "VisionTransformer": "vision", "SequenceModel": "protein"}
+"""Tasks of the architectures in triune's own format."""
+MODULES = {
+    "triune": "triune",
+    "hf": "transformers",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "fair-esm": "fair-esm",
+    "gguf": "GGUF",
+}
+"""What people call a library."""
+ENOUGH = 1e-4
+"""A larger difference of outputs of order one is not rounding."""
+
+
+def info(args: list[str]) -> int:
+    """Run `triune info` and return its exit code."""
+    p = argparse.ArgumentParser(
+        prog="triune info", description="Say what a checkpoint is and what can be done with it."
+    )
+    p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
+    options = p.parse_args(args)
+    task = task_of(options.checkpoint)
+    pretrained = _room(task).load(options.checkpoint)
+    _show(_lines(task, pretrained))
+    return 0
+
+
+def convert(args: list[str]) -> int:
+    """Run `triune convert` and return its exit code."""
+    p = argparse.ArgumentParser(
+        prog="triune convert",
+        description="Write a checkpoint in another library's format. The result is opened by that library, where it is "
+        "installed, and its outputs are compared with ours before the command says that it is done.",
+    )
+    p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
+    p.add_argument("folder", type=Path, help="folder to write; replaced only by a complete one")
+    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose format")
+    p.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+    options = p.parse_args(args)
+    if options.folder.exists() and not options.overwrite:
+        raise UserError(f"'{options.folder}' exists already; give a new folder, or --overwrite to replace it.")
+    task = task_of(options.checkpoint)
+    room = _room(task)
+    pretrained = room.load(options.checkpoint)
+    _show(_lines(task, pretrained))
+    folder = room.export(pretrained, options.folder, options.to)
+    print(_parity_report(room, pretrained, folder, options.to))
+    return 0
+
+
+def task_of(name: str) -> str:
+    """The task whose checkpoint this is. Raises UserError, listing what is supported, when it is nobody's."""
+    if _room("vision").is_timm_name(name):
+        return "vision"
+    source = open_source(name)
+    if source.is_ours:
+        architecture = str(source.config.get("architecture"))
+        if architecture not in OURS:
+            raise UserError(
+                f"'{name}' holds a {architecture} of triune, which has no counterpart in other libraries; those that "
+                f"have one are {', '.join(OURS)}."
+            )
+        return OURS[architecture]
+    for task in ROOMS:
+        if any(family.fits(source) for family in _room(task).FAMILIES):
+            return task
+    raise UserError(_nobodys(source))
+
+
+def _nobodys(source: Source) -> str:
+    found = source.config.get("model_type") or source.config.get("architecture")
+    supported = "; ".join(
+        f"{task}: {', '.join(dict.fromkeys(family.name for family in _room(task).FAMILIES))}" for task in ROOMS
+    )
+    what = f"is '{found}', which" if found else "says nothing of an architecture that"
+    return f"'{source.name}' {what} is supported. Supported are {supported}.".replace(
+        "that is supported", "is supported"
+    )
+
+
+def _room(task: str) -> Any:
+    return import_module(f"triune.{task}.pretrained")
+
+
+def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str) -> str:
+    again = room.load(str(folder))
+    ours, theirs = pretrained.model.state_dict(), again.model.state_dict()
+    changed = [name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name])]
+    if changed:
+        raise UserError(
+            f"'{folder}' was written, but {len(changed)} of {len(ours)} weights come back changed ({changed[0]}, …); "
+            "do not use it, and please report this."
+        )
+    lines = [f"Round trip: all {len(ours)} tensors of '{folder}' come back bit-identical."]
+    if library == "triune":
+        return "\n".join([*lines, "Done."])
+    try:
+        difference = room.parity(pretrained, folder, library)
+    except UserError as error:
+        return "\n".join([*lines, f"Outputs were not compared: {error}", "Done."])
+    if not difference <= ENOUGH:
+        raise UserError(
+            f"'{folder}' was written, but {MODULES[library]}'s outputs differ from ours by up to {difference:.2g} "
+            f"(allowed: {ENOUGH:g}); do not use it, and please report this."
+        )
+    lines.append(f"Parity: {MODULES[library]}'s outputs differ from ours by at most {difference:.2g}.")
+    return "\n".join([*lines, "Done."])
+
+
+def _lines(task: str, pretrained: Pretrained) -> list[tuple[str, str]]:
+    family, config = pretrained.family, pretrained.model.config
+    kind = "triune" if family is None else f"{family.name}, {MODULES.get(family.library, family.library)}"
+    core = config.transformer.resolved()
+    lines = [("checkpoint", f"{pretrained.source.name} ({kind}; task {task})"), ("parameters", _size(pretrained.model))]
+    return lines + _core(core) + [*_OF_TASK[task](config, pretrained)]
+
+
+def _size(model: nn.Module) -> str:
+    numbers = {p.data_ptr(): p.numel() for p in model.parameters()}
+    count = sum(numbers.values())
+    return f"{count:,} ({4 * count / 1e6:,.0f} MB in float32)"
+
+
+def _core(core: TransformerConfig) -> list[tuple[str, str]]:
+    kv = f" ({core.kv_heads} of keys and values)" if core.kv_heads != core.heads else ""
+    blocks = (
+        f"{core.depth} x {core.dim}, {core.heads} heads{kv}, {core.ffn} {core.ffn_dim}, {core.norm}, {core.placement}"
+        + (", causal" if core.causal else "")
+    )
+    rotary = core.rotary if isinstance(core.rotary, RotaryConfig) else None
+    turned = f" (base {rotary.base:g}, {rotary.scaling})" if rotary and core.position == "rotary" else ""
+    windows = sorted({str(core.window_at(layer)) for layer in range(core.depth)} - {"None"})
+    lines = [("blocks", blocks), ("positions", f"{core.position}{turned}")]
+    return lines + ([("window", f"{' and '.join(windows)} tokens")] if windows else [])
+
+
+def _text(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
+    tokenizer = pretrained.companion
+    known = f"tokenizer with {tokenizer.vocab_size:,} tokens" if tokenizer is not None else "no tokenizer"
+    name = pretrained.source.name
+    lines = [("vocabulary", f"{config.vocab_size:,}; {known}"), ("context", f"{config.transformer.context:,} tokens")]
+    if config.transformer.causal:
+        lines += [
+            ("write", f"triune text generate {name} --prompt 'Once'"),
+            ("fine-tune", f"triune text fit --model.pretrained {name} --data.files FILES --model.lora.rank 8"),
+        ]
+    return lines
+
+
+def _vision(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
+    height, width = config.size
+    patch = config.patch
+    name = pretrained.source.name
+    return [
+        ("images", f"{height}x{width}x{config.channels}, patches of {patch[0]}x{patch[1]}, pool {config.pool}"),
+        ("classes", f"{config.classes}" if config.classes else "none: a backbone"),
+        ("probe", f"triune vision probe --model {name} --data.root FOLDER"),
+        ("fine-tune", f"triune vision fit --model.pretrained {name} --data.root FOLDER"),
+    ]
+
+
+def _protein(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
+    head = pretrained.companion
+    name = pretrained.source.name
+    weights = "no contact head" if head is None else f"contact head with {int(head.weight.count_nonzero())} maps"
+    return [
+        ("vocabulary", f"{config.vocab_size}; {weights}"),
+        ("contacts", f"triune protein contacts x.fasta --pretrained {name}"),
+        ("fine-tune", f"triune protein fit --model.pretrained {name}"),
+    ]
+
+
+_OF_TASK = {"text": _text, "vision": _vision, "protein": _protein}
+
+
+def _show(lines: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:{width}}  {text}")
