@@ -22,9 +22,10 @@ from .errors import UserError
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (WEIGHTS, "open_clip_model.safetensors", "pytorch_model.bin")
 """Names of weights in a folder, the first that exists counts; shards are named by an index."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".gguf", ".npz")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".gguf", ".npz", ".onnx")
 """Files that can be a checkpoint by themselves."""
 
+PACKAGE = "package:"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 
@@ -101,14 +102,15 @@ class Source:
 
 
 def open_source(name: str) -> Source:
-    """Find a checkpoint: a folder, a run folder, a file, or a repository `owner/name` of the Hugging Face hub.
+    """Find a checkpoint: a folder, a run folder, a file, one in an installed package (`package:NAME`, see
+    `in_package`), or a repository `owner/name` of the Hugging Face hub.
 
     The hub's own cache, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
 
     Raises:
         UserError: nothing is found, the hub cannot be reached, or the repository is gated.
     """
-    path = Path(name).expanduser()
+    path = in_package(name, SUFFIXES) if name.startswith(PACKAGE) else Path(name).expanduser()
     if path.is_dir():
         inner = path / "model"  # of a run folder
         return Source(name, inner if not (path / CONFIG).exists() and (inner / CONFIG).exists() else path)
@@ -119,6 +121,37 @@ def open_source(name: str) -> Source:
     if not _HUB_NAME.fullmatch(name) or name.endswith(SUFFIXES):
         raise UserError(f"There is no checkpoint '{name}': neither a folder, a file, nor a name OWNER/NAME of the hub.")
     return Source(name, _from_hub(name))
+
+
+def in_package(name: str, suffixes: tuple[str, ...] = ()) -> Path:
+    """What `package:NAME` or `package:NAME/PATH` means: a file or folder that an installed package brought along.
+
+    Args:
+        name: NAME as one installs it; PATH as it lies among the installed packages, or the end of it.
+        suffixes: without PATH, the one file that ends so.
+
+    Raises:
+        UserError: the package is not installed, or has no such file, or several.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    package, _, wanted = name.removeprefix(PACKAGE).partition("/")
+    try:
+        installed = distribution(package)
+    except PackageNotFoundError:
+        raise UserError(f"'{name}': there is no installed package '{package}'; pip install {package}") from None
+    files = [file for file in installed.files or [] if not suffixes or file.suffix in suffixes]
+    found = set(files)
+    if wanted:
+        parts = Path(wanted).parts
+        ends = [(file, end) for file in files for end in range(len(parts), len(file.parts) + 1)]
+        found = {Path(*file.parts[:end]) for file, end in ends if file.parts[end - len(parts) : end] == parts}
+        found = found & {Path(wanted)} or found  # as it lies there, rather than the end of another path
+    if len(found) != 1:
+        has = f"{len(found)} of them" if found else "none"
+        names = few([str(file) for file in files]) or "nothing"
+        raise UserError(f"'{name}' must name one file, but the package has {has}; it brings {names}.")
+    return Path(str(installed.locate_file(found.pop())))
 
 
 def _from_hub(name: str) -> Path:

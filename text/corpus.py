@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import UserError, nearest
+from ..core.sources import PACKAGE, in_package
 
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.
@@ -122,7 +123,8 @@ def _survey(text: str) -> Survey:
 
 
 def find(patterns: str | Iterable[str] | None, text_field: str = "text") -> Corpus:
-    """Return the corpus of files, folders and globs; None is the source of the Python standard library.
+    """Return the corpus of files, folders, globs and `package:NAME/PATH` (what an installed package brings); None is the
+    source of the Python standard library.
 
     A file that is reached in two ways is read once; a folder is listed once.
 
@@ -161,7 +163,7 @@ def standard_library() -> list[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    path = Path(os.path.expanduser(pattern))
+    path = in_package(pattern) if pattern.startswith(PACKAGE) else Path(os.path.expanduser(pattern))
     if path.exists():
         return [path]
     if glob.has_magic(pattern):

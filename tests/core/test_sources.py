@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from triune.core.errors import UserError
 from triune.core.families import Family, recognise, replacing, write_folder
-from triune.core.sources import open_source, read_tensors
+from triune.core.sources import in_package, open_source, read_tensors
 from triune.core.weights import WeightMap
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
@@ -144,3 +144,14 @@ def test_a_half_written_export_never_replaces_a_good_one(tmp_path: Path) -> None
         write_folder(new, {"version": 3}, TENSORS)
     assert open_source(str(folder)).config == {"version": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_files_that_installed_packages_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_package("package:torch/torch/version.py") == Path(torch.__file__).parent / "version.py"
+    assert in_package("package:torch/torch/nn/modules") == Path(torch.__file__).parent / "nn/modules"
+    with pytest.raises(UserError, match="no installed package 'no-such-thing'; pip install no-such-thing"):
+        open_source("package:no-such-thing")
+    with pytest.raises(UserError, match=r"must name one file, but the package has none; it brings nothing"):
+        open_source("package:rich")
+    with pytest.raises(UserError, match=r"must name one file, but the package has \d+ of them; it brings "):
+        in_package("package:torch/__init__.py")
