@@ -13,10 +13,12 @@ from traceback import print_exception
 from typing import Any
 
 # The only place that knows the tasks. A verb is a function `main(args)` as "module:name", or, for the verbs that train
-# and score, the classes that the shared command line runs: (Lightning module, data module).
+# and score, the classes that the shared command line runs: (Lightning module, data module). A run remembers the verb that
+# trained it, and validate, test and predict take the classes of that verb.
 Entry = str | tuple[str, str]
 _TEXT: Entry = ("triune.text.task:TextTask", "triune.text.data:TextData")
 _PROTEIN: Entry = ("triune.protein.task:PairTask", "triune.protein.data:ProteinData")
+_PRETRAIN: Entry = ("triune.protein.pretrain:PretrainTask", "triune.protein.pretrain:SequenceData")
 _VISION: Entry = ("triune.vision.task:VisionTask", "triune.vision.data:ImageData")
 VERBS: dict[str, dict[str, Entry]] = {
     "vision": {
@@ -25,6 +27,7 @@ VERBS: dict[str, dict[str, Entry]] = {
         "validate": _VISION,
         "test": _VISION,
         "predict": _VISION,
+        "probe": "triune.vision.probe:main",
         "classify": "triune.vision.predict:main",
         "export": "triune.vision.export:main",
     },
@@ -32,8 +35,10 @@ VERBS: dict[str, dict[str, Entry]] = {
         "prepare": "triune.protein.prepare:main",
         "dca": "triune.protein.dca:main",
         "fit": _PROTEIN,
+        "pretrain": _PRETRAIN,
         "validate": _PROTEIN,
         "test": _PROTEIN,
+        "contacts": "triune.protein.predict:main",
     },
     "text": {
         "fit": _TEXT,
@@ -43,20 +48,27 @@ VERBS: dict[str, dict[str, Entry]] = {
         "generate": "triune.text.predict:main",
     },
 }
-COMMANDS: dict[str, str] = {"demo": "triune.demo:main"}
+COMMANDS: dict[str, str] = {
+    "demo": "triune.demo:main",
+    "info": "triune.convert:info",
+    "convert": "triune.convert:convert",
+}
 
 ABOUT = {
     "vision": "image classifiers: train, judge, use, explain",
     "text": "language models: train on your text, write more of it",
-    "protein": "residue contacts from sequences, profiles and alignments",
+    "protein": "contacts of residues from sequences and alignments",
     "prepare": "turn structures and alignments into a set to train on",
     "dca": "predict contacts from an alignment alone, by mean-field direct couplings",
+    "pretrain": "train a masked language model on sequences, and fit a contact head on its attention",
+    "contacts": "draw, write and score the contact maps of sequences and alignments with a trained model",
     "fit": "train; without options on data that is already on this machine",
     "validate": "score the best weights of a run on its whole validation set",
     "test": "score them on the test set",
     "predict": "apply them to the prediction set",
     "generate": "continue a text with a trained model",
     "check": "look through a folder of images before training",
+    "probe": "judge a checkpoint's frozen features on your images, in seconds",
     "classify": "name what is in images, with calibrated probabilities and attention maps",
     "export": "write a classifier as ONNX or for torch.export, compared with the model",
 }
@@ -66,11 +78,14 @@ EXAMPLES = {
   triune protein fit                                        train on the chains that come with the package
   triune protein prepare SET --structures PDB_FOLDER --alignments A3M_FOLDER
   triune protein fit --data.folder SET
+  triune protein contacts family.a3m --run RUN --structure 1abc.cif
+  triune protein pretrain --data.files swissprot.fasta.gz
   triune protein dca family.a3m""",
     "vision": """\
   triune vision fit                                         train on scikit-learn's digits
   triune vision check FOLDER                                one folder of images for each class
   triune vision fit --data.root FOLDER
+  triune vision probe --model vit_small_patch14_dinov2.lvd142m --data.root FOLDER
   triune vision classify photo.jpg --run RUN --attention seen.png
   triune vision export RUN --onnx model.onnx""",
     "text": """\
@@ -116,11 +131,15 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """The text of a `UserError` on one line; a data-loader process wraps it into its own traceback."""
+    """The text of a `UserError` on one line; a data-loader process wraps it into its own traceback.
+
+    What stands behind an empty line (the alignment of two sequences) keeps its lines.
+    """
     text = str(error).strip()
     if text.startswith("Caught ") and "UserError: " in text:
         text = text.rsplit("UserError: ", 1)[1]
-    return " ".join(text.split())
+    line, *shown = text.split("\n\n", 1)
+    return "\n".join([" ".join(line.split()), *shown])
 
 
 def dispatch(words: list[str]) -> int:
@@ -154,9 +173,9 @@ def _run(task: str, verb: str, options: list[str]) -> int:
     entry = VERBS[task][verb]
     if isinstance(entry, str):
         return _load(entry)(options) or 0
-    from .core.training.cli import run_task
+    from .core.training.cli import run_task, training_verb
 
-    module_class, data_class = (_load(name) for name in entry)
+    module_class, data_class = (_load(name) for name in VERBS[task].get(training_verb(verb, options), entry))
     run_task(task, verb, options, module_class, data_class, f"triune.{task}")
     return 0
 
@@ -182,6 +201,8 @@ def overview() -> str:
 triune {__version__}: one transformer core that trains and explains models of images, proteins and text
 
 usage: triune TASK VERB [options]
+       triune info CHECKPOINT
+       triune convert CHECKPOINT FOLDER --to hf|timm|torchvision|fair-esm|triune
        triune demo | recipes | --version
 
 tasks
@@ -190,6 +211,8 @@ tasks
 commands
   demo      train and try small models in a few minutes
   recipes   list the configurations that --config knows by name
+  info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm
+  convert   write it in the format of another of them, and compare the outputs
 
 examples
 {examples}

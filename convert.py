@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,10 +15,10 @@ from torch import nn
 from .core.config import RotaryConfig, TransformerConfig
 from .core.errors import UserError
 from .core.families import Pretrained
-from .core.sources import Source, open_source
+from .core.sources import Source
 
 ROOMS = ("text", "vision", "protein")
-LIBRARIES = ("triune", "hf", "timm", "fair-esm")
+LIBRARIES = ("triune", "hf", "timm", "torchvision", "fair-esm")
 OURS = {"LanguageModel": "text", "TextEncoder": "text", "VisionTransformer": "vision", "SequenceModel": "protein"}
 """Tasks of the architectures in triune's own format."""
 MODULES = {
@@ -71,9 +72,7 @@ def convert(args: list[str]) -> int:
 
 def task_of(name: str) -> str:
     """The task whose checkpoint this is. Raises UserError, listing what is supported, when it is nobody's."""
-    if _room("vision").is_timm_name(name):
-        return "vision"
-    source = open_source(name)
+    source = _room("vision").find(name)  # also knows timm's names
     if source.is_ours:
         architecture = str(source.config.get("architecture"))
         if architecture not in OURS:
@@ -93,10 +92,8 @@ def _nobodys(source: Source) -> str:
     supported = "; ".join(
         f"{task}: {', '.join(dict.fromkeys(family.name for family in _room(task).FAMILIES))}" for task in ROOMS
     )
-    what = f"is '{found}', which" if found else "says nothing of an architecture that"
-    return f"'{source.name}' {what} is supported. Supported are {supported}.".replace(
-        "that is supported", "is supported"
-    )
+    what = f"is '{found}', which is not supported" if found else "does not say its architecture"
+    return f"'{source.name}' {what}; supported are {supported}."
 
 
 def _room(task: str) -> Any:
@@ -116,6 +113,7 @@ def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str
     if library == "triune":
         return "\n".join([*lines, "Done."])
     try:
+        _quiet_transformers(library)
         difference = room.parity(pretrained, folder, library)
     except UserError as error:
         return "\n".join([*lines, f"Outputs were not compared: {error}", "Done."])
@@ -128,8 +126,14 @@ def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str
     return "\n".join([*lines, "Done."])
 
 
+def _quiet_transformers(library: str) -> None:
+    """Its bars say nothing here: the model is loaded once to be compared."""
+    if library == "hf" and find_spec("transformers"):
+        import_module("transformers.utils.logging").disable_progress_bar()
+
+
 def _lines(task: str, pretrained: Pretrained) -> list[tuple[str, str]]:
-    family, config = pretrained.family, pretrained.model.config
+    family, config = pretrained.family, cast(Any, pretrained.model).config
     kind = "triune" if family is None else f"{family.name}, {MODULES.get(family.library, family.library)}"
     core = config.transformer.resolved()
     lines = [("checkpoint", f"{pretrained.source.name} ({kind}; task {task})"), ("parameters", _size(pretrained.model))]
@@ -169,11 +173,11 @@ def _text(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
 
 
 def _vision(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
-    height, width = config.size
-    patch = config.patch
+    (height, width), patch = config.size, config.patch
     name = pretrained.source.name
     return [
         ("images", f"{height}x{width}x{config.channels}, patches of {patch[0]}x{patch[1]}, pool {config.pool}"),
+        ("table", f"{config.position} positions, stretched as {config.resample} does"),
         ("classes", f"{config.classes}" if config.classes else "none: a backbone"),
         ("probe", f"triune vision probe --model {name} --data.root FOLDER"),
         ("fine-tune", f"triune vision fit --model.pretrained {name} --data.root FOLDER"),

@@ -70,8 +70,8 @@ def save(
     write_atomic(folder / CONFIG, (json.dumps(header | dict(config), indent=2) + "\n").encode())
 
 
-def load_config(folder: Path, architecture: str) -> dict[str, Any]:
-    """Read `config.json`. Raises UserError when it is missing, damaged, or describes something else."""
+def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
+    """Read `config.json`. Raises UserError when it is missing, damaged, or describes none of `architectures`."""
     path = folder / CONFIG
     if not folder.is_dir():
         raise UserError(f"There is no model folder '{folder}'; it must hold {CONFIG} and {WEIGHTS}.")
@@ -84,8 +84,9 @@ def load_config(folder: Path, architecture: str) -> dict[str, Any]:
         found = config.get("architecture")
     except (ValueError, AttributeError) as error:
         raise UserError(f"'{path}' is not a valid config ({error}); it was damaged or is another file.") from None
-    if config.get("library") != "triune" or found != architecture:
-        raise UserError(f"'{path}' describes {found or 'an unknown model'}, but {architecture} was expected here.")
+    if config.get("library") != "triune" or found not in architectures:
+        expected = " or ".join(architectures)
+        raise UserError(f"'{path}' describes {found or 'an unknown model'}, but {expected} was expected here.")
     if config.get("format", 0) > FORMAT:
         raise UserError(
             f"'{path}' was written by triune {config.get('version')}, which is newer; please upgrade triune."

@@ -53,7 +53,8 @@ class Pretrained:
         model: in evaluation mode, float32.
         source: what was opened.
         family: None for triune's own format.
-        companion: the tokenizer of a language model, None elsewhere (a classifier's preprocessing is in its config).
+        companion: the tokenizer of a text model, the contact head of a protein model, or None (a classifier's
+            preprocessing is in its config).
     """
 
     model: nn.Module

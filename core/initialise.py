@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .config import TransformerConfig
 
@@ -29,3 +33,28 @@ def initialise(block: nn.Module, config: TransformerConfig) -> None:
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves memory that would be filled with random numbers as it is."""
+
+    DRAWS = (
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.trunc_normal_,
+        nn.init.kaiming_uniform_,
+        nn.init.xavier_uniform_,
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Models built in this block get no random numbers, because weights follow: saves seconds and, until the weights are
+    written, their memory."""
+    with _NoDraws():
+        yield

@@ -12,14 +12,14 @@ Which parameters exist follows from our model; a table may name more (a bias tha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import few, load_state
+from .checkpoint import few
 from .errors import UserError
 
 
@@ -182,7 +182,26 @@ class WeightMap:
         Raises:
             UserError: names or shapes do not fit, with what is missing and what is unexpected.
         """
+        return dict(self._translate(theirs, unique_state(model), source))
+
+    def load(self, model: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
+        """Copy their weights into `model`, one at a time: a mapping that reads each when asked needs no second copy.
+
+        Raises UserError as `to_ours` does, and for a shape that is not the model's.
+        """
         own = unique_state(model)
+        with torch.no_grad():
+            for name, tensor in self._translate(theirs, own, source):
+                if tensor.shape != own[name].shape:
+                    raise UserError(
+                        f"The weights of '{source}' do not fit this model: {name} is {tuple(tensor.shape)} there and "
+                        f"{tuple(own[name].shape)} here; was it made with other settings?"
+                    )
+                own[name].copy_(tensor)
+
+    def _translate(
+        self, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
+    ) -> Iterator[tuple[str, Tensor]]:
         entries = self.entries(list(own))
         wanted = {entry.theirs for entry in entries}
         missing = sorted(wanted - theirs.keys())
@@ -194,22 +213,16 @@ class WeightMap:
                 f"The weights of '{source}' are not those its config describes ({text}); is this another architecture, "
                 "or another version of its library?"
             )
-        ours: dict[str, Tensor] = {}
         for entry in entries:
-            shapes = [own[name].shape for name in entry.ours]
+            whole, shapes = theirs[entry.theirs], [own[name].shape for name in entry.ours]
             try:
-                parts = entry.layout.split(theirs[entry.theirs], shapes)
+                parts = entry.layout.split(whole, shapes)
             except (ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"'{entry.theirs}' of '{source}' is {tuple(theirs[entry.theirs].shape)}, which does not fit what its "
-                    f"config describes ({error})."
+                    f"'{entry.theirs}' of '{source}' is {tuple(whole.shape)}, which does not fit what its config "
+                    f"describes ({error})."
                 ) from None
-            ours |= dict(zip(entry.ours, parts, strict=True))
-        return ours
-
-    def load(self, model: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
-        """Copy their weights into `model`. Raises UserError as `to_ours` does."""
-        load_state(model, self.to_ours(theirs, model, source), source)
+            yield from zip(entry.ours, parts, strict=True)
 
     def to_theirs(self, model: nn.Module) -> dict[str, Tensor]:
         """Our weights under their names."""

@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.training import data
 from ..core.training.data import Batches, ResumableData
 from ..core.work import cache_folder
 from .corpus import find
+from .packing import ChatSides
 from .split import Side, Sides
 from .tokenizer import Tokenizer
 from .tokens import TokenArray, make_tokenizer, tokenise
@@ -27,11 +29,14 @@ class TextData(ResumableData):
     Args:
         files: text files, folders (searched for text files at any depth), globs, or files of rows (.jsonl, .jsonl.gz,
             .parquet). Left out: the source code of the Python standard library, about 11 MB that is on every machine.
+        chats: instead of `files`, conversations in JSON rows (.jsonl; `messages`, or `prompt` and `completion`, …), written
+            out by the chat template of the tokenizer and packed whole into rows; only the answers are learned and scored.
         val_files: the same, for validation. Left out: a part of `files` is held out.
         val_fraction: the part to hold out without `val_files`: of a single document its end, of several about that
             share of the bytes in whole documents.
         tokenizer: bpe (trained on the training text), bytes, characters, or the path of a tokenizer.json, of a folder
-            that holds one or of a folder with GPT-2's vocab.json and merges.txt.
+            that holds one or of a folder with GPT-2's vocab.json and merges.txt. Left out: that of --model.pretrained,
+            else bpe.
         vocab_size: tokens of a BPE that is trained here.
         context: tokens of a window.
         batch_size: windows of a batch on one device.
@@ -55,7 +60,7 @@ class TextData(ResumableData):
         files: list[str] | str | None = None,
         val_files: list[str] | str | None = None,
         val_fraction: float = 0.1,
-        tokenizer: str = "bpe",
+        tokenizer: str | None = None,
         vocab_size: int = 4096,
         context: int = 256,
         batch_size: int = 16,
@@ -63,11 +68,14 @@ class TextData(ResumableData):
         seed: int = 0,
         workers: int | None = None,
         cache: str | None = None,
+        chats: list[str] | str | None = None,
     ) -> None:
         super().__init__()
+        if chats is not None and (files is not None or val_files is not None):
+            raise UserError("data.chats and data.files are both given; train on conversations or on text.")
         if not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction must lie between 0 and 1 (such as 0.1), not {val_fraction}")
-        if tokenizer == "bpe" and vocab_size < 257:
+        if tokenizer in ("bpe", None) and vocab_size < 257:
             raise UserError(
                 f"data.vocab_size of a BPE must be at least 257 (256 bytes and end of text), not {vocab_size}"
             )
@@ -84,9 +92,31 @@ class TextData(ResumableData):
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.text_field, self.workers, self.cache = text_field, workers, cache
+        self.chats = [chats] if isinstance(chats, str) else chats
         self.val_bytes = self.val_targets = 0
+        self._chats: ChatSides | None = None
         self._sides: Sides | None = None
         self._arrays: dict[Side, TokenArray] = {}
+        self._adopted: Tokenizer | None = None
+
+    def adopt(self, tokenizer: Tokenizer | None, source: str) -> None:
+        """Use the tokenizer of a pretrained model; call it before `setup`.
+
+        Raises:
+            UserError: another one was asked for, or `source` has none and none was named.
+        """
+        kind = self.tokenizer_kind
+        if tokenizer is None:
+            if kind is None or kind in ("bpe", "bytes", "characters"):
+                raise UserError(
+                    f"'{source}' comes without a tokenizer; name the file or folder of its own: --data.tokenizer PATH."
+                )
+        elif kind is not None:
+            raise UserError(
+                f"data.tokenizer is {kind}, but a model only understands its own, which comes with '{source}'; leave it out"
+                " (--data.tokenizer null where a file of settings has it)."
+            )
+        self._adopted = tokenizer
 
     # -- from files to token arrays -----------------------------------------------------------------------------------
 
@@ -100,19 +130,37 @@ class TextData(ResumableData):
         Raises:
             UserError: for every mistake in the files or settings, with what to do about it.
         """
-        if self._arrays:
+        if self._arrays or self._chats:
+            return
+        if self.chats is not None:
+            self._setup_chats(self.chats)
             return
         cache = cache_folder(self.cache)
         corpus = find(self.files, self.text_field)
         val = None if self.val_files is None else find(self.val_files, self.text_field)
         sides = Sides(corpus, val, self.val_fraction, self.seed)
-        tokenizer = make_tokenizer(self.tokenizer_kind, self.vocab_size, sides, cache)
+        tokenizer = self._adopted
+        if tokenizer is None:
+            tokenizer = make_tokenizer(self.tokenizer_kind or "bpe", self.vocab_size, sides, cache)
         arrays = tokenise(sides, tokenizer, cache)
         self._check_lengths(arrays)
         self._sides, self._arrays = sides, arrays
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
         self.val_bytes = arrays["val"].bytes - arrays["val"].first_bytes
         self.val_targets = arrays["val"].tokens - arrays["val"].documents
+
+    def _setup_chats(self, files: list[str]) -> None:
+        tokenizer, kind = self._adopted, self.tokenizer_kind
+        if tokenizer is None:
+            if kind in (None, "bpe", "characters"):
+                raise UserError(
+                    "data.chats needs a tokenizer that exists: fine-tune a model (--model.pretrained), or give "
+                    "--data.tokenizer PATH or bytes."
+                )
+            tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.load(kind)
+        self._chats = ChatSides.read(files, self.val_fraction, self.seed, tokenizer, self.context)
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self.val_bytes, self.val_targets = self._chats.val.chats.bytes, self._chats.val.chats.targets
 
     def _check_lengths(self, arrays: dict[Side, TokenArray]) -> None:
         train, val = arrays["train"].tokens, arrays["val"].tokens
@@ -129,6 +177,8 @@ class TextData(ResumableData):
 
     def describe(self) -> str:
         """One line about the data, after `setup()`."""
+        if self._chats:
+            return self._chats.describe()
         f = self.figures()
         documents = f["documents_train"] + f["documents_val"] if self._sides and f["documents_train"] > 1 else 1
         parts = [
@@ -144,6 +194,8 @@ class TextData(ResumableData):
 
     def figures(self) -> dict[str, Any]:
         """Documents, bytes and tokens of both sides, vocabulary, duplicates and skipped files, after `setup()`."""
+        if self._chats:
+            return self._chats.figures() | {"vocabulary": self.vocab_size}
         assert self._sides is not None, "figures() needs setup()"
         counts = {
             f"{what}_{side}": getattr(array, what)
@@ -166,7 +218,17 @@ class TextData(ResumableData):
         Raises:
             UserError: the text does not fill one batch.
         """
-        array, (rank, world) = self._arrays["train"], self.ranks()
+        rank, world = self.ranks()
+        if self._chats:
+            rows = self._chats.train
+            if len(rows) < self.batch_size * world:
+                raise UserError(
+                    f"the conversations fill {len(rows):,} rows of {self.context:,} tokens, fewer than one batch of "
+                    f"{self.batch_size * world:,}: lower --data.batch_size or --data.context"
+                )
+            chats = data.Shuffled(len(rows), self.batch_size, rank, world, self.seed, self.position)
+            return Batches(rows, chats, self._workers, self.pin)
+        array = self._arrays["train"]
         windows = training_windows(array.tokens, self.context)
         if windows < self.batch_size * world:
             devices = f" on {world} devices" if world > 1 else ""
@@ -179,6 +241,9 @@ class TextData(ResumableData):
 
     def val_dataloader(self) -> Batches:
         """Return the batches that score the whole validation text once."""
+        if self._chats:
+            chats = data.InOrder(len(self._chats.val), self.batch_size, *self.ranks())
+            return Batches(self._chats.val, chats, 0, self.pin)
         array = self._arrays["val"]
         order = InOrder(array.tokens, self.context, self.batch_size, *self.ranks())
         return Batches(self._windows(array), order, 0, self.pin)
@@ -205,7 +270,7 @@ class TextData(ResumableData):
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {
-            "text": self._arrays["train"].folder.name,
+            "text": len(self._chats.train) if self._chats else self._arrays["train"].folder.name,
             "context": self.context,
             "batch_size": self.batch_size,
             "devices": self.ranks()[1],

@@ -15,8 +15,9 @@ from ..core.errors import UserError
 from ..core.losses import IGNORED
 from ..core.training.data import Draw
 from ..core.work import progress
-from .chat import ChatTemplate, Conversation
+from .chat import ChatTemplate, Conversation, read_conversations
 from .corpus import digest
+from .tokenizer import Tokenizer
 
 PADDING = -1
 """Number of the document that fills a row up; attention keeps documents apart, and nothing of this one is scored."""
@@ -108,6 +109,43 @@ def pack(lengths: np.ndarray, context: int) -> list[list[int]]:
         rows[row].append(index)
         bisect.insort(room, (free - need, row))
     return rows
+
+
+@dataclass
+class ChatSides:
+    """The rows to train and to validate on, and how they are described."""
+
+    train: ChatRows
+    val: ChatRows
+
+    @classmethod
+    def read(cls, files: list[str], fraction: float, seed: int, tokenizer: Tokenizer, context: int) -> ChatSides:
+        """Read, split, tokenise and pack. Gives a tokenizer without a chat template the plain one, to be saved with it."""
+        template = ChatTemplate(tokenizer)
+        sides = split(list(read_conversations(files)), fraction, seed)
+        names = ("Reading conversations", "Reading held-out ones")
+        chats = [tokenise(side, template, context, name) for side, name in zip(sides, names)]
+        tokenizer.chat_template = template.source
+        return cls(*(ChatRows(side, context) for side in chats))
+
+    def describe(self) -> str:
+        """One line."""
+        f = self.figures()
+        cut = f", {f['cut']:,} cut at the context" if f["cut"] else ""
+        return (
+            f"{f['chats_train']:,} conversations to train and {f['chats_val']:,} to validate on, {f['targets_train']:,} and "
+            f"{f['targets_val']:,} tokens of answers, packed into {f['rows_train']:,} rows ({f['filled']:.0%} full){cut}"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Conversations, tokens of answers and rows of both sides."""
+        sides = {"train": self.train, "val": self.val}
+        counts = {f"chats_{side}": len(rows.chats) for side, rows in sides.items()}
+        counts |= {f"targets_{side}": rows.chats.targets for side, rows in sides.items()}
+        counts |= {f"rows_{side}": len(rows) for side, rows in sides.items()}
+        used = len(self.train.chats.tokens) - len(self.train.chats)
+        cut = self.train.chats.cut + self.val.chats.cut
+        return counts | {"cut": cut, "filled": used / (len(self.train) * self.train.context)}
 
 
 class ChatRows:

@@ -23,7 +23,11 @@ def parser() -> argparse.ArgumentParser:
         prog="triune text generate",
         description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
     )
-    p.add_argument("run", metavar="RUN", help="a run folder, or a model folder (config.json, model.safetensors)")
+    p.add_argument(
+        "run",
+        metavar="CHECKPOINT",
+        help="a run, a model folder of triune or Hugging Face, a name on the hub, a GGUF file",
+    )
     p.add_argument("--prompt", action="append", default=[], help="text to continue; repeat it for a batch")
     p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
     p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
@@ -37,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--stop", action="append", default=[], help="end before this text; repeat it for several")
     p.add_argument("--seed", type=int, help="the same seed gives the same text")
     p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
+    p.add_argument(
+        "--weights", default="float32", choices=("float32", "int8", "int4"),
+        help="on a CPU: weights of 8 or 4 bits make a model of 100 million parameters and more several times faster, at a "
+        "small loss (default float32: the numbers of the original)",
+    )  # fmt: skip
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     p.add_argument("--json", action="store_true", help="print one JSON list of {prompt, text, tokens}")
     return p
@@ -78,29 +87,46 @@ class Continuation:
         return part
 
 
-def load(folder: str | Path, device: str | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A trained model, ready to generate, and its tokenizer, from a run folder or a model folder.
+def load(name: str | Path, device: str | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """A language model, ready to generate, and its tokenizer, from a run or anything that `pretrained.load` opens.
 
     Raises:
-        UserError: the folder holds no model, or one whose vocabulary is not the tokenizer's.
+        UserError: there is no model or no tokenizer, or the model is an encoder.
     """
     import torch
 
     from .model import LanguageModel
-    from .tokenizer import Tokenizer
+    from .pretrained import load as load_pretrained
 
-    path = model_folder(folder, "text")
-    model, tokenizer = LanguageModel.from_pretrained(path), Tokenizer.load(path)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    path = Path(name).expanduser()
+    is_run = path.is_dir() and not (path / "config.json").is_file()
+    pretrained = load_pretrained(str(model_folder(path, "text") if is_run else name))
+    model, tokenizer = pretrained.model, pretrained.companion
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"'{name}' is an encoder, which does not write text.")
+    if tokenizer is None:
         raise UserError(
-            f"The tokenizer in {path} has {tokenizer.vocab_size} tokens, but the model only {model.config.vocab_size}; "
-            "they do not belong together."
+            f"'{name}' has no tokenizer that can be read (a tokenizer.json, vocab.json with merges.txt, or a byte-level "
+            "BPE inside a GGUF file; no SentencePiece); put the tokenizer.json of this model beside it."
         )
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return model.eval().to(chosen), tokenizer
+        return model.to(chosen), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+
+
+def compress(model: LanguageModel, weights: str) -> None:
+    """Replace the weights by ones of fewer bits, in place; the head, whose errors would be the model's, keeps 8.
+
+    Args:
+        model: on a CPU, to generate only.
+        weights: `int8` or `int4`; see `core/packed.py`.
+    """
+    from ..core.packed import PackedLinear, pack
+
+    pack(model.transformer, weights)  # type: ignore[arg-type]
+    model.head = PackedLinear(model.head, "int8")  # type: ignore[assignment]
 
 
 def main(args: list[str]) -> int:
@@ -112,17 +138,19 @@ def main(args: list[str]) -> int:
 
     config = SamplingConfig(0.0 if options.greedy else options.temperature, options.top_k, options.top_p, options.min_p)
     model, tokenizer = load(options.run, options.device)
+    if options.weights != "float32":
+        compress(model, options.weights)
     prompts = _prompts(options, tokenizer)
-    ids = [tokenizer.encode(p).tolist() if p else _beginning(tokenizer) for p in prompts]
+    ids = [tokenizer.beginning + (tokenizer.encode(p).tolist() if p else _beginning(tokenizer)) for p in prompts]
     texts = [Continuation(tokenizer, options.stop) for _ in prompts]
     streaming = len(prompts) == 1 and not options.json
     if streaming:
         print(prompts[0], end="", flush=True)
     started = time.perf_counter()
     steps = generate(
-        model, ids, options.max_tokens, config, options.seed, tokenizer.eos_id, use_cache=not options.no_cache
+        model, ids, options.max_tokens, config, options.seed, tokenizer.end_ids, use_cache=not options.no_cache
     )
-    _run(steps, texts, tokenizer.eos_id, streaming)
+    _run(steps, texts, tokenizer.end_ids, streaming)
     seconds = time.perf_counter() - started
     _report(options, prompts, texts, streaming)
     total = sum(t.tokens for t in texts)
@@ -138,25 +166,27 @@ def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text ({error}).") from None
     if not prompts:
-        prompts = ["" if tokenizer.eos_id is not None else "\n"]
+        prompts = ["" if tokenizer.eos_id is not None or tokenizer.beginning else "\n"]
     return prompts
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a text: the end of the one before it."""
+    """What stands before a text: the token that begins it, or the end of the one before it."""
+    if tokenizer.beginning:
+        return []
     if tokenizer.eos_id is None:
         raise UserError("--prompt is empty, and this tokenizer has no end-of-text token to start from; give some text.")
     return [tokenizer.eos_id]
 
 
-def _run(steps: Any, texts: list[Continuation], eos_id: int | None, streaming: bool) -> None:
+def _run(steps: Any, texts: list[Continuation], ends: frozenset[int], streaming: bool) -> None:
     """Feed tokens to the texts until all are finished."""
     finished: set[int] | None = None
     try:
         while True:
             step = next(steps) if finished is None else steps.send(finished)
             for number, token in step.items():
-                shown = "" if token == eos_id else texts[number].push(token)
+                shown = "" if token in ends else texts[number].push(token)
                 if streaming:
                     print(shown, end="", flush=True)
             finished = {number for number in step if texts[number].done}

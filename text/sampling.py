@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ def generate(
     max_tokens: int,
     config: SamplingConfig | None = None,
     seed: int | None = None,
-    eos_id: int | None = None,
+    ends: Collection[int] = (),
     use_cache: bool = True,
 ) -> Generator[dict[int, int], set[int] | None, None]:
     """Continue a batch of prompts, one step at a time.
@@ -103,7 +103,7 @@ def generate(
         max_tokens: new tokens at most, of each prompt.
         config: how tokens are drawn.
         seed: row i draws with seed + i; None draws anew each time.
-        eos_id: a row that draws it is finished; the token itself is given out.
+        ends: tokens that finish the row that draws one; the token itself is given out.
         use_cache: keep keys and values; without, each step recomputes all that is in view (slow, for comparison).
 
     Yields:
@@ -137,7 +137,7 @@ def generate(
         padding = None if padding is None else F.pad(padding, (0, 1), value=True)
         ids = dict(zip(live, chosen.tolist(), strict=True))
         stopped = (yield ids) or set()
-        keep = [row for row, n in enumerate(live) if ids[n] != eos_id and n not in stopped]
+        keep = [row for row, n in enumerate(live) if ids[n] not in ends and n not in stopped]
         if not keep:
             return
         if len(keep) < len(live):

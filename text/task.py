@@ -14,12 +14,17 @@ from torch import Tensor
 from ..core import checkpoint
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.families import Pretrained
+from ..core.initialise import uninitialised
+from ..core.lora import LoRAConfig
 from ..core.losses import IGNORED
+from ..core.training.finetune import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
 from .data import TextData
 from .model import LanguageModel, LanguageModelConfig
+from .tokenizer import Tokenizer
 
 MODERN = TransformerConfig(
     dim=256,
@@ -52,8 +57,13 @@ class TextTask(TrainingModule):
         schedule: how the learning rate moves.
         ema: decay of an average of the weights that is judged and exported in their place, for example 0.99.
         compile: compile the blocks; worth its minute of waiting on a GPU.
+        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face, a GGUF file, a run or model folder. Its
+            config and its tokenizer are used; of `transformer` only dropout and stochastic depth may then be chosen.
+        lora: train low-rank factors beside the linear layers instead of the weights.
+        freeze: which blocks do not train, or not at first.
     """
 
+    task_type = "CAUSAL_LM"
     unit = "tok"
     loss_unit = "nats per token"
 
@@ -69,8 +79,11 @@ class TextTask(TrainingModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema: float | None = None,
         compile: bool = False,
+        pretrained: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile)
+        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
         self.transformer_config = replace(transformer, causal=True)
         self.options = {
             "tied": tied,
@@ -86,6 +99,51 @@ class TextTask(TrainingModule):
             raise UserError("TextTask needs TextData: its vocabulary decides the size of the embedding.")
         transformer = replace(self.transformer_config, context=data.context)
         return LanguageModel(LanguageModelConfig(data.vocab_size, transformer, **self.options))
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .pretrained import load
+
+        return load(source)
+
+    def read_start(self, folder: Path) -> Start:
+        config = checkpoint.load_config(folder, "LanguageModel")
+        with uninitialised():
+            model = LanguageModel(LanguageModelConfig.from_dict(config["model"]))
+        has_tokenizer = (folder / "tokenizer.json").is_file()
+        return Start.read(config, model, Tokenizer.load(folder) if has_tokenizer else None)
+
+    def adopt(self, start: Start, data: Any) -> str:
+        """The data are tokenised as the checkpoint's text was."""
+        if not isinstance(data, TextData):
+            return ""
+        data.adopt(start.companion, start.source)
+        return "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+
+    def adapt_model(self, start: Start, data: Any) -> LanguageModel:
+        """The checkpoint's model as it is, with the dropout that was asked for."""
+        model, source = start.model, start.source
+        if not isinstance(model, LanguageModel):
+            raise UserError(
+                f"'{source}' is a {type(model).__name__}, which cannot be trained to predict the next token."
+            )
+        config = model.config
+        if isinstance(data, TextData):
+            if data.vocab_size > config.vocab_size:
+                raise UserError(
+                    f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they do not"
+                    " belong together."
+                )
+            if config.transformer.position == "learned" and data.context > config.transformer.context:
+                raise UserError(
+                    f"data.context is {data.context:,} tokens, but '{source}' has learned positions for"
+                    f" {config.transformer.context:,}; give at most that."
+                )
+        refuse_contradictions(TextTask, self.options, vars(config), source)
+        transformer = adapted_transformer(self.transformer_config, MODERN, config.transformer, source)
+        self.transformer_config = transformer
+        if transformer == config.transformer:
+            return model
+        return rebuilt(model, replace(config, transformer=transformer))
 
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """Cross-entropy in nats over the tokens that have a target. Batch as `TextData` makes it."""

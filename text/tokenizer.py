@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.checkpoint import write_atomic
 from ..core.errors import UserError
+from ..core.sources import read_json
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -60,15 +61,21 @@ class Tokenizer:
     Args:
         backend: the Hugging Face tokenizer.
         eos: the token that ends a text; None looks for the usual names.
+        ends: numbers of further tokens at which generation ends: an instructed model ends its turn with one of its own.
+        chat_template: the Jinja template of a conversation, as published; kept for those who use it.
     """
 
-    def __init__(self, backend: HFTokenizer, eos: str | None = None) -> None:
+    def __init__(
+        self, backend: HFTokenizer, eos: str | None = None, ends: Iterable[int] = (), chat_template: str | None = None
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
         self.backend = backend
         names = (eos,) if eos else USUAL_END_TOKENS
         self.eos_id: int | None = next((i for i in map(backend.token_to_id, names) if i is not None), None)
+        self.end_ids = frozenset(ends) | (frozenset() if self.eos_id is None else {self.eos_id})
+        self.chat_template = chat_template
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -138,17 +145,23 @@ class Tokenizer:
     def _read(cls, file: Path, read: Any) -> Tokenizer:
         """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
         try:
-            return cls(read(), eos=_end_token(file.parent))
+            return cls(read(), **_settings(file.parent))
         except Exception as error:
             raise UserError(f"'{file}' cannot be read as a tokenizer: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json` into `folder`, and a `tokenizer_config.json` that names the end-of-text token."""
+        """Write `tokenizer.json` into `folder`, a `tokenizer_config.json` that names the end-of-text token, and, where there
+        are several ends, a `generation_config.json` with all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.eos_id is not None:
             config["eos_token"] = self.backend.id_to_token(self.eos_id)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        if len(self.end_ids) > 1:
+            ends = {"eos_token_id": sorted(self.end_ids)}
+            write_atomic(folder / "generation_config.json", json.dumps(ends, indent=2).encode())
         write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
 
@@ -164,6 +177,13 @@ class Tokenizer:
         """SHA-256 of the canonical json; equal for equal tokenizers on every machine."""
         canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """What stands before a text that the model shall continue: its beginning-of-text token, for models that have one."""
+        encoding = self.backend.encode("a", add_special_tokens=True)
+        count = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
+        return encoding.ids[:count]
 
     @cached_property
     def _json(self) -> dict[str, Any]:
@@ -307,13 +327,27 @@ def _gpt2(vocab: Path, merges: Path) -> HFTokenizer:
     return backend
 
 
-def _end_token(folder: Path) -> str | None:
-    """Return the `eos_token` that a `tokenizer_config.json` names, as a string or in transformers' older form."""
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
-    return token.get("content") if isinstance(token, dict) else token
+def beside(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a folder; None where there is none of a kind that `Tokenizer.load` reads."""
+    names = ({"tokenizer.json"}, *map(set, GPT2_FILES))
+    found = any(all((folder / name).is_file() for name in several) for several in names)
+    return Tokenizer.load(folder) if found else None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """End-of-text tokens and chat template from the files that transformers writes beside a tokenizer, old and new."""
+    files = ("tokenizer_config.json", "generation_config.json")
+    config, generation = (read_json(folder / f) if (folder / f).is_file() else {} for f in files)
+    eos, ends, template = config.get("eos_token"), generation.get("eos_token_id"), config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return {
+        "eos": eos.get("content") if isinstance(eos, dict) else eos,
+        "ends": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "chat_template": template,
+    }
 
 
 def _utf8(text: str) -> bytes:

@@ -1,6 +1,8 @@
 """`triune TASK fit|validate|test|predict`: LightningCLI with a run folder, plain words and one-sentence errors.
 
-`run_task` is all that the top-level command line calls. A task brings a `TrainingModule` and a `LightningDataModule`;
+`run_task` is all that the top-level command line calls. Any other verb (`pretrain`) trains as `fit` does, with classes of
+its own; a run remembers the verb that trains it, and `training_verb` finds it again for validate, test and predict. A
+task brings a `TrainingModule` and a `LightningDataModule`;
 these optional names of theirs are used when they exist:
 
     module.export(folder)        write `model/` (config.json, model.safetensors, tokenizer or labels)
@@ -42,6 +44,8 @@ from .telemetry import Telemetry
 SEED = 1337
 # Rank 0 tells the processes it starts (DDP) where the run goes; each would otherwise choose a folder of its own.
 RUN_VARIABLE = "TRIUNE_RUN"
+SCORING = ("validate", "test", "predict")
+"""Verbs that use a run; all others train."""
 ABOUT = {
     "fit": "Train a model. Every option can also stand in a YAML file (--config).",
     "validate": "Score the best weights of a run on its whole validation set.",
@@ -76,6 +80,7 @@ class TaskCLI(LightningCLI):
         recipes_package: str,
     ):
         self.task, self.verb, self.args_given = task, verb, args
+        self.trains = verb not in SCORING
         self.run, self.resume, line = _prepare(task, verb, args, recipes_package)
         self.telemetry = Telemetry(self.run.metrics if self.run else None)
         self.interrupt = StopOnInterrupt()
@@ -95,7 +100,7 @@ class TaskCLI(LightningCLI):
             parser_kwargs={
                 "prog": f"triune {task} {verb}",
                 "usage": f"triune {task} {verb} [options]",
-                "description": ABOUT[verb],
+                "description": ABOUT.get(verb, ABOUT["fit"]),
             },
             parser_class=TaskParser,
             args=line,
@@ -105,9 +110,9 @@ class TaskCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        where = "new run folder" if self.verb == "fit" else "run folder to take configuration and weights from"
+        where = "new run folder" if self.trains else "run folder to take configuration and weights from"
         parser.add_argument("--run", type=str | None, default=None, help=f"The {where}.")
-        if self.verb == "fit":
+        if self.trains:
             parser.add_argument("--resume", type=bool, default=False, help="Continue the run in --run exactly.")
         else:
             parser.add_argument(
@@ -144,11 +149,13 @@ class TaskCLI(LightningCLI):
             raise UserError(sentences.validation(str(error))) from error
         except ValueError as error:  # constructors only check their arguments
             raise UserError(sentences.validation(str(error))) from error
+        if self.run and (self.resume or not self.trains) and (tuning := getattr(self.model, "tuning", None)):
+            tuning.folder = self.run.pretrained
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
         callbacks: list[Any] = []
-        if self.verb == "fit" and self.run:
+        if self.trains and self.run:
             options |= self._fit_options()
             callbacks = [self.telemetry, Progress(self.telemetry, getattr(self.model, "unit", "tok")), self.interrupt]
             callbacks.append(report.Opening(self))
@@ -156,7 +163,7 @@ class TaskCLI(LightningCLI):
                 callbacks.append(self.checkpoints)
         elif self.config.trainer.logger in (None, True):
             options["logger"] = False
-        if self.verb != "fit":
+        if not self.trains:
             options["enable_checkpointing"] = False
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**options, **kwargs)
@@ -187,7 +194,7 @@ def run_task(
     data_class: type[LightningDataModule],
     recipes_package: str,
 ) -> dict[str, Any]:
-    """Run `triune TASK VERB ARGS` and return its figures (`summary.json` for fit, the metrics for validate and test).
+    """Run `triune TASK VERB ARGS` and return its figures (`summary.json` of a training, the metrics of validate and test).
 
     Args:
         recipes_package: package whose `recipes/` folder holds the named configurations ("triune.text").
@@ -198,7 +205,7 @@ def run_task(
     quiet()
     try:
         cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package)
-        if verb == "fit":
+        if cli.trains:
             return _fit(cli)
         return _predict(cli) if verb == "predict" else _evaluate(cli)
     except torch.OutOfMemoryError as error:
@@ -284,15 +291,9 @@ def _checkpoint(cli: TaskCLI) -> str:
 
 def _prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFolder | None, bool, list[str]]:
     """Find run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
-    line = list(args)
-    if verb != "fit" and line and not line[0].startswith("-"):
-        line[:1] = ["--run", line[0]]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--run", nargs="?")
-    first.add_argument("--resume", nargs="?", const="true", default="false")
-    first.add_argument("--config", "-c", action="append", nargs="?", default=[])
-    known, rest = first.parse_known_args(line)
-    if None in known.config or ("--run" in line and known.run is None):
+    trains = verb not in SCORING
+    known, rest = _run_and_configs(verb, args)
+    if None in known.config or ("--run" in args and known.run is None):
         missing = "--config" if None in known.config else "--run"
         raise UserError(f"{missing} needs a value; `triune {task} {verb} --help` says which.")
     if known.resume not in ("true", "false"):
@@ -303,21 +304,52 @@ def _prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFo
     helping = any(word in ("-h", "--help") or word.startswith("--print_config") for word in rest)
     if helping:
         return run, resume, _join(configs, rest)
-    if verb == "fit" and resume and run is None:
+    if trains and resume and run is None:
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
-    if run and (resume or verb != "fit"):
+    if run and (resume or not trains):
         run = RunFolder.open(run.path)
         configs.insert(0, str(run.config))
-        if verb == "fit" and not run.last.exists():
+        if trains and run.verb != verb:
+            raise UserError(f"{run} is a run of `triune {task} {run.verb}`; continue it with that verb.")
+        if trains and not run.last.exists():
             raise UserError(f"{run} has no checkpoints/last.ckpt to continue from; start anew with another --run.")
-    if verb == "fit" and not resume:
+    if trains and not resume:
         run = run or RunFolder(os.environ.get(RUN_VARIABLE, "") if rank_zero_only.rank else RunFolder.fresh(task).path)
-        if not configs and "default" in {recipe.name for recipe in list_recipes(folder(package))}:
-            configs = [str(find_config("default", package))]
+        if not configs:
+            configs = _default_configs(verb, rest, package)
         if rank_zero_only.rank == 0:
             run.check_free()
             os.environ[RUN_VARIABLE] = str(run)
     return run, resume, _join(configs, rest)
+
+
+def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:
+    """The recipe for a command line without --config: one for fine-tuning, where a checkpoint is given and there is one."""
+    names = ["default"] if verb == "fit" else [verb]
+    if any(word.split("=")[0] == "--model.pretrained" for word in rest):
+        names = ["finetune", "default"] if verb == "fit" else [f"{verb}-finetune"]
+    known = {recipe.name for recipe in list_recipes(folder(package))}
+    return [str(find_config(name, package)) for name in names if name in known][:1]
+
+
+def _run_and_configs(verb: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """`--run` (or the first word, of a verb that uses a run), `--resume` and `--config`, and the rest of the line."""
+    line = list(args)
+    if verb in SCORING and line and not line[0].startswith("-"):
+        line[:1] = ["--run", line[0]]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--run", nargs="?")
+    first.add_argument("--resume", nargs="?", const="true", default="false")
+    first.add_argument("--config", "-c", action="append", nargs="?", default=[])
+    return first.parse_known_args(line)
+
+
+def training_verb(verb: str, args: list[str]) -> str:
+    """The verb whose classes `triune TASK VERB ARGS` needs: its own if it trains, else that of the run it uses."""
+    if verb not in SCORING:
+        return verb
+    run = _run_and_configs(verb, args)[0].run
+    return RunFolder(run).verb if run else "fit"
 
 
 def check_yaml(path: Path) -> Path:

@@ -10,6 +10,8 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import UserError
+from ..families import Pretrained
+from ..lora import LoRAConfig, merged_state
 from .ema import EMA
+from .finetune import FreezeConfig, Start, Tuning
 from .optimizers import OptimizerConfig, build_optimizer
 from .schedules import ScheduleConfig, factor
 
@@ -39,7 +44,8 @@ class Loss(NamedTuple):
 
 
 class TrainingModule(LightningModule):
-    """What all tasks share in training. A task implements `build_model` and `loss`.
+    """What all tasks share in training. A task implements `build_model` and `loss`, and to be fine-tuned
+    `load_pretrained`, `read_start` and `adapt_model`.
 
     The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
     the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
@@ -53,7 +59,16 @@ class TrainingModule(LightningModule):
         schedule: how the learning rate moves.
         ema: decay of an exponential moving average of the weights, for example 0.999; none by default.
         compile: compile the blocks of the model, in place.
+        pretrained: a checkpoint to start from: a folder, a file or a name that the task's `load_pretrained` knows.
+        lora: train low-rank factors beside the linear layers of the checkpoint instead of its weights.
+        freeze: which blocks of the checkpoint do not train, or not at first.
+
+    Raises:
+        UserError: lora or freeze without pretrained.
     """
+
+    task_type: str | None = None
+    """What PEFT calls the use of this model, such as CAUSAL_LM."""
 
     def __init__(
         self,
@@ -61,12 +76,16 @@ class TrainingModule(LightningModule):
         schedule: ScheduleConfig | None = None,
         ema: float | None = None,
         compile: bool = False,
+        pretrained: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
     ) -> None:
         super().__init__()
         self.optimizer_config = optimizer or OptimizerConfig()
         self.schedule_config = schedule or ScheduleConfig()
         self.ema = None if ema is None else EMA(ema)
         self.compile_blocks = compile
+        self.tuning = Tuning.chosen(pretrained, lora, freeze)
         self.model: nn.Module | None = None
         self.last_batch: Loss | None = None
         self.last_loss: Tensor | None = None
@@ -96,6 +115,29 @@ class TrainingModule(LightningModule):
         """Make the model; `data` is the data module after its `setup()`, or None without one."""
         raise NotImplementedError(f"{type(self).__name__} must implement build_model(data).")
 
+    def load_pretrained(self, source: str) -> Pretrained:
+        """Read a checkpoint: the `load` of the task's pretrained.py."""
+        raise UserError(f"model.pretrained is {source}, but this task starts from random weights only; leave it out.")
+
+    def read_start(self, folder: Path) -> Start:
+        """What `Start.save` wrote, with a model whose weights are at random."""
+        raise NotImplementedError(f"{type(self).__name__} must implement read_start(folder).")
+
+    def adopt(self, start: Start, data: Any) -> str:
+        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in words."""
+        return ""
+
+    def adapt_model(self, start: Start, data: Any) -> nn.Module:
+        """The model of this task with the weights of `start.model`, which it may use up; `data` is set up, or None."""
+        raise NotImplementedError(f"{type(self).__name__} must implement adapt_model(start, data).")
+
+    def is_new(self, name: str) -> bool:
+        """Whether a parameter of a fine-tuned model belongs to the task rather than the checkpoint, like a head.
+
+        It trains whatever is frozen and is not adapted, even where the checkpoint's own fits.
+        """
+        return False
+
     def loss(self, batch: Any) -> Loss:
         """Loss of one micro-batch, in training (`self.training`) and evaluation."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(batch).")
@@ -117,11 +159,20 @@ class TrainingModule(LightningModule):
 
     # --- model and optimizer -----------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Any]:
+        # Of all hooks of a module only this one comes before the data are prepared, and those may need the checkpoint: its
+        # tokenizer, its image size.
+        if self.tuning is not None:
+            self.tuning.open(self, getattr(self._trainer, "datamodule", None))
+        return []
+
     def configure_model(self) -> None:
         """Build the model once; compile its blocks, and shard them under `ModelParallelStrategy` (FSDP2)."""
         if self.model is not None:
             return
-        self.model = self.build_model(getattr(self._trainer, "datamodule", None))
+        data = getattr(self._trainer, "datamodule", None)
+        devices = 1 if self._trainer is None else self._trainer.world_size
+        self.model = self.build_model(data) if self.tuning is None else self.tuning.build(self, data, devices)
         blocks = _blocks(self.model)
         if self.compile_blocks:
             for block in blocks:
@@ -139,10 +190,15 @@ class TrainingModule(LightningModule):
                 "--trainer.strategy fsdp flattens the weights, which matrix optimizers and clipping cannot use;"
                 " take ddp, or ModelParallelStrategy (FSDP2)."
             )
-        optimizer = build_optimizer(self.model, self.optimizer_config)
+        make = build_optimizer if self.tuning is None else partial(self.tuning.build_optimizer, self.is_new)
+        optimizer = make(self.model, self.optimizer_config)
         schedule, total = self.schedule_config, self._total_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(schedule, step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.tuning is not None:
+            self.tuning.at(self.trainer.global_step)
 
     def _total_steps(self) -> float:
         """Optimizer steps of the whole run; infinite if it has no bound and the schedule needs none."""
@@ -310,10 +366,16 @@ class TrainingModule(LightningModule):
             self.ema.swap()
 
     def export_state(self) -> dict[str, Tensor]:
-        """What goes into `model.safetensors`: the averaged weights when `ema` is on, else the raw ones."""
+        """What goes into `model.safetensors`: the averaged weights when `ema` is on, else the raw ones; LoRA's merged."""
         assert self.model is not None, "export_state before configure_model"
         with self._weights(averaged=True):
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            return {name: tensor.detach().cpu().clone() for name, tensor in merged_state(self.model).items()}
+
+    def export_adapter(self, folder: Path) -> bool:
+        """Write LoRA's factors in PEFT's format, if the checkpoint is one of Hugging Face's; returns whether it did."""
+        assert self.model is not None, "export_adapter before configure_model"
+        with self._weights(averaged=True):
+            return self.tuning is not None and self.tuning.export(folder, self.model, self.task_type)
 
     @contextmanager
     def _weights(self, averaged: bool) -> Iterator[None]:

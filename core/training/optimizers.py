@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
 from ..errors import UserError
+from ..lora import is_factor
+from .orthogonal import orthogonalise, update_scale
 
-# Keller Jordan's quintic (https://kellerjordan.github.io/posts/muon/): steep at zero rather than convergent, so that
-# five rounds bring every singular value into about 0.7..1.2.
-_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_NS_EPS = 1e-7
+PRETRAINED_LR, LORA_LR = 5e-5, 5e-4
+"""Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025 ("LoRA
+without regret") find the best rate of the factors at about ten times that of full fine-tuning, whatever the rank."""
+LOADED = "pretrained "
+"""Begins the names of groups whose weights come from a checkpoint."""
 
 
 @dataclass
@@ -32,12 +34,15 @@ class OptimizerConfig:
     """Which optimizer, and its settings. Learning rates are peaks: the schedule multiplies them by a factor in 0..1.
 
     Args:
-        name: `muon` (Muon for the matrices inside the blocks, AdamW for all else) or `adamw` (AdamW for everything).
-        lr: peak learning rate of Muon's matrices, or of everything under `adamw`; default 0.02 for muon, 0.001 for
-            adamw.
+        name: `muon` (Muon for the matrices inside the blocks, AdamW for all else) or `adamw` (AdamW for everything). Left
+            out: muon for weights that start at random, adamw for those of a checkpoint.
+        lr: peak learning rate of Muon's matrices, or of everything under `adamw`; default 0.01 for muon, 0.001 for
+            adamw. Not of weights from a checkpoint.
         adamw_lr: with `muon`: peak learning rate of what AdamW trains (embeddings, heads, vectors).
-        embedding_lr: peak learning rate of embeddings and positions; default: as the other AdamW parameters.
-        head_lr: peak learning rate of the matrices after the blocks; default: as the other AdamW parameters.
+        pretrained_lr: for fine-tuning: peak learning rate of weights from a checkpoint; default 5e-5.
+        lora_lr: for fine-tuning: peak learning rate of LoRA's factors; default 5e-4.
+        embedding_lr: peak learning rate of embeddings and positions; default: as the parameters around them.
+        head_lr: peak learning rate of the matrices after the blocks; default: as the parameters around them.
         weight_decay: decoupled decay of matrices (ndim >= 2): each step takes lr * weight_decay of the weight away.
             Norms, biases, gains and other vectors are never decayed.
         embedding_decay: the same for embeddings, positions and special tokens.
@@ -49,15 +54,18 @@ class OptimizerConfig:
         scale: size of a Muon update; `match_rms_adamw` is 0.2 * sqrt(max(rows, columns)), about AdamW's root mean
             square (Liu et al. 2025, arXiv:2502.16982); `original` is sqrt(max(1, rows / columns)).
         layer_decay: for fine-tuning: factor in (0, 1] by which the learning rate falls from a block to the one below
-            it. Block i of n (counted from 0) gets decay ** (n - i), embeddings decay ** (n + 1), the head 1.
+            it. Block i of n (counted from 0) gets decay ** (n - i), embeddings decay ** (n + 1), the head 1. Parts that
+            are new beside a checkpoint's are left out.
 
     Raises:
         UserError: a value outside its range.
     """
 
-    name: Literal["muon", "adamw"] = "muon"
+    name: Literal["muon", "adamw"] | None = None
     lr: float | None = None
     adamw_lr: float = 0.01
+    pretrained_lr: float | None = None
+    lora_lr: float | None = None
     embedding_lr: float | None = None
     head_lr: float | None = None
     weight_decay: float = 0.1
@@ -71,9 +79,9 @@ class OptimizerConfig:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, ("muon", "adamw"))
+        _one_of("name", self.name, ("muon", "adamw", None))
         _one_of("scale", self.scale, ("match_rms_adamw", "original"))
-        for field in ("lr", "adamw_lr", "embedding_lr", "head_lr", "eps"):
+        for field in ("lr", "adamw_lr", "pretrained_lr", "lora_lr", "embedding_lr", "head_lr", "eps"):
             value = getattr(self, field)
             if value is not None:
                 _check(field, value, 0 < value < math.inf, "a number above 0")
@@ -90,7 +98,7 @@ class OptimizerConfig:
     @property
     def main_lr(self) -> float:
         """`lr`, or its default for the optimizer called `name`."""
-        return self.lr if self.lr is not None else (0.01 if self.name == "muon" else 1e-3)
+        return self.lr if self.lr is not None else (1e-3 if self.name == "adamw" else 0.01)
 
 
 def _check(field: str, value: Any, ok: bool, allowed: str) -> None:
@@ -98,77 +106,8 @@ def _check(field: str, value: Any, ok: bool, allowed: str) -> None:
         raise UserError(f"optimizer.{field} is {value}, but must be {allowed}.")
 
 
-def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    _check(field, value, value in allowed, f"one of {', '.join(allowed)}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Orthogonalisation
-
-
-def newton_schulz_reference(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Replace the singular values of one `[rows, columns]` matrix by values near 1. The readable form."""
-    a, b, c = _NS_COEFFICIENTS
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=_NS_EPS)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """`newton_schulz_reference` for a batch of wide matrices `[batch, rows, columns]`, rows <= columns.
-
-    In float32 and for columns >= 2 * rows the rounds run on the `[rows, rows]` Gram matrix alone: each round is a
-    polynomial P of it, so `x` is multiplied once, at the end (4 instead of 9 units of work at columns = 4 * rows). The
-    squared condition number makes that unfit for bfloat16.
-    """
-    a, b, c = _NS_COEFFICIENTS
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=_NS_EPS)
-    if x.dtype == torch.bfloat16 or x.shape[-1] < 2 * x.shape[-2]:
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x
-    gram, product = x @ x.mT, None
-    for step in range(steps):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else polynomial @ product
-        if step < steps - 1:
-            gram = polynomial @ gram @ polynomial
-    return x if product is None else product @ x
-
-
-def orthogonalise(updates: list[Tensor], steps: int = 5) -> list[Tensor]:
-    """Orthogonalise matrices of any shapes; those of one shape, or its transpose, go through one batched product."""
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, update in enumerate(updates):
-        rows, columns = update.shape
-        buckets[min(rows, columns), max(rows, columns)].append(index)
-    results: list[Tensor] = list(updates)
-    for indices in buckets.values():
-        # A sharded matrix (FSDP) is gathered: orthogonalisation needs it whole. Every rank then does the same work.
-        whole = [u.full_tensor() if isinstance(u := updates[i], DTensor) else u for i in indices]
-        batch = torch.stack([u.T if u.shape[0] > u.shape[1] else u for u in whole])
-        # Tensor cores make bfloat16 several times faster; CPUs without AMX make it slower.
-        batch = newton_schulz(batch.to(torch.bfloat16 if batch.is_cuda else torch.float32), steps)
-        for index, wide in zip(indices, batch.to(updates[indices[0]].dtype).unbind()):
-            like = updates[index]
-            result = wide.T if like.shape[0] > like.shape[1] else wide
-            if isinstance(like, DTensor):
-                replicated = [Replicate()] * like.device_mesh.ndim
-                result = DTensor.from_local(result, like.device_mesh, replicated, run_check=False)
-                result = result.redistribute(placements=like.placements)
-            results[index] = result
-    return results
-
-
-def update_scale(shape: Iterable[int], rule: str) -> float:
-    """Factor on the orthogonal update of a `[rows, columns]` matrix; see `OptimizerConfig.scale`."""
-    rows, columns = shape
-    return 0.2 * math.sqrt(max(rows, columns)) if rule == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
+def _one_of(field: str, value: Any, allowed: tuple[str | None, ...]) -> None:
+    _check(field, value, value in allowed, f"one of {', '.join(filter(None, allowed))}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,32 +190,43 @@ class MuonAdamW(torch.optim.Optimizer):
 # Who is trained by what
 
 
-class _Place(NamedTuple):
-    role: Literal["matrices", "inputs", "embeddings", "heads", "vectors"]
+class Place(NamedTuple):
+    """What a parameter is and where it stands."""
+
+    role: Literal["matrices", "inputs", "embeddings", "heads", "vectors", "factors"]
     block: int  # -1 before the blocks, i inside block i, `blocks` after them
     blocks: int
 
 
-def _places(model: nn.Module) -> dict[str, _Place]:
-    """Role and depth of every trainable parameter, by name. A tied parameter has the first of its names only."""
+def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
+    """Role and depth of every trainable parameter, by name. A tied parameter has the first of its names only.
+
+    Args:
+        among: parameters that depth is about; blocks that hold none of these do not count. All by default.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
     inside: dict[int, tuple[int, int]] = {}
     embeddings: set[int] = set()
+    depth = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             embeddings.update(id(p) for p in module.parameters(recurse=False))
         if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks":
+            if not among or any(names[id(p)] in among for p in module.parameters()):
+                depth = max(depth, len(module))
             for index, block in enumerate(module):
                 for p in block.parameters():
                     inside.setdefault(id(p), (index, len(module)))
-    depth = max((n for _, n in inside.values()), default=0)
-    places: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     seen_blocks = False
     for name, p in model.named_parameters():
         seen_blocks = seen_blocks or id(p) in inside
         block, blocks = inside.get(id(p), (depth if seen_blocks else -1, depth))
         if not p.requires_grad:
             continue
-        if id(p) in embeddings:
+        if is_factor(name):
+            role = "factors"
+        elif id(p) in embeddings:
             role, block = "embeddings", (block if id(p) in inside else -1)
         elif p.ndim < 2:
             role = "vectors"
@@ -286,11 +236,23 @@ def _places(model: nn.Module) -> dict[str, _Place]:
             role = "embeddings"
         else:
             role = "heads" if seen_blocks else "inputs"
-        places[name] = _Place(role, block, blocks)
-    return places
+        found[name] = Place(role, block, blocks)
+    return found
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+class _Kind(NamedTuple):
+    """What the parameters of one group have in common."""
+
+    role: str
+    algorithm: str
+    loaded: bool  # from a checkpoint, or LoRA's factors beside such weights
+    depth: int | None  # with layer_decay, where that applies
+    factor: float
+
+
+def parameter_groups(
+    model: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Split the trainable parameters of `model` into the groups of `MuonAdamW`.
 
     Blocks are the children of any `nn.ModuleList` named `blocks`. The roles:
@@ -301,39 +263,85 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     - inputs: other weights registered before the blocks (patch and input projections). AdamW, `weight_decay`.
     - heads: other weights registered after the blocks. AdamW, `weight_decay`.
     - vectors: ndim < 2 (norms, gains, biases). AdamW, never decayed.
+    - factors: of LoRA. AdamW, `weight_decay` (towards the weights of the checkpoint), `lora_lr`. Not Muon, which makes all
+      singular values of an update equal: a factor has few, so each step would move all `rank` directions equally far,
+      also those that the gradient hardly speaks of, and its scale by shape is meant for a whole matrix, not for one of
+      two whose product counts.
 
-    A head tied to an embedding is one parameter, and an embedding.
+    A head tied to an embedding is one parameter, and an embedding. Weights from a checkpoint have `pretrained_lr`, and
+    AdamW in every role unless Muon is asked for.
+
+    Args:
+        pretrained: names of the parameters that come from a checkpoint.
 
     Raises:
+        UserError: a learning rate is given that nothing uses.
         AssertionError: a trainable parameter is in no group, or in two.
     """
-    groups: dict[tuple[str, str, float], dict[str, Any]] = {}
+    groups: dict[_Kind, dict[str, Any]] = {}
     parameters = dict(model.named_parameters())
-    for name, place in _places(model).items():
-        p = parameters[name]
-        use_muon = config.name == "muon" and place.role == "matrices" and p.ndim == 2
-        factor = 1.0 if config.layer_decay is None else config.layer_decay ** (place.blocks - place.block)
-        key = (place.role, "muon" if use_muon else "adamw", factor)
-        if key not in groups:
-            groups[key] = _group(config, place, *key[1:])
-        groups[key]["params"].append(p)
+    for name, place in places(model, pretrained).items():
+        kind = _kind(config, place, parameters[name], name in pretrained, bool(pretrained))
+        if kind not in groups:
+            groups[kind] = _group(config, kind)
+        groups[kind]["params"].append(parameters[name])
     _assert_partition(model, groups.values())
+    _check_used(config, list(groups), bool(pretrained))
     return list(groups.values())
 
 
-def _group(config: OptimizerConfig, place: _Place, algorithm: str, factor: float) -> dict[str, Any]:
-    base = config.main_lr if algorithm == "muon" or config.name == "adamw" else config.adamw_lr
-    own = {"embeddings": config.embedding_lr, "heads": config.head_lr}.get(place.role)
-    decay = {"embeddings": config.embedding_decay, "vectors": 0.0}.get(place.role, config.weight_decay)
-    name = place.role if algorithm == "muon" or place.role != "matrices" else f"{place.role} (adamw)"
-    if config.layer_decay is not None:
-        name = f"{name}, depth {place.block + 1}"
-    common = {"params": [], "name": name, "algorithm": algorithm, "lr": factor * (own or base), "weight_decay": decay}
-    if algorithm == "muon":
+def _kind(config: OptimizerConfig, place: Place, p: Tensor, loaded: bool, tuning: bool) -> _Kind:
+    loaded = loaded or place.role == "factors"
+    muon = config.name == "muon" if loaded else config.name != "adamw"
+    algorithm = "muon" if muon and place.role == "matrices" and p.ndim == 2 else "adamw"
+    if config.layer_decay is None or (tuning and not loaded):
+        return _Kind(place.role, algorithm, loaded, None, 1.0)
+    return _Kind(place.role, algorithm, loaded, place.block + 1, config.layer_decay ** (place.blocks - place.block))
+
+
+def _uses_main_lr(config: OptimizerConfig, kind: _Kind) -> bool:
+    return not kind.loaded and (kind.algorithm == "muon" or config.name == "adamw")
+
+
+def _group(config: OptimizerConfig, kind: _Kind) -> dict[str, Any]:
+    if kind.role == "factors":
+        base = config.lora_lr or LORA_LR
+    elif kind.loaded:
+        base = config.pretrained_lr or PRETRAINED_LR
+    else:
+        base = config.main_lr if _uses_main_lr(config, kind) else config.adamw_lr
+    own = {"embeddings": config.embedding_lr, "heads": config.head_lr}.get(kind.role)
+    decay = {"embeddings": config.embedding_decay, "vectors": 0.0}.get(kind.role, config.weight_decay)
+    name = kind.role if kind.algorithm == "muon" or kind.role != "matrices" else f"{kind.role} (adamw)"
+    if kind.loaded:
+        name = name if kind.role == "factors" else LOADED + name
+    if kind.depth is not None:
+        name = f"{name}, depth {kind.depth}"
+    common = {
+        "params": [], "name": name, "algorithm": kind.algorithm, "lr": kind.factor * (own or base), "weight_decay": decay
+    }  # fmt: skip
+    if kind.algorithm == "muon":
         keys = ("momentum", "nesterov", "ns_steps", "scale")
     else:
         keys = ("betas", "eps")
     return common | {key: getattr(config, key) for key in keys}
+
+
+def _check_used(config: OptimizerConfig, kinds: list[_Kind], tuning: bool) -> None:
+    """Raise UserError for a learning rate that only makes sense with, or without, fine-tuning."""
+    if config.pretrained_lr is not None and not tuning:
+        raise UserError(
+            f"optimizer.pretrained_lr is {config.pretrained_lr}, but there is no checkpoint; leave it out, or give"
+            " --model.pretrained NAME_OR_PATH."
+        )
+    if config.lora_lr is not None and not any(k.role == "factors" for k in kinds):
+        raise UserError(f"optimizer.lora_lr is {config.lora_lr}, but there are no factors; give --model.lora.rank 8.")
+    if tuning and config.lr is not None and not any(_uses_main_lr(config, k) for k in kinds):
+        other = "lora_lr" if any(k.role == "factors" for k in kinds) else "pretrained_lr"
+        raise UserError(
+            f"optimizer.lr is {config.lr}, but no new weights are there to use it; that of the weights from the checkpoint is"
+            f" optimizer.{other}, that of a new head optimizer.head_lr."
+        )
 
 
 def _assert_partition(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
@@ -346,15 +354,17 @@ def _assert_partition(model: nn.Module, groups: Iterable[dict[str, Any]]) -> Non
         assert count[id(p)] == expected, f"parameter {name} is in {count[id(p)]} optimizer groups, not {expected}"
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> MuonAdamW:
-    """The optimizer of `config` over all trainable parameters of `model`.
+def build_optimizer(model: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = ()) -> MuonAdamW:
+    """The optimizer of `config` over all trainable parameters of `model`; arguments as for `parameter_groups`.
 
     Raises:
-        UserError: nothing is trainable.
+        UserError: nothing is trainable, or a learning rate is given that nothing uses.
     """
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, pretrained)
     if not groups:
-        raise UserError("The model has no trainable parameter; unfreeze some before training.")
+        raise UserError(
+            "The model has no trainable parameter; freeze less of it (--model.freeze.blocks), or add --model.lora."
+        )
     return MuonAdamW(groups)
 
 

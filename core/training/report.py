@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..errors import UserError
 from . import machine
+from .module import TrainingModule
 from .plot import plot_loss
 from .progress import duration, short
 from .run import RunFolder
@@ -82,11 +84,15 @@ class Opening(Callback):
             part = cli.run.path / "config.yaml.part"
             part.write_text(text, encoding="utf-8")
             part.replace(cli.run.config)
+            if (tuning := getattr(pl_module, "tuning", None)) and not cli.resume:
+                tuning.start.save(cli.run.pretrained)
         data = getattr(cli.datamodule, "describe", None)
         model = getattr(pl_module, "describe", None)
         size = f"{parameters(pl_module):,} parameters"
         lines = [entry("data", data())] if data else []
         lines.append(entry("model", f"{model()}, {size}" if model else size))
+        if tuning := getattr(pl_module, "tuning", None):
+            lines += [entry(*about) for about in tuning.describe(pl_module.model, trainer.optimizers[0])]
         say("\n".join(lines))
 
 
@@ -102,7 +108,8 @@ def remove_traces(cli: TaskCLI) -> None:
         return
     if run.last.exists() or run.best.exists() or run.summary.exists():
         return
-    shutil.rmtree(run.tensorboard, ignore_errors=True)
+    for folder in (run.tensorboard, run.pretrained):
+        shutil.rmtree(folder, ignore_errors=True)
     run.config.unlink(missing_ok=True)
     if not any(run.path.iterdir()):
         run.path.rmdir()
@@ -118,12 +125,21 @@ def finish(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
         return summary
     if hasattr(cli.model, "export"):
         run.export(cli.model.export)
+    _write_adapter(cli, run)
     plot_loss(run.metrics, run.plot, f"{cli.task} · {run.path.name}", getattr(cli.model, "loss_unit", "nats per token"))
     if hasattr(cli.model, "finish"):
         cli.model.finish(run)
     run.write_json(run.summary, summary)
     say(closing(cli, figures, summary))
     return summary
+
+
+def _write_adapter(cli: TaskCLI, run: RunFolder) -> None:
+    try:
+        if isinstance(cli.model, TrainingModule) and cli.model.export_adapter(run.adapter):
+            say(f"The adapter for PEFT is in {run.adapter}")
+    except UserError as error:  # the model is whole without it
+        say(f"There is no adapter for PEFT: {error}")
 
 
 def complete(cli: TaskCLI, figures: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def closing(cli: TaskCLI, figures: dict[str, Any], summary: dict[str, Any]) -> s
     lines = ["", text, "  ".join(speed), f"Everything is in {cli.run}"]
     if cli.interrupt.stopped:
         lines.append(
-            f"Stopped early. Continue:\n  triune {cli.task} fit --run {shlex.quote(str(cli.run))} --resume true"
+            f"Stopped early. Continue:\n  triune {cli.task} {cli.verb} --run {shlex.quote(str(cli.run))} --resume true"
         )
     if steps := getattr(cli.model, "next_steps", None):
         lines += ["Next:", *(f"  {step}" for step in steps(cli.run))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ class RunFolder:
     tensorboard/      the same numbers for `tensorboard --logdir`
     checkpoints/      best.ckpt (lowest val_loss) and last.ckpt (to continue)
     model/            the best weights for use: config.json, model.safetensors, tokenizer or labels
+    pretrained/       of a fine-tuning: config and tokenizer it started from, so that it goes on without the checkpoint
+    adapter/          of a fine-tuning with LoRA: the factors in PEFT's format, where Hugging Face has the model
     loss.png          training and validation loss
     summary.json      the final figures
     validation.json   the figures of the latest `validate`
@@ -36,6 +39,8 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.model = self.path / "model"
+        self.pretrained = self.path / "pretrained"
+        self.adapter = self.path / "adapter"
         self.plot = self.path / "loss.png"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
@@ -71,6 +76,16 @@ class RunFolder:
         newest = newest_runs(base)
         hint = f"; the newest runs here are {', '.join(map(str, newest))}" if newest else "; train one with `fit` first"
         raise UserError(f"{run} {found}{hint}.")
+
+    @property
+    def verb(self) -> str:
+        """The verb that trains this run: that of the command in the first line of config.yaml; `fit` where there is none."""
+        try:
+            with self.config.open(encoding="utf-8") as file:
+                command = re.match(r"# triune [\w-]+ ([\w-]+)", file.readline())
+        except (OSError, ValueError):
+            return "fit"
+        return command[1] if command else "fit"
 
     def contents(self) -> list[str]:
         """Names of what makes this folder a run; empty when it may be used for a new one."""
@@ -130,7 +145,7 @@ def model_folder(path: str | Path, task: str) -> Path:
     run = RunFolder.open(path)
     if not run.model.is_dir():
         raise UserError(
-            f"{run} holds no finished model yet; continue it with `triune {task} fit --run {run} --resume true`."
+            f"{run} holds no finished model yet; continue it with `triune {task} {run.verb} --run {run} --resume true`."
         )
     return run.model
 

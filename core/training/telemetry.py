@@ -256,6 +256,8 @@ class Telemetry(Callback):
         if self.flops_unknown:
             return math.nan
         shapes = str([tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)])
+        if tuning := getattr(module, "tuning", None):
+            shapes += str(tuning.thawed)  # what is frozen has no gradient to compute
         if shapes not in self._counts:
             if len(self._counts) == MOST_SHAPES:
                 self.flops_unknown = f"batches have more than {MOST_SHAPES} shapes"

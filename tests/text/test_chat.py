@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.training.data import Draw
 from triune.text.chat import ChatTemplate, Conversation, read_conversations
+from triune.text.data import TextData
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.text.packing import PADDING, ChatRows, pack, split, tokenise
 from triune.text.tokenizer import Tokenizer
@@ -179,3 +181,31 @@ def test_packed_loss_is_that_of_the_conversations_alone() -> None:
     torch.testing.assert_close(total, sum(one for one, _ in alone))
     for a, b in zip(together, [p.grad for p in model.parameters() if p.grad is not None], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_data_module_learns_answers_only(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(60)]
+    data = TextData(chats=write(tmp_path / "x.jsonl", *rows), tokenizer="bytes", context=64, batch_size=4)
+    data.setup()
+    assert data.tokenizer.chat_template is not None and "answer" not in data.describe().split("packed")[1]
+    batches = list(data.train_dataloader())
+    assert {tuple(batch["tokens"].shape) for batch in batches} == {(4, 64)}
+    scored = torch.cat([batch["targets"][batch["targets"] >= 0] for batch in batches])
+    assert data.tokenizer.decode(scored).startswith("answer ")
+    assert "question" not in data.tokenizer.decode(scored)
+    val = list(data.val_dataloader())
+    assert sum(int((batch["targets"] >= 0).sum()) for batch in val) == data.val_targets
+    assert data.val_bytes == sum(len(f"answer {i}") for i in _held_out(data))
+
+
+def _held_out(data: TextData) -> list[int]:
+    assert data._chats is not None
+    text = data.tokenizer.decode(data._chats.val.chats.tokens)
+    return [int(word) for word in re.findall(r"answer (\d+)", text)]
+
+
+def test_chats_need_a_tokenizer_and_no_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="both given"):
+        TextData(chats="x.jsonl", files="y.txt")
+    with pytest.raises(UserError, match="needs a tokenizer that exists"):
+        TextData(chats="x.jsonl").setup()

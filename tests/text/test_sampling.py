@@ -48,7 +48,7 @@ def test_cached_equals_uncached(lengths, window, position, kv_heads, greedy):
     prompts = [[(3 * n + i) % VOCAB for i in range(length)] for n, length in enumerate(lengths)]
     config = SamplingConfig(temperature=0 if greedy else 1)
     # 24 tokens go past the context of 16, where generation starts again from the last half.
-    options = {"count": 24, "config": config, "seed": 1, "eos_id": 7}
+    options = {"count": 24, "config": config, "seed": 1, "ends": {7}}
     assert texts(m, prompts, **options) == texts(m, prompts, **options, use_cache=False)
 
 
@@ -75,7 +75,7 @@ def test_rows_stop_at_end_of_text_and_on_request():
     with pytest.raises(StopIteration):
         steps.send({0, 2})
     eos = texts(m, [[1]], 1, config=SamplingConfig(0))[0][0]
-    assert texts(m, [[1]], 50, config=SamplingConfig(0), eos_id=eos) == [[eos]]
+    assert texts(m, [[1]], 50, config=SamplingConfig(0), ends=[eos]) == [[eos]]
 
 
 def test_filters_against_plain_loops():
@@ -188,7 +188,7 @@ class TestCommand:
             main([folder, "--prompt", "X"])
         with pytest.raises(UserError, match="no end-of-text"):
             main([folder, "--prompt", ""])
-        with pytest.raises(UserError, match="does not exist"):
+        with pytest.raises(UserError, match="There is no checkpoint"):
             main([str(tmp_path / "nowhere")])
         Tokenizer.bytes().save(folder)
         with pytest.raises(UserError, match="257 tokens, but the model only 12"):

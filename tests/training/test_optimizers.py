@@ -15,11 +15,9 @@ from triune.core.training.optimizers import (
     OptimizerConfig,
     build_optimizer,
     describe_groups,
-    newton_schulz,
-    newton_schulz_reference,
-    orthogonalise,
     parameter_groups,
 )
+from triune.core.training.orthogonal import newton_schulz, newton_schulz_reference, orthogonalise
 
 
 class Block(nn.Module):
@@ -100,8 +98,8 @@ def test_tied_head_counts_once_as_embedding_and_frozen_parameters_not_at_all() -
 def test_every_parameter_is_in_exactly_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     from triune.core.training import optimizers
 
-    places = optimizers._places
-    monkeypatch.setattr(optimizers, "_places", lambda m: {k: v for k, v in places(m).items() if k != "head.weight"})
+    places = optimizers.places
+    monkeypatch.setattr(optimizers, "places", lambda *a: {k: v for k, v in places(*a).items() if k != "head.weight"})
     with pytest.raises(AssertionError, match=r"head\.weight is in 0"):
         parameter_groups(Toy(), OptimizerConfig())
     monkeypatch.undo()

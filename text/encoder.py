@@ -1,0 +1,126 @@
+"""A text encoder: token and segment embeddings -> core -> vectors, and the scores of masked tokens (BERT)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import checkpoint
+from ..core.config import TransformerConfig, check_keys
+from ..core.errors import UserError
+from ..core.layers import Norm, activation
+from ..core.transformer import Transformer
+
+BERT = TransformerConfig(placement="post", position="learned", input_norm=True, context=512, norm_eps=1e-12)
+"""The encoder of Devlin et al. 2018, with the norms where 2017 put them."""
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A text encoder around a `Transformer`.
+
+    Args:
+        vocab_size: number of token ids.
+        transformer: the core, not `causal`.
+        segments: kinds of token (first and second text: 2), each with a vector that is added; 0 for none.
+        masked_head: logits of masked tokens (Devlin et al. 2018, section 3.1), with the embedding as the last matrix.
+        pooler: a vector for the whole text, tanh of a linear map of the first token.
+    """
+
+    vocab_size: int
+    transformer: TransformerConfig = field(default_factory=lambda: BERT)
+    segments: int = 2
+    masked_head: bool = False
+    pooler: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
+        if self.segments < 0:
+            raise UserError(f"segments is {self.segments}, but must be at least 0.")
+        if self.transformer.causal:
+            raise UserError("transformer.causal is true, but an encoder sees both sides; use LanguageModel instead.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TextEncoderConfig:
+        """The inverse of `to_dict`. Raises UserError for an unknown key."""
+        values = dict(check_keys(cls, values, "model"))
+        values["transformer"] = TransformerConfig.from_dict(values.get("transformer", {}))
+        return cls(**values)
+
+
+class MaskedHead(nn.Module):
+    """norm(act(dense(x)))·embeddingᵀ + bias. `[..., dim]` and `[vocab_size, dim]` -> `[..., vocab_size]`."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        dim = config.transformer.dim
+        self.kind = config.transformer.ffn
+        self.dense = nn.Linear(dim, dim)
+        self.norm = Norm(dim, config.transformer)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.norm(activation(self.kind, self.dense(x))) @ embedding.T + self.bias
+
+
+class TextEncoder(nn.Module):
+    """Token ids `[batch, tokens]` -> logits `[batch, tokens, vocab_size]`, or vectors without a `masked_head`."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        dim = config.transformer.dim
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.segments = nn.Embedding(config.segments, dim) if config.segments else None
+        for table in (self.embedding, self.segments):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        self.transformer = Transformer(config.transformer)
+        self.config = config = dataclasses.replace(config, transformer=self.transformer.config)
+        self.pooler = nn.Linear(dim, dim) if config.pooler else None
+        self.head = MaskedHead(config) if config.masked_head else None
+
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+        """Vectors of the tokens, `[batch, tokens, dim]`.
+
+        Args:
+            tokens: int `[batch, tokens]`.
+            segments: int `[batch, tokens]`, the segment of each token; all 0 by default.
+            padding: bool `[batch, tokens]`, True for real tokens.
+        """
+        x = self.embedding(tokens)
+        if self.segments is not None:
+            x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
+        return self.transformer(x, padding=padding)
+
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+        hidden = self.hidden(tokens, segments, padding)
+        return hidden if self.head is None else self.head(hidden, self.embedding.weight)
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The vector of each text: `[batch, tokens, dim]` -> `[batch, dim]`. Raises UserError without a pooler."""
+        if self.pooler is None:
+            raise UserError("This encoder has no pooler; take the mean of the vectors of the real tokens.")
+        return torch.tanh(self.pooler(hidden[:, 0]))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
+        checkpoint.save(folder, "TextEncoder", {"model": self.config.to_dict()}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> TextEncoder:
+        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
+        config = checkpoint.load_config(Path(folder), "TextEncoder")
+        model = cls(TextEncoderConfig.from_dict(config.get("model")))
+        checkpoint.load_weights(model, Path(folder))
+        return model
