@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..core.config import check_keys
 from ..core.errors import UserError, nearest
+from .sequence import SequenceConfig
 
 CHECKPOINTS = ("none", "update", "block")
 
@@ -58,6 +59,7 @@ class PairConfig:
         bins: distogram classes.
         checkpoint: what training computes again in the backward pass to save memory: nothing (`none`), the inside of
             each `update`, a few rows at a time (about a quarter of the memory), or also each `block`, whose input alone is kept.
+        trunk: a protein language model whose vectors enter the sequence input; None for none.
 
     Raises:
         UserError: a value outside its range.
@@ -83,6 +85,7 @@ class PairConfig:
     relative_positions: int = 32
     bins: int = 64
     checkpoint: Literal["none", "update", "block"] = "update"
+    trunk: SequenceConfig | None = None
 
     def __post_init__(self) -> None:
         may_be_zero = ("sequence_depth", "covariance_dim", "msa_depth", "triangle_heads", "recycles")
@@ -90,6 +93,11 @@ class PairConfig:
             value = getattr(self, field.name)
             if field.name == "checkpoint":
                 ok, allowed = value in CHECKPOINTS, f"one of {', '.join(CHECKPOINTS)}"
+            elif field.name == "trunk":
+                ok, allowed = (
+                    value is None or isinstance(value, SequenceConfig),
+                    "left out (--model.pretrained gives it)",
+                )
             elif isinstance(field.default, bool):
                 ok, allowed = isinstance(value, bool), "true or false"
             elif isinstance(field.default, float):
@@ -119,4 +127,7 @@ class PairConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PairConfig:
         """The inverse of `to_dict`. Raises UserError for an unknown key."""
-        return cls(**check_keys(cls, values, "model"))
+        values = dict(check_keys(cls, values, "model"))
+        if values.get("trunk") is not None:
+            values["trunk"] = SequenceConfig.from_dict(values["trunk"])
+        return cls(**values)

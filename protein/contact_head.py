@@ -8,10 +8,10 @@ most, are never computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +19,30 @@ from torch import Tensor, nn
 from ..core import checkpoint
 from ..core.attention import Attention
 from ..core.errors import UserError
-from ..core.positions import Rotation, rotate
+from ..core.transformer import Block
 from .sequence import EOS, PAD, SequenceModel, esm_tokens
+
+HEAD = "contact_head"
+"""Folder of a contact head inside that of its language model."""
 
 MIN_SEPARATION = 6
 """Pairs closer than this in sequence are not fitted (Rao et al. 2020)."""
 
+MAPS_BYTES = 8 << 20
+"""Attention maps of a layer that a prediction holds at once, at least one: as many as a processor's cache holds."""
 
-def attention_weights(
-    attention: Attention, x: Tensor, rotation: Rotation | None, padding: Tensor, heads: Tensor
-) -> Tensor:
-    """What no fused kernel returns: softmax(q·k) of some heads. -> float32 `[batch, len(heads), tokens, tokens]`.
+
+def attention_weights(q: Tensor, k: Tensor, scale: float, padding: Tensor) -> Tensor:
+    """What no fused kernel returns: softmax(scale · q·k). -> float32 `[batch, heads, tokens, tokens]`.
 
     Args:
-        attention: of a bidirectional model with as many key as query heads.
-        x: its input, `[batch, tokens, dim]`.
-        rotation: as `Attention.forward` gets it.
+        q: queries as `Attention.queries_and_keys` returns them, or some heads of them, `[batch, heads, tokens, head_dim]`.
+        k: keys of the same heads.
+        scale: factor on the scores.
         padding: bool `[batch, tokens]`, True for real tokens.
-        heads: int `[heads wanted]`.
     """
-    q, k = (f(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)[:, heads] for f in (attention.q, attention.k))
-    if attention.qk_norm == "head":
-        q, k = attention.q_norm(q), attention.k_norm(k)
-    if rotation is not None:
-        q, k = rotate(q, rotation, attention.interleaved), rotate(k, rotation, attention.interleaved)
-    scores = (q @ k.mT).float() * attention.scale
-    return scores.masked_fill(~padding[:, None, None, :], -torch.inf).softmax(-1)
+    scores = (q * scale @ k.mT).float()
+    return scores.masked_fill_(~padding[:, None, None, :], -torch.inf).softmax(-1)
 
 
 def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
@@ -61,7 +59,6 @@ def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
     return maps - row * row.mT / total.clamp(min=1e-12)
 
 
-@torch.no_grad()
 def stream_features(
     model: SequenceModel, tokens: Tensor, consume: Callable[[int, Tensor], None], heads: list[Tensor] | None = None
 ) -> None:
@@ -73,26 +70,84 @@ def stream_features(
         consume: gets `[batch, heads, tokens - 2, tokens - 2]`.
         heads: for each layer, which heads; layers without any are skipped. All by default.
     """
-    padding = tokens != PAD
-    residues = padding & (tokens != EOS)
-    residues[:, 0] = False
-    blocks: Any = model.transformer.blocks
-    if any(block.attn.qk_norm == "full" or block.attn.k.out_features != block.attn.q.out_features for block in blocks):
-        raise UserError("Attention maps need a model with kv_heads = heads and qk_norm none or head.")
+    residues = _residues(tokens)
+    stream_attention(model, tokens, lambda layer, maps: consume(layer, contact_features(maps, residues)), heads)
 
-    def hook(layer: int, wanted: Tensor) -> Callable[..., None]:
-        def before(attention: Any, args: tuple[Any, ...]) -> None:
-            maps = attention_weights(attention, args[0], args[2], padding, wanted)
-            consume(layer, contact_features(maps, residues))
 
-        return before
+@torch.no_grad()
+def stream_attention(
+    model: SequenceModel, tokens: Tensor, consume: Callable[[int, Tensor], None], heads: list[Tensor] | None = None,
+    group: int | None = None,
+) -> None:  # fmt: skip
+    """Run `model` once, with its fused kernels, and hand attention weights to `consume(layer, maps)`.
 
+    They are computed beside the forward pass from its queries and keys, of the heads in `heads` (see `stream_features`),
+    `group` heads of a layer at a time: `[batch, group, tokens, tokens]`. The model is in evaluation mode meanwhile.
+    """
+    padding, blocks = tokens != PAD, [cast(Block, block) for block in model.transformer.blocks]
+    if any(block.attn.k.out_features != block.attn.q.out_features for block in blocks):
+        raise UserError("Attention maps need a model with kv_heads = heads.")
+
+    def see(layer: int, wanted: Tensor) -> Callable[[Tensor, Tensor], None]:
+        def seen(q: Tensor, k: Tensor) -> None:
+            for part in wanted.split(group or len(wanted)):
+                consume(layer, attention_weights(q[:, part], k[:, part], blocks[layer].attn.scale, padding))
+
+        return seen
+
+    was_training = model.training
+    model.eval()
     with ExitStack() as stack:
+        stack.callback(model.train, was_training)
         for layer, block in enumerate(blocks):
             wanted = torch.arange(model.config.transformer.heads) if heads is None else heads[layer]
             if len(wanted):
-                stack.enter_context(block.attn.register_forward_pre_hook(hook(layer, wanted.to(tokens.device))))
+                stack.enter_context(_watched(block.attn, see(layer, wanted.to(tokens.device))))
         model.hidden(tokens)
+
+
+@contextmanager
+def _watched(attention: Attention, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `see(q, k)` with the queries and keys that a forward pass computes anyway."""
+    inner = attention.queries_and_keys
+
+    def queries_and_keys(*args: Any) -> tuple[Tensor, Tensor]:
+        q, k = inner(*args)
+        see(q, k)
+        return q, k
+
+    vars(attention)["queries_and_keys"] = queries_and_keys
+    try:
+        yield
+    finally:
+        del vars(attention)["queries_and_keys"]
+
+
+def _residues(tokens: Tensor) -> Tensor:
+    """True for residues, not for <cls>, <eos> and <pad>; bool `[batch, tokens]`."""
+    residues = (tokens != PAD) & (tokens != EOS)
+    residues[:, 0] = False
+    return residues
+
+
+def add_maps(half: Tensor, maps: Tensor, keep: Tensor, weight: Tensor) -> None:
+    """Add the weighted features of some heads, so that half + halfᵀ grows by those of `contact_features`.
+
+    Symmetrising and summing over heads change places, and the corrections of all heads are one product of their row sums:
+    the maps are read three times and never copied.
+
+    Args:
+        half: `[batch, tokens, tokens]`; its entries for other tokens than residues mean nothing.
+        maps: `[batch, heads, tokens, tokens]`.
+        keep: 1 for residues, 0 for other tokens, float `[batch, tokens]`.
+        weight: `[heads]`.
+    """
+    batch, heads = maps.shape[:2]
+    half.view(batch, 1, -1).baddbmm_(weight.expand(batch, 1, heads), maps.flatten(2))
+    rows = (maps @ keep[:, None, :, None])[..., 0] + (keep[:, None, None, :] @ maps)[:, :, 0]  # of A + Aᵀ
+    rows = rows * keep[:, None]
+    share = 0.5 * weight[:, None] / rows.sum(-1, keepdim=True).clamp(min=1e-12)
+    half.baddbmm_((rows * share).mT, rows, alpha=-1)
 
 
 class ContactHead(nn.Module):
@@ -105,22 +160,23 @@ class ContactHead(nn.Module):
 
     @torch.no_grad()
     def forward(self, model: SequenceModel, tokens: Tensor) -> Tensor:
-        """ESM-2 ids `[batch, residues + 2]` -> contact logits, float32 `[batch, residues, residues]`."""
+        """ESM-2 ids `[batch, residues + 2]` -> contact logits, float32 `[batch, residues, residues]`.
+
+        The heads of a layer are computed a few at a time, so many that their maps take `MAPS_BYTES`.
+        """
         if not self.weight.any():
             raise UserError("This model has no contact regression; fit one on a few structures with ContactHead.fit.")
-        residues = tokens.shape[1] - 2
-        logits = torch.full((len(tokens), residues, residues), float(self.bias), device=tokens.device)
+        residues = _residues(tokens)
+        keep, (batch, length) = residues.float(), tokens.shape
+        group = max(1, MAPS_BYTES // (4 * batch * length**2))
+        half = torch.zeros(batch, length, length, device=tokens.device)  # half + halfᵀ are the logits
         used = [row.nonzero().flatten().cpu() for row in self.weight]
-
-        def add(layer: int, features: Tensor) -> None:
-            weight = self.weight[layer, used[layer].to(self.weight.device)]
-            logits.add_(torch.einsum("bhij,h->bij", features, weight.to(features)))
-
-        was_training = model.training
-        model.eval()
-        stream_features(model, tokens, add, used)
-        model.train(was_training)
-        return logits
+        weights = [iter(row[row != 0].to(half).split(group)) for row in self.weight]
+        stream_attention(
+            model, tokens, lambda layer, maps: add_maps(half, maps, keep, next(weights[layer])), used, group
+        )
+        logits = (half + half.mT).mul_(keep[:, :, None]).mul_(keep[:, None, :])
+        return logits[:, 1:-1, 1:-1] + self.bias.to(half)
 
     @classmethod
     def fit(

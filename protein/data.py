@@ -111,6 +111,11 @@ class ProteinData(ResumableData):
             "folder": str(Path(self.folder)) if self.folder else "built in",
         }
 
+    def inputs(self) -> dict[str, Any]:
+        """What the training chains have beside their sequence, after `setup()`: the share of them with a profile, and rows."""
+        has_profile = self._set().has_profile[self._sides["train"]]
+        return {"profiles": round(float(has_profile.mean()), 4), "msa_rows": self.msa_rows}
+
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:

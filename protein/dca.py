@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune protein dca` and return its exit code: 1 if some of several inputs could not be done.
+    """Run `triune protein dca` and return its exit code: 2 if some of several inputs could not be done.
 
     Raises:
         UserError: a mistake in the options, or in the only input.
@@ -147,7 +147,7 @@ def main(args: list[str]) -> int:
             failed += 1
     if failed:
         print(f"{failed} of {len(options.input)} inputs could not be done", file=sys.stderr)
-    return int(failed > 0)
+    return 2 if failed else 0
 
 
 def _one(file: Path, chains: list[Chain], options: argparse.Namespace) -> None:

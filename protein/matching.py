@@ -15,6 +15,10 @@ LEAST_OVERLAP = 0.5
 """Share of the shorter sequence that must be aligned."""
 
 
+MOST_LINES = 40
+"""Lines of an alignment that are shown."""
+
+
 def positions(part: str, whole: str) -> np.ndarray:
     """Return where each residue of `part` lies in `whole`, int64 [residues of part], -1 for one that lies nowhere.
 
@@ -36,9 +40,16 @@ def positions(part: str, whole: str) -> np.ndarray:
     if aligned < LEAST_OVERLAP * min(len(part), len(whole)) or same < LEAST_IDENTITY * aligned:
         raise UserError(
             f"the two sequences are not the same protein: {same} of {aligned} aligned residues agree (at least "
-            f"{LEAST_IDENTITY:.0%} should), of {len(whole)} and {len(part)}\n{alignment}".rstrip()
+            f"{LEAST_IDENTITY:.0%} should), of {len(whole)} and {len(part)}\n\n{_shown(str(alignment))}"
         )
     return where
+
+
+def _shown(alignment: str) -> str:
+    """The first lines of an alignment; enough to see what is wrong."""
+    lines = alignment.rstrip().splitlines()
+    more = [f"... ({len(lines) - MOST_LINES} more lines)"] if len(lines) > MOST_LINES else []
+    return "\n".join(lines[:MOST_LINES] + more)
 
 
 def identity(one: str, other: str) -> float:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
 from ..core.errors import UserError
 from .config import PairConfig
 
@@ -49,15 +56,67 @@ def choose_chunk(config: PairConfig, residues: int, available: int, rows: int = 
     Raises:
         UserError: even the smallest chunk does not fit.
     """
+
+    def needed(length: int, chunk: int | None) -> int:
+        return estimate(config, length, rows, chunk, number_bytes)
+
     for chunk in (None, *CHUNKS):
-        if (chunk is None or chunk < residues) and estimate(config, residues, rows, chunk, number_bytes) <= available:
+        if (chunk is None or chunk < residues) and needed(residues, chunk) <= available:
             return chunk
-    least = estimate(config, residues, rows, CHUNKS[-1], number_bytes)
+    raise _too_long(residues, lambda length: needed(length, CHUNKS[-1]), available, f"in chunks of {CHUNKS[-1]} rows")
+
+
+def estimate_attention(residues: int) -> int:
+    """Peak bytes of the contact head on one attention head's map at a time, which it falls back to for long chains."""
+    return 4 * residues**2 * 6
+
+
+def check_attention(residues: int, available: int) -> None:
+    """Raise UserError if `estimate_attention` does not fit into `available` bytes."""
+    if estimate_attention(residues) > available:
+        raise _too_long(residues, estimate_attention, available, "for one attention map at a time")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a computation on a device may still take; for a CPU within the limits of this container, too."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    bounds = [bound() for bound in (_free_in_system, _free_in_container)]
+    known = [bound for bound in bounds if bound is not None]
+    return min(known) if known else 8 << 30  # a system that does not say
+
+
+def _free_in_system() -> int | None:
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return int(found[1]) << 10
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What cgroup v2 leaves; pages of files count as free, because the kernel drops them when memory is short."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        files = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.M)
+        return int(limit) - int((folder / "memory.current").read_text()) + int(files[1] if files else 0)
+    except (OSError, ValueError):  # no limit ("max"), or another system
+        return None
+
+
+def gib(size: float) -> str:
+    """Bytes as people compare them with a machine: "11.9 GiB"."""
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def _too_long(residues: int, needed: Callable[[int], int], available: int, how: str) -> UserError:
     longest = residues
-    while longest > 1 and estimate(config, longest, rows, CHUNKS[-1], number_bytes) > available:
+    while longest > 1 and needed(longest) > available:
         longest = int(longest * 0.95)
-    raise UserError(
-        f"{residues:,} residues need about {least / 1e9:.1f} GB even in chunks of {CHUNKS[-1]} rows, but"
-        f" {available / 1e9:.1f} GB are free; cut the chain to at most {longest:,} residues (domains), or use a machine"
-        " with more memory."
+    return UserError(
+        f"{residues:,} residues need about {gib(needed(residues))} of memory even {how}, but {gib(max(0, available))}"
+        f" can be used here; cut the chain to at most {longest:,} residues (domains), or use a machine with more memory."
     )

@@ -19,6 +19,7 @@ from .axial import in_chunks
 from .config import PairConfig
 from .covariance import FREQUENCIES, Covariance, column_statistics
 from .pair import EvoformerBlock, PairBlock, layer_norm
+from .sequence import SequenceModel, esm_tokens
 
 FIRST_BREAK, LAST_BREAK = 2.3125, 21.6875
 """Ångström: limits of the distogram classes (supplement, 1.9.8), `bins` - 1 breaks at equal distances."""
@@ -63,7 +64,8 @@ class PairInput(nn.Module):
     entropy and depth. Deviations from AlphaFold2: the profile is that of a database search, whether or not there is an
     alignment, and the MSA features are letter and "is a gap" (no clusters, no deletions). With `sequence_depth` a core
     Transformer refines s, and products of its channels enter z (as in ESMFold); with `covariance_dim` the covariances of
-    alignment columns do.
+    alignment columns do; with a `trunk`, a linear map of its last vectors is added to s (as ESMFold does with a learned sum
+    over all layers).
     """
 
     def __init__(self, config: PairConfig) -> None:
@@ -71,6 +73,7 @@ class PairInput(nn.Module):
         self.clip = config.relative_positions
         features, width = VOCABULARY + 20 + FREQUENCIES, config.sequence_dim
         self.embed = nn.Linear(features, width)
+        self.from_trunk = nn.Linear(config.trunk.transformer.dim, width) if config.trunk else None
         self.encoder = self.product = None
         if config.sequence_depth:
             self.encoder = Transformer(_encoder(width, config.sequence_depth))
@@ -86,13 +89,18 @@ class PairInput(nn.Module):
 
     def forward(
         self, tokens: Tensor, profile: Tensor, msa: Tensor | None, residue_index: Tensor, mask: Tensor | None,
-        chunk: int | None = None,
+        chunk: int | None = None, known: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """-> z `[batch, residues, residues, dim]` and m `[batch, rows, residues, msa_dim]` (None without an MSA track)."""
+        """-> z `[batch, residues, residues, dim]` and m `[batch, rows, residues, msa_dim]` (None without an MSA track).
+
+        `known` are the vectors of the trunk, `[batch, residues, trunk dim]`.
+        """
         dtype = self.embed.weight.dtype
         weights, columns = column_statistics(tokens[:, None] if msa is None else msa, mask)
         target = torch.cat([F.one_hot(tokens, VOCABULARY), profile, columns], dim=-1).to(dtype)
         s = self.embed(target)
+        if self.from_trunk is not None and known is not None:
+            s = s + self.from_trunk(known.to(dtype))
         if self.encoder is not None:
             s = self.encoder(s, padding=mask, positions=residue_index)
         left, right = self.left(s), self.right(s)
@@ -166,9 +174,14 @@ class PairModel(nn.Module):
     >>> model = PairModel(PairConfig.preset("tiny"))
     >>> model(torch.randint(20, (1, 30)), torch.rand(1, 30, 20)).contacts.shape
     torch.Size([1, 30, 30])
+
+    Args:
+        config: what to build.
+        trunk: the language model of `config.trunk` with its weights, which becomes part of this model; at random when left
+            out. It reads the chain, or the crop, alone: not the alignment.
     """
 
-    def __init__(self, config: PairConfig) -> None:
+    def __init__(self, config: PairConfig, trunk: SequenceModel | None = None) -> None:
         super().__init__()
         self.config = config
         self.input = PairInput(config)
@@ -177,6 +190,9 @@ class PairModel(nn.Module):
             EvoformerBlock(config) if layer < config.msa_depth else PairBlock(config) for layer in range(config.depth)
         )
         self.head = PairHead(config)
+        self.trunk = (trunk or SequenceModel(config.trunk)) if config.trunk else None
+        if self.trunk is not None:
+            self.trunk.head = nn.Identity()  # type: ignore[assignment] (nothing reads its letters)
 
     def forward(
         self, tokens: Tensor, profile: Tensor | None = None, msa: Tensor | None = None,
@@ -203,7 +219,8 @@ class PairModel(nn.Module):
             # From PyTorch's CPU generator, so that a seed and a resumed run repeat it; costs no device sync.
             recycles = int(torch.randint(most + 1, ())) if self.training and most else most
         row_mask = None if msa is None else (msa != PAD).any(-1)
-        inputs = (tokens, profile, msa, residue_index, mask, row_mask, chunk)
+        known = None if self.trunk is None else self.trunk.hidden(esm_tokens(tokens))[:, 1:-1]
+        inputs = (tokens, profile, msa, residue_index, mask, row_mask, chunk, known)
         previous: tuple[Tensor, Tensor | None, Tensor] | None = None
         for _ in range(recycles):
             with torch.no_grad():  # gradients flow through the last pass only (supplement, 1.10)
@@ -216,9 +233,10 @@ class PairModel(nn.Module):
 
     def _pass(
         self, tokens: Tensor, profile: Tensor, msa: Tensor | None, residue_index: Tensor, mask: Tensor | None,
-        row_mask: Tensor | None, chunk: int | None, previous: tuple[Tensor, Tensor | None, Tensor] | None,
+        row_mask: Tensor | None, chunk: int | None, known: Tensor | None,
+        previous: tuple[Tensor, Tensor | None, Tensor] | None,
     ) -> tuple[Tensor, Tensor | None, PairOutput]:  # fmt: skip
-        z, m = self.input(tokens, profile, msa, residue_index, mask, chunk)
+        z, m = self.input(tokens, profile, msa, residue_index, mask, chunk, known)
         if self.recycling is not None and previous is not None:
             z, m = self.recycling(z, m, previous, chunk)
         z, m = self._trunk(z, m, mask, row_mask, chunk)

@@ -74,3 +74,22 @@ def profile(tokens: np.ndarray, pseudocount: float = 1.0) -> np.ndarray:
     background = np.array(_BACKGROUND) / sum(_BACKGROUND)
     counts = counts + pseudocount * background
     return (counts / counts.sum(1, keepdims=True)).astype(np.float32)
+
+
+def expected_profile(tokens: np.ndarray) -> np.ndarray:
+    """What a profile would be on average where only the sequence is known, float32 [residues, 20].
+
+    The frequencies of the amino acids that BLOSUM62 (Henikoff and Henikoff 1992) expects in place of each residue, as
+    PSI-BLAST does before its first search; the average protein's where the residue is unknown.
+
+    Args:
+        tokens: uint8 [residues].
+    """
+    from Bio.Align import substitution_matrices
+
+    table = substitution_matrices.load("BLOSUM62")
+    scores = np.array([[table[one][other] for other in AMINO_ACIDS] for one in AMINO_ACIDS])
+    background = np.array(_BACKGROUND) / sum(_BACKGROUND)
+    replaced = background * 2 ** (scores / 2)  # scores are log odds in half bits
+    rows = np.concatenate([replaced / replaced.sum(1, keepdims=True), background[None]])
+    return rows[np.minimum(tokens, len(AMINO_ACIDS))].astype(np.float32)

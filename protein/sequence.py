@@ -43,6 +43,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 _FROM_ALPHABET = torch.tensor([VOCABULARY.index(letter) for letter in alphabet.AMINO_ACIDS + "X-"] + [MASK, PAD])
 
+_ID = {letter: number for number, letter in enumerate(VOCABULARY) if len(letter) == 1 and letter != "."}
+_ID["J"] = _ID["X"]
+
 
 def esm_tokens(tokens: Tensor) -> Tensor:
     """Numbers of `alphabet` `[batch, residues]` -> ESM-2's `[batch, residues + 2]`, with <cls> and <eos> around each chain."""
@@ -50,6 +53,20 @@ def esm_tokens(tokens: Tensor) -> Tensor:
     inner[:, 0] = CLS
     last = 1 + (tokens != alphabet.PAD).sum(1)
     return inner.scatter(1, last[:, None], EOS)
+
+
+def sequence_tokens(letters: str, name: str = "the sequence") -> Tensor:
+    """The letters of a chain -> ESM-2's ids int64 `[1, residues + 2]`.
+
+    Other than in `alphabet`, B, Z, U and O have ids of their own; J, which ESM-2 does not know, is read as X. Raises
+    UserError for a character that is no residue letter.
+    """
+    try:
+        ids = [_ID[letter] for letter in letters]
+    except KeyError:
+        wrong = [at for at, letter in enumerate(letters) if letter not in _ID]
+        raise UserError(alphabet.unknown_letter(name, letters[wrong[0]], wrong[0] + 1, len(wrong))) from None
+    return torch.tensor([[CLS, *ids, EOS]])
 
 
 def esm_transformer(size: str, half_precision: bool = False) -> TransformerConfig:
@@ -70,17 +87,24 @@ class SequenceConfig:
         vocab_size: number of tokens.
         token_dropout: embeddings of <mask> are zero and the others are scaled so that the sum is that of training, also
             at inference (an unmasked sequence is scaled by 0.88).
+        position_offset: rows of a learned position table before that of the first token (fairseq, so ESM-1b: 2).
     """
 
     transformer: TransformerConfig = field(default_factory=lambda: esm_transformer("8M"))
     vocab_size: int = len(VOCABULARY)
     token_dropout: bool = True
+    position_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.vocab_size < len(VOCABULARY):
             raise UserError(f"vocab_size is {self.vocab_size}, but must be at least {len(VOCABULARY)}.")
         if self.transformer.causal:
             raise UserError("transformer.causal is true, but a masked language model reads in both directions.")
+        if self.position_offset and (self.position_offset < 0 or self.transformer.position != "learned"):
+            raise UserError(
+                f"position_offset is {self.position_offset} with {self.transformer.position} positions, but must be 0, or "
+                "positive with learned ones."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -132,7 +156,19 @@ class SequenceModel(nn.Module):
             x = x.masked_fill(masked[..., None], 0.0) * ((1 - MASKED_SHARE) / (1 - share).clamp(min=1e-6))[
                 :, None, None
             ].to(x.dtype)
-        return self.transformer(x * real[..., None].to(x.dtype), padding=real)
+        return self.transformer(x * real[..., None].to(x.dtype), padding=real, positions=self._positions(real))
+
+    def _positions(self, real: Tensor) -> Tensor | None:
+        """Rows of a table that does not begin with the first token, int `[batch, tokens]`; None where the core counts."""
+        offset = self.config.position_offset
+        if not offset:
+            return None
+        if real.shape[1] > (longest := self.config.transformer.context - offset):
+            raise UserError(
+                f"A sequence has {real.shape[1] - 2} residues, but this model has learned positions for {longest - 2}; give "
+                "shorter sequences, or a model with rotary positions such as ESM-2."
+            )
+        return real.cumsum(1) * real + (offset - 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.linear(self.head(self.hidden(tokens)), self.embedding.weight, self.head.bias)

@@ -195,7 +195,7 @@ def with_alignment(entry: Entry, name: str, content: Path | bytes, rows: int, se
     tokens = alignment.tokens
     neff = effective_sequences(tokens)
     columns = entry.profile if entry.profile is not None else profile(tokens)
-    kept = alignment.rows(_chosen(tokens, rows, seed))
+    kept = alignment.rows(chosen_rows(tokens, rows, seed))
     return entry._replace(msa=kept.tokens, deletions=kept.deletions, neff=neff, profile=columns)
 
 
@@ -212,7 +212,7 @@ def _laid_on(alignment: Alignment, sequence: str, name: str) -> Alignment:
     return Alignment(alignment.names, tokens, deletions)
 
 
-def _chosen(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
+def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
     """The query and rows drawn without replacement, weighted by one over the number of their near copies."""
     if len(tokens) <= rows:
         return np.arange(len(tokens))

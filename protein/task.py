@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import checkpoint
+from ..core.families import Pretrained
+from ..core.initialise import uninitialised
+from ..core.lora import LoRAConfig
+from ..core.training.finetune import FreezeConfig, Start
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
 from .config import PairConfig
+from .data import ProteinData
 from .metrics import CUTOFF, ContactMetrics, distances, targets_of
 from .model import PairModel, PairOutput, distance_classes
+from .sequence import SequenceConfig, SequenceModel
 
 LOCAL = 6
 """Pairs closer than this in sequence are no contacts worth predicting; they only enter with `local_weight`."""
@@ -36,6 +43,11 @@ class PairTask(TrainingModule):
         schedule: how the learning rate moves.
         ema: decay of an exponential moving average of the weights; none by default.
         compile: compile the blocks; worth its minute of waiting on a GPU.
+        pretrained: a protein language model (ESM-2) to put below the pair model, whose last vectors enter its sequence input: a
+            file or folder of fair-esm, a folder or hub name of Hugging Face, a run of `triune protein pretrain`.
+        lora: train low-rank factors beside the language model's linear layers.
+        freeze: which of its blocks do not train, or not at first. Left out, without lora: the whole language model is
+            frozen (as in ESMFold).
     """
 
     unit = "pair"
@@ -52,18 +64,43 @@ class PairTask(TrainingModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema: float | None = None,
         compile: bool = False,
+        pretrained: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile)
+        if pretrained is not None and lora is None and freeze is None:
+            freeze = FreezeConfig()
+        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
         self.preset = preset
         self.config = PairConfig.preset(preset, **settings or {})
         self.contact_weight, self.distogram_weight = contact_weight, distogram_weight
         self.local_weight = local_weight
         self.metrics = ContactMetrics()
+        self.inputs: dict[str, Any] | None = None  # what the training chains have beside their sequence
         self._output: PairOutput | None = None
         self._distance: Tensor | None = None
 
-    def build_model(self, data: Any) -> PairModel:
-        return PairModel(self.config)
+    def build_model(self, data: Any, trunk: SequenceModel | None = None) -> PairModel:
+        if isinstance(data, ProteinData):
+            self.inputs = data.inputs()
+        return PairModel(self.config, trunk)
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .pretrained import load
+
+        return replace(load(source), companion=None)  # its contact head has no use here
+
+    def read_start(self, folder: Path) -> Start:
+        return read_start(folder)
+
+    def adapt_model(self, start: Start, data: Any) -> PairModel:
+        """A new pair model with the checkpoint as its trunk."""
+        assert isinstance(start.model, SequenceModel)
+        self.config = replace(self.config, trunk=start.model.config)
+        return self.build_model(data, start.model)
+
+    def is_new(self, name: str) -> bool:
+        return not name.startswith("trunk.")
 
     def forward(self, batch: dict[str, Any]) -> PairOutput:
         assert self.model is not None, "forward before configure_model"
@@ -108,27 +145,44 @@ class PairTask(TrainingModule):
         c = self.config
         attention = f"triangle attention with {c.triangle_heads} heads" if c.triangle_heads else "no triangle attention"
         msa = f", an MSA track in {c.msa_depth}" if c.msa_depth else ""
-        return f"{self.preset}: {c.depth} blocks x {c.dim} channels, {attention}{msa}"
+        below = c.trunk and c.trunk.transformer
+        trunk = f", on a language model of {below.depth} layers x {below.dim}" if below else ""
+        return f"{self.preset}: {c.depth} blocks x {c.dim} channels, {attention}{msa}{trunk}"
 
     def table(self, figures: dict[str, Any]) -> str:
         """Precision by separation, beside what chance and a perfect predictor would reach."""
-        lines = [f"val_loss {figures['val_loss']:.4f}", "precision (chance, ceiling)      P@L              P@L/5"]
-        for name, about in (("short", "6 to 11 apart"), ("medium", "12 to 23"), ("long", "24 or more")):
-            cells = []
-            for at in ("p_at_l", "p_at_l5"):
-                found = (figures.get(f"val_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
-                value, chance, ceiling = (float("nan") if x is None else x for x in found)
-                cells.append(f"{value:.3f} ({chance:.3f}, {ceiling:.3f})")
-            lines.append(f"  {name:7} {about:14} " + "  ".join(cells))
-        return "\n".join(lines)
+        stage = "val" if "val_loss" in figures else "test"
+        return "\n".join([f"{stage}_loss {figures[f'{stage}_loss']:.4f}", *precision_lines(figures, stage)])
 
     def export(self, folder: Path) -> None:
-        """Write the model for `PairModel.from_pretrained`."""
-        checkpoint.save(folder, "PairModel", {"model": self.config.to_dict()}, self.export_state())
+        """Write the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
+        config = {"model": self.config.to_dict()} | ({"inputs": self.inputs} if self.inputs else {})
+        checkpoint.save(folder, "PairModel", config, self.export_state())
 
     def next_steps(self, run: Any) -> list[str]:
         """Commands to type after training."""
-        return [f"triune protein validate {shlex.quote(str(run))}"]
+        quoted = shlex.quote(str(run))
+        return [f"triune protein validate {quoted}", f"triune protein contacts INPUT.a3m --run {quoted}"]
+
+
+def read_start(folder: Path) -> Start:
+    """What `Start.save` wrote of a protein language model."""
+    config = checkpoint.load_config(folder, "SequenceModel")
+    with uninitialised():
+        return Start.read(config, SequenceModel(SequenceConfig.from_dict(config["model"])))
+
+
+def precision_lines(figures: dict[str, Any], stage: str = "val") -> list[str]:
+    """P@L and P@L/5 of an evaluation (`val_long_p_at_l`, ...) by separation, with chance and ceiling."""
+    lines = ["precision (chance, ceiling)      P@L              P@L/5"]
+    for name, about in (("short", "6 to 11 apart"), ("medium", "12 to 23"), ("long", "24 or more")):
+        cells = []
+        for at in ("p_at_l", "p_at_l5"):
+            found = (figures.get(f"{stage}_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
+            value, chance, ceiling = (float("nan") if x is None else x for x in found)
+            cells.append(f"{value:.3f} ({chance:.3f}, {ceiling:.3f})")
+        lines.append(f"  {name:7} {about:14} " + "  ".join(cells))
+    return lines
 
 
 def pair_loss(

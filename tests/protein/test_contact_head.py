@@ -86,18 +86,39 @@ def test_streamed_head_equals_stored_maps() -> None:
 def test_heads_without_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     from triune.protein import contact_head
 
-    computed: list[list[int]] = []
+    computed: list[int] = []
     original = contact_head.attention_weights
 
-    def spy(attention, x, rotation, padding, heads):
-        computed.append(heads.tolist())
-        return original(attention, x, rotation, padding, heads)
+    def spy(q, k, scale, padding):
+        computed.append(q.shape[1])
+        return original(q, k, scale, padding)
 
     monkeypatch.setattr(contact_head, "attention_weights", spy)
     head = ContactHead(2, 2)
     head.weight[1, 1] = 1.0
     head(model(), tokens())
-    assert computed == [[1]]
+    assert computed == [1]
+
+
+@pytest.mark.parametrize("size", [0, 4 * 2 * 11 * 11, 1 << 20])
+def test_groups_of_heads_give_the_same_logits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    from triune.protein import contact_head
+
+    monkeypatch.setattr(contact_head, "MAPS_BYTES", size)
+    built, ids = model(), tokens()
+    head = ContactHead(2, 2)
+    head.weight.copy_(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+    expected = torch.zeros(2, 9, 9)
+    stream_features(built, ids, lambda layer, f: expected.add_(torch.einsum("bhij,h->bij", f, head.weight[layer])))
+    assert (head(built, ids) - expected).abs().max() < 1e-5
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    built = model().train()
+    before = [set(vars(block.attn)) for block in built.transformer.blocks]
+    stream_features(built, tokens(), lambda *_: None)
+    assert built.training
+    assert [set(vars(block.attn)) for block in built.transformer.blocks] == before
 
 
 def test_padding_changes_no_map() -> None:

@@ -160,7 +160,7 @@ def test_main_prints_pairs_writes_scores_and_does_the_other_inputs(tmp_path, cap
     good.write_text("".join(f"{decode(row)}\n" for row in family(80, 30)))
     bad = tmp_path / "bad.a3m"
     bad.write_text(">q\nMKV\n>r\nMKVL\n")
-    assert main([str(bad), str(good), "--out", str(tmp_path / "out"), "--top", "3"]) == 1
+    assert main([str(bad), str(good), "--out", str(tmp_path / "out"), "--top", "3"]) == 2
     printed = capsys.readouterr()
     assert "30 residues, 80 rows, Neff 80.0" in printed.out
     assert len(printed.out.splitlines()) == 4

@@ -1,4 +1,4 @@
-"""The sequence model: ESM-2's shape, its input rules and its pretraining."""
+"""The sequence model: ESM-2's shape and its input rules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from triune.core.errors import UserError
 from triune.protein import alphabet
-from triune.protein.pretrain import PretrainTask, SequenceData
 from triune.protein.sequence import (
     CLS,
     EOS,
@@ -117,80 +115,3 @@ def test_save_and_load(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(SequenceModel.from_pretrained(tmp_path).eval()(tokens), model(tokens))
-
-
-def test_wrong_sizes_are_named() -> None:
-    with pytest.raises(UserError, match="did you mean '8M'"):
-        PretrainTask(size="8MB")
-
-
-@pytest.fixture
-def fasta(tmp_path: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    lines = []
-    for number in range(120):
-        letters = torch.randint(20, (20 + number % 37,), generator=generator)
-        lines += [f">s{number}", "".join(alphabet.AMINO_ACIDS[i] for i in letters)]
-    path = tmp_path / "set.fasta"
-    path.write_text("\n".join([*lines, ">again", lines[1], ""]))
-    return path
-
-
-def test_batches_of_fasta(fasta: Path) -> None:
-    data = SequenceData(str(fasta), val_fraction=0.1, context=30, batch_size=8)
-    data.setup()
-    counts = data.figures()
-    assert counts["duplicates"] == 1
-    assert counts["sequences_train"] + counts["sequences_val"] == 120
-    loader = data.train_dataloader()
-    epoch = list(loader)
-    assert len(epoch) == len(loader) == counts["sequences_train"] // 8
-    assert all(b["tokens"].shape[1] <= 32 for b in epoch)  # 30 residues, <cls> and <eos>
-    again = list(data.train_dataloader())
-    assert all(torch.equal(a["tokens"], b["tokens"]) for a, b in zip(epoch, again))
-    other = SequenceData(str(fasta), val_fraction=0.1, context=30, batch_size=8, seed=1)
-    other.setup()
-    assert not all(torch.equal(a["targets"], b["targets"]) for a, b in zip(epoch, other.train_dataloader()))
-
-
-def test_each_sequence_once_an_epoch(fasta: Path) -> None:
-    data = SequenceData(str(fasta), val_fraction=0.1, context=100, batch_size=7)
-    data.setup()
-    seen = []
-    for batch in data.train_dataloader():
-        whole = torch.where(batch["targets"] == -100, batch["tokens"], batch["targets"])
-        seen += [tuple(row[row != PAD].tolist()) for row in whole]
-    assert len(seen) == len(set(seen)) == len(data.sides["train"]) // 7 * 7
-    scored = sum(len(batch["tokens"]) for batch in data.val_dataloader())
-    assert scored == len(data.sides["val"])
-
-
-def test_too_few_sequences(tmp_path: Path) -> None:
-    path = tmp_path / "one.fasta"
-    path.write_text(">a\nACDEFGHIKL\n")
-    with pytest.raises(UserError, match="fewer than one batch"):
-        SequenceData(str(path)).setup()
-
-
-def test_pretraining_learns_a_pattern(tmp_path: Path) -> None:
-    """Sequences that repeat a period are predictable; a short run beats the entropy of letters."""
-    from lightning.pytorch import Trainer
-
-    generator = torch.Generator().manual_seed(1)
-    lines = []
-    for number in range(200):
-        start = int(torch.randint(20, (), generator=generator))
-        lines += [f">s{number}", "".join(alphabet.AMINO_ACIDS[(start + i + (number // 20)) % 20] for i in range(30))]
-        lines[-1] = lines[-1][: 20 + number % 10]
-    path = tmp_path / "set.fasta"
-    path.write_text("\n".join(lines))
-    data = SequenceData(str(path), val_fraction=0.1, batch_size=16)
-    task = PretrainTask("tiny")
-    trainer = Trainer(
-        max_steps=120, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", default_root_dir=tmp_path, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(task, data)
-    metrics = trainer.validate(task, data, verbose=False)[0]
-    assert metrics["val_loss"] < 2.5  # 3.0 is ln 20
-    assert metrics["val_perplexity"] == pytest.approx(torch.tensor(metrics["val_loss"]).exp().item(), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lightning
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from triune.core.errors import UserError
 from triune.core.training.optimizers import OptimizerConfig, build_optimizer
 from triune.protein.config import PairConfig
+from triune.protein.data import ProteinData
 from triune.protein.metrics import distances
 from triune.protein.model import PairModel, PairOutput, distance_classes
 from triune.protein.task import PairTask, pair_loss
@@ -158,3 +160,13 @@ def test_settings_change_the_preset() -> None:
     assert PairTask().config == PairConfig.preset("fast")
     with pytest.raises(UserError, match="did you mean 'dim'"):
         PairTask("fast", {"dimm": 7})
+
+
+def test_the_exported_model_says_which_inputs_it_knows(tmp_path: Path) -> None:
+    task, data = PairTask("tiny"), ProteinData()
+    data.setup()
+    task.model = task.build_model(data)
+    task.export(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["inputs"] == {"profiles": 1.0, "msa_rows": 0}  # every built-in chain has a profile, none an alignment
+    assert PairModel.from_pretrained(tmp_path).config == task.config
