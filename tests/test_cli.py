@@ -102,6 +102,12 @@ def test_traceback_is_shown_on_request(verb: ModuleType, capsys: pytest.CaptureF
     assert err.endswith("error: The file is empty.\n")
 
 
+def test_what_stands_behind_an_empty_line_keeps_its_lines(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.main = fail(UserError("They do not\nmatch:\n\nACD\n| |\nAED"))  # type: ignore[attr-defined]
+    assert cli.main(["toy", "go"]) == 2
+    assert capsys.readouterr().err == "error: They do not match:\nACD\n| |\nAED\n"
+
+
 def test_bugs_keep_their_traceback(verb: ModuleType) -> None:
     verb.main = fail(ZeroDivisionError("oops"))  # type: ignore[attr-defined]
     with pytest.raises(ZeroDivisionError):

@@ -46,15 +46,16 @@ class ImageData(ResumableData):
         labels: names of the classes, where the data only have numbers.
         val_fraction: the part of each class to hold out when no validation images are given.
         on_error: `stop` before the first step when an image cannot be read, or `skip` such images and count them.
-        image_size: pixels, or height and width. Left out: that of the images if all are alike and small, else 224.
+        image_size: pixels, or height and width. Left out: that of the images if all are alike and small, else 224. (This
+            and what follows is left to --model.pretrained where one is given.)
         channels: 1 grey or 3 colour. Left out: as the images are.
         batch_size: images of a batch on one device.
         augment: random changes of training images.
-        statistics: mean and std for normalising: `auto` computes them on the training images if these are in memory
-            (else imagenet); `imagenet`; or `half` (pixels in [-1, 1]).
-        interpolation: how images are resized: bilinear, bicubic, lanczos or nearest.
-        crop_pct: part of the resized image that the centre crop of validation keeps.
-        resize: `crop` keeps the aspect ratio and takes the centre; `squash` distorts the image to the size.
+        statistics: mean and std for normalising: `auto` takes those of a pretrained model, else computes them on the
+            training images if these are in memory (else imagenet); `imagenet`; or `half` (pixels in [-1, 1]).
+        interpolation: how images are resized: bilinear, bicubic, lanczos or nearest. Left out: bicubic.
+        crop_pct: part of the resized image that the centre crop of validation keeps. Left out: 1.
+        resize: `crop` keeps the aspect ratio and takes the centre; `squash` distorts the image to the size. Left out: crop.
         seed: chooses what is held out, the order of training and every random change.
         workers: processes that decode files. Left out: by the machine; none for images in memory.
         memory: images of up to 64 pixels a side are kept in memory up to this many GB.
@@ -84,9 +85,9 @@ class ImageData(ResumableData):
         batch_size: int = 64,
         augment: AugmentConfig | None = None,
         statistics: Literal["auto", "imagenet", "half"] = "auto",
-        interpolation: Interpolation = "bicubic",
-        crop_pct: float = 1.0,
-        resize: Literal["crop", "squash"] = "crop",
+        interpolation: Interpolation | None = None,
+        crop_pct: float | None = None,
+        resize: Literal["crop", "squash"] | None = None,
         seed: int = 0,
         workers: int | None = None,
         memory: float = 4.0,
@@ -113,12 +114,46 @@ class ImageData(ResumableData):
         self.batch_size, self.workers, self.memory, self.cache = batch_size, workers, memory, cache
         self.augment = augment or AugmentConfig()
         self.statistics = statistics
-        self.preprocessing = Preprocessing(interpolation=interpolation, crop_pct=crop_pct, resize=resize)
+        chosen: dict[str, Any] = {"interpolation": interpolation, "crop_pct": crop_pct, "resize": resize}
+        self._chosen = {name: value for name, value in chosen.items() if value is not None}
+        self.preprocessing = Preprocessing(**self._chosen)
+        self._adopted = False
         self.classes = self.skipped = self.duplicates = self.leaked = 0
         self.names: dict[Side, list[str]] = {}
         self._images: dict[Side, Images] = {}
         self._pixels: dict[Side, Tensor] = {}
         self._mirror = True
+
+    def adopt(self, preprocessing: Preprocessing, size: tuple[int, int], channels: int, source: str) -> str:
+        """Make images as a pretrained model saw them, but for what was chosen here; call it before `setup`.
+
+        Args:
+            preprocessing: of the model.
+            size: height and width of its images.
+            channels: of its images.
+            source: its name.
+
+        Returns:
+            What was taken over, in words.
+
+        Raises:
+            UserError: other channels were chosen.
+        """
+        if self.channels not in (None, channels):
+            raise UserError(
+                f"data.channels is {self.channels}, but '{source}' reads images of {channels}; leave it out."
+            )
+        self.channels, self._adopted = channels, True
+        own = dataclasses.replace(preprocessing, size=None)
+        self.preprocessing = dataclasses.replace(own, **self._chosen)
+        taken = [f"{name} {getattr(own, name)}" for name in ("interpolation", "resize") if name not in self._chosen]
+        taken += [f"crop {own.crop_pct:g}"] if "crop_pct" not in self._chosen else []
+        if self.image_size is None:
+            self.image_size = size
+            taken.insert(0, f"{size[0]}×{size[1]} pixels")
+        if self.statistics == "auto":
+            taken += [f"{name} {', '.join(f'{v:.3g}' for v in getattr(own, name))}" for name in ("mean", "std")]
+        return "its " + ", ".join(taken) if taken else ""
 
     # -- from files to sides ------------------------------------------------------------------------------------------
 
@@ -192,6 +227,8 @@ class ImageData(ResumableData):
         return max(height, width) <= SMALL_SIDE and total <= self.memory * 1e9
 
     def _choose_statistics(self) -> None:
+        if self._adopted and self.statistics == "auto":
+            return
         mean, std = [0.5], [0.5]
         if self.statistics == "auto" and self._pixels:
             mean, std = channel_statistics(self._pixels["train"])

@@ -210,8 +210,11 @@ def attention_maps(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Ten
     reader = torch.zeros(tokens, device=last.device)
     if config.pool == "class":
         reader[0] = 1
-    elif config.pool == "mean":
+    elif config.pool in ("mean", "class_and_mean"):
         reader[config.prefix :] = 1 / (tokens - config.prefix)
+        if config.pool == "class_and_mean":
+            reader[0] = 1
+            reader /= 2
     else:
         reader[config.prefix :] = seen["pool.attn"].mean(dim=(0, 1, 2))
     total = rollout([*(seen[name] for name in names[:-1]), last.mean(dim=1)])[0]

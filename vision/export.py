@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write a trained classifier as one file for other programs. The file is compared with the model on "
         "random and real input; one that differs is not kept, and the exit code is then 1.",
     )
-    p.add_argument("run", metavar="RUN", help="a run folder, or a model folder (config.json, model.safetensors)")
+    p.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint of ours, timm or Hugging Face")
     kind = p.add_mutually_exclusive_group(required=True)
     kind.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX (pip install 'triune[onnx]')")
     kind.add_argument("--torch-export", type=Path, metavar="FILE", help="write what torch.export.load reads (.pt2)")
@@ -70,8 +70,8 @@ def main(args: list[str]) -> int:
     if options.onnx:
         _need_onnx()
     classifier = Classifier.load(options.run, "cpu")
-    if options.image_size:
-        classifier = _resized(classifier, options.image_size)
+    if options.image_size or classifier.model.config.preprocessing.size:
+        classifier = _resized(classifier, options.image_size or list(classifier.model.config.input_size))
     what = build(classifier, options.probabilities, options.dynamic_batch)
     inputs = _inputs(classifier, options.image, 3 if options.dynamic_batch else 1)
     import torch
@@ -117,11 +117,11 @@ def build(classifier: Classifier, probabilities: bool = False, dynamic_batch: bo
     module = Calibrated(model, classifier.temperature).eval() if probabilities else model
     metadata = {
         "labels": classifier.names,
-        "preprocessing": {"image_size": config.size, **asdict(config.preprocessing)},
+        "preprocessing": {"image_size": config.input_size, **asdict(config.preprocessing)},
         "temperature": classifier.temperature,
     }
     # With a batch of 1, torch.export takes the batch for a constant.
-    example = torch.randn(2 if dynamic_batch else 1, config.channels, *config.size)
+    example = torch.randn(2 if dynamic_batch else 1, config.channels, *config.input_size)
     return Export(module, example, "probabilities" if probabilities else "logits", metadata, dynamic_batch)
 
 

@@ -25,7 +25,7 @@ from ..core.transformer import Transformer
 from .positions import Coordinates, Grid, LearnedGrid, Resample, SinCosGrid, grid_coordinates
 from .preprocessing import Preprocessing
 
-Pool = Literal["class", "mean", "attention"]
+Pool = Literal["class", "mean", "class_and_mean", "attention"]
 Position = Literal["learned", "sincos2d", "none"]
 
 
@@ -49,8 +49,9 @@ class VisionTransformerConfig:
         transformer: the core; its `position` is `none` or `rotary`.
         class_token: a learned token before the patches.
         registers: further learned tokens, after the class token (Darcet et al. 2024).
-        pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool, a learned query
-            that attends to the patches (SigLIP's MAP head; Zhai et al. 2022).
+        pool: what the head reads: the `class` token, the `mean` of the patches, both side by side (`class_and_mean`,
+            DINOv2's classifiers), or an `attention` pool, a learned query that attends to the patches (SigLIP's MAP
+            head; Zhai et al. 2022).
         position: table added to the patches: `learned`, `sincos2d` (Beyer et al. 2022) or `none`.
         position_covers_class: the learned table has a row for the class token (timm: not `no_embed_class`).
         resample: how a learned table is stretched to images of another size; see `positions.resample_grid`.
@@ -120,11 +121,12 @@ class VisionTransformerConfig:
         for name, least in (("channels", 1), ("classes", 0), ("registers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.pool == "class" and not self.class_token:
-            raise UserError("pool is 'class', but class_token is false; choose pool mean or attention.")
+        if self.pool in ("class", "class_and_mean") and not self.class_token:
+            raise UserError(f"pool is '{self.pool}', but class_token is false; choose pool mean or attention.")
         if self.labels and len(self.labels) != self.classes:
             raise UserError(f"labels names {len(self.labels)} classes, but classes is {self.classes}.")
-        if self.preprocessing and len(self.preprocessing.mean) not in (1, self.channels):
+        _check_multiple(self.input_size, self.patch, "preprocessing.size")
+        if len(self.preprocessing.mean) not in (1, self.channels):
             raise UserError(
                 f"preprocessing.mean has {len(self.preprocessing.mean)} entries, but must have 1 or one for each of "
                 f"{self.channels} channels."
@@ -141,6 +143,17 @@ class VisionTransformerConfig:
         """Height and width of a patch in pixels."""
         height, width = self.patch_size  # pyright: ignore[reportGeneralTypeIssues]
         return height, width
+
+    @property
+    def input_size(self) -> Grid:
+        """Height and width of the images that `preprocessing` makes, in pixels."""
+        height, width = self.preprocessing.size or self.size
+        return height, width
+
+    @property
+    def width(self) -> int:
+        """Length of the pooled vector."""
+        return self.transformer.dim * (2 if self.pool == "class_and_mean" else 1)
 
     @property
     def prefix(self) -> int:
@@ -217,8 +230,9 @@ class AttentionPool(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         config = replace(
-            config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", attention_softcap=None
-        )
+            config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", inner_norm=[],
+            attention_softcap=None,
+        )  # fmt: skip
         self.latent = nn.Parameter(torch.empty(1, 1, config.dim).normal_(std=config.dim**-0.5))
         self.attn = Attention(config, 0)
         self.norm = Norm(config.dim, config)
@@ -229,6 +243,14 @@ class AttentionPool(nn.Module):
         everything = plan(AttentionMask(cross=True), 1, tokens.shape[1], tokens.device)
         x = self.attn(self.latent.expand(tokens.shape[0], -1, -1), everything, memory=tokens)
         return (x + self.ffn(self.norm(x)))[:, 0]
+
+
+def new_head(config: VisionTransformerConfig) -> nn.Linear:
+    """Pooled vectors -> logits. At zero, a model starts by predicting all classes alike, at a loss of ln(classes)."""
+    head = nn.Linear(config.width, config.classes)
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, config.head_bias)
+    return head
 
 
 class VisionTransformer(nn.Module):
@@ -259,21 +281,16 @@ class VisionTransformer(nn.Module):
             self.positions = SinCosGrid(config.grid(*config.size), core.dim)
         self.transformer = Transformer(core)
         self.pool = AttentionPool(core) if config.pool == "attention" else None
-        self.pooled_norm = Norm(core.dim, core) if config.pooled_norm else nn.Identity()
-        self.pre_logits = (
-            nn.Sequential(nn.Linear(core.dim, core.dim), nn.Tanh()) if config.pre_logits else nn.Identity()
-        )
-        self.head = nn.Linear(core.dim, config.classes) if config.classes else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            # At zero the model starts by predicting all classes alike, at a loss of ln(classes).
-            nn.init.zeros_(self.head.weight)
-            nn.init.constant_(self.head.bias, config.head_bias)
+        width = config.width
+        self.pooled_norm = Norm(width, core) if config.pooled_norm else nn.Identity()
+        self.pre_logits = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if config.pre_logits else nn.Identity()
+        self.head = new_head(config) if config.classes else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.pre_logits(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """The pooled vector of each image, `[batch, dim]`."""
+        """The pooled vector of each image, `[batch, config.width]`."""
         return self.pooled(self.tokens(images))
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -315,18 +332,20 @@ class VisionTransformer(nn.Module):
         return torch.cat([coordinates.new_zeros(self.config.prefix, 2), coordinates])
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """`[batch, prefix + patches, dim]` -> `[batch, dim]`."""
+        """`[batch, prefix + patches, dim]` -> `[batch, config.width]`."""
         if self.config.pool == "class":
             return self.pooled_norm(tokens[:, 0])
         patches = tokens[:, self.config.prefix :]
-        return self.pooled_norm(patches.mean(dim=1) if self.pool is None else self.pool(patches))
+        x = patches.mean(dim=1) if self.pool is None else self.pool(patches)
+        return self.pooled_norm(torch.cat([tokens[:, 0], x], dim=1) if self.config.pool == "class_and_mean" else x)
 
     def resized(self, image_size: int | list[int]) -> VisionTransformer:
         """A copy whose learned table belongs to another image size, to fine-tune there or to export.
 
         Its outputs are those of this model on images of that size. Raises UserError for a size that does not fit.
         """
-        config = replace(self.config, image_size=image_size)
+        preprocessing = replace(self.config.preprocessing, size=None)
+        config = replace(self.config, image_size=image_size, preprocessing=preprocessing)
         copy = deepcopy(self)
         copy.config = config
         if isinstance(copy.positions, LearnedGrid):

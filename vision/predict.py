@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "on standard error, the others are still classified, and the exit code is then 2.",
     )
     p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched to the bottom) or quoted globs")
-    p.add_argument("--run", required=True, help="a run folder, or a model folder (config.json, model.safetensors)")
+    p.add_argument("--run", required=True, help="a run folder, or a checkpoint of ours, timm or Hugging Face")
     p.add_argument("--top", type=int, default=5, help="classes shown for each image (default 5)")
     p.add_argument(
         "--attention", type=Path, metavar="OUT.png",
@@ -62,25 +62,22 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Classifier:
-        """Open a run folder or a model folder.
+        """Open a run folder, a model folder, or a checkpoint of timm or Hugging Face (see `pretrained.py`).
 
         Raises:
             UserError: it holds no classifier, or `device` cannot be used.
         """
         import torch
 
-        from .calibration import read_temperature
-        from .model import VisionTransformer
-
-        path = model_folder(folder, "vision")
-        model = VisionTransformer.from_pretrained(path)
+        model, temperature = _open(folder)
         if not model.config.classes:
             raise UserError(
-                f"The model in {path} has no classes (it is a backbone); fine-tune it with `triune vision fit`."
+                f"The model in {folder} has no classes (it is a backbone); fine-tune it with `triune vision fit "
+                f"--model.pretrained {folder} --data.root FOLDER`."
             )
         try:
             chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            return cls(model.eval().to(chosen), read_temperature(path), chosen)
+            return cls(model.eval().to(chosen), temperature, chosen)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
 
@@ -91,7 +88,7 @@ class Classifier:
 
     def pixels(self, image: Image) -> Tensor:
         """An image of mode L (grey models) or RGB, resized and cropped as in validation: uint8 `[channels, height, width]`."""
-        return self.model.config.preprocessing.pixels(image, self.model.config.size)
+        return self.model.config.preprocessing.pixels(image, self.model.config.input_size)
 
     def read(self, file: str | Path) -> Tensor:
         """`pixels` of an image file. Raises UnreadableImage, a UserError."""
@@ -113,6 +110,24 @@ class Classifier:
         with torch.inference_mode():
             logits = self.model(self.inputs(pixels))
         return (logits.double().cpu() / self.temperature).softmax(dim=1)
+
+
+def _open(name: str | Path) -> tuple[VisionTransformer, float]:
+    """A model and its temperature, which only runs of ours have."""
+    from ..core.sources import PACKAGE
+    from .calibration import read_temperature
+    from .model import VisionTransformer
+    from .pretrained import load
+
+    path = Path(name)
+    # A run that is not there, rather than a name on the hub (OWNER/NAME), of timm or in a package.
+    local = len(path.parts) > 2 or Path(*path.parts[:1]).is_dir()
+    missing = local and not path.exists() and not str(name).startswith(PACKAGE)
+    if missing or (path.is_dir() and not (path / "config.json").is_file()):
+        path = model_folder(path, "vision")
+    found = load(str(path) if path.exists() else str(name))
+    assert isinstance(found.model, VisionTransformer)
+    return found.model, read_temperature(found.source.path) if found.source.is_ours else 1.0
 
 
 def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -30,6 +30,8 @@ class Preprocessing:
         interpolation: how images are resized; always antialiased.
         crop_pct: the part of the resized image's height and width that the centre crop keeps (timm's name).
         resize: `crop` keeps the aspect ratio and cuts the centre out; `squash` distorts the whole image to the size.
+        size: height and width of the inputs in pixels; null means the model's image_size. Some pretrained models are
+            used at another size than that of their table of positions, such as DINOv2 at 224 with a table for 518.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.5])
@@ -37,6 +39,7 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
     resize: Literal["crop", "squash"] = "crop"
+    size: list[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -54,6 +57,8 @@ class Preprocessing:
             )
         if self.resize not in ("crop", "squash"):
             raise UserError(f"preprocessing.resize is '{self.resize}', but must be crop or squash.")
+        if self.size is not None and (len(self.size) != 2 or any(side < 1 for side in self.size)):
+            raise UserError(f"preprocessing.size is {self.size}, but must be null, or height and width in pixels.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

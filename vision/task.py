@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import Tensor
 from ..core import checkpoint
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.families import Pretrained
+from ..core.initialise import uninitialised
+from ..core.lora import LoRAConfig
+from ..core.training.finetune import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
@@ -22,7 +27,7 @@ from .baselines import MOST_IMAGES, Baseline, logistic_regression, majority
 from .calibration import Calibration, calibrate, read_temperature, store_temperature
 from .data import ImageData
 from .metrics import IGNORED, judge
-from .model import Pool, Position, VisionTransformer, VisionTransformerConfig
+from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
 from .positions import Coordinates, Grid, Resample
 
 SMALL = TransformerConfig(
@@ -57,6 +62,11 @@ class VisionTask(TrainingModule):
         schedule: how the learning rate moves.
         ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
         compile: compile the blocks; worth its minute of waiting on a GPU.
+        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face or timm, a file, a run or model folder. Its
+            config and its preprocessing are used, with a new head unless it has the classes of the data; of `transformer`
+            only dropout and stochastic depth may then be chosen.
+        lora: train low-rank factors beside the linear layers, and the head, instead of all weights.
+        freeze: which blocks do not train, or not at first.
     """
 
     unit = "img"
@@ -81,8 +91,11 @@ class VisionTask(TrainingModule):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema: float | None = None,
         compile: bool = False,
+        pretrained: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile)
+        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1 (such as 0.1).")
         self.label_smoothing, self.binary = label_smoothing, binary
@@ -115,13 +128,63 @@ class VisionTask(TrainingModule):
                 channels=data.channels,
                 classes=data.classes,
                 transformer=self.transformer_config,
-                # So that a one-vs-rest model starts by giving each class its share.
-                head_bias=-math.log(data.classes) if self.binary else 0.0,
+                head_bias=self._head_bias(data.classes),
                 labels=list(data.labels),
                 preprocessing=data.preprocessing,
                 **self.options,
             )
         )
+
+    def _head_bias(self, classes: int) -> float:
+        """So that a one-vs-rest model starts by giving each class its share."""
+        return -math.log(classes) if self.binary else 0.0
+
+    # --- fine-tuning --------------------------------------------------------------------------------------------------
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .pretrained import load
+
+        return load(source)
+
+    def read_start(self, folder: Path) -> Start:
+        config = checkpoint.load_config(folder, "VisionTransformer")
+        with uninitialised():
+            return Start.read(config, VisionTransformer(VisionTransformerConfig.from_dict(config["model"])))
+
+    def adopt(self, start: Start, data: Any) -> str:
+        """The images become what the checkpoint was trained on."""
+        assert isinstance(start.model, VisionTransformer)
+        config = start.model.config
+        if not isinstance(data, ImageData):
+            return ""
+        return data.adopt(config.preprocessing, config.input_size, config.channels, start.source)
+
+    def adapt_model(self, start: Start, data: Any) -> VisionTransformer:
+        """The checkpoint's model at the size of the data's images, with a head for their classes."""
+        if not isinstance(data, ImageData):
+            raise UserError("VisionTask needs ImageData: its classes decide the size of the head.")
+        model = start.model
+        assert isinstance(model, VisionTransformer)
+        config = model.config
+        given = self.options | {"patch_size": self.patch_size and pair(self.patch_size, "patch_size")}
+        refuse_contradictions(VisionTask, given, vars(config), start.source)
+        transformer = adapted_transformer(self.transformer_config, SMALL, config.transformer, start.source)
+        if transformer != config.transformer:
+            model = rebuilt(model, replace(config, transformer=transformer))
+        if tuple(data.image_size) != config.size:
+            model = model.resized(list(data.image_size))
+        same = bool(config.labels) and config.labels == list(data.labels)
+        model.config = config = replace(
+            model.config, classes=data.classes, labels=list(data.labels), preprocessing=data.preprocessing,
+            head_bias=self._head_bias(data.classes),
+        )  # fmt: skip
+        if not same:
+            model.head = new_head(config)
+        self.transformer_config, self.options["position"] = config.transformer, config.position
+        return model
+
+    def is_new(self, name: str) -> bool:
+        return name.startswith("head.")
 
     # --- training ----------------------------------------------------------------------------------------------------
 

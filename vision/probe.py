@@ -1,0 +1,346 @@
+"""`triune vision probe`: how much a checkpoint's features say about your classes, before anything is trained.
+
+The checkpoint stays as it is. Its pooled vectors of all images are computed once and kept; a linear classifier and the
+nearest neighbours (as in DINO; Caron et al. 2021, section 4.1) are then matters of seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checkpoint import write_atomic
+from ..core.errors import UserError
+from ..core.training.machine import usable_cores
+from ..core.work import cache_folder, progress
+from .baselines import Baseline, logistic_regression, majority
+from .data import ImageData
+from .model import VisionTransformer
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Of the nearest-neighbour vote, as DINO sets them."""
+STRENGTHS = (1e3, 1e2, 10.0, 1.0, 0.1, 1e-2, 1e-3)
+"""Inverse L2 regularisation of the linear probe; the best on a fifth of the training images is taken."""
+THUMBNAIL = 32
+"""Side of the images that the baseline on pixels sees."""
+VERSION = 1
+"""Of what is kept; raised when the same model and images would give something else."""
+
+
+def parser() -> Any:
+    """The options of `triune vision probe`; those of the data are those of `fit`."""
+    from ..core.training.cli import TaskParser
+
+    p = TaskParser(
+        prog="triune vision probe",
+        usage="triune vision probe --model CHECKPOINT --data.root FOLDER [options]",
+        description="Judge a checkpoint by its frozen features: a linear classifier and nearest neighbours, beside what the "
+        "pixels alone give. Takes seconds once the features are there, and these are kept.",
+    )
+    p.add_argument(
+        "--model", type=str, required=True, help="folder, file, run, hub name or timm name of the checkpoint"
+    )
+    p.add_argument("--limit", type=int | None, default=None, help="use that many training images, drawn at random")
+    p.add_argument("--test", action="store_true", help="judge on the test images instead of the validation images")
+    p.add_argument("--device", type=str | None, default=None, help="cpu, cuda, … (default: a GPU if there is one)")
+    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    p.add_argument("--out", type=str | None, default=None, help="also write the JSON to this file")
+    p.add_class_arguments(ImageData, "data", skip={"augment"}, fail_untyped=False)
+    return p
+
+
+def main(args: list[str]) -> int:
+    """Run `triune vision probe` and return its exit code."""
+    p = parser()
+    options = p.instantiate_classes(p.parse_args(args))
+    if options.limit is not None and options.limit < 10:
+        raise UserError(f"--limit is {options.limit}, but must be at least 10 training images.")
+    side = "test" if options.test else "val"
+    result = probe(options.model, options.data, options.limit, options.device, side)
+    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+    if options.out:
+        write_atomic(Path(options.out), f"{text}\n".encode())
+    print(text if options.json else result.table())
+    return 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the table.
+
+    Args:
+        name: of the method.
+        top1: accuracy in 0..1; None when it was left out.
+        seconds: what it took.
+        note: what it was given, what it chose, or why it was left out.
+    """
+
+    name: str
+    top1: float | None
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `probe` found.
+
+    Args:
+        model, data: names of the checkpoint and of the data.
+        side: whose images were judged, val or test.
+        train, judged: images that were learned from, and that were judged.
+        classes: number of classes.
+        image_size: height and width of the inputs.
+        scores: linear probe, k-NN, and the two baselines.
+        feature_seconds: what computing the features took; 0 when they were kept.
+    """
+
+    model: str
+    data: str
+    side: str
+    train: int
+    judged: int
+    classes: int
+    image_size: tuple[int, int]
+    scores: list[Score]
+    feature_seconds: float
+
+    @property
+    def best(self) -> Score:
+        """The better of linear probe and k-NN."""
+        return max(self.scores[:2], key=lambda score: score.top1 or 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"verdict": self.verdict()}
+
+    def table(self) -> str:
+        """What is printed."""
+        height, width = self.image_size
+        source = f"features of {self.train + self.judged:,} images of {height}×{width} pixels"
+        rows = [(s.name, "—" if s.top1 is None else f"{s.top1:.2%}", f"{s.seconds:.1f}", s.note) for s in self.scores]
+        rows.append((source, "", f"{self.feature_seconds:.1f}", "" if self.feature_seconds else "kept from before"))
+        wide = max(len(row[0]) for row in rows)
+        title = (
+            f"{self.judged:,} {'test' if self.side == 'test' else 'validation'} images, {self.train:,} to learn from"
+        )
+        lines = [f"{title:{wide}}  {'top-1':>7}  {'seconds':>7}"]
+        lines += [f"{name:{wide}}  {top1:>7}  {seconds:>7}  {note}".rstrip() for name, top1, seconds, note in rows]
+        return "\n".join([*lines, "", self.verdict()])
+
+    def verdict(self) -> str:
+        """Whether fine-tuning looks worthwhile, as far as this can tell."""
+        top1, images = self.best.top1 or 0.0, self.train / self.classes
+        plain = max(s.top1 or 0.0 for s in self.scores[2:])
+        margin = 2 * (_variance(top1, self.judged) + _variance(plain, self.judged)) ** 0.5
+        gap = f"{100 * (top1 - plain):+.1f} points (± {100 * margin:.1f})"
+        command = f"triune vision fit --model.pretrained {shlex.quote(self.model)} …"
+        if top1 - plain <= margin:
+            return (
+                f"The features say no more about these classes than the baselines do ({gap}): this checkpoint promises "
+                "little here, and a fine-tuning would have to learn nearly everything from the images themselves."
+            )
+        left = f"The frozen features are {gap} from the better baseline and err on {1 - top1:.1%} of the images"
+        if 1 - top1 <= 2 * _variance(top1, self.judged) ** 0.5 + 0.01:
+            return f"{left}; there is little left for fine-tuning to gain, and this many images could hardly show it."
+        return (
+            f"{left}, which is the most that fine-tuning can gain; it usually gains a part of it, and with {images:.0f} "
+            f"images a class only a run can tell how much: {command}"
+        )
+
+
+def _variance(accuracy: float, images: int) -> float:
+    return accuracy * (1 - accuracy) / max(images, 1)
+
+
+def probe(name: str, data: ImageData, limit: int | None = None, device: str | None = None, side: str = "val") -> Result:
+    """Judge the frozen features of a checkpoint.
+
+    Args:
+        name: of the checkpoint; see `pretrained.load`.
+        data: not yet set up; images are made as the checkpoint saw them, but for what was chosen in `data`.
+        limit: number of training images, drawn at random.
+        device: to compute features on.
+        side: whose images to judge, val or test.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be used.
+    """
+    from .pretrained import load
+
+    model = load(name).model
+    assert isinstance(model, VisionTransformer)
+    config = model.config
+    data.adopt(config.preprocessing, config.input_size, config.channels, name)
+    data.setup()
+    height, width = data.image_size
+    if (height, width) != config.size:
+        model = model.resized([height, width])
+    if side not in data.names:
+        raise UserError("There are no test images: give --data.test_root, or judge on the validation images.")
+    order = np.random.default_rng(data.seed).permutation(sum(data.counts("train")))[:limit]
+    if len(np.unique(data._images["train"].labels[order])) < 2:
+        raise UserError(f"The {len(order)} training images are all of one class; raise --limit.")
+    start = time.perf_counter()
+    train = _features(model, data, "train", order, device)
+    val = _features(model, data, side, np.arange(len(data.names[side])), device)
+    seconds = 0.0 if train.kept and val.kept else time.perf_counter() - start
+    scores = [linear_probe(train, val), nearest_neighbours(train, val, data.classes)]
+    baselines = [
+        logistic_regression(train.thumbnails, train.labels, val.thumbnails, val.labels, data.classes),
+        majority(train.labels, val.labels, data.labels),
+    ]
+    return Result(
+        name, str(data.figures()["data"]), side, len(order), len(val.labels), data.classes, (height, width),
+        scores + [_score(baseline) for baseline in baselines], seconds,
+    )  # fmt: skip
+
+
+def _score(baseline: Baseline) -> Score:
+    name = f"{baseline.name} on pixels" if baseline.name == "logistic regression" else baseline.name
+    return Score(name, baseline.top1, baseline.seconds, baseline.note)
+
+
+# --- the two classifiers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of some images of a side, in one order.
+
+    Args:
+        vectors: float32 `[images, width]`.
+        labels: int64 `[images]`.
+        thumbnails: uint8 `[images, channels, height, width]`.
+        kept: they were not computed but read.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+    thumbnails: Tensor
+    kept: bool = False
+
+
+def linear_probe(train: Features, val: Features) -> Score:
+    """Multinomial logistic regression on standardised features; the regularisation is chosen on training images."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    start = time.perf_counter()
+    mean, std = train.vectors.mean(dim=0), train.vectors.std(dim=0).clamp(min=1e-6)
+    x, judged = ((part.vectors - mean).div(std).numpy() for part in (train, val))
+    y, fit = train.labels.numpy(), len(train.labels) - len(train.labels) // 5
+
+    def trained(strength: float, count: int) -> LogisticRegression:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            # Theirs weighs the sum over the images against the penalty; ours the mean.
+            return LogisticRegression(C=strength / count, max_iter=300, tol=1e-3).fit(x[:count], y[:count])
+
+    if len(set(y[:fit].tolist())) < 2:
+        return Score("linear probe", None, 0.0, "the first training images are all of one class")
+    best = max(STRENGTHS, key=lambda strength: trained(strength, fit).score(x[fit:], y[fit:]))
+    top1 = float(np.mean(trained(best, len(y)).predict(judged) == val.labels.numpy()))
+    return Score("linear probe", top1, time.perf_counter() - start, f"L2 {1 / best:g}, chosen on training images")
+
+
+def nearest_neighbours(train: Features, val: Features, classes: int) -> Score:
+    """Each of the `NEIGHBOURS` training images nearest by cosine votes for its class with weight exp(cosine / 0.07)."""
+    start = time.perf_counter()
+    k = min(NEIGHBOURS, len(train.labels))
+    known, right = F.normalize(train.vectors, dim=1), 0
+    for vectors, labels in zip(val.vectors.split(512), val.labels.split(512)):
+        cosine, index = (F.normalize(vectors, dim=1) @ known.T).topk(k, dim=1)
+        votes = torch.zeros(len(labels), classes).scatter_add_(1, train.labels[index], (cosine / TEMPERATURE).exp())
+        right += int((votes.argmax(dim=1) == labels).sum())
+    return Score(f"k-NN (k = {k}, cosine)", right / len(val.labels), time.perf_counter() - start)
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def _features(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray, device: str | None) -> Features:
+    """Pooled vectors of images of a side, from the cache if it knows these images, this model and this preprocessing."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    labels = torch.from_numpy(data._images[side].labels)[rows]
+    path = cache_folder(data.cache) / "features" / f"{_key(model, data, side, rows)}.safetensors"
+    if path.is_file():
+        with contextlib.suppress(SafetensorError, OSError, KeyError):  # damaged: made anew
+            found = load_file(path)
+            if len(found["vectors"]) == len(rows):
+                return Features(found["vectors"], labels, found["thumbnails"], kept=True)
+    vectors, thumbnails = compute(model, data, side, rows, device)
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        write_atomic(path, save({"vectors": vectors, "thumbnails": thumbnails}))
+    return Features(vectors, labels, thumbnails)
+
+
+def compute(
+    model: VisionTransformer, data: ImageData, side: str, rows: Sequence[int] | np.ndarray, device: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pooled vectors float32 `[images, width]` of images of a side, and their thumbnails uint8; with a progress bar."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.eval().to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+    height, width = data.image_size
+    shrink = min(1.0, THUMBNAIL / max(height, width))
+    small = max(1, round(height * shrink)), max(1, round(width * shrink))
+    vectors, thumbnails = [], []
+    batches = [rows[start : start + data.batch_size] for start in range(0, len(rows), data.batch_size)]
+    with (
+        ThreadPoolExecutor(usable_cores()) as pool,
+        progress(f"features of {side} images", len(rows), "images") as advance,
+        torch.inference_mode(),
+    ):
+        coming = [pool.submit(data.picture, side, int(row)) for row in batches[0]] if batches else []
+        for number in range(len(batches)):
+            pixels = torch.stack([future.result() for future in coming])
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            coming = [pool.submit(data.picture, side, int(row)) for row in following]
+            vectors.append(model.features(data.preprocessing.normalise(pixels.to(chosen))).float().cpu())
+            thumbnails.append(F.interpolate(pixels.float(), small, mode="area").round().byte())
+            advance(len(pixels))
+    return torch.cat(vectors).clone(), torch.cat(thumbnails)
+
+
+def _key(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray) -> str:
+    """Stands for everything that the features depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    config = replace(model.config, classes=0, labels=[], preprocessing=data.preprocessing).to_dict()
+    digest.update(json.dumps([VERSION, config, data.image_size, data.channels]).encode())
+    images = data._images[side]
+    for row in rows.tolist():
+        known = images.key(row)
+        digest.update(json.dumps(known).encode() if known else _pixels(images, row))
+    return digest.hexdigest()
+
+
+def _pixels(images: Any, row: int) -> bytes:
+    """Content of an image that is not in a file of its own."""
+    if images.array is not None:
+        return np.ascontiguousarray(images.array[images.rows[row]]).tobytes()
+    content = images.source(row)
+    return content if isinstance(content, bytes) else Path(content).read_bytes()
