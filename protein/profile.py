@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,34 +64,32 @@ def effective_sequences(tokens: np.ndarray | Tensor) -> float:
     return float(sequence_weights(informative_rows(torch.as_tensor(tokens))).sum())
 
 
-def profile(tokens: np.ndarray, pseudocount: float = 1.0) -> np.ndarray:
+def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
     """Frequencies of the amino acids in each column, float32 [columns, 20], rows weighted, gaps left out.
+
+    To what was seen is added what BLOSUM62 (Henikoff and Henikoff 1992) expects in its place, as in PSI-BLAST (Altschul et
+    al. 1997): ((n - 1) seen + pseudocount expected) / (n - 1 + pseudocount), n being the weighted rows with a residue. So a
+    lone sequence has a profile too, the expected one; an unknown residue has that of the average protein.
 
     Args:
         tokens: uint8 [rows, columns].
-        pseudocount: how many rows of the average protein are added, so that a column without residues has frequencies.
+        pseudocount: how many rows the expectation weighs.
     """
     weights = sequence_weights(tokens).numpy()
     counts = np.stack([(weights[:, None] * (tokens == letter)).sum(0) for letter in range(len(AMINO_ACIDS))], axis=1)
     background = np.array(_BACKGROUND) / sum(_BACKGROUND)
-    counts = counts + pseudocount * background
-    return (counts / counts.sum(1, keepdims=True)).astype(np.float32)
+    rows = counts.sum(1, keepdims=True)
+    seen = np.divide(counts, rows, out=np.tile(background, (len(counts), 1)), where=rows > 0)
+    expected = np.where(rows > 0, seen @ _replacements(background), background)
+    more = np.maximum(rows - 1, 1e-6)
+    return ((more * seen + pseudocount * expected) / (more + pseudocount)).astype(np.float32)
 
 
-def expected_profile(tokens: np.ndarray) -> np.ndarray:
-    """What a profile would be on average where only the sequence is known, float32 [residues, 20].
-
-    The frequencies of the amino acids that BLOSUM62 (Henikoff and Henikoff 1992) expects in place of each residue, as
-    PSI-BLAST does before its first search; the average protein's where the residue is unknown.
-
-    Args:
-        tokens: uint8 [residues].
-    """
+def _replacements(background: np.ndarray) -> np.ndarray:
+    """Frequencies [20, 20] of what BLOSUM62 expects in place of each amino acid; its scores are log odds in half bits."""
     from Bio.Align import substitution_matrices
 
-    table = substitution_matrices.load("BLOSUM62")
+    table: Any = substitution_matrices.load("BLOSUM62")
     scores = np.array([[table[one][other] for other in AMINO_ACIDS] for one in AMINO_ACIDS])
-    background = np.array(_BACKGROUND) / sum(_BACKGROUND)
-    replaced = background * 2 ** (scores / 2)  # scores are log odds in half bits
-    rows = np.concatenate([replaced / replaced.sum(1, keepdims=True), background[None]])
-    return rows[np.minimum(tokens, len(AMINO_ACIDS))].astype(np.float32)
+    likely = background * 2 ** (scores / 2)
+    return likely / likely.sum(1, keepdims=True)

@@ -284,7 +284,14 @@ def hf_family(
                 f"'{source}' holds quantised weights (quantization_config), which cannot be read; take the original, or "
                 "a GGUF file of it."
             )
-        return read(Settings(source, config, defaults))
+        try:
+            return read(Settings(source, config, defaults))
+        except UserError:
+            raise
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise UserError(
+                f"The config of '{source}' has a value of the wrong kind ({error}); was it edited?"
+            ) from None
 
     def unlike(ours: Any) -> list[str]:
         if not isinstance(ours, kind):

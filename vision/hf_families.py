@@ -189,11 +189,8 @@ def _gated_size(hidden: int) -> int:
 def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `Dinov2Config` or `Dinov2WithRegistersConfig`."""
     c = _DINO2 | dict(given)
-    hidden, gated, registers = (
-        int(c["hidden_size"] * c["mlp_ratio"]),
-        c["use_swiglu_ffn"],
-        "registers" in c["model_type"],
-    )
+    hidden, gated = int(c["hidden_size"] * c["mlp_ratio"]), c["use_swiglu_ffn"]
+    registers = "registers" in c["model_type"]
     core = _core(
         c, True if c["qkv_bias"] else _without("q", "k", "v"), layer_scale=c["layerscale_value"],
         ffn="swiglu" if gated else _choose(c, "hidden_act", _ACTIVATIONS),
@@ -406,7 +403,9 @@ DINO3 = Naming(DINO3_FILES, DINO3_MODULES, "dinov3_vit.", "model.layer.", mask=(
 HF_VIT = _hf("Hugging Face ViT", "vit", read_vit, write_vit, HALF, VIT)
 HF_DINO2 = _hf("Hugging Face DINOv2", "dinov2", read_dino2, write_dino2, CROPPED, DINO2)
 HF_DINO2_REGISTERS = replace(
-    _hf("Hugging Face DINOv2 with registers", "dinov2_with_registers", read_dino2, write_dino2, CROPPED, DINO2_REGISTERS),
+    _hf(
+        "Hugging Face DINOv2 with registers", "dinov2_with_registers", read_dino2, write_dino2, CROPPED, DINO2_REGISTERS
+    ),
     resample="timm",
 )
 HF_DINO3 = _hf("Hugging Face DINOv3", "dinov3_vit", read_dino3, write_dino3, BILINEAR, DINO3)

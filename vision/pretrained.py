@@ -101,6 +101,11 @@ def _recognised(source: Source) -> VisionFamily:
         if family.fits(source):
             return family
     names = list(families.tensors(source))
+    if "storage_tokens" in names:
+        raise UserError(
+            f"'{source.name}' is one of DINOv3's own files, which are not read; take the same weights from Hugging Face "
+            "(facebook/dinov3-…) or timm (vit_small_patch16_dinov3.lvd1689m, …)."
+        )
     if "patch_embed.proj.weight" in names:
         raise UserError(
             f"'{source.name}' has the tensor names of timm, but a file of weights does not say its architecture: rename it "
@@ -211,7 +216,7 @@ def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
             tokens = model.tokens(images)
             pooled = model.pooled(tokens)
             ours = {"tokens": tokens, "pooled": pooled, "logits": model.head(model.pre_logits(pooled))}
-            if not config.transformer.final_norm:
+            if not config.transformer.resolved().final_norm:
                 theirs.pop("tokens", None)  # of any size, and so are their differences
             return max(float((ours[name] - output).abs().max()) for name, output in theirs.items())
     except ImportError as error:

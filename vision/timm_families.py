@@ -48,7 +48,9 @@ def _config(source: Source) -> VisionTransformerConfig:
     except UserError as error:
         raise UserError(f"'{source.name}' ({architecture(source)}) cannot be loaded: {error}") from None
     cfg = model.pretrained_cfg
-    labels = list(cfg.get("label_names") or ()) or _imagenet_labels(cfg, found.classes)
+    # The name of a file without a tag says nothing about what the weights were trained on.
+    tag = "" if source.file and "." not in str(architecture(source)) else str(cfg.get("tag") or "")
+    labels = list(cfg.get("label_names") or ()) or _imagenet_labels(tag, found.classes)
     found = replace(found, labels=labels if len(labels) == found.classes else [])
     return with_preprocessing(found, _preprocessing(source.name, cfg))
 
@@ -67,14 +69,11 @@ def _preprocessing(name: str, cfg: Mapping[str, Any]) -> Preprocessing:
     )  # fmt: skip
 
 
-def _imagenet_labels(cfg: Mapping[str, Any], classes: int) -> list[str]:
+def _imagenet_labels(tag: str, classes: int) -> list[str]:
     """The class names of ImageNet, which timm keeps apart from its weights, for weights that say they were trained on it."""
     from timm.data.imagenet_info import ImageNetInfo
 
-    tag = str(cfg.get("tag") or "")
-    if classes != 1000 or "in1k" not in tag:
-        return []
-    return [name.split(",")[0] for name in ImageNetInfo("imagenet-1k").label_descriptions()]
+    return ImageNetInfo("imagenet-1k").label_descriptions() if classes == 1000 and "in1k" in tag else []
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

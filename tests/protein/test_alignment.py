@@ -241,6 +241,19 @@ def test_profile_counts_residues_only():
     assert len(AMINO_ACIDS) == UNKNOWN
 
 
+def test_the_profile_of_a_lone_sequence_is_what_blosum62_expects():
+    alone, average = profile(encode("WIX")[None]), profile(encode("X")[None])[0]
+    np.testing.assert_allclose(alone.sum(1), 1, rtol=1e-6)
+    assert alone[0].argmax() == AMINO_ACIDS.index("W")
+    likely = alone[1] / average
+    assert likely[AMINO_ACIDS.index("V")] > 2.5 > 1 > likely[AMINO_ACIDS.index("D")]
+    np.testing.assert_allclose(alone[2], average)
+    assert average.argmax() == AMINO_ACIDS.index("L")
+    # What was seen outweighs the expectation as rows come in.
+    rows = np.stack([encode(row) for row in ("WWWWW", "IIIII", *(letter * 5 for letter in AMINO_ACIDS[:18]))])
+    assert abs(profile(rows)[0, 0] - 1 / 20) < abs(average[0] - 1 / 20)
+
+
 @pytest.mark.parametrize("format", [*SAME, "a3m"])
 def test_a_file_that_breaks_off_is_read_or_refused(format):
     whole = (SAME | {"a3m": A3M})[format]

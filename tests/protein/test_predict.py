@@ -17,7 +17,7 @@ from torch import Tensor
 from triune import cli
 from triune.core.errors import UserError
 from triune.protein import predictors
-from triune.protein.alphabet import AMINO_ACIDS, UNKNOWN, encode
+from triune.protein.alphabet import AMINO_ACIDS, encode
 from triune.protein.config import PairConfig
 from triune.protein.contact_head import HEAD, ContactHead
 from triune.protein.memory import check_attention, choose_chunk, estimate, estimate_attention
@@ -27,7 +27,7 @@ from triune.protein.outputs import batch_table, confidence, pair_table, score_ta
 from triune.protein.pictures import BLUE, GREY, PALE, RED, contact_map, known_cells
 from triune.protein.predict import collect
 from triune.protein.predictors import PairPredictor, Prediction, expected_distances, predictor_for
-from triune.protein.profile import expected_profile, profile
+from triune.protein.profile import profile
 from triune.protein.sequence import SequenceConfig, SequenceModel, esm_tokens, esm_transformer
 
 GENERATOR = np.random.default_rng(0)
@@ -276,7 +276,7 @@ def batch(rows: np.ndarray) -> Tensor:
 
 def test_a_lone_sequence_gets_the_profile_its_model_knows_best() -> None:
     tokens = encode(SEQUENCE)
-    expected = torch.from_numpy(expected_profile(tokens))[None]
+    expected = torch.from_numpy(profile(tokens[None]))[None]
     cases = [
         ({"profiles": 1.0, "msa_rows": 0}, expected, None, "BLOSUM62"),
         ({"profiles": 0.5, "msa_rows": 0}, torch.zeros(1, 60, 20), None, "had none either"),
@@ -346,15 +346,6 @@ def test_an_allocation_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(predictor.model, "forward", full)
     with pytest.raises(UserError, match="60 residues need about"):
         predictor.predict(encode(SEQUENCE))
-
-
-def test_the_expected_profile() -> None:
-    tokens = np.array([AMINO_ACIDS.index("W"), AMINO_ACIDS.index("I"), UNKNOWN], dtype=np.uint8)
-    rows = expected_profile(tokens)
-    assert np.allclose(rows.sum(1), 1)
-    assert rows[0].argmax() == AMINO_ACIDS.index("W")
-    likely = rows[1] / rows[2]  # against the average protein
-    assert likely[AMINO_ACIDS.index("V")] > 2.5 > 1 > likely[AMINO_ACIDS.index("D")]
 
 
 def test_expected_distances() -> None:

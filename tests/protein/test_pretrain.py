@@ -16,7 +16,7 @@ from torch import Tensor
 from triune import cli
 from triune.core.errors import UserError
 from triune.core.training.run import RunFolder
-from triune.protein import alphabet
+from triune.protein import alphabet, regression
 from triune.protein.contact_head import HEAD, ContactHead
 from triune.protein.pretrain import PretrainTask, SequenceData
 from triune.protein.regression import chains_for_head, judge_head
@@ -243,6 +243,8 @@ def test_the_verb_from_fasta_to_contacts(
     fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(regression, "FITTED_ON", 5)
+    monkeypatch.setattr(regression, "LONGEST", (90, 70))  # fewer chains, for speed
     small = ["--model.size", "tiny", "--data.batch_size", "16", "--trainer.max_steps", "6", "--threads", "1"]
     small += ["--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu"]
     assert cli.main(["protein", "pretrain", "--data.files", str(fasta), "--run", "lm", *small]) == 0

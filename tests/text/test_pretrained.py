@@ -160,7 +160,12 @@ def test_generation_with_the_cache(folders, name):
             found[row].append(token)
     real = torch.ones(2, 9, dtype=torch.long)
     expected = theirs.generate(
-        torch.tensor(prompts), attention_mask=real, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+        torch.tensor(prompts),
+        attention_mask=real,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     assert found == expected[:, 9:].tolist()
 
@@ -179,6 +184,18 @@ def test_padding(folders, name):
     with torch.no_grad():
         a, b = ours(tokens, padding=real), theirs(tokens, **options)[0]
     assert (a - b)[real].abs().max() < 1e-5
+
+
+def test_far_positions(folders):
+    """Frequencies are calculated as the originals do; others of the same precision drift over thousands of positions."""
+    theirs, folder = folders["llama"]
+    ours = load(str(folder)).model
+    assert isinstance(ours, LanguageModel)
+    rotary = theirs.model.rotary_emb
+    cos, sin = next(iter(ours.transformer._rotary.values()))(torch.arange(30_000), torch.float32)
+    expected = rotary(torch.zeros(1), torch.arange(30_000)[None])
+    for found, wanted in zip((cos, sin), expected, strict=True):
+        assert torch.equal(found[0, 0], wanted[0, :, : found.shape[-1]])
 
 
 def test_segments_and_pooler(folders):
@@ -352,6 +369,9 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
         ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate"),
         ("llama", {"partial_rotary_factor": 0.5}, "rotates 50% of each head"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantised weights"),
+        ("llama", {"hidden_size": "wide"}, "a value of the wrong kind"),
+        ("llama", {"num_attention_heads": 0}, "a value of the wrong kind"),
+        ("gpt 2", {"n_layer": 0}, "depth is 0"),
         ("llama", {"num_hidden_layers": 4}, r"9 missing: model\.layers\.3"),
         ("llama", {"num_hidden_layers": 2}, r"9 unexpected: model\.layers\.2"),
         ("llama", {"vocab_size": VOCAB - 1}, r"embedding\.weight is \(67, 32\) there and \(66, 32\) here"),

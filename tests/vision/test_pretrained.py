@@ -207,7 +207,11 @@ def test_a_timm_file_is_known_by_its_name(timm: Any, tmp_path: Path) -> None:
     x = images(224, 224)
     with torch.inference_mode():
         assert_near(load(str(tmp_path / "vit_tiny_patch16_224-a1311bcf.pth")).model(x), model(x))
-    (tmp_path / "vit_tiny_patch16_224-a1311bcf.pth").rename(tmp_path / "weights.pth")
+    assert load(str(tmp_path / "vit_tiny_patch16_224-a1311bcf.pth")).model.config.labels == []
+    tagged = tmp_path / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.pth"
+    (tmp_path / "vit_tiny_patch16_224-a1311bcf.pth").rename(tagged)
+    assert load(str(tagged)).model.config.labels[:2] == ["tench, Tinca tinca", "goldfish, Carassius auratus"]
+    tagged.rename(tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"rename it to ARCHITECTURE\.safetensors"):
         load(str(tmp_path / "weights.pth"))
 
@@ -652,6 +656,9 @@ def test_files_that_are_no_weights_we_know(tmp_path: Path, capsys: pytest.Captur
     torch.save({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"no file of weights of a known kind \(it holds layer.weight\)"):
         load(str(tmp_path / "other.pth"))
+    torch.save({"storage_tokens": torch.zeros(1, 4, 2), "patch_embed.proj.weight": torch.zeros(2)}, tmp_path / "3.pth")
+    with pytest.raises(UserError, match="one of DINOv3's own files"):
+        load(str(tmp_path / "3.pth"))
     with pytest.raises(UserError, match="neither a folder, a file, nor a name"):
         load(str(tmp_path / "absent.pth"))
 
