@@ -147,23 +147,38 @@ class ChatTemplate:
             UserError: a message holds a special token, which would be taken for the end of a turn, or the template
                 rewrites earlier turns, so that answers cannot be told apart.
         """
-        specials = self._specials
-        for message in conversation.messages:
-            if found := next((token for token in specials if token in message["content"]), None):
-                raise UserError(f"{conversation.name} holds the special token '{found}' in a message; remove the row.")
+        self._refuse_specials(conversation)
         text = self.render(conversation.messages)
         spans = list(self._answers(conversation, text))
-        backend = self.tokenizer.backend
-        backend.encode_special_tokens = False
-        try:
-            encoding = backend.encode(text, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = True
+        encoding = self._encode(text)
         starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
         answers = np.zeros(len(starts), dtype=bool)
         for start, end in spans:
             answers |= (starts >= start) & (starts < end)
         return np.array(encoding.ids, dtype=np.int64), answers
+
+    def ask(self, question: str) -> np.ndarray:
+        """The tokens after which the model answers a user's `question`. Raises UserError as `encode` does."""
+        conversation = Conversation("The prompt", [{"role": "user", "content": question}])
+        self._refuse_specials(conversation)
+        return np.array(self._encode(self.render(conversation.messages, answer=True)).ids, dtype=np.int64)
+
+    def _refuse_specials(self, conversation: Conversation) -> None:
+        for message in conversation.messages:
+            if found := next((token for token in self._specials if token in message["content"]), None):
+                raise UserError(
+                    f"{conversation.name} holds the special token '{found}' in a message, where it would end the turn; "
+                    "take it out."
+                )
+
+    def _encode(self, text: str) -> Any:
+        """With the template's special tokens as such, unlike `Tokenizer.encode`."""
+        backend = self.tokenizer.backend
+        backend.encode_special_tokens = False
+        try:
+            return backend.encode(text, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = True
 
     def _answers(self, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
         """First and last character of each answer."""

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         help="a run, a model folder of triune or Hugging Face, a name on the hub, a GGUF file",
     )
     p.add_argument("--prompt", action="append", default=[], help="text to continue; repeat it for a batch")
+    p.add_argument("--chat", action="store_true", help="take the prompt as a question, by the model's chat template")
     p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
     p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
     p.add_argument(
@@ -141,10 +142,10 @@ def main(args: list[str]) -> int:
     if options.weights != "float32":
         compress(model, options.weights)
     prompts = _prompts(options, tokenizer)
-    ids = [tokenizer.beginning + (tokenizer.encode(p).tolist() if p else _beginning(tokenizer)) for p in prompts]
+    ids = [_ids(tokenizer, prompt, options.chat) for prompt in prompts]
     texts = [Continuation(tokenizer, options.stop) for _ in prompts]
     streaming = len(prompts) == 1 and not options.json
-    if streaming:
+    if streaming and not options.chat:
         print(prompts[0], end="", flush=True)
     started = time.perf_counter()
     steps = generate(
@@ -168,6 +169,14 @@ def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
     if not prompts:
         prompts = ["" if tokenizer.eos_id is not None or tokenizer.beginning else "\n"]
     return prompts
+
+
+def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
+    if chat:
+        from .chat import ChatTemplate
+
+        return ChatTemplate(tokenizer).ask(prompt).tolist()
+    return tokenizer.beginning + (tokenizer.encode(prompt).tolist() if prompt else _beginning(tokenizer))
 
 
 def _beginning(tokenizer: Tokenizer) -> list[int]:

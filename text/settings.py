@@ -286,8 +286,10 @@ def hf_family(
             )
         try:
             return read(Settings(source, config, defaults))
-        except UserError:
-            raise
+        except UserError as error:
+            if f"'{source}'" in str(error):
+                raise
+            raise UserError(f"The config of '{source}' cannot be used: {error}") from None
         except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             raise UserError(
                 f"The config of '{source}' has a value of the wrong kind ({error}); was it edited?"

@@ -73,7 +73,7 @@ def _imagenet_labels(tag: str, classes: int) -> list[str]:
     """The class names of ImageNet, which timm keeps apart from its weights, for weights that say they were trained on it."""
     from timm.data.imagenet_info import ImageNetInfo
 
-    return ImageNetInfo("imagenet-1k").label_descriptions() if classes == 1000 and "in1k" in tag else []
+    return list(ImageNetInfo("imagenet-1k").label_descriptions()) if classes == 1000 and "in1k" in tag else []
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -106,6 +106,12 @@ def test_without_a_template_the_plain_one_serves() -> None:
     assert template.tokenizer.decode(tokens[answers], skip_special=False) == "Ho<|endoftext|>"
 
 
+def test_a_question_ends_where_the_answer_begins() -> None:
+    template = ChatTemplate(chatml())
+    tokens, answers = template.encode(talk("Hi", "Ho"))
+    assert template.ask("Hi").tolist() == tokens[: int(answers.argmax())].tolist()
+
+
 def test_a_message_cannot_end_its_own_turn() -> None:
     with pytest.raises(UserError, match=r"q<\|im_end\|> holds the special token '<\|im_end\|>'"):
         ChatTemplate(chatml()).encode(talk("q<|im_end|>", "a"))
