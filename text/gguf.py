@@ -107,7 +107,7 @@ def _read_header(path: Path, _: int) -> Header:
             infos = [(cursor.text(), *_info(cursor)) for _ in range(count)]
             align = int(metadata.get("general.alignment", 32))
             data = -(-cursor.at // align) * align
-    except (struct.error, KeyError, ValueError, MemoryError, OverflowError) as error:
+    except (struct.error, KeyError, ValueError, TypeError, MemoryError, OverflowError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{path}' cannot be read as GGUF ({error}); it was cut short or damaged.") from None

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
@@ -29,6 +27,7 @@ from ..lora import LoRAConfig, merged_state
 from .ema import EMA
 from .finetune import FreezeConfig, Start, Tuning
 from .optimizers import OptimizerConfig, build_optimizer
+from .rng import rng_state, set_rng_state
 from .schedules import ScheduleConfig, factor
 
 
@@ -456,27 +455,3 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def _wide(tensor: Tensor) -> torch.dtype:
     """The type to sum many losses in; Apple's GPUs have no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-def rng_state() -> dict[str, Any]:
-    """States of all random number generators of this process, of types that `torch.load(weights_only=True)` reads."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (libraries draw from it)
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (name, torch.tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore `rng_state()`. A state of a device that is not here is left out."""
-    torch.set_rng_state(state["torch"].cpu())
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())

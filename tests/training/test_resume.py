@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from triune.core.training.module import Loss, TrainingModule, rng_state, set_rng_state
+from triune.core.training.module import Loss, TrainingModule
 from triune.core.training.optimizers import OptimizerConfig
+from triune.core.training.rng import rng_state, set_rng_state
 from triune.core.training.schedules import ScheduleConfig
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
