@@ -79,10 +79,16 @@ def recognise(source: Source, families: Sequence[Family], what: str) -> Family:
 
 @contextmanager
 def replacing(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise."""
+    """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else than a checkpoint, which nobody wants replaced.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file; give a new folder to write to.")
+    if folder.exists() and any(folder.iterdir()) and not any((*folder.glob(CONFIG), *folder.glob("*.pt"))):
+        raise UserError(f"'{folder}' exists and holds no checkpoint, so it is not replaced; give a new folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -126,6 +126,13 @@ def test_unknown_architectures_list_what_is_supported(tmp_path: Path) -> None:
         recognise(open_source(str(tmp_path)), [family], "language model")
 
 
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds no checkpoint, so it is not replaced"), replacing(tmp_path):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
 def break_off(folder: Path) -> None:
     with replacing(folder) as new:
         write_folder(new, {"version": 2}, TENSORS)
