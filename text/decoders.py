@@ -50,7 +50,7 @@ class Decoder:
 def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
     """The config of a decoder with RMSNorm, rotary positions and a gated feed-forward."""
     c.require("use_bidirectional_attention", None, False)
-    depth, heads = c["num_hidden_layers"], c["num_attention_heads"]
+    depth, heads = c.depth(), c["num_attention_heads"]
     head_dim = c["head_dim"] or c["hidden_size"] // heads
     kinds = c.get("layer_types") or [family.kinds(c, layer) for layer in range(depth)]
     if "rope_local_base_freq" in c.defaults:

@@ -55,7 +55,7 @@ def read_gpt2(c: Settings) -> LanguageModelConfig:
     c.require("add_cross_attention", False)
     transformer = TransformerConfig(
         dim=c["n_embd"],
-        depth=c["n_layer"],
+        depth=c.depth("n_layer"),
         heads=c["n_head"],
         causal=True,
         position="learned",
@@ -114,7 +114,7 @@ def read_neox(c: Settings) -> LanguageModelConfig:
     """The config of GPT-NeoX (Black et al. 2022) and Pythia."""
     transformer = TransformerConfig(
         dim=c["hidden_size"],
-        depth=c["num_hidden_layers"],
+        depth=c.depth(),
         heads=c["num_attention_heads"],
         causal=True,
         context=c["max_position_embeddings"],
@@ -203,7 +203,7 @@ def read_bert(c: Settings) -> TextEncoderConfig:
     masked = any(name in ("BertForMaskedLM", "BertForPreTraining") for name in names)
     transformer = TransformerConfig(
         dim=c["hidden_size"],
-        depth=c["num_hidden_layers"],
+        depth=c.depth(),
         heads=c["num_attention_heads"],
         position="learned",
         context=c["max_position_embeddings"],
@@ -336,11 +336,14 @@ def glass_tokenizer(source: Source) -> Tokenizer | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    merges = [(first, second) for first, second in content["merges"]]
     specials = ["<pad>", "<unk>", "<bos>", "<eos>"]
-    tokens = [*specials, *content["alphabet"], *(first + second for first, second in merges)]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    try:
+        merges = [(first, second) for first, second in content["merges"]]
+        tokens = [*specials, *content["alphabet"], *(first + second for first, second in merges)]
+        vocab = {token: number for number, token in enumerate(tokens)}
+        backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    except Exception as error:  # the library raises a bare one
+        raise UserError(f"'{path}' cannot be read as a tokenizer of glassllm ({error}); is it damaged?") from None
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁*[^▁\n]+|▁+"), "isolated")
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])

@@ -208,6 +208,16 @@ def tokenizer(source: Source) -> Tokenizer | None:
             f"'{source.name}' cuts its text in the way '{pre}', which is not known here; known are "
             f"{', '.join(PRE_TOKENIZERS)}. Take the original's folder, which holds a tokenizer.json."
         )
+    try:
+        return _byte_level(meta, pre)
+    except Exception as error:  # the library raises a bare one for whatever does not fit together
+        raise UserError(
+            f"The tokenizer inside '{source.name}' cannot be read ({error}); is the file damaged?"
+        ) from None
+
+
+def _byte_level(meta: dict[str, Any], pre: str) -> Tokenizer:
+    """Byte-level BPE from metadata."""
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta.get("tokenizer.ggml.token_type", [])
     merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges", [])]
     three = PRE_TOKENIZERS[pre] is _llama3_words

@@ -41,6 +41,7 @@ GATED = {
 }
 """The same with a gate."""
 
+MOST_LAYERS = 10_000
 SLIDING, FULL = "sliding_attention", "full_attention"
 _ROPE_KEYS = {
     "original_context": "original_max_position_embeddings",
@@ -95,6 +96,12 @@ class Settings:
                 f"'{self.name}' has {key} = {self[key]!r}, which the core does not have "
                 f"(only {' or '.join(map(repr, allowed))})."
             )
+
+    def depth(self, key: str = "num_hidden_layers") -> int:
+        """The number of layers; a damaged one would fill the memory before anything else could be checked."""
+        if not 0 < self[key] <= MOST_LAYERS:
+            raise UserError(f"'{self.name}' has {key} = {self[key]!r}, but must have 1 to {MOST_LAYERS:,} layers.")
+        return self[key]
 
     # --- rotary positions -----------------------------------------------------------------------------------------------
 

@@ -261,6 +261,24 @@ def test_damaged_and_unknown_files(tmp_path):
         load(str(tmp_path / "arch.gguf"))
 
 
+def test_a_damaged_file_of_any_kind_is_an_error_of_one_sentence(tmp_path):
+    """Bytes of the header changed at random: the model opens all the same, or the user is told."""
+    content = write(tmp_path / "model.gguf", large(), "LLAMA", metadata("gpt-2")[0]).read_bytes()
+    random = np.random.default_rng(0)
+    told = []
+    for _ in range(25):
+        damaged = bytearray(content)
+        for at in random.integers(0, 1500, 2):
+            damaged[at] = random.integers(256)
+        (tmp_path / "damaged.gguf").write_bytes(damaged)
+        try:
+            load(str(tmp_path / "damaged.gguf"))
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) > 10
+    assert all("damaged.gguf" in message for message in told)
+
+
 def test_other_tokenizers_and_rotations_are_named(tmp_path):
     sentencepiece = write(tmp_path / "a.gguf", large(), "LLAMA", metadata("default", model="llama")[0])
     assert load(str(sentencepiece)).companion is None

@@ -371,7 +371,10 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
         ("llama", {"quantization_config": {"bits": 4}}, "quantised weights"),
         ("llama", {"hidden_size": "wide", "head_dim": None}, "a value of the wrong kind"),
         ("llama", {"num_attention_heads": 0}, "The config of '.*' cannot be used: heads is 0, but must be"),
-        ("gpt 2", {"n_layer": 0}, "cannot be used: depth is 0"),
+        ("gpt 2", {"n_layer": 0}, "n_layer = 0, but must have 1 to"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000, but at most 10,000"),
+        ("llama", {"num_hidden_layers": 10**4}, "10,000 layers, but holds only 30 tensors"),
+        ("llama", {"intermediate_size": 10**15}, "cannot be made here"),
         ("llama", {"num_hidden_layers": 4}, r"9 missing: model\.layers\.3"),
         ("llama", {"num_hidden_layers": 2}, r"9 unexpected: model\.layers\.2"),
         ("llama", {"vocab_size": VOCAB - 1}, r"embedding\.weight is \(67, 32\) there and \(66, 32\) here"),
@@ -506,6 +509,49 @@ def test_every_family_represents_what_it_reads(folders):
 def test_an_encoder_is_no_generator():
     with pytest.raises(UserError, match="an encoder sees both sides"):
         TextEncoderConfig(9, TransformerConfig(causal=True))
+
+
+GLASS = {"vocab_size": 11, "d_model": 16, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "max_len": 32}
+
+
+def glass_archive(path: Path) -> Path:
+    """A glassllm archive with random weights, and its tokenizer."""
+    import numpy as np
+
+    torch.manual_seed(0)
+    shapes = {"attn.W_Q": (16, 16), "attn.W_K": (16, 8), "attn.W_V": (16, 8), "attn.W_O": (16, 16)}
+    shapes |= {"ffn.W1": (16, 21), "ffn.W3": (16, 21), "ffn.W2": (21, 16), "norm1.gamma": (16,), "norm2.gamma": (16,)}
+    arrays = {f"blocks.0.{name}": torch.randn(shape).numpy() / 3 for name, shape in shapes.items()}
+    arrays |= {"E": torch.randn(11, 16).numpy(), "norm_f.gamma": torch.randn(16).numpy()}
+    config = json.dumps(GLASS | {"rope_base": 1e4, "eps": 1e-6})
+    np.savez(path, __config__=np.array(config), **arrays)
+    merges = [["a", "b"], ["▁", "ab"]]
+    path.with_suffix(".tokenizer.json").write_text(
+        json.dumps({"alphabet": ["a", "b", "c", "\n", "▁"], "merges": merges})
+    )
+    return path
+
+
+def test_glassllm(tmp_path):
+    """Pairs of neighbours are rotated there, in matrices stored the other way round."""
+    ours = load(str(glass_archive(tmp_path / "en.npz")))
+    assert ours.companion.encode("ab ab\nc").tolist() == [9, 10, 7, 6]
+    assert ours.companion.decode([9, 10, 7, 6]) == "ab ab\nc"
+    export(ours, tmp_path / "out", "hf")
+    assert parity(ours, tmp_path / "out", "hf") < 1e-5
+    # The same by hand: the first query, rotated in pairs of neighbours.
+    import numpy as np
+
+    with np.load(tmp_path / "en.npz") as archive:
+        x, wq = torch.from_numpy(archive["E"][[5]]), torch.from_numpy(archive["blocks.0.attn.W_Q"])
+    model = ours.model
+    assert isinstance(model, LanguageModel)
+    rows = (x @ wq).view(4, 2, 2)  # heads, pairs, the two of a pair
+    found = model.transformer.blocks[0].attn.q(x).view(4, 2, 2)  # heads, halves, pairs
+    assert torch.allclose(found, rows.transpose(1, 2), atol=1e-6)
+    (tmp_path / "en.tokenizer.json").write_text(json.dumps({"merges": 3}))
+    with pytest.raises(UserError, match="damaged"):
+        load(str(tmp_path / "en.npz"))
 
 
 # --- companions -------------------------------------------------------------------------------------------------------
