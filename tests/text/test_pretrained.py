@@ -372,7 +372,7 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
         ("llama", {"hidden_size": "wide", "head_dim": None}, "a value of the wrong kind"),
         ("llama", {"num_attention_heads": 0}, "The config of '.*' cannot be used: heads is 0, but must be"),
         ("gpt 2", {"n_layer": 0}, "n_layer = 0, but must have 1 to"),
-        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000, but at most 10,000"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, but must have 1 to 10,000 layers"),
         ("llama", {"num_hidden_layers": 10**4}, "10,000 layers, but holds only 30 tensors"),
         ("llama", {"intermediate_size": 10**15}, "cannot be made here"),
         ("llama", {"num_hidden_layers": 4}, r"9 missing: model\.layers\.3"),
