@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
     p.add_argument(
         "--weights", default="float32", choices=("float32", "int8", "int4"),
-        help="on a CPU: weights of 8 or 4 bits take a quarter or an eighth of the memory and are faster (1.4 times for 135 "
+        help="on a CPU: weights of 8 or 4 bits are faster (1.4 times for 135 "
         "million parameters on two cores), at a small loss (default float32: the numbers of the original)",
     )  # fmt: skip
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
