@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from common import interleaved, record, spread, table
 
+from triune.core.compiled import compile_blocks
 from triune.core.sources import open_source
 from triune.text.predict import compress
 from triune.text.pretrained import load
@@ -168,16 +170,23 @@ def accuracy(ours: Any, exact: torch.Tensor | None) -> tuple[dict[str, Any], tor
 def speed(theirs: Any, rounds: int) -> list[dict[str, Any]]:
     """Tokens per second of greedy generation, after the prompt and with it, taking turns."""
     models, rows, exact = {}, [], None
-    for weights in ("float32", "int8", "int4"):
-        models[weights] = ours = load(SMOLLM)
+    for name in ("float32", "int8", "int4", "float32 compiled", "int8 compiled", "int4 compiled"):
+        weights, compiled = name.split()[0], name.endswith("compiled")
+        models[name] = ours = load(SMOLLM)
         if weights != "float32":
             compress(ours.model, weights)  # type: ignore[arg-type]
+        if compiled:
+            compile_blocks(ours.model, "cpu", dynamic=True)  # type: ignore[arg-type]
+            start = time.perf_counter()
+            greedy(ours, 4)()
+            rows.append({"system": f"triune {name}", "compiled in, s": time.perf_counter() - start})
+            continue
         row, logits = accuracy(ours, exact)
         exact = logits if exact is None else exact
         megabytes = sum(b.numel() * b.element_size() for b in ours.model.transformer.buffers())  # type: ignore
-        print(f"{weights}: {row}, {megabytes / 1e6:.0f} MB of packed weights")
-        rows.append({"system": f"triune {weights}"} | row)
-    actions = {f"triune {weights}": greedy(ours) for weights, ours in models.items()}
+        print(f"{name}: {row}, {megabytes / 1e6:.0f} MB of packed weights")
+        rows.append({"system": f"triune {name}"} | row)
+    actions = {f"triune {name}": greedy(ours) for name, ours in models.items()}
     actions["Hugging Face float32"] = greedy_hf(models["float32"], theirs)
     rows.append({"system": "Hugging Face float32"})
     seconds = interleaved(actions, rounds, 1)

@@ -11,12 +11,13 @@ from .config import TransformerConfig
 class LayerCache:
     """Keys and values of one layer, `[batch, kv_heads, tokens, head_dim]` each.
 
-    Storage doubles when it is full, so appending costs no copy of the past on average. A layer with a window keeps only
-    the `window - 1` tokens that a later query can still see.
+    Storage for `capacity` tokens doubles when it is full, so appending costs no copy of the past on average. A layer with a
+    window keeps only the `window - 1` tokens that a later query can still see.
     """
 
-    def __init__(self, window: int | None = None) -> None:
+    def __init__(self, window: int | None = None, capacity: int = 64) -> None:
         self.window = window
+        self.capacity = capacity if window is None else min(capacity, 2 * window)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.start = self.end = 0
@@ -36,7 +37,7 @@ class LayerCache:
         needed, kept = k.shape[2], self.end - self.start
         if self.keys is not None and self.end + needed <= self.keys.shape[2]:
             return
-        capacity = max(2 * (kept + needed), 64)
+        capacity = max((1 if self.keys is None else 2) * (kept + needed), self.capacity)
         keys, values = (x.new_empty(*x.shape[:2], capacity, x.shape[3]) for x in (k, v))
         if self.keys is not None and self.values is not None:
             keys[:, :, :kept] = self.keys[:, :, self.start : self.end]
@@ -53,11 +54,12 @@ class KeyValueCache:
     """The cache of a whole `Transformer`: one `LayerCache` a layer and the padding of all tokens so far.
 
     Pass the same object to successive calls of the model; each call gives only the new tokens. `padding` is bool
-    `[batch, tokens so far]`, needed when prompts of different lengths are padded on the left.
+    `[batch, tokens so far]`, needed when prompts of different lengths are padded on the left. `capacity` is the number of
+    tokens for which there is room at first: known from the start, it saves the growing.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
-        self.layers = [LayerCache(config.window_at(layer)) for layer in range(config.depth)]
+    def __init__(self, config: TransformerConfig, capacity: int = 64) -> None:
+        self.layers = [LayerCache(config.window_at(layer), capacity) for layer in range(config.depth)]
         self.padding: Tensor | None = None
         self.length = 0
 

@@ -123,6 +123,10 @@ def _choose(
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float = 0.0) -> Tensor:
     """Softmax attention. q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` -> like q."""
     grouped = q.shape[1] != k.shape[1]
+    if plan.kernel == "sdpa" and grouped and q.shape[2] == 1 and not plan.causal:
+        # One query a head: those that share keys are as good as several queries of one head, and read the keys once.
+        together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(together, k, v, scale=scale, dropout_p=dropout).reshape(q.shape)
     if plan.kernel == "sdpa":
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=plan.causal, scale=scale, dropout_p=dropout, enable_gqa=grouped

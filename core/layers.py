@@ -48,8 +48,18 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     plain = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
     if plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    y = cast(Tensor, _RMSNorm.apply(x, eps))
-    return y if weight is None else y * weight
+    if torch.is_grad_enabled():
+        y = cast(Tensor, _RMSNorm.apply(x, eps))
+        return y if weight is None else y * weight
+    y, _ = _over_root_mean_square(x, eps)  # what autograd costs is half of the time of one token
+    return y if weight is None else y.mul_(weight)
+
+
+def _over_root_mean_square(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x·r `[..., dim]` and r = (mean(x²) + eps)^-1/2 `[..., 1]`."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * r, r
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -57,8 +67,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        y = x * r
+        y, r = _over_root_mean_square(x, eps)
         ctx.save_for_backward(y, r)
         return y
 

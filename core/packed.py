@@ -24,6 +24,8 @@ GROUP = 32
 """Inputs that share a scale in int4."""
 _ROWS = 16
 """The int4 kernel takes outputs in blocks of this many."""
+_SAME_INPUT = (("q", "k", "v"), ("gate", "up"))
+"""Layers of `Attention` and `FeedForward` that read the same tensor."""
 
 
 class PackedLinear(nn.Module):
@@ -61,6 +63,46 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.kind}"
 
 
+class _Together:
+    """Packs linear layers with the same input as one: generating a token, a call costs about as much as its weights.
+
+    The layers still stand where they stood, as `_Part`s. The first that is called computes all of them and keeps the
+    results until each has been fetched for the same tensor.
+    """
+
+    def __init__(self, linears: list[nn.Linear], kind: Kind) -> None:
+        first = linears[0]
+        whole = nn.Linear(first.in_features, sum(x.out_features for x in linears), first.bias is not None, "meta")
+        whole.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
+        if first.bias is not None:
+            whole.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]), requires_grad=False)
+        self.packed = PackedLinear(whole, kind)
+        self.sizes = [linear.out_features for linear in linears]
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+    def fetch(self, part: int, x: Tensor) -> Tensor:
+        if self.input is not x or part not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self.packed(x).split(self.sizes, dim=-1)))
+        output = self.outputs.pop(part)
+        if not self.outputs:
+            self.input = None
+        return output
+
+
+class _Part(nn.Module):
+    """One of the layers of a `_Together`. `[..., in]` -> `[..., out]`."""
+
+    def __init__(self, together: _Together, part: int) -> None:
+        super().__init__()
+        self.packed = together.packed if part == 0 else None  # so that its weights are seen once
+        self._together, self.part = together, part
+        self.in_features, self.out_features = together.packed.in_features, together.sizes[part]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._together.fetch(self.part, x)
+
+
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = (weight.abs().amax(1) / 127).to(torch.bfloat16)
     steps = weight / scales.float().clamp(min=1e-30)[:, None]
@@ -86,7 +128,18 @@ def pack(model: nn.Module, kind: Kind) -> nn.Module:
     if next(model.parameters()).device.type != "cpu":
         raise UserError(f"Weights of {kind} are for a CPU; on a GPU leave --weights out.")
     for parent in list(model.modules()):
+        for names in _SAME_INPUT:
+            linears = [getattr(parent, name, None) for name in names]
+            if all(type(linear) is nn.Linear for linear in linears) and _alike(linears):
+                together = _Together(linears, kind)
+                for part, name in enumerate(names):
+                    setattr(parent, name, _Part(together, part))
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child, kind))
     return model
+
+
+def _alike(linears: list[nn.Linear]) -> bool:
+    """They have the same inputs, and all or none of them a bias."""
+    return len({(linear.in_features, linear.bias is None) for linear in linears}) == 1

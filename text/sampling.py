@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -123,15 +124,18 @@ def generate(
     live = list(range(len(prompts)))
     generators = None if seed is None else [torch.Generator().manual_seed(seed + n) for n in live]
     start, cache = max(0, tokens.shape[1] - context), None
-    for _ in range(max_tokens):
+    for step in range(max_tokens):
         if tokens.shape[1] - start > context:
             start, cache = tokens.shape[1] - max(context // 2, 1), None
         if cache is None:
-            cache = KeyValueCache(model.transformer.config) if use_cache else None
+            longest = min(tokens.shape[1] - start + max_tokens - step, context)
+            cache = KeyValueCache(model.transformer.config, longest + 1) if use_cache else None
             new, new_padding = tokens[:, start:], None if padding is None else padding[:, start:]
         else:
             new, new_padding = tokens[:, -1:], None
-        hidden = model.hidden(new, padding=new_padding, cache=cache)
+        # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
+        with nullcontext() if new.shape[1] == 1 else torch.compiler.set_stance("force_eager"):
+            hidden = model.hidden(new, padding=new_padding, cache=cache)
         chosen = draw(model.logits(hidden[:, -1]), config, generators)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         padding = None if padding is None else F.pad(padding, (0, 1), value=True)

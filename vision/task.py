@@ -28,6 +28,7 @@ from .calibration import Calibration, calibrate, read_temperature, store_tempera
 from .data import ImageData
 from .metrics import IGNORED, judge
 from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
+from .patches import Stem
 from .positions import Coordinates, Grid, Resample
 
 SMALL = TransformerConfig(
@@ -48,6 +49,8 @@ class VisionTask(TrainingModule):
         patch_size: pixels of a patch, or height and width. Left out: by the image size; 2 of 8 pixels, 4 of 28 or 32, 16
             from 112 on.
         class_token: a learned token before the patches.
+        stem: how a patch becomes a token: one matrix for its pixels (`patches`), or `convolutions` of stride 2, which learn
+            more from few images (Xiao et al. 2021).
         registers: further learned tokens (Darcet et al. 2024).
         pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool.
         position: table added to the patches: `learned`, `sincos2d` or `none`; beside it, transformer.position is `none`
@@ -77,6 +80,7 @@ class VisionTask(TrainingModule):
         self,
         transformer: TransformerConfig = SMALL,
         patch_size: int | list[int] | None = None,
+        stem: Stem = "patches",
         class_token: bool = False,
         registers: int = 0,
         pool: Pool = "mean",
@@ -101,7 +105,7 @@ class VisionTask(TrainingModule):
         self.label_smoothing, self.binary = label_smoothing, binary
         self.transformer_config, self.patch_size = transformer, patch_size
         self.options: dict[str, Any] = {
-            "class_token": class_token, "registers": registers, "pool": pool, "position": position,
+            "stem": stem, "class_token": class_token, "registers": registers, "pool": pool, "position": position,
             "position_covers_class": position_covers_class, "resample": resample,
             "rotary_coordinates": rotary_coordinates, "pre_logits": pre_logits,
         }  # fmt: skip

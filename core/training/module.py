@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
 from ..families import Pretrained
 from ..lora import LoRAConfig, merged_state
@@ -172,14 +173,12 @@ class TrainingModule(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         devices = 1 if self._trainer is None else self._trainer.world_size
         self.model = self.build_model(data) if self.tuning is None else self.tuning.build(self, data, devices)
-        blocks = _blocks(self.model)
         if self.compile_blocks:
-            for block in blocks:
-                block.compile()
+            compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)
         if self.device_mesh is not None:
             from torch.distributed.fsdp import fully_shard
 
-            for module in [*blocks, self.model]:
+            for module in [*blocks_of(self.model), self.model]:
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -440,16 +439,6 @@ class _NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._nothing
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The children of every `nn.ModuleList` named `blocks`."""
-    return [
-        block
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks"
-        for block in module
-    ]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

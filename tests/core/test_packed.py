@@ -73,5 +73,18 @@ def test_a_whole_transformer():
         assert pack(model, "int4") is model
         found = model(x)
     assert not any(type(module) is nn.Linear for module in model.modules())
-    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 2 * 7
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 2 * 4  # q, k, v and gate, up as one
     assert 0 < (found - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_one_input_are_those_packed_one_by_one(bias):
+    """Also when the calls come in another order, for another input in between, or for a part only."""
+    torch.manual_seed(0)
+    attn = Transformer(TransformerConfig(dim=64, depth=1, heads=4, kv_heads=2, bias=bias)).blocks[0].attn
+    alone = {name: PackedLinear(getattr(attn, name), "int4") for name in "qkv"}
+    pack(attn, "int4")
+    x, y = torch.randn(1, 5, 64), torch.randn(1, 5, 64)
+    with torch.inference_mode():
+        for name, inputs in (("q", x), ("k", x), ("v", x), ("v", y), ("q", x), ("q", y), ("q", y), ("k", y), ("q", x)):
+            torch.testing.assert_close(getattr(attn, name)(inputs), alone[name](inputs), rtol=0, atol=0)

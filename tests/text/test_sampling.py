@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from triune.core.compiled import compile_blocks
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.text.model import LanguageModel, LanguageModelConfig
@@ -193,3 +195,15 @@ class TestCommand:
         Tokenizer.bytes().save(folder)
         with pytest.raises(UserError, match="257 tokens, but the model only 12"):
             main([folder])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_compiled_blocks_write_the_same_text():
+    m = model(context=40, kv_heads=2)
+    prompts = [[1, 2, 3, 4, 5], [7]]
+    expected = texts(m, prompts, 30, config=SamplingConfig(0))
+    compile_blocks(m, "cpu", dynamic=True)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    assert texts(m, prompts, 30, config=SamplingConfig(0)) == expected
+    assert 1 <= stats["unique_graphs"] - before <= 2  # not one for each length

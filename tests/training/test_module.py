@@ -417,3 +417,10 @@ def test_what_a_task_must_implement() -> None:
 
 if __name__ == "__main__":
     two_ranks(sys.argv[1])
+
+
+def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    module = ToyModule([], compile=True)
+    with pytest.raises(UserError, match="needs the C.. compiler 'no-such-compiler', which was not found; install it"):
+        module.configure_model()

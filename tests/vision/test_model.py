@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
-from triune.vision.model import PatchEmbed, VisionTransformer, VisionTransformerConfig
+from triune.vision.model import VisionTransformer, VisionTransformerConfig
+from triune.vision.patches import ConvolutionStem, PatchEmbed
 from triune.vision.positions import LearnedGrid, grid_coordinates, resample_grid, sincos2d_table
 from triune.vision.preprocessing import IMAGENET, Preprocessing
 
@@ -57,6 +58,27 @@ def test_patches_are_a_convolution() -> None:
     assert isinstance(embed, PatchEmbed)
     expected = F.conv2d(images, embed.weight, embed.bias, stride=(4, 8)).flatten(2).mT
     torch.testing.assert_close(embed(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_convolutions_give_one_token_a_patch_and_see_its_neighbours() -> None:
+    model = build(patch_size=4, stem="convolutions", position="learned")
+    assert isinstance(model.patch_embed, ConvolutionStem)
+    images = torch.randn(2, 1, 16, 24, requires_grad=True)
+    tokens = model.patch_embed(images)
+    assert tokens.shape == (2, 24, 32)
+    assert model.tokens(torch.randn(1, 1, 8, 40)).shape == (1, 21, 32)
+    torch.testing.assert_close(model.patch_embed(images[1:])[0], tokens[1])  # the other image of the batch has no part
+    convolutions = torch.nn.Sequential(*(layer for layer in model.patch_embed if isinstance(layer, torch.nn.Conv2d)))
+    (seen,) = torch.autograd.grad(convolutions(images)[0, :, 1, 2].sum(), images)  # row 1, column 2 of the patches
+    rows, columns = seen[0, 0].any(1).nonzero()[:, 0].tolist(), seen[0, 0].any(0).nonzero()[:, 0].tolist()
+    assert (rows, columns) == (list(range(1, 8)), list(range(5, 12)))
+
+
+def test_convolutions_need_a_power_of_two() -> None:
+    with pytest.raises(UserError, match="patch_size is .*power of two"):
+        build(patch_size=[4, 8], stem="convolutions")
+    with pytest.raises(UserError, match="patch_size is .*power of two"):
+        build(image_size=[12, 24], patch_size=6, stem="convolutions")
 
 
 def test_token_order_is_class_registers_patches() -> None:
