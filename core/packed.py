@@ -129,8 +129,8 @@ def pack(model: nn.Module, kind: Kind) -> nn.Module:
         raise UserError(f"Weights of {kind} are for a CPU; on a GPU leave --weights out.")
     for parent in list(model.modules()):
         for names in _SAME_INPUT:
-            linears = [getattr(parent, name, None) for name in names]
-            if all(type(linear) is nn.Linear for linear in linears) and _alike(linears):
+            linears = [x for name in names if type(x := getattr(parent, name, None)) is nn.Linear]
+            if len(linears) == len(names) and _alike(linears):
                 together = _Together(linears, kind)
                 for part, name in enumerate(names):
                     setattr(parent, name, _Part(together, part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class ConvolutionStem(nn.Sequential):
         steps = patch[0].bit_length() - 1
         widths = [channels, *(max(dim >> (steps - step), 8) for step in range(1, steps)), *([dim] if steps else [])]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:]):
+        for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, 2, 1, bias=False), nn.GroupNorm(1, wide), nn.GELU()]
         super().__init__(*layers, nn.Conv2d(widths[-1], dim, 1, bias=bias))
         for layer in self:

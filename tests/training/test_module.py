@@ -422,5 +422,5 @@ if __name__ == "__main__":
 def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     module = ToyModule([], compile=True)
-    with pytest.raises(UserError, match="needs the C.. compiler 'no-such-compiler', which was not found; install it"):
+    with pytest.raises(UserError, match=r"needs the C.. compiler 'no-such-compiler', which was not found; install it"):
         module.configure_model()

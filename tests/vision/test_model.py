@@ -75,9 +75,9 @@ def test_convolutions_give_one_token_a_patch_and_see_its_neighbours() -> None:
 
 
 def test_convolutions_need_a_power_of_two() -> None:
-    with pytest.raises(UserError, match="patch_size is .*power of two"):
+    with pytest.raises(UserError, match=r"patch_size is .*power of two"):
         build(patch_size=[4, 8], stem="convolutions")
-    with pytest.raises(UserError, match="patch_size is .*power of two"):
+    with pytest.raises(UserError, match=r"patch_size is .*power of two"):
         build(image_size=[12, 24], patch_size=6, stem="convolutions")
 
 
