@@ -291,8 +291,10 @@ class VisionTask(TrainingModule):
         c, model = self.transformer_config, self.model
         patch = "x".join(map(str, model.config.patch)) if isinstance(model, VisionTransformer) else "?"
         positions = " + ".join(p for p in (self.options["position"], c.position) if p != "none") or "no"
+        stem = " by convolutions" if self.options["stem"] == "convolutions" else ""
         return (
-            f"patches of {patch}, {c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {positions} positions"
+            f"patches of {patch}{stem}, {c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {positions} "
+            "positions"
         )
 
     def table(self, figures: dict[str, Any]) -> str:
