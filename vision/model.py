@@ -45,8 +45,6 @@ class VisionTransformerConfig:
         image_size: pixels the model is trained at: one number, or height and width.
         patch_size: pixels of a patch: one number, or height and width.
         channels: of the images: 1 grey, 3 colour.
-        stem: how a patch becomes a token: one matrix for all its pixels (`patches`), or `convolutions` of stride 2, which
-            also see its neighbours and learn more from few images (Xiao et al. 2021).
         classes: outputs; 0 makes a backbone whose output is the pooled vector.
         transformer: the core; its `position` is `none` or `rotary`.
         class_token: a learned token before the patches.
@@ -59,6 +57,8 @@ class VisionTransformerConfig:
         resample: how a learned table is stretched to images of another size; see `positions.resample_grid`.
         rotary_coordinates: `index` counts patches (EVA-02), `unit` runs from -2π to 2π over the image (DINOv3).
         rotary_grid: rows and columns to which `index` coordinates are stretched; null means those of `image_size`.
+        stem: how a patch becomes a token: one matrix for all its pixels (`patches`), or `convolutions` of stride 2, which
+            also see its neighbours and learn more from few images (Xiao et al. 2021).
         patch_bias: the patch projection has a bias.
         pooled_norm: a norm on the pooled vector (timm's fc_norm, with `transformer.final_norm: false`).
         pre_logits: a linear layer and tanh between the pooled vector and the head (big_vision's rep_size).
@@ -70,7 +70,6 @@ class VisionTransformerConfig:
     image_size: int | list[int] = 224
     patch_size: int | list[int] = 16
     channels: int = 3
-    stem: Stem = "patches"
     classes: int = 1000
     transformer: TransformerConfig = field(default_factory=_small)
     class_token: bool = True
@@ -81,6 +80,7 @@ class VisionTransformerConfig:
     resample: Resample = "reference"
     rotary_coordinates: Coordinates = "index"
     rotary_grid: list[int] | None = None
+    stem: Stem = "patches"
     patch_bias: bool = True
     pooled_norm: bool = False
     pre_logits: bool = False

@@ -49,8 +49,6 @@ class VisionTask(TrainingModule):
         patch_size: pixels of a patch, or height and width. Left out: by the image size; 2 of 8 pixels, 4 of 28 or 32, 16
             from 112 on.
         class_token: a learned token before the patches.
-        stem: how a patch becomes a token: one matrix for its pixels (`patches`), or `convolutions` of stride 2, which learn
-            more from few images (Xiao et al. 2021).
         registers: further learned tokens (Darcet et al. 2024).
         pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool.
         position: table added to the patches: `learned`, `sincos2d` or `none`; beside it, transformer.position is `none`
@@ -58,6 +56,8 @@ class VisionTask(TrainingModule):
         position_covers_class: the learned table has a row for the class token.
         resample: how the learned table is stretched to images of another size.
         rotary_coordinates: `index` counts patches, `unit` runs over the image.
+        stem: how a patch becomes a token: one matrix for its pixels (`patches`), or `convolutions` of stride 2, which learn
+            more from few images (Xiao et al. 2021).
         pre_logits: a linear layer and tanh before the head.
         label_smoothing: part of each label that is spread over all classes, in training.
         binary: train one yes-or-no question for each class (binary cross-entropy, summed over classes; DeiT III).
@@ -80,7 +80,6 @@ class VisionTask(TrainingModule):
         self,
         transformer: TransformerConfig = SMALL,
         patch_size: int | list[int] | None = None,
-        stem: Stem = "patches",
         class_token: bool = False,
         registers: int = 0,
         pool: Pool = "mean",
@@ -88,6 +87,7 @@ class VisionTask(TrainingModule):
         position_covers_class: bool = True,
         resample: Resample = "reference",
         rotary_coordinates: Coordinates = "index",
+        stem: Stem = "patches",
         pre_logits: bool = False,
         label_smoothing: float = 0.0,
         binary: bool = False,
