@@ -84,7 +84,7 @@ def main() -> None:
             train = [str(path) for path in files if path not in held_out]
             command = [
                 sys.executable, "-m", "triune", "text", "fit", "--run", f"{temporary}/run", "--model.pretrained", CHECKPOINT,
-                "--model.lora.rank", "16", "--model.lora.alpha", "32", "--data.files", json.dumps(train),
+                "--model.lora.rank", "16", "--data.files", json.dumps(train),
                 "--data.val_files", str(folder / THREE[-1]), "--trainer.max_steps", str(options.steps),
                 "--trainer.val_check_interval", str(options.steps), "--seed_everything", str(seed), "--data.seed", str(seed),
                 *shlex.split(options.options),

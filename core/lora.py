@@ -34,7 +34,7 @@ class LoRAConfig:
 
     Args:
         rank: columns of the factors.
-        alpha: the product is scaled by alpha / rank.
+        alpha: the product is scaled by alpha / rank; default twice the rank.
         dropout: on the input of the factors, in training.
         targets: layers inside the blocks by their names in the core (q, k, v, out, gate, up, down), or any linear layers
             by full name, where * stands for anything ("transformer.blocks.11.attn.*").
@@ -44,14 +44,14 @@ class LoRAConfig:
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: float | None = None
     dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: list(Linears))
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}, but must be at least 1 (such as 8).")
-        if not 0 < self.alpha < math.inf:
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise UserError(f"lora.alpha is {self.alpha}, but must be a number above 0 (such as twice the rank).")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout is {self.dropout}, but must be at least 0 and below 1.")
@@ -147,7 +147,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, keep: Callable[[str], bool] =
         if not keep(name):
             p.requires_grad_(False)
     for name in chosen:
-        adapt(model, name, config.rank, config.alpha / config.rank, config.dropout)
+        adapt(model, name, config.rank, 2.0 if config.alpha is None else config.alpha / config.rank, config.dropout)
     return chosen
 
 

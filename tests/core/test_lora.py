@@ -241,3 +241,10 @@ def test_compiled_blocks_compute_the_same():
     out.sum().backward()
     for (_, a), (_, b) in zip(lora_layers(adapted), lora_layers(compiled), strict=True):
         assert torch.allclose(a.lora_b.grad, b.lora_b.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "scale"), [({}, 2.0), ({"rank": 16}, 2.0), ({"rank": 4, "alpha": 2.0}, 0.5)])
+def test_the_scale_is_alpha_over_rank_and_by_default_two(options: dict[str, float], scale: float) -> None:
+    model = Transformer(CONFIG)
+    add_lora(model, LoRAConfig(**options))  # type: ignore[arg-type]
+    assert {module.scale for module in model.modules() if isinstance(module, LoRALinear)} == {scale}
