@@ -65,7 +65,7 @@ def texts(held_out: list[Path]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=220)
+    parser.add_argument("--steps", type=int, default=460)
     parser.add_argument("--options", default="", help="more options for `triune text fit`")
     options = parser.parse_args()
 
@@ -84,7 +84,7 @@ def main() -> None:
             train = [str(path) for path in files if path not in held_out]
             command = [
                 sys.executable, "-m", "triune", "text", "fit", "--run", f"{temporary}/run", "--model.pretrained", CHECKPOINT,
-                "--model.lora.rank", "16", "--data.files", json.dumps(train),
+                "--model.lora.rank", "16", "--data.batch_size", "2", "--data.files", json.dumps(train),
                 "--data.val_files", str(folder / THREE[-1]), "--trainer.max_steps", str(options.steps),
                 "--trainer.val_check_interval", str(options.steps), "--seed_everything", str(seed), "--data.seed", str(seed),
                 *shlex.split(options.options),

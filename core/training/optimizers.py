@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..lora import is_factor
 from .orthogonal import orthogonalise, update_scale
 
-PRETRAINED_LR, LORA_LR = 5e-5, 5e-4
+PRETRAINED_LR, LORA_LR = 5e-5, 1.5e-3
 """Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025 ("LoRA
 without regret") find the best rate of the factors at about ten times that of full fine-tuning, whatever the rank."""
 LOADED = "pretrained "
@@ -40,7 +40,7 @@ class OptimizerConfig:
             adamw. Not of weights from a checkpoint.
         adamw_lr: with `muon`: peak learning rate of what AdamW trains (embeddings, heads, vectors).
         pretrained_lr: for fine-tuning: peak learning rate of weights from a checkpoint; default 5e-5.
-        lora_lr: for fine-tuning: peak learning rate of LoRA's factors; default 5e-4.
+        lora_lr: for fine-tuning: peak learning rate of LoRA's factors; default 1.5e-3.
         embedding_lr: peak learning rate of embeddings and positions; default: as the parameters around them.
         head_lr: peak learning rate of the matrices after the blocks; default: as the parameters around them.
         weight_decay: decoupled decay of matrices (ndim >= 2): each step takes lr * weight_decay of the weight away.
