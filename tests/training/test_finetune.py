@@ -451,7 +451,7 @@ def test_the_opening_names_what_trains(tmp_path):
     assert (start, source, tuning) == ("start", "toy", "tuning")
     for part in (
         "LoRA of rank 2 on q, v", "the first 1 of 3 blocks frozen", "one block more trains every 4 steps",
-        "factors 0.0005", "heads 0.01",
+        "factors 0.0015", "heads 0.01",
     ):  # fmt: skip
         assert part in text
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
