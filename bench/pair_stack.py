@@ -1,6 +1,7 @@
 """A training step of the pair stack against a straightforward implementation of the same algorithms: time and memory.
 
     python bench/pair_stack.py                         # N = 128 and 256, one Evoformer-sized pair block
+    python bench/pair_stack.py --keep-memory           # both with the allocator that `triune protein fit` sets
     python bench/pair_stack.py --residues 128 --device cuda --dtype bfloat16 --blocks 4
 
 The reference below is what one writes from the supplement (Jumper et al. 2021, Algorithms 11-15): separate projections,
@@ -8,6 +9,9 @@ The reference below is what one writes from the supplement (Jumper et al. 2021, 
 same parameters (checked before anything is timed), in training mode with dropout. Memory is the peak of what a step
 allocates above parameters and input: counted by PyTorch's allocator on CUDA, and by its profiler on a CPU. Runs are
 interleaved and the median is reported; with one CPU thread time is processor time, so that other processes disturb less.
+
+On Linux, freed memory goes back to the system by default and every large tensor costs page faults again, which slows the
+one that stores more; `--keep-memory` lets both keep it, as training by this package does.
 
 Boltz (MIT) is measured too where it is importable; its pair block has the same five updates, with a gated transition and
 no biases. Nothing but its layers is needed:
@@ -20,16 +24,17 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from common import record
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from triune.core.training import machine
 from triune.protein.config import PairConfig
 from triune.protein.model import _CPU_CHUNK, _GPU_CHUNK
 from triune.protein.pair import PairBlock
@@ -204,7 +209,12 @@ def measure(steps: dict[str, Callable[[], Tensor]], repeats: int, cuda: bool) ->
             seconds[name].append(clock() - start)
     peak = cuda_peak if cuda else cpu_peak
     return {
-        name: {"seconds": statistics.median(seconds[name]), "megabytes": peak(step) / 1e6}
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "low": min(seconds[name]),
+            "high": max(seconds[name]),
+            "megabytes": peak(step) / 1e6,
+        }
         for name, step in steps.items()
     }
 
@@ -261,21 +271,27 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--keep-memory", action="store_true", help="let freed memory stay with the process (Linux)")
     args = parser.parse_args()
-    results = {}
-    for residues in args.residues:
-        rows = results[residues] = compare(residues, args)
-        base = rows["straightforward"]
-        print(f"N = {residues}, {args.blocks} block(s), {args.device}, {args.dtype}, {torch.get_num_threads()} threads")
-        for name, row in rows.items():
-            faster, memory = base["seconds"] / row["seconds"], row["megabytes"] / base["megabytes"]
-            print(
-                f"  {name:32s} {row['seconds'] * 1e3:9.1f} ms {row['megabytes']:9.0f} MB   {faster:5.2f}x faster, {memory:5.2f} of the memory"
-            )
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"arguments": vars(args), "torch": torch.__version__, "results": results}, file, indent=2)
+    if args.keep_memory:
+        machine.keep_memory()
+    rows = [row for residues in args.residues for row in rows_of(residues, args)]
+    name = f"pair_stack_{args.device}" + "_keep_memory" * args.keep_memory + "_compiled" * args.compile
+    record(name, rows, dtype=args.dtype, blocks=args.blocks, threads=torch.get_num_threads())
+
+
+def rows_of(residues: int, args: argparse.Namespace) -> list[dict[str, object]]:
+    """Print one size and return its rows."""
+    found = compare(residues, args)
+    base = found["straightforward"]
+    print(f"N = {residues}, {args.blocks} block(s), {args.device}, {args.dtype}, {torch.get_num_threads()} threads")
+    rows = []
+    for name, row in found.items():
+        faster, memory = base["seconds"] / row["seconds"], row["megabytes"] / base["megabytes"]
+        times = f"{row['seconds'] * 1e3:9.1f} ms ({row['low'] * 1e3:.0f} to {row['high'] * 1e3:.0f})"
+        print(f"  {name:32s} {times} {row['megabytes']:9.0f} MB   {faster:5.2f}x faster, {memory:5.2f} of the memory")
+        rows.append({"residues": residues, "name": name, **row, "times_faster": faster, "share_of_memory": memory})
+    return rows
 
 
 if __name__ == "__main__":

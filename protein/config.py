@@ -57,8 +57,8 @@ class PairConfig:
         recycles: passes beyond the first; in training a number from 0 to this is drawn.
         relative_positions: sequence distances beyond this count as this.
         bins: distogram classes.
-        checkpoint: what training computes again in the backward pass to save memory: nothing (`none`), the inside of
-            each `update`, a few rows at a time (about a quarter of the memory), or also each `block`, whose input alone is kept.
+        checkpoint: what training computes again in the backward pass to save memory: little (`none`), the inside of each
+            `update`, a few rows at a time (0.6 to 0.7 of the memory), or also each `block`, whose input alone is kept.
         trunk: a protein language model whose vectors enter the sequence input; None for none.
 
     Raises:

@@ -28,8 +28,8 @@ CONTACT_PRIOR = -3.5
 """Log odds of a contact before anything is learned, about 3 %."""
 
 
-_CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 25
-"""Numbers of z in one chunk of training: 1 MiB, and 128 MiB in float32."""
+_CPU_CHUNK, _GPU_CHUNK = 1 << 19, 1 << 25
+"""Numbers of z in one chunk of training: 2 MiB, and 128 MiB in float32."""
 
 
 class PairOutput(NamedTuple):

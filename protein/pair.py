@@ -20,7 +20,9 @@ is one vector m: the pair mask is m ⊗ m, so masking the *summed* index of each
 the value it would have without padding; pairs with padding hold finite values that nothing reads.
 
 `chunk` bounds memory: that many rows of the result are computed at a time, equal to all at once. In training a chunk also
-forgets what it computed and does it again in the backward pass.
+forgets what it computed and does it again in the backward pass. What is slow or large when written plainly has a backward
+pass of its own (`gradients.py`, and the attention of `axial.py`); the tests hold each class against loops over the
+algorithm's indices.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from ..core.config import TransformerConfig
 from ..core.layers import Norm
 from .axial import GatedAttention, in_chunks, key_bias
 from .config import PairConfig
+from .gradients import by_rows, folded, normalise, sum_over_k, triangle_sums
 
 _LAYER_NORM = TransformerConfig(norm="layernorm", norm_eps=1e-5)
 _OUTER_NUMBERS = 1 << 24
@@ -58,11 +61,16 @@ class SharedDropout(nn.Module):
         self.rate, self.axis = rate, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
+        return x * self.mask(x) if self.training and self.rate else x
+
+    def add(self, z: Tensor, update: Tensor) -> Tensor:
+        """z plus what is left of the update."""
+        return torch.addcmul(z, update, self.mask(update)) if self.training and self.rate else z + update
+
+    def mask(self, x: Tensor) -> Tensor:
         shape = list(x.shape)
         shape[self.axis] = 1
-        return x * F.dropout(x.new_ones(shape), self.rate)
+        return F.dropout(x.new_ones(shape), self.rate)
 
     def extra_repr(self) -> str:
         return f"{self.rate}, axis={self.axis}"
@@ -114,7 +122,17 @@ class Transition(nn.Module):
         self.down = nn.Linear(factor * dim, dim)
 
     def forward(self, x: Tensor, chunk: int | None = None) -> Tensor:
-        return in_chunks(lambda rows: self.down(F.relu(self.up(self.norm(rows)))), chunk, x)
+        if torch.is_grad_enabled():
+            return self._of_normalised(normalise(x, self.norm.eps), chunk)
+        return in_chunks(lambda rows: self._of_normalised(normalise(rows, self.norm.eps)), chunk, x)
+
+    def _of_normalised(self, x: Tensor, chunk: int | None = None) -> Tensor:
+        up = folded(self.norm, self.up.weight, self.up.bias)
+        return by_rows(_relu_linear, chunk, (x,), up, (self.down.weight, self.down.bias))
+
+
+def _relu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight, bias).relu_()
 
 
 class OuterProductMean(nn.Module):
@@ -186,14 +204,19 @@ class TriangleMultiplication(nn.Module):
 
     def forward(self, z: Tensor, mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """z `[batch, residues, residues, dim]`, mask bool `[batch, residues]` -> like z."""
+        if torch.is_grad_enabled():
+            x = normalise(z, self.norm.eps)
+            weight, bias = folded(self.norm, self.project.weight, self.project.bias)
+            sums = triangle_sums(x, weight, bias, mask, self.outgoing)
+            return self._close(x, normalise(sums, self.product_norm.eps), chunk)
         masks = () if mask is None else (mask,)
-        a, b = in_chunks(lambda *rows: self._operands(mask, *rows), chunk, z, *masks, dim=2).chunk(2, dim=1)
-        parts = [
-            a_ @ b_.mT if outgoing else a_.mT @ b_
-            for outgoing, a_, b_ in zip(self.outgoing, *(t.chunk(len(self.outgoing), 1) for t in (a, b)))
-        ]
-        product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # [batch, channels, residues, residues]
-        return in_chunks(self._close, chunk, z, product.permute(0, 2, 3, 1))
+        operands = in_chunks(lambda *rows: self._operands(mask, *rows), chunk, z, *masks, dim=2)
+        sums = sum_over_k(operands, self.outgoing).permute(0, 2, 3, 1)
+
+        def close(z: Tensor, sums: Tensor) -> Tensor:
+            return self._close(normalise(z, self.norm.eps), normalise(sums, self.product_norm.eps))
+
+        return in_chunks(close, chunk, z, sums)
 
     def _operands(self, mask: Tensor | None, z: Tensor, row_mask: Tensor | None = None) -> Tensor:
         """a and b for some rows of z, channels first: `[batch, 2·channels, rows, residues]`."""
@@ -202,10 +225,17 @@ class TriangleMultiplication(nn.Module):
         operands = F.glu(maps, dim=1).unflatten(2, z.shape[1:3])
         if mask is None or row_mask is None:
             return operands
-        return operands * (row_mask[:, None, :, None] & mask[:, None, None, :]).to(operands.dtype)
+        return operands.mul_((row_mask[:, None, :, None] & mask[:, None, None, :]).to(operands.dtype))
 
-    def _close(self, z: Tensor, product: Tensor) -> Tensor:
-        return torch.sigmoid(self.gate(self.norm(z))) * self.out(self.product_norm(product))
+    def _close(self, x: Tensor, sums: Tensor, chunk: int | None = None) -> Tensor:
+        """gate · Linear(LN(sums)) of z and sums normalised already."""
+        gate = folded(self.norm, self.gate.weight, self.gate.bias)
+        out = folded(self.product_norm, self.out.weight, self.out.bias)
+        return by_rows(_gated_linear, chunk, (x, sums), (*gate, *out))
+
+
+def _gated_linear(x: Tensor, y: Tensor, gate: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.sigmoid(F.linear(x, gate, gate_bias)) * F.linear(y, weight, bias)
 
 
 class TriangleAttention(nn.Module):
@@ -225,10 +255,18 @@ class TriangleAttention(nn.Module):
         """z `[batch, residues, residues, dim]`, mask bool `[batch, residues]` -> like z."""
         if not self.starting:
             z = z.transpose(1, 2)
-        bias = in_chunks(lambda rows: self.bias(self.norm(rows)), chunk, z)
-        bias = key_bias(bias.permute(0, 3, 1, 2), mask)
-        update = in_chunks(lambda rows: self.attention(self.norm(rows), bias), chunk, z)
+        if torch.is_grad_enabled():
+            x, norm = normalise(z, self.norm.eps), self.norm
+            bias = self._masked(F.linear(x, *folded(norm, self.bias.weight)), mask)
+            update = self.attention.close(x, self.attention.heads(x, bias, norm), norm, chunk)
+        else:
+            bias = self._masked(in_chunks(lambda rows: self.bias(self.norm(rows)), chunk, z), mask)
+            update = in_chunks(lambda rows: self.attention(self.norm(rows), bias), chunk, z)
         return update if self.starting else update.transpose(1, 2)
+
+    @staticmethod
+    def _masked(bias: Tensor, mask: Tensor | None) -> Tensor:
+        return key_bias(bias.permute(0, 3, 1, 2), mask)
 
 
 class PairBlock(nn.Module):
@@ -255,10 +293,10 @@ class PairBlock(nn.Module):
     def forward(self, z: Tensor, mask: Tensor | None = None, chunk: int | None = None) -> Tensor:
         """z `[batch, residues, residues, dim]`, mask bool `[batch, residues]`."""
         for multiplication in self.multiplications:
-            z = z + self.drop_rows(multiplication(z, mask, chunk))
+            z = self.drop_rows.add(z, multiplication(z, mask, chunk))
         for attention in self.attentions:
             drop = self.drop_rows if attention.starting else self.drop_columns
-            z = z + drop(attention(z, mask, chunk))
+            z = drop.add(z, attention(z, mask, chunk))
         return z + self.transition(z, chunk)
 
 
