@@ -57,7 +57,7 @@ class VisionTransformerConfig:
         resample: how a learned table is stretched to images of another size; see `positions.resample_grid`.
         rotary_coordinates: `index` counts patches (EVA-02), `unit` runs from -2π to 2π over the image (DINOv3).
         rotary_grid: rows and columns to which `index` coordinates are stretched; null means those of `image_size`.
-        stem: how a patch becomes a token: one matrix for all its pixels (`patches`), or `convolutions` of stride 2, which
+        stem: how a patch becomes a token: one matrix for all its pixels (`patches`), or 3 x 3 `convolutions`, which
             also see its neighbours and learn more from few images (Xiao et al. 2021).
         patch_bias: the patch projection has a bias.
         pooled_norm: a norm on the pooled vector (timm's fc_norm, with `transformer.final_norm: false`).

@@ -38,16 +38,21 @@ class ConvolutionStem(nn.Sequential):
 
     Xiao et al. 2021 (Early convolutions help transformers see better, section 3.1): the channels double from step to
     step and end at `dim`. Deviations: each step ends in a norm over the whole image instead of the batch, so that an
-    image's output does not depend on its neighbours, and in GELU.
+    image's output does not depend on its neighbours, and in GELU; and patches of up to 4 pixels, which stand for small
+    images, begin with a step of stride 1 and grow by equal numbers of channels.
     """
 
     def __init__(self, channels: int, patch: Grid, dim: int, bias: bool = True) -> None:
-        steps = patch[0].bit_length() - 1
-        widths = [channels, *(max(dim >> (steps - step), 8) for step in range(1, steps)), *([dim] if steps else [])]
+        halvings = patch[0].bit_length() - 1
+        small = patch[0] <= 4
+        steps = halvings + 1 if small else halvings
+        widths = [dim * step // steps if small else dim >> (steps - step) for step in range(1, steps)]
+        widths = [channels, *(max(width, 8) for width in widths), dim]
         layers: list[nn.Module] = []
-        for narrow, wide in pairwise(widths):
-            layers += [nn.Conv2d(narrow, wide, 3, 2, 1, bias=False), nn.GroupNorm(1, wide), nn.GELU()]
-        super().__init__(*layers, nn.Conv2d(widths[-1], dim, 1, bias=bias))
+        for step, (narrow, wide) in enumerate(pairwise(widths)):
+            stride = 1 if small and step == 0 else 2
+            layers += [nn.Conv2d(narrow, wide, 3, stride, 1, bias=False), nn.GroupNorm(1, wide), nn.GELU()]
+        super().__init__(*layers, nn.Conv2d(dim, dim, 1, bias=bias))
         for layer in self:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)

@@ -56,7 +56,7 @@ class VisionTask(TrainingModule):
         position_covers_class: the learned table has a row for the class token.
         resample: how the learned table is stretched to images of another size.
         rotary_coordinates: `index` counts patches, `unit` runs over the image.
-        stem: how a patch becomes a token: one matrix for its pixels (`patches`), or `convolutions` of stride 2, which learn
+        stem: how a patch becomes a token: one matrix for its pixels (`patches`), or 3 x 3 `convolutions`, which learn
             more from few images (Xiao et al. 2021).
         pre_logits: a linear layer and tanh before the head.
         label_smoothing: part of each label that is spread over all classes, in training.

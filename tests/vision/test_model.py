@@ -71,7 +71,15 @@ def test_convolutions_give_one_token_a_patch_and_see_its_neighbours() -> None:
     convolutions = torch.nn.Sequential(*(layer for layer in model.patch_embed if isinstance(layer, torch.nn.Conv2d)))
     (seen,) = torch.autograd.grad(convolutions(images)[0, :, 1, 2].sum(), images)  # row 1, column 2 of the patches
     rows, columns = seen[0, 0].any(1).nonzero()[:, 0].tolist(), seen[0, 0].any(0).nonzero()[:, 0].tolist()
-    assert (rows, columns) == (list(range(1, 8)), list(range(5, 12)))
+    assert (rows, columns) == (list(range(9)), list(range(4, 13)))
+
+
+@pytest.mark.parametrize(
+    ("patch", "steps"), [(1, [(32, 1)]), (4, [(10, 1), (21, 2), (32, 2)]), (8, [(8, 2), (16, 2), (32, 2)])]
+)
+def test_small_patches_begin_with_a_convolution_of_every_pixel(patch: int, steps: list[tuple[int, int]]) -> None:
+    *layers, _ = (layer for layer in ConvolutionStem(3, (patch, patch), 32) if isinstance(layer, torch.nn.Conv2d))
+    assert [(layer.out_channels, layer.stride[0]) for layer in layers] == steps
 
 
 def test_convolutions_need_a_power_of_two() -> None:
