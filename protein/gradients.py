@@ -20,6 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.layers import Norm
 
+_CACHED = 1 << 18
+"""Numbers of one tensor that stay in a CPU core's cache beside a few others."""
+
+_HALVES = slice(None, 2), slice(2, None)
+
+
 # --- LayerNorm --------------------------------------------------------------------------------------------------------
 
 
@@ -203,13 +209,9 @@ def reference_triangle_sums(
 
 def sum_over_k(operands: Tensor, directions: tuple[bool, ...]) -> Tensor:
     """a_ik · b_jk for outgoing and a_ki · b_kj for incoming edges. `[batch, 2·channels, n, n]` -> `[batch, channels, n, n]`."""
-    pairs = zip(directions, *_shares(directions, *operands.chunk(2, dim=1)))
-    parts = [a @ b.mT if outgoing else a.mT @ b for outgoing, a, b in pairs]
+    pairs = zip(*(half.chunk(len(directions), dim=1) for half in operands.chunk(2, dim=1)))
+    parts = [a @ b.mT if outgoing else a.mT @ b for outgoing, (a, b) in zip(directions, pairs)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _shares(directions: tuple[bool, ...], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    return [t.chunk(len(directions), dim=1) for t in tensors]
 
 
 class _TriangleSums(torch.autograd.Function):
@@ -222,52 +224,60 @@ class _TriangleSums(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, directions: tuple[bool, ...]
     ) -> Tensor:  # fmt: skip
+        batch, n = x.shape[:2]
         weight = weight.to(x.dtype)
         # bmm, because matmul of a matrix and a batch copies its result.
-        maps = torch.bmm(weight.expand(len(x), -1, -1), x.flatten(1, 2).mT).add_(
-            bias[:, None]
-        )  # [batch, 4·channels, n²]
-        maps = maps.unflatten(2, x.shape[1:3])
-        values, gates = maps.chunk(2, dim=1)
-        gates.sigmoid_()
-        if mask is not None:
-            # One factor of each product is enough.
-            (shares,) = _shares(directions, gates.chunk(2, dim=1)[0])
-            for outgoing, share in zip(directions, shares):
-                share.mul_(mask[:, None, None, :] if outgoing else mask[:, None, :, None])
+        maps = torch.bmm(weight.expand(batch, -1, -1), x.flatten(1, 2).mT)
+        maps = maps.view(batch, 4, -1, n, n)  # values of a and b, gates of a and b
+        shift = bias.view(4, -1, 1, 1)
+        sums = maps.new_empty(batch, maps.shape[2], n, n)
+        for i, outgoing, c in _blocks(maps, directions):
+            values, gates = maps[i, :2, c], maps[i, 2:, c]
+            maps[i, :, c].add_(shift[:, c])
+            gates.sigmoid_()
+            if mask is not None:
+                gates[0].mul_(mask[i, None, :] if outgoing else mask[i, :, None])  # one factor of a product is enough
+            a, b = values * gates
+            torch.bmm(*((a, b.mT) if outgoing else (a.mT, b)), out=sums[i, c])
         ctx.save_for_backward(x, weight, maps)
-        ctx.directions, ctx.dtypes = directions, (x.dtype, bias.dtype)
-        return sum_over_k(values * gates, directions).permute(0, 2, 3, 1).contiguous()
+        ctx.directions, ctx.dtype = directions, bias.dtype
+        return sums.permute(0, 2, 3, 1).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, maps = ctx.saved_tensors
-        values, gates = maps.chunk(2, dim=1)
-        grad_maps = torch.empty_like(maps)
-        grad_values, grad_gates = grad_maps.chunk(2, dim=1)
-        _grad_operands(ctx.directions, values * gates, grad, out=grad_values)
-        torch.mul(grad_values, values, out=grad_gates)
-        torch.ops.aten.sigmoid_backward.grad_input(grad_gates, gates, grad_input=grad_gates)
-        grad_values.mul_(gates)
-        grad_maps = grad_maps.flatten(2)  # [batch, 4·channels, n²]
+        grad, grad_maps = _channels_first(grad), torch.empty_like(maps)
+        for i, outgoing, c in _blocks(maps, ctx.directions):
+            values, gates, of_values, of_gates = (m[i, part, c] for m in (maps, grad_maps) for part in _HALVES)
+            (a, b), g = values * gates, grad[i, c]
+            torch.bmm(*((g, b) if outgoing else (b, g.mT)), out=of_values[0])
+            torch.bmm(*((g.mT, a) if outgoing else (a, g)), out=of_values[1])
+            torch.mul(of_values, values, out=of_gates)
+            torch.ops.aten.sigmoid_backward.grad_input(of_gates, gates, grad_input=of_gates)
+            of_values.mul_(gates)
+        grad_maps = grad_maps.flatten(1, 2).flatten(2)  # [batch, 4·channels, n²]
         grad_x = torch.bmm(grad_maps.mT, weight.expand(len(x), -1, -1)).view_as(x)
         grad_weight = sum(one @ pairs.flatten(0, 1) for one, pairs in zip(grad_maps, x))
-        dtype = ctx.dtypes[1]
-        return grad_x, cast(Tensor, grad_weight).to(dtype), grad_maps.sum((0, 2), dtype=dtype), None, None
+        grad_bias = grad_maps.sum((0, 2), dtype=ctx.dtype)
+        return grad_x, cast(Tensor, grad_weight).to(ctx.dtype), grad_bias, None, None
 
 
-def _grad_operands(directions: tuple[bool, ...], operands: Tensor, grad: Tensor, out: Tensor) -> None:
-    """Write the gradient of `sum_over_k` into `out`, given that of its result with channels last."""
-    batch, n, _, channels = grad.shape
-    first = grad.new_empty(batch, channels, n, n)
-    for to, one in zip(first, grad):
-        to.view(channels, -1).copy_(
-            one.reshape(-1, channels).mT
-        )  # as a matrix: a quarter of the time of a permuted copy
-    pieces = _shares(directions, *operands.chunk(2, dim=1), *out.chunk(2, dim=1), first)
+def _blocks(maps: Tensor, directions: tuple[bool, ...]) -> Iterator[tuple[int, bool, slice]]:
+    """Example, direction and channels of what is computed together: on a CPU as much as stays in its cache."""
+    batch, _, channels, n, _ = maps.shape
+    share = channels // len(directions)
+    size = share if maps.is_cuda else max(1, min(share, _CACHED // n**2))
     for i in range(batch):
-        for outgoing, *parts in zip(directions, *pieces):
-            a, b, grad_a, grad_b, g = (part[i] for part in parts)
-            torch.bmm(*((g, b) if outgoing else (b, g.mT)), out=grad_a)
-            torch.bmm(*((g.mT, a) if outgoing else (a, g)), out=grad_b)
+        for part, outgoing in enumerate(directions):
+            first, end = part * share, (part + 1) * share
+            for start in range(first, end, size):
+                yield i, outgoing, slice(start, min(start + size, end))
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """`[batch, n, n, channels]` -> `[batch, channels, n, n]`, contiguous."""
+    result = x.new_empty(x.shape[0], x.shape[3], *x.shape[1:3])
+    for to, one in zip(result, x):
+        to.flatten(1).copy_(one.flatten(0, 1).mT)  # as a matrix: a quarter of the time of a permuted copy
+    return result
