@@ -26,7 +26,7 @@ from .gradients import by_rows, folded
 MASKED = -1e9
 """Added to the scores of masked keys: finite, so that a row of padding gives no NaN."""
 
-_CPU_SCORES, _GPU_SCORES = 1 << 21, 1 << 26
+_CPU_SCORES, _GPU_SCORES = 1 << 20, 1 << 26
 """Scores the backward pass holds at once: what mostly stays in a CPU's cache, and enough to fill a GPU."""
 
 

@@ -58,7 +58,7 @@ class PairConfig:
         relative_positions: sequence distances beyond this count as this.
         bins: distogram classes.
         checkpoint: what training computes again in the backward pass to save memory: little (`none`), the inside of each
-            `update`, a few rows at a time (0.6 to 0.7 of the memory), or also each `block`, whose input alone is kept.
+            `update`, a few rows at a time (two thirds of the memory), or also each `block`, whose input alone is kept.
         trunk: a protein language model whose vectors enter the sequence input; None for none.
 
     Raises:

@@ -86,7 +86,7 @@ class _Normalise(torch.autograd.Function):
 
 def by_rows(
     function: Callable[..., Tensor], chunk: int | None, rows: Sequence[Tensor], weights: Sequence[Tensor | None],
-    last: tuple[Tensor, Tensor] | None = None,
+    last: tuple[Tensor, Tensor],
 ) -> Tensor:  # fmt: skip
     """`function(*rows, *weights)`, then the linear map `last`, for `chunk` rows at a time; all at once when it is None.
 
@@ -105,36 +105,32 @@ def by_rows(
     if torch.compiler.is_compiling():  # a compiler fuses better than it unrolls
         again = checkpoint(reference_by_rows, function, rows, weights, last, use_reentrant=False)
         return cast(Tensor, again)
-    return cast(Tensor, _ByRows.apply(function, chunk, len(rows), last is not None, *rows, *weights, *(last or ())))
+    return cast(Tensor, _ByRows.apply(function, chunk, len(rows), *rows, *last, *weights))
 
 
 def reference_by_rows(
     function: Callable[..., Tensor], rows: Sequence[Tensor], weights: Sequence[Tensor | None],
-    last: tuple[Tensor, Tensor] | None = None,
+    last: tuple[Tensor, Tensor],
 ) -> Tensor:  # fmt: skip
     """All rows at once."""
-    y = function(*rows, *weights)
-    return y if last is None else F.linear(y, *last)
+    return F.linear(function(*rows, *weights), *last)
 
 
 class _ByRows(torch.autograd.Function):
+    """The tensors are `rows` (`count` of them), weight and bias of `last`, and the other weights."""
+
     @staticmethod
-    def forward(
-        ctx: Any, function: Callable[..., Tensor], chunk: int, count: int, linear: bool, *tensors: Any
-    ) -> Tensor:
-        rows, weights, last = tensors[:count], tensors[count:], ()
-        if linear:
-            weights, last = weights[:-2], weights[-2:]
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, function: Callable[..., Tensor], chunk: int, count: int, *tensors: Any) -> Tensor:
+        rows, (weight, bias, *others) = tensors[:count], tensors[count:]
         kind = rows[0].device.type
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        ctx.function, ctx.chunk, ctx.count, ctx.linear = function, chunk, count, linear
+        ctx.function, ctx.chunk, ctx.count = function, chunk, count
+        ctx.save_for_backward(*tensors)
         whole = None
         for start, *parts in _chunks(chunk, *rows):
-            y = function(*parts, *weights)
-            y = F.linear(y, *last) if last else y
+            y = F.linear(function(*parts, *others), weight, bias)
             if whole is None:
-                whole = y.new_empty(*y.shape[:1], rows[0].shape[1], *y.shape[2:])
+                whole = y.new_empty(*rows[0].shape[:-1], y.shape[-1])
             whole[:, start : start + chunk] = y
         assert whole is not None
         return whole
@@ -142,30 +138,26 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        count, tensors = ctx.count, ctx.saved_tensors
-        weights = [None if w is None else w.detach().requires_grad_() for w in tensors[count:]]
-        weights, last = (weights[:-2], weights[-2:]) if ctx.linear else (weights, [])
-        wanted = [w for w in weights if w is not None]
-        of_rows = [torch.empty_like(t) for t in tensors[:count]]
-        of_weights = [torch.zeros_like(w) for w in [*wanted, *last]]
+        tensors, count = ctx.saved_tensors, ctx.count
+        rows, (weight, bias, *others) = tensors[:count], tensors[count:]
+        others = [None if w is None else w.detach().requires_grad_() for w in others]
+        wanted = [w for w in others if w is not None]
+        grads = [torch.empty_like(t) for t in rows] + [torch.zeros_like(w) for w in (weight, bias, *wanted)]
         kind, dtype, enabled = ctx.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
-            for start, g, *parts in _chunks(ctx.chunk, grad, *tensors[:count]):
+            for start, g, *parts in _chunks(ctx.chunk, grad, *rows):
                 leaves = [part.detach().requires_grad_() for part in parts]
                 with torch.enable_grad():
-                    y = ctx.function(*leaves, *weights)
-                found = []
-                if last:
-                    flat = g.flatten(0, -2)
-                    found = [flat.mT @ y.detach().flatten(0, -2), flat.sum(0)]
-                    g = g @ last[0]
-                found = [*torch.autograd.grad(y, [*leaves, *wanted], g.to(y.dtype)), *found]
-                for whole, part in zip(of_rows, found):
+                    y = ctx.function(*leaves, *others)
+                flat = g.flatten(0, -2)
+                of_weight, of_bias = flat.mT @ y.detach().flatten(0, -2), flat.sum(0)
+                found = torch.autograd.grad(y, [*leaves, *wanted], (g @ weight).to(y.dtype))
+                for whole, part in zip(grads, found[:count]):
                     whole[:, start : start + ctx.chunk] = part
-                for whole, part in zip(of_weights, found[count:]):
+                for whole, part in zip(grads[count:], (of_weight, of_bias, *found[count:])):
                     whole += part
-        of_weights = iter(of_weights)
-        return None, None, None, None, *of_rows, *(None if w is None else next(of_weights) for w in tensors[count:])
+        of_others = iter(grads[count + 2 :])
+        return None, None, None, *grads[: count + 2], *(None if w is None else next(of_others) for w in others)
 
 
 def _chunks(chunk: int, *tensors: Tensor) -> Iterator[Any]:

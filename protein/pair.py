@@ -208,7 +208,7 @@ class TriangleMultiplication(nn.Module):
             x = normalise(z, self.norm.eps)
             weight, bias = folded(self.norm, self.project.weight, self.project.bias)
             sums = triangle_sums(x, weight, bias, mask, self.outgoing)
-            return self._close(x, normalise(sums, self.product_norm.eps), chunk)
+            return self._close(x, normalise(sums, self.product_norm.eps))
         masks = () if mask is None else (mask,)
         operands = in_chunks(lambda *rows: self._operands(mask, *rows), chunk, z, *masks, dim=2)
         sums = sum_over_k(operands, self.outgoing).permute(0, 2, 3, 1)
@@ -227,15 +227,10 @@ class TriangleMultiplication(nn.Module):
             return operands
         return operands.mul_((row_mask[:, None, :, None] & mask[:, None, None, :]).to(operands.dtype))
 
-    def _close(self, x: Tensor, sums: Tensor, chunk: int | None = None) -> Tensor:
+    def _close(self, x: Tensor, sums: Tensor) -> Tensor:
         """gate · Linear(LN(sums)) of z and sums normalised already."""
-        gate = folded(self.norm, self.gate.weight, self.gate.bias)
-        out = folded(self.product_norm, self.out.weight, self.out.bias)
-        return by_rows(_gated_linear, chunk, (x, sums), (*gate, *out))
-
-
-def _gated_linear(x: Tensor, y: Tensor, gate: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.sigmoid(F.linear(x, gate, gate_bias)) * F.linear(y, weight, bias)
+        gate = F.linear(x, *folded(self.norm, self.gate.weight, self.gate.bias))
+        return torch.sigmoid(gate) * F.linear(sums, *folded(self.product_norm, self.out.weight, self.out.bias))
 
 
 class TriangleAttention(nn.Module):
