@@ -331,7 +331,7 @@ def test_ten_thousand_residues_get_a_sentence(
     Path("two.fasta").write_text(f">huge\n{SEQUENCE * 167}\n>small\n{SEQUENCE}\n")
     assert contacts("two.fasta", "--run", run, "--no-png") == 2
     _, err = capsys.readouterr()
-    assert len(err.splitlines()) == 1
+    assert err.count("error:") == 1  # a slow machine adds a line of progress
     assert "10,020 residues need about" in err
     assert "GiB of memory even in chunks of 4 rows, but 3.2 GiB can be used here; cut the chain to at most" in err
     assert Path("contacts/small.rr").is_file()
