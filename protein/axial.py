@@ -42,18 +42,17 @@ def join(parts: Iterable[Tensor], size: int, dim: int) -> Tensor:
     return whole
 
 
-def in_chunks(function: Callable[..., Any], chunk: int | None, *tensors: Tensor, dim: int = 1) -> Any:
+def in_chunks(function: Callable[..., Tensor], chunk: int | None, *tensors: Tensor, dim: int = 1) -> Tensor:
     """`function(*tensors)`, computed for `chunk` rows (axis 1 of each) at a time; all at once when `chunk` is None.
 
     In training a chunk keeps its inputs only and is computed again in the backward pass (Chen et al. 2016) as far as the
     input of its last product: what the function stores exists for one chunk at a time, and on a CPU stays in the cache.
 
     Args:
-        function: of tensors `[batch, rows, ...]`, to a tensor or several; each row of a result depends on the same row of
-            the inputs alone.
+        function: of tensors `[batch, rows, ...]`; each row of its result depends on the same row of them alone.
         chunk: rows at a time.
         tensors: `[batch, rows, ...]`.
-        dim: the axis of a result that holds the rows.
+        dim: the axis of the result that holds the rows.
     """
     rows, training = tensors[0].shape[1], torch.is_grad_enabled()
     if chunk is None or (chunk >= rows and not training):
@@ -64,9 +63,7 @@ def in_chunks(function: Callable[..., Any], chunk: int | None, *tensors: Tensor,
         return join((function(*part) for part in parts), rows, dim)
     # No function here draws random numbers, so their state need not be kept.
     done = [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    if len(done) == 1:
-        return done[0]
-    return torch.cat(done, dim) if isinstance(done[0], Tensor) else tuple(torch.cat(same, dim) for same in zip(*done))
+    return torch.cat(done, dim) if len(done) > 1 else done[0]
 
 
 def key_bias(bias: Tensor, mask: Tensor | None) -> Tensor:
