@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import importlib.util
 import statistics
 import time
@@ -277,7 +278,8 @@ def main() -> None:
         machine.keep_memory()
     rows = [row for residues in args.residues for row in rows_of(residues, args)]
     name = f"pair_stack_{args.device}" + "_keep_memory" * args.keep_memory + "_compiled" * args.compile
-    record(name, rows, dtype=args.dtype, blocks=args.blocks, threads=torch.get_num_threads())
+    peer = {"boltz": importlib.metadata.version("boltz")} if importlib.util.find_spec("boltz") else {}
+    record(name, rows, dtype=args.dtype, blocks=args.blocks, threads=torch.get_num_threads(), **peer)
 
 
 def rows_of(residues: int, args: argparse.Namespace) -> list[dict[str, object]]:

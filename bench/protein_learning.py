@@ -59,7 +59,8 @@ def main() -> None:
         numbers = [key for key in found[0] if key not in ("step", "seed")]
         rows += [{"step": step, "figure": key, **spread([run[key] for run in found])} for key in numbers]
     print(table(rows))
-    record("protein_learning", rows, runs=runs, options=options.options)
+    name = "protein_learning" + (f"_{options.only.replace('-', '_')}" if options.only else "")
+    record(name, rows, runs=runs, options=options.options)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _CPU_SCORES, _GPU_SCORES = 1 << 20, 1 << 26
 
 
 def join(parts: Iterable[Tensor], size: int, dim: int) -> Tensor:
-    """Concatenate `parts` along `dim` to `size`; without gradients: each is written to its place and then dropped."""
+    """Concatenate `parts` along `dim` to `size`: each is written to its place and then dropped (for use without gradients)."""
     whole, start = None, 0
     for part in parts:
         if whole is None:

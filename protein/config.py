@@ -57,8 +57,9 @@ class PairConfig:
         recycles: passes beyond the first; in training a number from 0 to this is drawn.
         relative_positions: sequence distances beyond this count as this.
         bins: distogram classes.
-        checkpoint: what training computes again in the backward pass to save memory: little (`none`), the inside of each
-            `update`, a few rows at a time (two thirds of the memory), or also each `block`, whose input alone is kept.
+        checkpoint: what training computes again in the backward pass to save memory: little (`none`), also what is
+            cheap inside each `update`, a few rows at a time (two thirds of the memory), or also each `block`, whose input
+            alone is kept.
         trunk: a protein language model whose vectors enter the sequence input; None for none.
 
     Raises:

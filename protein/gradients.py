@@ -170,7 +170,7 @@ def _chunks(chunk: int, *tensors: Tensor) -> Iterator[Any]:
 
 
 def triangle_sums(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, directions: tuple[bool, ...]
+    x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, directions: tuple[bool, ...]
 ) -> Tensor:  # fmt: skip
     """The sums over k of Algorithms 11 and 12, from the four gated maps of a normalised pair representation.
 
@@ -190,7 +190,7 @@ def triangle_sums(
 
 
 def reference_triangle_sums(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, directions: tuple[bool, ...]
+    x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, directions: tuple[bool, ...]
 ) -> Tensor:  # fmt: skip
     """The same by plain operations."""
     operands = F.glu(F.linear(x, weight, bias), dim=-1).movedim(-1, 1)  # [batch, 2·channels, n, n]

@@ -207,6 +207,7 @@ class TriangleMultiplication(nn.Module):
         if torch.is_grad_enabled():
             x = normalise(z, self.norm.eps)
             weight, bias = folded(self.norm, self.project.weight, self.project.bias)
+            assert bias is not None  # the norm has one
             sums = triangle_sums(x, weight, bias, mask, self.outgoing)
             return self._close(x, normalise(sums, self.product_norm.eps))
         masks = () if mask is None else (mask,)
