@@ -92,7 +92,7 @@ def main() -> None:
                 words = ["--config", options.config, "--run", str(run), "--data.folder", str(options.chains)]
                 triune("fit", *words, *seeds, *shlex.split(options.options))
             summary = json.loads((run / "summary.json").read_text())
-            keys = ("seconds", "parameters", "device", "threads", "val_long_p_at_l", "seed")
+            keys = ("seconds", "steps", "parameters", "device", "threads", "val_long_p_at_l", "seed")
             trainings.append({key: summary[key] for key in keys if key in summary})
             rows += [{"run": seed} | row for row in judge(run, options.chains, options.dca)]
     print(table(rows))

@@ -5,13 +5,15 @@
     python bench/vision_speed.py --batch 256 --bf16 --compile        on a GPU
 
 A training step is forward, cross-entropy, backward and an update by the same fused AdamW; inference is forward without
-gradients. The models take turns. `triune rotary` has 2-D rotary instead of learned positions and is otherwise equal.
-Before anything is timed, triune's and timm's outputs are compared on the same weights.
+gradients. The models take turns; "times timm" is the median over the rounds of the ratio within a round, which a machine
+that other work shares disturbs less than the images per second. `triune rotary` has 2-D rotary instead of learned
+positions and is otherwise equal. Before anything is timed, triune's and timm's outputs are compared on the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -156,8 +158,10 @@ def main() -> None:
             else training_step(model, images, labels, options.bf16)
             for name, model in models.items()
         }
-        for name, seconds in interleaved(actions, options.rounds, options.repeats, sync=device.type == "cuda").items():
+        found = interleaved(actions, options.rounds, options.repeats, sync=device.type == "cuda")
+        for name, seconds in found.items():
             speed = spread([options.batch / s for s in seconds])
+            beside = {x: statistics.median(b / a for a, b in zip(seconds, found[x])) for x in ("timm", "transformers")}
             size = sum(p.numel() for p in models[name].parameters())
             rows.append(
                 {
@@ -166,6 +170,7 @@ def main() -> None:
                     "parameters": size,
                     "images/s": speed["median"],
                     **{k: speed[k] for k in ("low", "high")},
+                    **{f"times {x}": times for x, times in beside.items()},
                 }
             )
     print(table(rows))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _global_forward_hooks
 
 from .config import TransformerConfig
 
@@ -79,19 +80,30 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(grad, y, mean, value=-1).mul_(r), None
 
 
-def activation(kind: str, x: Tensor) -> Tensor:
-    """The non-linearity of a feed-forward kind (see `TransformerConfig.ffn`), elementwise."""
-    if kind in ("gelu", "geglu"):
-        return F.gelu(x)
-    if kind in ("gelu_tanh", "geglu_tanh"):
-        return F.gelu(x, approximate="tanh")
+def activation(kind: str, x: Tensor, reuse: bool = False) -> Tensor:
+    """The non-linearity of a feed-forward kind (see `TransformerConfig.ffn`), elementwise.
+
+    With `reuse` the result may stand where x stood: on a CPU a new tensor of that size costs more than the non-linearity,
+    because each of its pages is asked of the system first.
+    """
+    if kind in ("gelu", "geglu", "gelu_tanh", "geglu_tanh"):
+        approximate = "tanh" if kind.endswith("tanh") else "none"
+        return torch.ops.aten.gelu_(x, approximate=approximate) if reuse else F.gelu(x, approximate=approximate)
     if kind == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
+        gate = torch.sigmoid(1.702 * x)
+        return x.mul_(gate) if reuse else x * gate
     if kind in ("silu", "swiglu"):
-        return F.silu(x)
+        return F.silu(x, inplace=reuse)
     if kind == "relu2":
-        return F.relu(x).square()
-    return F.relu(x)
+        return F.relu_(x).square_() if reuse else F.relu(x).square()
+    return F.relu(x, inplace=reuse)
+
+
+def seen_by_nobody(layer: nn.Module) -> bool:
+    """Whether what `layer` returns may be overwritten: autograd stores nothing, and no hook may have kept it."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return type(layer) is nn.Linear and not layer._forward_hooks and not _global_forward_hooks
 
 
 class FeedForward(nn.Module):
@@ -108,9 +120,11 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=config.has_bias("down"))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = (
-            activation(self.kind, self.up(x)) if self.gate is None else activation(self.kind, self.gate(x)) * self.up(x)
-        )
+        first = self.up if self.gate is None else self.gate
+        reuse = seen_by_nobody(first)
+        hidden = activation(self.kind, first(x), reuse)
+        if self.gate is not None:
+            hidden = hidden.mul_(self.up(x)) if reuse else hidden * self.up(x)
         if self.inner_norm is not None:
             hidden = self.inner_norm(hidden)
         if self.dropout:

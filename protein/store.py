@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.errors import UserError
+from ..core.errors import UserError, nearest
 from .alphabet import AMINO_ACIDS, TABLE
 from .structure import imputed_cbeta
 
@@ -124,8 +124,8 @@ class ChainSet:
         known = {name: number for number, name in enumerate(self.names.tolist())}
         if missing := [name for name in names if name not in known]:
             raise UserError(
-                f"the set has no chain named {', '.join(missing[:5])}; its {len(self)} chains are listed in chains.tsv, "
-                f"such as {', '.join(self.names[:3].tolist())}"
+                f"the set has no chain named {', '.join(missing[:5])}{nearest(missing[0], known)}; its {len(self):,} chains "
+                f"have names such as {', '.join(self.names[:3].tolist())} (a prepared set lists them in chains.tsv)"
             )
         return np.array([known[name] for name in names])
 

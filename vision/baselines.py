@@ -109,7 +109,7 @@ def _standardised(train: Tensor, val: Tensor, size: tuple[int, int]) -> tuple:
     """Pixels as rows of NumPy arrays, each column with the mean 0 and the deviation 1 of the training images."""
     rows = []
     for images in (train, val):
-        chunks = [F.interpolate(part.float(), size, mode="area").flatten(1) for part in images.split(1024)]
+        chunks = [F.interpolate(part.float(), size, mode="area").flatten(1) for part in images.split(128)]
         rows.append(torch.cat(chunks))
     mean, std = rows[0].mean(dim=0), rows[0].std(dim=0)
     # A pixel that never changes in training says nothing, and its deviation cannot be divided by.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +141,23 @@ def _cached(
 
 
 def _remember(array: np.ndarray, path: Path) -> None:
-    try:
+    """Write the cache, unless it would fill the disk. One that cannot be written only costs time."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if array.nbytes > shutil.disk_usage(path.parent).free / 4:
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".pixels-", delete=False) as file:
-            np.save(file, array)
-        os.replace(file.name, path)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
+            try:
+                np.save(file, array)
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 def channel_statistics(pixels: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of uint8 `[images, channels, height, width]`, for pixels in [0, 1]."""
     mean, square = torch.zeros(pixels.shape[1], dtype=torch.float64), torch.zeros(pixels.shape[1], dtype=torch.float64)
-    for part in pixels.split(4096):
+    for part in pixels.split(max(1, (1 << 24) // pixels[0].numel())):
         values = part.float() / 255
         mean += values.mean((2, 3)).double().sum(0)
         square += values.square().mean((2, 3)).double().sum(0)

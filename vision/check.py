@@ -5,22 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..core.training.machine import default_workers, usable_cores
+from ..core.training import machine
 from ..core.work import cache_folder
-from .batches import common_size, load
-from .data import SMALL_SIDE
-from .preprocessing import Preprocessing
+from .estimate import estimate
 from .scan import Record, scan
-from .sources import SIDES, Collection, Images, find
+from .sources import SIDES, Collection, find
 
-TIMED, MOST_CLASSES, MOST_LISTED = 64, 20, 10
+MOST_CLASSES, MOST_LISTED = 20, 10
 
 
 @dataclass
@@ -50,7 +47,7 @@ class Report:
         sizes: for width and height the smallest, median and largest in pixels.
         formats, modes: how many images have each.
         findings: what is odd or wrong.
-        training: suggested image size, and the memory and time it takes.
+        training: suggested image size, and the memory and time it takes (see `estimate`).
     """
 
     root: str
@@ -83,6 +80,8 @@ def main(args: list[str]) -> int:
     parser.add_argument("--cache", help="folder for what is known about files that were looked at")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(args)
+    machine.use_threads(machine.default_threads())
+    machine.keep_memory()
     cache = cache_folder(options.cache)
     collection = find(options.folder, options.val, options.test, options.dataset, None, cache)
     records = {side: scan(images, cache, f"checking {side} images") for side, images in collection.sides.items()}
@@ -120,7 +119,7 @@ def examine(
         name, {side: len(collection.sides[side]) for side in sides}, counts, sizes,
         dict(Counter(record.format for record in known).most_common()),
         dict(Counter(record.mode for record in known).most_common()),
-        findings, _estimate(collection, records, image_size),
+        findings, estimate(collection, records, image_size),
     )  # fmt: skip
 
 
@@ -220,41 +219,6 @@ def _remarks(collection: Collection, records: dict[str, list[Record]]) -> list[F
     ]
 
 
-def _estimate(collection: Collection, records: dict[str, list[Record]], image_size: int | None) -> dict[str, Any]:
-    """Size, memory and the time to read an epoch, measured on a few images."""
-    good = [i for i, record in enumerate(records["train"]) if not record.problem]
-    if not good:
-        return {}
-    known = [record for found in records.values() for record in found if not record.problem]
-    common = common_size([(record.height, record.width) for record in known])
-    size = (image_size, image_size) if image_size else common if common and max(common) <= SMALL_SIDE else (224, 224)
-    grey = all(record.mode in ("1", "L", "LA", "F", "I") or record.mode.startswith("I;16") for record in known)
-    channels = 1 if grey else 3
-    resident = max(size) <= SMALL_SIDE
-    values: dict[str, Any] = {
-        "image_size": list(size), "channels": channels, "in_memory": resident,
-        "bytes": len(known) * channels * size[0] * size[1],
-    }  # fmt: skip
-    if collection.sides["train"].array is None:
-        rate = _decoding_rate(collection.sides["train"], good, size, channels)
-        cores = max(1, usable_cores() if resident else default_workers())
-        values |= {
-            "images_per_second": round(rate),
-            "cores": cores,
-            "seconds_to_read": round(len(good) / rate / cores, 1),
-        }
-    return values
-
-
-def _decoding_rate(images: Images, good: list[int], size: tuple[int, int], channels: int) -> float:
-    """Images per second that one core decodes and resizes."""
-    some = good[:: max(1, len(good) // TIMED)][:TIMED]
-    start = time.perf_counter()
-    for index in some:
-        Preprocessing().pixels(load(images, index, channels), size)
-    return len(some) / max(time.perf_counter() - start, 1e-6)
-
-
 # --- for people -----------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +306,10 @@ def _facts(report: Report) -> Any:
         rate = f"{training['images_per_second']:,} images/s and core, measured"
         cores = _many(training["cores"], "core")
         table.add_row("", "reading", f"{_seconds(training['seconds_to_read'])} {each} on {cores} ({rate})")
+    if "steps" in training:
+        taken = f"about {_seconds(training['seconds_to_train'])} and {training['memory_gb']:g} GB"
+        steps = f"{training['steps']:,} steps of {training['batch_size']} images, the default recipe"
+        table.add_row("", "fit", f"{taken} ({steps})")
     return table
 
 

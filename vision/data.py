@@ -22,7 +22,9 @@ from .sources import SIDES, Collection, Images, Side, find
 from .split import check_classes, count_copies, drop_unreadable, hold_out
 
 SMALL_SIDE = 64
-"""Images of up to this many pixels a side are kept in memory, if `memory` allows."""
+"""Images of up to this many pixels a side are trained on as they are, and cropped at random from these pixels."""
+MEMORY = 4.0
+"""GB of pixels that are kept in memory unless told otherwise."""
 
 
 class ImageData(ResumableData):
@@ -58,7 +60,8 @@ class ImageData(ResumableData):
         resize: `crop` keeps the aspect ratio and takes the centre; `squash` distorts the image to the size. Left out: crop.
         seed: chooses what is held out, the order of training and every random change.
         workers: processes that decode files. Left out: by the machine; none for images in memory.
-        memory: images of up to 64 pixels a side are kept in memory up to this many GB.
+        memory: images are kept in memory, decoded, up to this many GB of pixels. Random crops (augment.crop `resized`) of
+            images above 64 pixels a side are cut out of the files instead, which are then decoded for each batch.
         cache: folder for decoded pixels and downloads. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
 
     Attributes (after `setup`):
@@ -90,7 +93,7 @@ class ImageData(ResumableData):
         resize: Literal["crop", "squash"] | None = None,
         seed: int = 0,
         workers: int | None = None,
-        memory: float = 4.0,
+        memory: float = MEMORY,
         cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -224,7 +227,8 @@ class ImageData(ResumableData):
     def _fits_in_memory(self) -> bool:
         height, width = self.image_size
         total = sum(len(images) for images in self._images.values()) * self.channels * height * width
-        return max(height, width) <= SMALL_SIDE and total <= self.memory * 1e9
+        from_files = self.augment.crop == "resized" and max(height, width) > SMALL_SIDE
+        return not from_files and total <= self.memory * 1e9
 
     def _choose_statistics(self) -> None:
         if self._adopted and self.statistics == "auto":

@@ -17,6 +17,7 @@ from .module import TrainingModule
 from .plot import plot_loss
 from .progress import duration, short
 from .run import RunFolder
+from .telemetry import total_steps
 
 if TYPE_CHECKING:
     from .cli import TaskCLI
@@ -93,6 +94,9 @@ class Opening(Callback):
         lines.append(entry("model", f"{model()}, {size}" if model else size))
         if tuning := getattr(pl_module, "tuning", None):
             lines += [entry(*about) for about in tuning.describe(pl_module.model, trainer.optimizers[0])]
+        if trainer.max_steps > (total := total_steps(trainer) or 0) > 0:
+            about = f"{total:,} steps, the end of epoch {trainer.max_epochs:,}"
+            lines.append(entry("length", f"{about} (--trainer.max_epochs -1 makes it {trainer.max_steps:,})"))
         say("\n".join(lines))
 
 

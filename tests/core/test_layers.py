@@ -28,6 +28,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activation(kind: str) -> None:
     torch.testing.assert_close(activation(kind, X), ACTIVATIONS[kind](X), atol=1e-14, rtol=0)
+    torch.testing.assert_close(activation(kind, X.clone(), reuse=True), activation(kind, X), atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -44,6 +45,27 @@ def test_feed_forward(kind: str) -> None:
     hidden = act(linear(ffn.gate, x)) * hidden if "glu" in kind else act(hidden)
     assert (ffn.gate is not None) == ("glu" in kind)
     torch.testing.assert_close(ffn(x), linear(ffn.down, hidden), atol=1e-14, rtol=0)
+    before = x.clone()
+    with torch.no_grad():  # which overwrites what nobody sees
+        torch.testing.assert_close(ffn(x), linear(ffn.down, hidden), atol=1e-14, rtol=0)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_see_what_the_layers_returned(kind: str, everywhere: bool) -> None:
+    torch.manual_seed(0)
+    ffn, x = FeedForward(TransformerConfig(dim=6, heads=1, ffn=kind)), torch.randn(2, 3, 6)  # pyright: ignore[reportArgumentType]
+    layer, seen = ffn.up if ffn.gate is None else ffn.gate, []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if module is layer:
+            seen.append(output)
+
+    handle = nn.modules.module.register_module_forward_hook(keep) if everywhere else layer.register_forward_hook(keep)
+    with handle, torch.no_grad():
+        ffn(x)
+        torch.testing.assert_close(seen[0], layer.forward(x))
 
 
 def test_feed_forward_inner_norm_comes_before_the_output_projection() -> None:

@@ -205,6 +205,14 @@ def test_what_a_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert out.rstrip().endswith(f"triune toy use {tmp_path / 'run'}")
     assert "Lightning" not in out + err
     assert "GPU available" not in out + err
+    assert "  length" not in out
+
+
+def test_a_run_says_which_of_two_limits_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy("fit", "--run", tmp_path / "run", "--trainer.max_steps", "50", "--trainer.max_epochs", "1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert " length 10 steps, the end of epoch 1 (--trainer.max_epochs -1 makes it 50) " in said
+    assert load_summary(tmp_path / "run")["steps"] == 10
 
 
 # --- stop and resume -----------------------------------------------------------------------------------------------------

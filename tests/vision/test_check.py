@@ -107,7 +107,18 @@ def test_exit_code_and_json(messy: Path, clean: Path, capsys: pytest.CaptureFixt
     values = json.loads(capsys.readouterr().out)
     assert values["ok"] is True
     assert values["training"]["image_size"] == [224, 224]
-    assert values["training"]["in_memory"] is False
+    assert values["training"]["in_memory"] is True
+    assert "steps" not in values["training"]  # too few images for one batch
+
+
+def test_time_and_memory_of_training(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert (training["steps"], training["batch_size"], training["image_size"]) == (2500, 64, [8, 8])
+    assert training["seconds_to_train"] > 0
+    assert training["memory_gb"] > 0
+    assert main([]) == 0
+    assert "2,500 steps of 64 images" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

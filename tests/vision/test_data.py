@@ -318,18 +318,18 @@ def test_training_copies_of_given_validation_images_are_left_out(tmp_path: Path)
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image_size", [12, 72])
+@pytest.mark.parametrize("memory", [1, 0])
 @pytest.mark.parametrize("batch_size", [3, 7])
 def test_validation_counts_every_image_once_in_batches_of_one_shape(
-    tmp_path: Path, batch_size: int, image_size: int
+    tmp_path: Path, batch_size: int, memory: float
 ) -> None:
     root = tmp_path / "a"
     folder(root / "train", {"cat": 5, "dog": 5})
     folder(root / "val", {"cat": 7, "dog": 3}, 50)
-    data = made(root, batch_size=batch_size, image_size=image_size)
-    assert (data.arrays("val") is not None) == (image_size == 12)
+    data = made(root, batch_size=batch_size, image_size=72, memory=memory)
+    assert (data.arrays("val") is not None) == bool(memory)
     batches = seen(data, data.val_dataloader())
-    assert {batch["images"].shape for batch in batches} == {(batch_size, 3, image_size, image_size)}
+    assert {batch["images"].shape for batch in batches} == {(batch_size, 3, 72, 72)}
     index = torch.cat([batch["index"] for batch in batches])
     labels = torch.cat([batch["labels"] for batch in batches])
     assert index[index >= 0].tolist() == list(range(10))
@@ -341,9 +341,9 @@ def test_validation_counts_every_image_once_in_batches_of_one_shape(
 def test_validation_pixels_are_those_of_a_file_classified_alone(tmp_path: Path) -> None:
     from triune.vision.images import read_image
 
-    for size, image_size in (((12, 12), 10), ((90, 70), 66)):
-        root = folder(tmp_path / str(image_size), {"cat": 6, "dog": 6}, size=size)
-        data = made(root, image_size=image_size)
+    for size, image_size, memory in (((12, 12), 10, 1), ((90, 70), 66, 1), ((90, 70), 66, 0)):
+        root = folder(tmp_path / f"{image_size} {memory}", {"cat": 6, "dog": 6}, size=size)
+        data = made(root, image_size=image_size, memory=memory)
         batch = seen(data, data.val_dataloader())[0]
         name = data.names["val"][0]
         alone = data.preprocessing.normalise(data.preprocessing.pixels(read_image(name), data.image_size))
@@ -691,7 +691,7 @@ def test_places_that_do_not_exist_and_too_few_images(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_after_the_check_stops_with_its_name(tmp_path: Path) -> None:
-    data = made(folder(tmp_path / "a", {"cat": 5, "dog": 5}), image_size=70)
+    data = made(folder(tmp_path / "a", {"cat": 5, "dog": 5}), memory=0)
     Path(data.names["val"][1]).write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
         list(data.val_dataloader())
