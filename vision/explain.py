@@ -27,6 +27,8 @@ _MOST_PASSES = 256
 _SHARE = 0.2
 """Part of the patches that the deletion test hides."""
 _RANDOM_SETS = 8
+_LEAST_EFFECT = 0.01
+"""Nats at which a patch has its full colour, at the least: of a model that is certain one would see the rounding."""
 
 
 def rollout(layers: list[Tensor]) -> Tensor:
@@ -147,7 +149,8 @@ class Explanation:
 
     def caption(self) -> str:
         """The sentence below the picture: how far the weights can be believed here."""
-        r, loss = self.correlation, self.deleted
+        r = self.correlation
+        loss = {name: round(value, 2) + 0.0 for name, value in self.deleted.items()}  # no "-0.00"
         agreement = "is undefined (one map is flat)" if r != r else f"is {r:+.2f}"
         return (
             f"Rank correlation of rollout and effect {agreement}. Hiding a fifth of the patches costs "
@@ -282,7 +285,8 @@ def _overlay(axes: Any, image: Any, values: Tensor, unit: str, signed: bool = Fa
     array = values.double().numpy()
     low, high = float(array.min()), float(array.max())
     if signed:
-        low, high = -max(abs(low), abs(high), 1e-9), max(abs(low), abs(high), 1e-9)
+        high = max(abs(low), abs(high), _LEAST_EFFECT)
+        low = -high
         strength = np.abs(array) / high
     else:
         strength = (array - low) / max(high - low, 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -212,6 +213,9 @@ def test_an_explanation_says_how_far_to_believe_it():
     flat = explain(model, image())
     assert "undefined" in flat.caption()
     assert flat.to_dict()["rank_correlation"] is None
+    certain = replace(found, deleted=dict.fromkeys(found.deleted, -1e-6))
+    assert "0.00 nats" in certain.caption()
+    assert "-0.00" not in certain.caption()
 
 
 def test_hiding_paints_the_mean():
