@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -108,6 +109,8 @@ class TrainingModule(LightningModule):
         trainer: Any = self.trainer
         if type(trainer.profiler) is PassThroughProfiler:
             trainer.profiler = _NoProfiler()
+        if trainer.world_size > 1:
+            atexit.register(_close_process_group)
 
     # --- for tasks to implement --------------------------------------------------------------------------------------
 
@@ -439,6 +442,15 @@ class _NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> Any:
         return self._nothing
+
+
+def _close_process_group() -> None:
+    """At the exit of each of several processes: gloo's threads, when they outlive it, end it with an abort now and then.
+
+    Lightning closes NCCL's only.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
