@@ -310,6 +310,8 @@ def _facts(report: Report) -> Any:
         taken = f"about {_seconds(training['seconds_to_train'])} and {training['memory_gb']:g} GB"
         steps = f"{training['steps']:,} steps of {training['batch_size']} images, the default recipe"
         table.add_row("", "fit", f"{taken} ({steps})")
+    elif "largest_batch_size" in training:
+        table.add_row("", "fit", f"with --data.batch_size {training['largest_batch_size']} or less: that many train")
     return table
 
 

@@ -310,7 +310,7 @@ class ImageData(ResumableData):
             devices = f" on {world} devices" if world > 1 else ""
             raise UserError(
                 f"There are {count:,} training images, fewer than one batch of {self.batch_size:,}{devices}: "
-                f"lower --data.batch_size."
+                f"lower --data.batch_size to {count // world:,} or less."
             )
         order = Shuffled(count, self.batch_size, rank, world, self.seed, self.augment.repeats, position=self.position)
         return Batches(self._source("train"), order, self._workers, self.pin)

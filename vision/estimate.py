@@ -27,8 +27,8 @@ def estimate(collection: Collection, records: dict[str, list[Record]], image_siz
 
     Returns:
         image_size [height, width], channels, in_memory (else decoded for each epoch), bytes of all pixels; of files also
-        images_per_second of one core, cores and seconds_to_read; and as far as the images fill a batch, steps, batch_size,
-        seconds_to_train and memory_gb (the process's peak, or the GPU's).
+        images_per_second of one core, cores and seconds_to_read; and steps, batch_size, seconds_to_train and memory_gb (the
+        process's peak, or the GPU's), or largest_batch_size where there are fewer images to train on than in a batch.
     """
     good = [i for i, record in enumerate(records["train"]) if not record.problem]
     if not good:
@@ -65,8 +65,10 @@ def _training(images: int, validated: bool, size: tuple[int, int], channels: int
     recipe = yaml.safe_load(find_config("default", "triune.vision").read_text(encoding="utf-8"))
     batch, limits = recipe["data"]["batch_size"], recipe["trainer"]
     kept = images if validated else images - round(images * recipe["data"]["val_fraction"])
-    if kept < batch or classes < 2:
+    if classes < 2:
         return {}
+    if kept < batch:
+        return {"largest_batch_size": kept}
     steps = min(limits["max_steps"], limits["max_epochs"] * (kept // batch))
     device = machine.default_device()
     seconds = _seconds_of_a_step(recipe["model"]["transformer"], batch, size, channels, classes, device)

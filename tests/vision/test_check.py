@@ -109,6 +109,9 @@ def test_exit_code_and_json(messy: Path, clean: Path, capsys: pytest.CaptureFixt
     assert values["training"]["image_size"] == [224, 224]
     assert values["training"]["in_memory"] is True
     assert "steps" not in values["training"]  # too few images for one batch
+    assert values["training"]["largest_batch_size"] == 18
+    assert main([str(clean)]) == 0
+    assert "--data.batch_size 18 or less" in " ".join(capsys.readouterr().out.split())
 
 
 def test_time_and_memory_of_training(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
