@@ -214,15 +214,7 @@ class ImageData(ResumableData):
 
     def _choose_shape(self, records: dict[Side, list[Record]]) -> None:
         known = [record for found in records.values() for record in found]
-        if self.image_size is None:
-            size = common_size([(record.height, record.width) for record in known])
-            self.image_size = size if size and max(size) <= SMALL_SIDE else (224, 224)
-        elif isinstance(self.image_size, int):
-            self.image_size = (self.image_size, self.image_size)
-        self.image_size = tuple(self.image_size) * (3 - len(self.image_size))
-        if self.channels is None:
-            grey = all(record.mode in ("1", "L", "LA", "I", "F") or record.mode.startswith("I;16") for record in known)
-            self.channels = 1 if grey else 3
+        self.image_size, self.channels = chosen_shape(known, self.image_size, self.channels)
 
     def _fits_in_memory(self) -> bool:
         height, width = self.image_size
@@ -373,6 +365,20 @@ class ImageData(ResumableData):
             "seed": self.seed,
             "repeats": self.augment.repeats,
         }
+
+
+def chosen_shape(
+    known: list[Record], image_size: int | list[int] | tuple[int, ...] | None, channels: int | None
+) -> tuple[tuple[int, int], int]:
+    """(height, width) and channels of training: what is given, else what suits readable images; see `ImageData`."""
+    if image_size is None:
+        common = common_size([(record.height, record.width) for record in known])
+        image_size = common if common and max(common) <= SMALL_SIDE else 224
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    if channels is None:
+        grey = all(record.mode in ("1", "L", "LA", "I", "F") or record.mode.startswith("I;16") for record in known)
+        channels = 1 if grey else 3
+    return (sides[0], sides[-1]), channels
 
 
 def _few(names: list[str], most: int = 5) -> str:

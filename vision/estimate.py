@@ -8,8 +8,8 @@ from typing import Any
 
 from ..core.training import machine
 from ..core.training.recipes import find_config
-from .batches import common_size, load
-from .data import MEMORY, SMALL_SIDE
+from .batches import load
+from .data import MEMORY, chosen_shape
 from .preprocessing import Preprocessing
 from .scan import Record
 from .sources import Collection, Images
@@ -34,10 +34,7 @@ def estimate(collection: Collection, records: dict[str, list[Record]], image_siz
     if not good:
         return {}
     known = [record for found in records.values() for record in found if not record.problem]
-    common = common_size([(record.height, record.width) for record in known])
-    size = (image_size, image_size) if image_size else common if common and max(common) <= SMALL_SIDE else (224, 224)
-    grey = all(record.mode in ("1", "L", "LA", "F", "I") or record.mode.startswith("I;16") for record in known)
-    channels = 1 if grey else 3
+    size, channels = chosen_shape(known, image_size, None)
     total = len(known) * channels * size[0] * size[1]
     resident = total <= MEMORY * 1e9
     values: dict[str, Any] = {"image_size": list(size), "channels": channels, "in_memory": resident, "bytes": total}
