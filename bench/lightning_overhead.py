@@ -21,11 +21,11 @@ from common import record, spread, table
 from lightning.pytorch import Callback, Trainer
 
 from triune.core import OptimizerConfig, ScheduleConfig, TransformerConfig
-from triune.core.training import machine
 from triune.core.training.optimizers import build_optimizer
+from triune.core.training.run import machine
+from triune.core.training.run.telemetry import Telemetry
 from triune.core.training.schedules import factor
-from triune.core.training.telemetry import Telemetry
-from triune.text.data import TextData
+from triune.text.data.module import TextData
 from triune.text.task import TextTask
 
 ARCHITECTURE = TransformerConfig(dim=128, depth=4, heads=4, causal=True, context=64, position="learned", ffn="gelu")
@@ -59,7 +59,8 @@ def with_lightning(text: Path, cache: str, steps: int, warmup: int) -> float:
     clock = Clock(warmup)
     trainer = Trainer(
         max_steps=warmup + steps, callbacks=[Telemetry(None), clock], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", log_every_n_steps=10, limit_val_batches=0,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu", log_every_n_steps=10,
+        limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(task, data)
     return (clock.end - clock.start) / steps
@@ -103,7 +104,10 @@ def main() -> None:
                 with contextlib.redirect_stdout(io.StringIO()):
                     gc.collect()
                     seconds[name].append(run(text, folder, options.steps, 20))
-    rows = [{"loop": name, **{k: v * 1e3 for k, v in spread(values).items()}, "unit": "ms"} for name, values in seconds.items()]
+    rows = [
+        {"loop": name, **{k: v * 1e3 for k, v in spread(values).items()}, "unit": "ms"}
+        for name, values in seconds.items()
+    ]
     ratio = spread([b / a for a, b in zip(*seconds.values(), strict=True)])
     print(table(rows), f"\nLightning / raw: {ratio}")
     record("lightning_overhead", rows, ratio=ratio)

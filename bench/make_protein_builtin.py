@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from triune.protein.clusters import separate
+from triune.protein.data.prepare.clusters import separate
 
 SPARE = 10
 OUT = Path(__file__).parents[1] / "protein" / "builtin" / "chains.npz"

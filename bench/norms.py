@@ -1,6 +1,6 @@
 """Forward and backward of RMSNorm on a CPU: PyTorch's composition, ours, and the fused LayerNorm as a yardstick.
 
-    python bench/norms.py
+python bench/norms.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def main() -> None:
             "F.layer_norm": lambda x=x, g=grad, d=dim: F.layer_norm(x, d).backward(g),
         }
         seconds = interleaved(actions, 7, 50)
-        rows += [{"shape": str(shape), "norm": n, **{k: s * 1e6 for k, s in spread(v).items()}, "unit": "µs"} for n, v in seconds.items()]
+        rows += [
+            {"shape": str(shape), "norm": n, **{k: s * 1e6 for k, s in spread(v).items()}, "unit": "µs"}
+            for n, v in seconds.items()
+        ]
     print(table(rows))
     record("norms", rows)
 

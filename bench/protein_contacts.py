@@ -1,12 +1,13 @@
 """Contacts on the fixed split of 12,252 training and 200 test chains: long-range P@L by alignment depth, beside DCA.
 
-    triune protein prepare SET --arrays chains.npz --split split.tsv --alignments msa-train.tar.gz --alignments msa-test.tar.gz
+    triune protein prepare SET --arrays chains.npz --split split.tsv --alignments msa-train.tar.gz --alignments
+    msa-test.tar.gz
     python bench/protein_contacts.py SET --dca dca-test.tsv --seeds 1                       30 minutes on two cores
     python bench/protein_contacts.py SET --dca dca-test.tsv --config contacts-gpu --seeds 1       30 minutes on one GPU
 
-`--runs DIR …` scores runs that exist instead of training. "unrelated" are the test chains without a training chain of at
-least 30 % identity over half of the shorter one. DCA is scored on the chains it was run on (Neff of at least 10, at most
-200 residues), and so is the model in the column beside it.
+`--runs DIR …` scores runs that exist instead of training. "unrelated" are the test chains without a training chain of
+at least 30 % identity over half of the shorter one. DCA is scored on the chains it was run on (Neff of at least 10, at
+most 200 residues), and so is the model in the column beside it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python bench/protein_dca.py SHARED/protein [--every 4] [--freecontact 3]
 
 SHARED/protein holds chains.npz, msa-test.tar.gz and dca-test.tsv. Prints, per chain and on average, Neff and long-range
-precision here and as published, then the correlation of all scores with those of freecontact (which takes 10 s a chain).
+precision here and as published, then the correlation of all scores with those of freecontact (which takes 10 s a
+chain).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from triune.protein.alignment import parse_alignment
-from triune.protein.alphabet import GAP, UNKNOWN, decode
-from triune.protein.dca import couplings, mean_field_dca, scores_of
-from triune.protein.metrics import NEFF_BINS, ContactMetrics, contact_targets
-from triune.protein.profile import informative_rows, sequence_weights
-from triune.protein.sources import from_arrays
+from triune.protein.data.prepare.sources import from_arrays
+from triune.protein.predict.dca import couplings, mean_field_dca, scores_of
+from triune.protein.predict.metrics import NEFF_BINS, ContactMetrics, contact_targets
+from triune.protein.read.alignment import parse_alignment
+from triune.protein.read.alphabet import GAP, UNKNOWN, decode
+from triune.protein.read.profile import informative_rows, sequence_weights
 
 COLUMNS = {"long_p_at_l": "long_P@L", "long_p_at_l2": "long_P@L/2", "long_p_at_l5": "long_P@L/5"}
 

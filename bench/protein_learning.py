@@ -3,8 +3,8 @@
     python bench/protein_learning.py --seeds 3
 
 Both are what `triune protein fit` does; the first with the recipe `one-chain`, each time for another of the built-in
-chains, named by `--data.only`. Seconds are those of the whole training with its validations; with one thread they are of
-one core.
+chains, named by `--data.only`. Seconds are those of the whole training with its validations; with one thread they are
+of one core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from common import record, spread, table
 
-from triune.protein.store import builtin_set
+from triune.protein.data.store import builtin_set
 
 FIGURES = ("long_p_at_l", "long_p_at_l5", "medium_p_at_l")
 

@@ -22,7 +22,8 @@ from common import record, spread, table
 CHANGES = {
     "the recipe": "",
     "AdamW instead of Muon": "--model.optimizer.name adamw --model.optimizer.lr 0.004",
-    "LayerNorm with gain instead of plain RMSNorm": "--model.transformer.norm layernorm --model.transformer.norm_weight plain",
+    "LayerNorm with gain instead of plain RMSNorm": "--model.transformer.norm layernorm "
+    "--model.transformer.norm_weight plain",
     "learned positions instead of rotary": "--model.transformer.position learned",
     "GELU instead of squared ReLU": "--model.transformer.ffn gelu",
     "no QK-norm": "--model.transformer.qk_norm none",
@@ -72,8 +73,17 @@ def main() -> None:
         runs = [train(options.text, seed, change) for seed in range(options.seeds)]
         losses = spread([run["val_loss"] for run in runs])
         mean = sum(run["val_loss"] for run in runs) / len(runs)
-        row = {"change": name, "parameters": runs[0]["parameters"], "val_loss": mean, "low": losses["low"], "high": losses["high"]}
-        row |= {"bits_per_byte": runs[0].get("val_bits_per_byte"), "seconds": spread([r["seconds"] for r in runs])["median"]}
+        row = {
+            "change": name,
+            "parameters": runs[0]["parameters"],
+            "val_loss": mean,
+            "low": losses["low"],
+            "high": losses["high"],
+        }
+        row |= {
+            "bits_per_byte": runs[0].get("val_bits_per_byte"),
+            "seconds": spread([r["seconds"] for r in runs])["median"],
+        }
         rows.append(row)
         # After each row: a long ablation that is stopped keeps what it has found.
         name = "text_learning_ablation" if options.ablation else "text_learning"

@@ -1,10 +1,12 @@
-"""Tokens per second of a training step: triune, Hugging Face GPT-2 and x-transformers, same sizes, same batch, same run.
+"""Tokens per second of a training step: triune, Hugging Face GPT-2 and x-transformers, same sizes, same batch, same
+run.
 
     python bench/text_speed.py                    nanoGPT's small architecture (4 x 128) on this machine
     python bench/text_speed.py --size 124M --compile --bf16 --batch 16 --context 1024     GPT-2 small, on a GPU
 
-All have nanoGPT's exact GELU, learned positions and a tied head, and are trained by the same fused AdamW; a step is forward, cross-entropy, backward and update. The models take turns.
-On a GPU the share of the measured matrix-product rate is reported as well (8192³ in bfloat16).
+All have nanoGPT's exact GELU, learned positions and a tied head, and are trained by the same fused AdamW; a step is
+forward, cross-entropy, backward and update. The models take turns. On a GPU the share of the measured matrix-product
+rate is reported as well (8192³ in bfloat16).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Accuracy of the small-data recipes, over seeds, beside their baselines.
 
-    python bench/vision_learning.py digits                                        scikit-learn's digits, a held-out quarter
-    python bench/vision_learning.py fashion-mnist --root FOLDER [--gpu]           the 10,000 test images
+    python bench/vision_learning.py digits                                     scikit-learn's digits, a held-out quarter
+    python bench/vision_learning.py fashion-mnist --root FOLDER [--gpu]        the 10,000 test images
     python bench/vision_learning.py cifar10 --root cifar10-train.tar.gz --test-root cifar10-test.tar.gz [--gpu]
 
 Every figure is that of `triune vision fit` and, where there are test images, of `triune vision test`. The seed chooses
-the split, the order, every augmentation and the initial weights. `best` is the accuracy of the weights that were chosen by
-the images they are judged on; `last` that of the last weights, which nobody chose. On test images the two are the same.
+the split, the order, every augmentation and the initial weights. `best` is the accuracy of the weights that were
+chosen by the images they are judged on; `last` that of the last weights, which nobody chose. On test images the two
+are the same.
 """
 
 from __future__ import annotations

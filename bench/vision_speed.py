@@ -5,9 +5,10 @@
     python bench/vision_speed.py --batch 256 --bf16 --compile        on a GPU
 
 A training step is forward, cross-entropy, backward and an update by the same fused AdamW; inference is forward without
-gradients. The models take turns; "times timm" is the median over the rounds of the ratio within a round, which a machine
-that other work shares disturbs less than the images per second. `triune rotary` has 2-D rotary instead of learned
-positions and is otherwise equal. Before anything is timed, triune's and timm's outputs are compared on the same weights.
+gradients. The models take turns; "times timm" is the median over the rounds of the ratio within a round, which a
+machine that other work shares disturbs less than the images per second. `triune rotary` has 2-D rotary instead of
+learned positions and is otherwise equal. Before anything is timed, triune's and timm's outputs are compared on the
+same weights.
 """
 
 from __future__ import annotations

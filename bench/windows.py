@@ -1,6 +1,6 @@
 """Time of a training step's attention: full causal, a window as a dense mask, a window as a band.
 
-    python bench/windows.py [--tokens 2048] [--window 128]
+python bench/windows.py [--tokens 2048] [--window 128]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from common import interleaved, record, spread, table
 
 from triune.core import AttentionMask, force_kernel
-from triune.core.kernels import attend, plan
+from triune.core.mixers.kernels import attend, plan
 
 
 def main() -> None:
@@ -22,9 +22,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    q, k, v = (
-        torch.randn(1, options.heads, options.tokens, 64, device=device, requires_grad=True) for _ in range(3)
-    )
+    q, k, v = (torch.randn(1, options.heads, options.tokens, 64, device=device, requires_grad=True) for _ in range(3))
 
     def action(kernel: str, window: int | None):
         with force_kernel(kernel):
@@ -37,7 +35,10 @@ def main() -> None:
         "window, band": action("banded", options.window),
     }
     seconds = interleaved(actions, options.rounds, 5, sync=device.type == "cuda")
-    rows = [{"attention": name, **{k: s * 1e3 for k, s in spread(values).items()}, "unit": "ms"} for name, values in seconds.items()]
+    rows = [
+        {"attention": name, **{k: s * 1e3 for k, s in spread(values).items()}, "unit": "ms"}
+        for name, values in seconds.items()
+    ]
     print(table(rows))
     record("windows", rows)
 

@@ -9,26 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention import Attention
-    from .cache import KeyValueCache
     from .config import RotaryConfig, TransformerConfig
     from .errors import UserError
-    from .kernels import force_kernel, reference_attention
     from .layers import FeedForward, Norm
+    from .lens.record import record_attention
     from .losses import linear_cross_entropy
     from .masks import AttentionMask
-    from .recording import record_attention
+    from .mixers.attention import Attention
+    from .mixers.cache import KeyValueCache
+    from .mixers.kernels import force_kernel, reference_attention
     from .training.module import Loss, TrainingModule
     from .training.optimizers import OptimizerConfig
     from .training.schedules import ScheduleConfig
     from .transformer import Block, Transformer
 
 _HOME = {
-    "Attention": "attention",
+    "Attention": "mixers.attention",
     "AttentionMask": "masks",
     "Block": "transformer",
     "FeedForward": "layers",
-    "KeyValueCache": "cache",
+    "KeyValueCache": "mixers.cache",
     "Loss": "training.module",
     "Norm": "layers",
     "OptimizerConfig": "training.optimizers",
@@ -38,10 +38,10 @@ _HOME = {
     "Transformer": "transformer",
     "TransformerConfig": "config",
     "UserError": "errors",
-    "force_kernel": "kernels",
+    "force_kernel": "mixers.kernels",
     "linear_cross_entropy": "losses",
-    "record_attention": "recording",
-    "reference_attention": "kernels",
+    "record_attention": "lens.record",
+    "reference_attention": "mixers.kernels",
 }
 
 __all__ = [

@@ -2,19 +2,19 @@
 
 The fields are orthogonal: each names one choice that published models differ in. What the checkpoints need:
 
-| model              | fields that differ from the defaults                                                                |
-|--------------------|-----------------------------------------------------------------------------------------------------|
-| Transformer (2017) | placement post, position sinusoidal, ffn relu, cross_attention in the decoder                        |
-| GPT-2              | position learned, ffn gelu_tanh                                                                      |
-| BERT               | placement post, position learned, input_norm, causal False                                           |
-| GPT-NeoX, Pythia   | parallel, rotary.fraction 0.25                                                                       |
-| Llama, SmolLM      | norm rmsnorm, ffn swiglu, bias False, kv_heads, rotary.scaling llama3; rotary per layer (SmolLM 3)    |
-| Mistral            | + window                                                                                             |
-| Qwen 2 / 3         | bias (q, k, v) / qk_norm head with head_dim                                                          |
-| Gemma 1 / 2 / 3    | norm_weight offset, ffn geglu_tanh / placement sandwich, softcap, scale / windows and rotary per layer |
-| ESM-2              | position rotary with half_precision frequencies, causal False                                        |
-| timm ViT, DINOv2   | causal False, layer_scale, input_norm (CLIP), qk_norm head, inner_norm                               |
-| EVA-02, DINOv3     | rotary.axes 2, ffn swiglu with inner_norm ffn, bias without k                                        |
+| model            | fields that differ from the defaults                                                         |
+|------------------|----------------------------------------------------------------------------------------------|
+| 2017             | placement post, position sinusoidal, ffn relu, cross_attention in the decoder                |
+| GPT-2            | position learned, ffn gelu_tanh                                                              |
+| BERT             | placement post, position learned, input_norm, causal False                                   |
+| GPT-NeoX, Pythia | parallel, rotary.fraction 0.25                                                               |
+| Llama, SmolLM    | norm rmsnorm, ffn swiglu, bias False, kv_heads, rotary.scaling llama3; per layer (SmolLM 3)  |
+| Mistral          | + window                                                                                     |
+| Qwen 2 / 3       | bias (q, k, v) / qk_norm head with head_dim                                                  |
+| Gemma 1 / 2 / 3  | norm_weight offset, ffn geglu_tanh / placement sandwich, softcap / windows, rotary per layer |
+| ESM-2            | position rotary with half_precision frequencies, causal False                                |
+| timm ViT, DINOv2 | causal False, layer_scale, input_norm (CLIP), qk_norm head, inner_norm                       |
+| EVA-02, DINOv3   | rotary.axes 2, ffn swiglu with inner_norm ffn, bias without k                                |
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class TransformerConfig:
         causal: a token attends only to itself and the tokens before it.
         window: a token attends only to tokens at a distance below `window` (itself included); one number for all layers
             or a list with one entry (or null) per layer.
-        position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or `rotary`.
+        position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or
+            `rotary`.
         context: rows of the learned table; for the others the longest input seen in training, in tokens.
         rotary: settings of the rotary embedding; one for all layers or a list with one entry (or null, for a layer
             without position) per layer.
@@ -141,8 +142,10 @@ class TransformerConfig:
         cross_attention: each block also attends to a `memory` (the decoder of 2017).
         dropout: on the input, on each residual branch and inside the feed-forward.
         attention_dropout: on the attention weights.
-        stochastic_depth: chance to skip a residual branch, growing linearly from 0 to this over the layers (Huang et al. 2016).
-        layer_scale: initial gain of each residual branch, learned per channel (Touvron et al. 2021); None means no gain.
+        stochastic_depth: chance to skip a residual branch, growing linearly from 0 to this over the layers (Huang et
+            al. 2016).
+        layer_scale: initial gain of each residual branch, learned per channel (Touvron et al. 2021); None means no
+            gain.
         init_std: standard deviation of the linear layers; None means 1/sqrt(fan in).
         init_residual: output projections start `scaled` by 1/sqrt(2·depth) (GPT-2) or at `zero`.
     """

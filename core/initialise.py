@@ -54,7 +54,7 @@ class _NoDraws(TorchFunctionMode):
 
 @contextmanager
 def uninitialised() -> Iterator[None]:
-    """Models built in this block get no random numbers, because weights follow: saves seconds and, until the weights are
-    written, their memory."""
+    """Models built in this block get no random numbers, because weights follow: saves seconds and, until the weights
+    are written, their memory."""
     with _NoDraws():
         yield

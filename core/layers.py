@@ -43,8 +43,8 @@ class Norm(nn.Module):
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last axis. `[..., dim]` -> `[..., dim]`.
 
-    PyTorch fuses this on CUDA only. On a CPU ours takes 0.45 to 0.75 of its time, forward and backward (`bench/norms.py`);
-    it can be differentiated once, so function transforms get PyTorch's.
+    PyTorch fuses this on CUDA only. On a CPU ours takes 0.45 to 0.75 of its time, forward and backward
+    (`bench/norms.py`); it can be differentiated once, so function transforms get PyTorch's.
     """
     plain = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
     if plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -83,8 +83,8 @@ class _RMSNorm(torch.autograd.Function):
 def activation(kind: str, x: Tensor, reuse: bool = False) -> Tensor:
     """The non-linearity of a feed-forward kind (see `TransformerConfig.ffn`), elementwise.
 
-    With `reuse` the result may stand where x stood: on a CPU a new tensor of that size costs more than the non-linearity,
-    because each of its pages is asked of the system first.
+    With `reuse` the result may stand where x stood: on a CPU a new tensor of that size costs more than the
+    non-linearity, because each of its pages is asked of the system first.
     """
     if kind in ("gelu", "geglu", "gelu_tanh", "geglu_tanh"):
         approximate = "tanh" if kind.endswith("tanh") else "none"

@@ -20,11 +20,11 @@ class AttentionMask:
 
     Args:
         causal: query i sees keys at or before its own position.
-        window: query i sees keys at a distance |i - j| < window: with `causal`, `window` keys including itself (Hugging Face's
-            convention; `flash_attn`'s window_size=(w, 0) means w + 1 keys).
+        window: query i sees keys at a distance |i - j| < window: with `causal`, `window` keys including itself
+            (Hugging Face's convention; `flash_attn`'s window_size=(w, 0) means w + 1 keys).
         documents: int `[batch, keys]`, a token sees only tokens of its own document (packing). Ids are at least 0.
-        padding: bool `[batch, keys]`, True for real tokens. Real tokens never see padding; padding sees padding, so that
-            no row of the softmax is empty, and its outputs mean nothing.
+        padding: bool `[batch, keys]`, True for real tokens. Real tokens never see padding; padding sees padding, so
+            that no row of the softmax is empty, and its outputs mean nothing.
         bias: float `[batch or 1, heads or 1, queries, keys]`, added to the scaled scores; receives a gradient.
         cross: queries are another sequence than keys.
     """
@@ -39,8 +39,8 @@ class AttentionMask:
     def __post_init__(self) -> None:
         if self.padding is not None and (self.padding.dtype != torch.bool or self.padding.dim() != 2):
             raise UserError(
-                f"padding is {self.padding.dtype} {tuple(self.padding.shape)}, but must be bool [batch, tokens], True for "
-                "real tokens; a mask of ones and zeros becomes one with .bool()."
+                f"padding is {self.padding.dtype} {tuple(self.padding.shape)}, but must be bool [batch, tokens], True "
+                "for real tokens; a mask of ones and zeros becomes one with .bool()."
             )
         if self.documents is not None and (self.documents.is_floating_point() or self.documents.dim() != 2):
             raise UserError(
@@ -48,8 +48,8 @@ class AttentionMask:
             )
         if self.bias is not None and (not self.bias.is_floating_point() or self.bias.dim() != 4):
             raise UserError(
-                f"bias is {self.bias.dtype} {tuple(self.bias.shape)}, but must be float [batch or 1, heads or 1, queries, "
-                "keys]."
+                f"bias is {self.bias.dtype} {tuple(self.bias.shape)}, but must be float [batch or 1, heads or 1, "
+                "queries, keys]."
             )
 
     def segments(self) -> Tensor | None:
@@ -60,7 +60,9 @@ class AttentionMask:
         return documents.masked_fill(~self.padding, -1)
 
     def allowed(self, queries: int, keys: int, device: torch.device | str | None = None) -> Tensor | None:
-        """The readable reference: bool `[batch or 1, 1, queries, keys]`, True where attention may go; None for no limit."""
+        """The readable reference: bool `[batch or 1, 1, queries, keys]`, True where attention may go; None for no
+        limit.
+        """
         if self.cross:
             return None if self.padding is None else self.padding[:, None, None, :].expand(-1, 1, queries, -1)
         key = torch.arange(keys, device=device)

@@ -12,7 +12,8 @@ from .errors import UserError
 
 
 def sinusoidal_table(positions: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of Vaswani et al. 2017, section 3.5. `positions` `[..., tokens]` -> float64 `[..., tokens, dim]`.
+    """Sines and cosines of Vaswani et al. 2017, section 3.5. `positions` `[..., tokens]` -> float64 `[..., tokens,
+    dim]`.
 
     Channel 2i holds sin(p / 10000^(2i/dim)), channel 2i+1 the cosine.
     """
@@ -34,7 +35,9 @@ class LearnedPositions(nn.Embedding):
         return super().forward(positions)
 
     def check(self, tokens: int) -> None:
-        """Raise UserError for a longer input than the table. Looking at the largest position would make the GPU wait."""
+        """Raise UserError for a longer input than the table. Looking at the largest position would make the GPU
+        wait.
+        """
         if tokens > self.num_embeddings:
             raise UserError(
                 f"The input has {tokens} tokens, but the learned position table has context = "
@@ -134,7 +137,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
-    """Turn each pair of channels of `x` `[batch, heads, tokens, head_dim]` by its angle; channels beyond the pairs stay.
+    """Turn each pair of channels of `x` `[batch, heads, tokens, head_dim]` by its angle; channels beyond the pairs
+    stay.
 
     half split:   pairs (x[i], x[i + R/2]) of the first R channels      interleaved: pairs (x[2i], x[2i + 1])
     """

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoint
-from .attention import Attention
-from .cache import KeyValueCache, LayerCache
+from .checkpoints import native as checkpoint
 from .config import TransformerConfig
 from .errors import UserError
 from .initialise import initialise
-from .kernels import Plan, plan
 from .layers import Branch, FeedForward, Norm
 from .masks import AttentionMask, positions_in_segments
+from .mixers.attention import Attention
+from .mixers.cache import KeyValueCache, LayerCache
+from .mixers.kernels import Plan, plan
 from .positions import LearnedPositions, Rotary, Rotation, SinusoidalPositions
 
 
@@ -30,8 +30,8 @@ class Block(nn.Module):
         sandwich   x + norm(attn(norm1(x)))      then  x + norm(ffn(norm2(x)))
         parallel   x + attn(norm1(x)) + ffn(norm2(x))
 
-    Norms that a placement does not have are identities. `branch1` and `branch2` hold the sandwich norm, the layer scale,
-    dropout and stochastic depth of the residual branches.
+    Norms that a placement does not have are identities. `branch1` and `branch2` hold the sandwich norm, the layer
+    scale, dropout and stochastic depth of the residual branches.
     """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:

@@ -115,7 +115,8 @@ def test_bugs_keep_their_traceback(verb: ModuleType) -> None:
 
 
 def test_an_error_from_a_loader_process_is_one_sentence(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "Caught UserError in DataLoader worker process 0.\nTraceback (…):\n  …\ntriune.core.errors.UserError: Bad row 3."
+    text = "Caught UserError in DataLoader worker process 0.\nTraceback (…):\n  …\n"
+    text += "triune.core.errors.UserError: Bad row 3."
     verb.main = fail(UserError(text))  # type: ignore[attr-defined]
     assert cli.main(["toy", "go"]) == 2
     assert capsys.readouterr().err == "error: Bad row 3.\n"

@@ -11,9 +11,9 @@ from torch import nn
 
 from triune import convert
 from triune.cli import main
+from triune.core.checkpoints.family import write_folder
 from triune.core.config import RotaryConfig, TransformerConfig
-from triune.core.families import write_folder
-from triune.protein.sequence import SequenceConfig, SequenceModel
+from triune.protein.language.model import SequenceConfig, SequenceModel
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 
@@ -81,7 +81,7 @@ def test_a_difference_is_never_called_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save("text", tmp_path / "ours")
-    monkeypatch.setattr("triune.text.pretrained.parity", lambda *_: 0.01)
+    monkeypatch.setattr("triune.text.checkpoints.pretrained.parity", lambda *_: 0.01)
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "hf"]) == 2
     said = capsys.readouterr()
     assert "differ from ours by up to 0.01" in said.err and "Done" not in said.out

@@ -19,7 +19,9 @@ def test_the_example_of_an_own_modality_runs_and_learns(tmp_path, monkeypatch):
     (code,) = (block for block in blocks("python") if "ForecastTask" in block)
     assert len([line for line in code.splitlines() if line.strip()]) <= 32
     torch.manual_seed(0)
-    quiet = code.replace("Trainer(", "Trainer(accelerator='cpu', enable_progress_bar=False, enable_model_summary=False, ")
+    quiet = code.replace(
+        "Trainer(", "Trainer(accelerator='cpu', enable_progress_bar=False, enable_model_summary=False, "
+    )
     names: dict[str, object] = {}
     exec(compile(quiet, "README.md", "exec"), names)
     model, series = names["task"].model, names["series"]

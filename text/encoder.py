@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import checkpoint
+from ..core.checkpoints import native as checkpoint
 from ..core.config import TransformerConfig, check_keys
 from ..core.errors import UserError
 from ..core.layers import Norm, activation

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import checkpoint
-from ..core.cache import KeyValueCache
+from ..core.checkpoints import native as checkpoint
 from ..core.config import TransformerConfig, check_keys
 from ..core.errors import UserError
 from ..core.losses import linear_cross_entropy
+from ..core.mixers.cache import KeyValueCache
 from ..core.transformer import Transformer
 
 
@@ -104,7 +104,9 @@ class LanguageModel(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy in nats and the number of targets that count; targets `[batch, tokens]`, -100 ignored."""
+        """Summed cross-entropy in nats and the number of targets that count; targets `[batch, tokens]`, -100
+        ignored.
+        """
         hidden = self.hidden(tokens, documents)
         return linear_cross_entropy(hidden, self.head.weight, targets, self.head.bias, self.config.logit_softcap)
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.cache import KeyValueCache
 from ..core.errors import UserError
+from ..core.mixers.cache import KeyValueCache
 from .model import LanguageModel
 
 
@@ -62,7 +62,9 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def draw(logits: Tensor, config: SamplingConfig, generators: list[torch.Generator] | None = None) -> Tensor:
-    """Next token of each row, int `[batch]`. A row draws from its own generator, so its text does not depend on the batch."""
+    """Next token of each row, int `[batch]`. A row draws from its own generator, so its text does not depend on the
+    batch.
+    """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     chance = filter_logits(logits, config).softmax(dim=-1).cpu()
@@ -74,7 +76,9 @@ def draw(logits: Tensor, config: SamplingConfig, generators: list[torch.Generato
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Prompts as one tensor int `[batch, longest]` and its padding, bool, True for real tokens; None if none is padded."""
+    """Prompts as one tensor int `[batch, longest]` and its padding, bool, True for real tokens; None if none is
+    padded.
+    """
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
     if all(len(p) == longest for p in prompts):

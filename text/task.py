@@ -11,18 +11,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import checkpoint
+from ..core.adapt.lora import LoRAConfig
+from ..core.checkpoints import native as checkpoint
+from ..core.checkpoints.family import Pretrained
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
-from ..core.families import Pretrained
 from ..core.initialise import uninitialised
-from ..core.lora import LoRAConfig
 from ..core.losses import IGNORED
-from ..core.training.finetune import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
-from .data import TextData
+from ..core.training.tuning import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
+from .data.module import TextData
 from .model import LanguageModel, LanguageModelConfig
 from .tokenizer import Tokenizer
 
@@ -57,8 +57,9 @@ class TextTask(TrainingModule):
         schedule: how the learning rate moves.
         ema: decay of an average of the weights that is judged and exported in their place, for example 0.99.
         compile: compile the blocks; worth its minute of waiting on a GPU.
-        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face, a GGUF file, a run or model folder. Its
-            config and its tokenizer are used; of `transformer` only dropout and stochastic depth may then be chosen.
+        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face, a GGUF file, a run or model
+            folder. Its config and its tokenizer are used; of `transformer` only dropout and stochastic depth may then
+            be chosen.
         lora: train low-rank factors beside the linear layers instead of the weights.
         freeze: which blocks do not train, or not at first.
     """
@@ -101,7 +102,7 @@ class TextTask(TrainingModule):
         return LanguageModel(LanguageModelConfig(data.vocab_size, transformer, **self.options))
 
     def load_pretrained(self, source: str) -> Pretrained:
-        from .pretrained import load
+        from .checkpoints.pretrained import load
 
         return load(source)
 
@@ -130,8 +131,8 @@ class TextTask(TrainingModule):
         if isinstance(data, TextData):
             if data.vocab_size > config.vocab_size:
                 raise UserError(
-                    f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they do not"
-                    " belong together."
+                    f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they "
+                    "do not belong together."
                 )
             if config.transformer.position == "learned" and data.context > config.transformer.context:
                 raise UserError(
@@ -166,7 +167,8 @@ class TextTask(TrainingModule):
             return {}
         return {"bits_per_byte": self.evaluated.total / (math.log(2) * data.val_bytes)}
 
-    # --- what the command line shows and writes ------------------------------------------------------------------------
+    # --- what the command line shows and writes
+    # ------------------------------------------------------------------------
 
     def describe(self) -> str:
         """One line about the model."""

@@ -21,9 +21,9 @@ import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ..core.checkpoint import write_atomic
+from ..core.checkpoints.native import write_atomic
+from ..core.checkpoints.source import read_json
 from ..core.errors import UserError
-from ..core.sources import read_json
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -150,8 +150,8 @@ class Tokenizer:
             raise UserError(f"'{file}' cannot be read as a tokenizer: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json` into `folder`, a `tokenizer_config.json` that names the end-of-text token, and, where there
-        are several ends, a `generation_config.json` with all."""
+        """Write `tokenizer.json` into `folder`, a `tokenizer_config.json` that names the end-of-text token, and, where
+        there are several ends, a `generation_config.json` with all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -180,7 +180,9 @@ class Tokenizer:
 
     @cached_property
     def beginning(self) -> list[int]:
-        """What stands before a text that the model shall continue: its beginning-of-text token, for models that have one."""
+        """What stands before a text that the model shall continue: its beginning-of-text token, for models that have
+        one.
+        """
         encoding = self.backend.encode("a", add_special_tokens=True)
         count = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
         return encoding.ids[:count]

@@ -1,4 +1,6 @@
-"""`triune vision check FOLDER`: what is in a folder of images, and what is wrong with it, before anything is trained."""
+"""`triune vision check FOLDER`: what is in a folder of images, and what is wrong with it, before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.training import machine
+from ..core.training.run import machine
 from ..core.work import cache_folder
+from .data.collection import SIDES, Collection, find
+from .data.scan import Record, scan
 from .estimate import estimate
-from .scan import Record, scan
-from .sources import SIDES, Collection, find
 
 MOST_CLASSES, MOST_LISTED = 20, 10
 
@@ -219,7 +221,8 @@ def _remarks(collection: Collection, records: dict[str, list[Record]]) -> list[F
     ]
 
 
-# --- for people -----------------------------------------------------------------------------------------------------------
+# --- for people
+# -----------------------------------------------------------------------------------------------------------
 
 
 def show(report: Report, console: Any = None) -> None:

@@ -6,13 +6,13 @@ import dataclasses
 import time
 from typing import Any
 
-from ..core.training import machine
-from ..core.training.recipes import find_config
-from .batches import load
-from .data import MEMORY, chosen_shape
+from ..core.training.run import machine
+from ..core.training.run.recipes import find_config
+from .data.batches import load
+from .data.collection import Collection, Images
+from .data.module import MEMORY, chosen_shape
+from .data.scan import Record
 from .preprocessing import Preprocessing
-from .scan import Record
-from .sources import Collection, Images
 
 TIMED_IMAGES, TIMED_STEPS = 64, 2
 
@@ -26,9 +26,10 @@ def estimate(collection: Collection, records: dict[str, list[Record]], image_siz
         image_size: pixels a side; None: as training chooses.
 
     Returns:
-        image_size [height, width], channels, in_memory (else decoded for each epoch), bytes of all pixels; of files also
-        images_per_second of one core, cores and seconds_to_read; and steps, batch_size, seconds_to_train and memory_gb (the
-        process's peak, or the GPU's), or largest_batch_size where there are fewer images to train on than in a batch.
+        image_size [height, width], channels, in_memory (else decoded for each epoch), bytes of all pixels; of files
+        also images_per_second of one core, cores and seconds_to_read; and steps, batch_size, seconds_to_train and
+        memory_gb (the process's peak, or the GPU's), or largest_batch_size where there are fewer images to train on
+        than in a batch.
     """
     good = [i for i, record in enumerate(records["train"]) if not record.problem]
     if not good:

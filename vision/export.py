@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .predict import Classifier
+from .classify import Classifier
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,13 +93,16 @@ def main(args: list[str]) -> int:
     shape = " x ".join(["batch" if options.dynamic_batch else "1", *map(str, what.example.shape[1:])])
     print(f"{target} ({size:.1f} MB): images [{shape}] -> {what.output} [{len(what.metadata['labels'])} classes]")
     print(
-        f"It agrees with the model on {' and '.join(inputs)} input; the largest difference is {largest:.1g} of the output."
+        f"It agrees with the model on {' and '.join(inputs)} input; the largest difference is {largest:.1g} of the "
+        "output."
     )
     return 0
 
 
 def build(classifier: Classifier, probabilities: bool = False, dynamic_batch: bool = False) -> Export:
-    """The module to write. Positions are resampled to the image size beforehand, so that no antialiased resize is in it."""
+    """The module to write. Positions are resampled to the image size beforehand, so that no antialiased resize is in
+    it.
+    """
     import torch
     from torch import nn
 

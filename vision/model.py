@@ -12,14 +12,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core import checkpoint
-from ..core.attention import Attention
+from ..core.checkpoints import native as checkpoint
 from ..core.config import RotaryConfig, TransformerConfig, check_keys
 from ..core.errors import UserError, nearest
 from ..core.initialise import initialise
-from ..core.kernels import plan
 from ..core.layers import FeedForward, Norm
 from ..core.masks import AttentionMask
+from ..core.mixers.attention import Attention
+from ..core.mixers.kernels import plan
 from ..core.transformer import Transformer
 from .patches import ConvolutionStem, PatchEmbed, Stem
 from .positions import Coordinates, Grid, LearnedGrid, Resample, SinCosGrid, grid_coordinates
@@ -133,8 +133,8 @@ class VisionTransformerConfig:
         _check_multiple(self.input_size, self.patch, "preprocessing.size")
         if self.stem == "convolutions" and (self.patch[0] != self.patch[1] or self.patch[0].bit_count() != 1):
             raise UserError(
-                f"patch_size is {self.patch_size}, but a stem of convolutions halves the image until a token is left of "
-                "a patch: it must be one power of two, such as 4, 8 or 16."
+                f"patch_size is {self.patch_size}, but a stem of convolutions halves the image until a token is left "
+                "of a patch: it must be one power of two, such as 4, 8 or 16."
             )
         if len(self.preprocessing.mean) not in (1, self.channels):
             raise UserError(
@@ -346,7 +346,9 @@ class VisionTransformer(nn.Module):
         return copy
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json`, with class names and preprocessing, and `model.safetensors` into `folder`, atomically."""
+        """Write `config.json`, with class names and preprocessing, and `model.safetensors` into `folder`,
+        atomically.
+        """
         checkpoint.save(folder, "VisionTransformer", {"model": self.config.to_dict()}, self.state_dict())
 
     @classmethod

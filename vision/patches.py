@@ -16,8 +16,8 @@ Stem = Literal["patches", "convolutions"]
 class PatchEmbed(nn.Conv2d):
     """Each patch times one matrix. `[batch, channels, height, width]` -> `[batch, patches, dim]`, patches row by row.
 
-    The weight is that of the convolution other libraries write this as, `[dim, channels, patch height, patch width]`; as
-    a product of matrices it takes 0.75 to 0.9 of the convolution's time on a CPU.
+    The weight is that of the convolution other libraries write this as, `[dim, channels, patch height, patch width]`;
+    as a product of matrices it takes 0.75 to 0.9 of the convolution's time on a CPU.
     """
 
     def __init__(self, channels: int, patch: Grid, dim: int, bias: bool = True) -> None:
@@ -34,7 +34,8 @@ class PatchEmbed(nn.Conv2d):
 
 
 class ConvolutionStem(nn.Sequential):
-    """Convolutions of 3 x 3 pixels and stride 2 until a token is left of each patch, then a linear map; shapes as `PatchEmbed`.
+    """Convolutions of 3 x 3 pixels and stride 2 until a token is left of each patch, then a linear map; shapes as
+    `PatchEmbed`.
 
     Xiao et al. 2021 (Early convolutions help transformers see better, section 3.1): the channels double from step to
     step and end at `dim`. Deviations: each step ends in a norm over the whole image instead of the batch, so that an

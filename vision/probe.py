@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checkpoint import write_atomic
+from ..core.checkpoints.native import write_atomic
 from ..core.errors import UserError
-from ..core.training.machine import usable_cores
+from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
-from .baselines import Baseline, logistic_regression, majority
-from .data import ImageData
+from .data.module import ImageData
+from .evaluate.baselines import Baseline, logistic_regression, majority
 from .model import VisionTransformer
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -42,13 +42,13 @@ VERSION = 1
 
 def parser() -> Any:
     """The options of `triune vision probe`; those of the data are those of `fit`."""
-    from ..core.training.cli import TaskParser
+    from ..core.training.run.cli import TaskParser
 
     p = TaskParser(
         prog="triune vision probe",
         usage="triune vision probe --model CHECKPOINT --data.root FOLDER [options]",
-        description="Judge a checkpoint by its frozen features: a linear classifier and nearest neighbours, beside what the "
-        "pixels alone give. Takes seconds once the features are there, and these are kept.",
+        description="Judge a checkpoint by its frozen features: a linear classifier and nearest neighbours, beside "
+        "what the pixels alone give. Takes seconds once the features are there, and these are kept.",
     )
     p.add_argument(
         "--model", type=str, required=True, help="folder, file, run, hub name or timm name of the checkpoint"
@@ -157,8 +157,8 @@ class Result:
         if 1 - top1 <= 2 * _variance(top1, self.judged) ** 0.5 + 0.01:
             return f"{left}; there is little left for fine-tuning to gain, and this many images could hardly show it."
         return (
-            f"{left}, which is the most that fine-tuning can gain; it usually gains a part of it, and with {images:.0f} "
-            f"images a class only a run can tell how much: {command}"
+            f"{left}, which is the most that fine-tuning can gain; it usually gains a part of it, and with "
+            f"{images:.0f} images a class only a run can tell how much: {command}"
         )
 
 
@@ -179,7 +179,7 @@ def probe(name: str, data: ImageData, limit: int | None = None, device: str | No
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    from .pretrained import load
+    from .checkpoints.pretrained import load
 
     model = load(name).model
     assert isinstance(model, VisionTransformer)
@@ -275,7 +275,9 @@ def nearest_neighbours(train: Features, val: Features, classes: int) -> Score:
 
 
 def _features(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray, device: str | None) -> Features:
-    """Pooled vectors of images of a side, from the cache if it knows these images, this model and this preprocessing."""
+    """Pooled vectors of images of a side, from the cache if it knows these images, this model and this
+    preprocessing.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 

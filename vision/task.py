@@ -1,4 +1,6 @@
-"""Training an image classifier: cross-entropy or one-vs-rest, judged by accuracy and by how honest its probabilities are."""
+"""Training an image classifier: cross-entropy or one-vs-rest, judged by accuracy and by how honest its probabilities
+are.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import checkpoint
+from ..core.adapt.lora import LoRAConfig
+from ..core.checkpoints import native as checkpoint
+from ..core.checkpoints.family import Pretrained
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
-from ..core.families import Pretrained
 from ..core.initialise import uninitialised
-from ..core.lora import LoRAConfig
-from ..core.training.finetune import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
-from . import pictures
-from .baselines import MOST_IMAGES, Baseline, logistic_regression, majority
-from .calibration import Calibration, calibrate, read_temperature, store_temperature
-from .data import ImageData
-from .metrics import IGNORED, judge
+from ..core.training.tuning import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
+from .data.module import ImageData
+from .evaluate import plots as pictures
+from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
+from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
+from .evaluate.metrics import IGNORED, judge
 from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
 from .patches import Stem
 from .positions import Coordinates, Grid, Resample
@@ -46,8 +48,8 @@ class VisionTask(TrainingModule):
 
     Args:
         transformer: the core.
-        patch_size: pixels of a patch, or height and width. Left out: by the image size; 2 of 8 pixels, 4 of 28 or 32, 16
-            from 112 on.
+        patch_size: pixels of a patch, or height and width. Left out: by the image size; 2 of 8 pixels, 4 of 28 or 32,
+            16 from 112 on.
         class_token: a learned token before the patches.
         registers: further learned tokens (Darcet et al. 2024).
         pool: what the head reads: the `class` token, the `mean` of the patches, or an `attention` pool.
@@ -65,9 +67,9 @@ class VisionTask(TrainingModule):
         schedule: how the learning rate moves.
         ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
         compile: compile the blocks; worth its minute of waiting on a GPU.
-        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face or timm, a file, a run or model folder. Its
-            config and its preprocessing are used, with a new head unless it has the classes of the data; of `transformer`
-            only dropout and stochastic depth may then be chosen.
+        pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face or timm, a file, a run or model
+            folder. Its config and its preprocessing are used, with a new head unless it has the classes of the data;
+            of `transformer` only dropout and stochastic depth may then be chosen.
         lora: train low-rank factors beside the linear layers, and the head, instead of all weights.
         freeze: which blocks do not train, or not at first.
     """
@@ -112,7 +114,9 @@ class VisionTask(TrainingModule):
         self._logits: Tensor | None = None  # of the evaluation batch at hand
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.predicted: tuple[Tensor, Tensor, Tensor] | None = None
-        """Of the last evaluation: logits [images, classes], labels [images] and the number of each image in its side."""
+        """Of the last evaluation: logits [images, classes], labels [images] and the number of each image in its
+        side.
+        """
         self.calibration: Calibration | None = None
         self.baselines: list[Baseline] = []
 
@@ -146,7 +150,7 @@ class VisionTask(TrainingModule):
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 
     def load_pretrained(self, source: str) -> Pretrained:
-        from .pretrained import load
+        from .checkpoints.pretrained import load
 
         return load(source)
 
@@ -193,7 +197,9 @@ class VisionTask(TrainingModule):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Tensor]) -> Loss:
-        """Loss in nats over the images. Batch as `ImageData` makes it: labels int `[batch]`, or float `[batch, classes]`."""
+        """Loss in nats over the images. Batch as `ImageData` makes it: labels int `[batch]`, or float `[batch,
+        classes]`.
+        """
         assert self.model is not None
         logits, labels = self.model(batch["images"]).float(), batch["labels"]
         if not self.training:
@@ -284,7 +290,8 @@ class VisionTask(TrainingModule):
         some = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
         return [*found, logistic_regression(train[0][some], train[1][some], *val, self.data.classes)]
 
-    # --- what the command line shows and writes ------------------------------------------------------------------------
+    # --- what the command line shows and writes
+    # ------------------------------------------------------------------------
 
     def describe(self) -> str:
         """One line about the model."""
@@ -349,7 +356,8 @@ class VisionTask(TrainingModule):
             f"triune vision export {folder} --onnx model.onnx",
         ]
 
-    # --- class names in checkpoints ------------------------------------------------------------------------------------
+    # --- class names in checkpoints
+    # ------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

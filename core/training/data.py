@@ -23,8 +23,8 @@ RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
 
 
 class Draw(NamedTuple):
-    """One batch to fetch: `indices` int64 [batch], -1 for none; `position` counts the batches of all epochs of training,
-    and is None in validation."""
+    """One batch to fetch: `indices` int64 [batch], -1 for none; `position` counts the batches of all epochs of
+    training, and is None in validation."""
 
     position: int | None
     indices: np.ndarray
@@ -118,8 +118,8 @@ class Batches:
     """An iterable over the batches of an order, fetched in this process or by workers.
 
     It is not a `DataLoader`: one starts to read ahead as soon as it is iterated, and Lightning iterates it before a
-    checkpoint is restored whenever something asked for the number of steps. Here nothing is read, and no position taken,
-    before the first batch is asked for. Nor does Lightning put a sampler of its own into it.
+    checkpoint is restored whenever something asked for the number of steps. Here nothing is read, and no position
+    taken, before the first batch is asked for. Nor does Lightning put a sampler of its own into it.
     """
 
     def __init__(self, source: Source, order: Order, workers: int = 0, pin: bool = False) -> None:

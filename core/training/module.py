@@ -22,15 +22,15 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..adapt.lora import LoRAConfig, merged_state
+from ..checkpoints.family import Pretrained
 from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
-from ..families import Pretrained
-from ..lora import LoRAConfig, merged_state
 from .ema import EMA
-from .finetune import FreezeConfig, Start, Tuning
 from .optimizers import OptimizerConfig, build_optimizer
 from .rng import rng_state, set_rng_state
 from .schedules import ScheduleConfig, factor
+from .tuning import FreezeConfig, Start, Tuning
 
 
 class Loss(NamedTuple):
@@ -50,8 +50,9 @@ class TrainingModule(LightningModule):
 
     The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
     the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
-    gradients. Between log steps nothing waits for the device: `last_batch` (sums of the last micro-batch), `last_loss` (mean per unit, of the last optimizer step)
-    and `last_grad_norm` (before clipping, if `gradient_clip_val` is set) are tensors for a telemetry callback to read.
+    gradients. Between log steps nothing waits for the device: `last_batch` (sums of the last micro-batch), `last_loss`
+    (mean per unit, of the last optimizer step) and `last_grad_norm` (before clipping, if `gradient_clip_val` is set)
+    are tensors for a telemetry callback to read.
 
     Evaluation uses the averaged weights when `ema` is set. See `EMA` for which weights are where.
 
@@ -127,7 +128,9 @@ class TrainingModule(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must implement read_start(folder).")
 
     def adopt(self, start: Start, data: Any) -> str:
-        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in words."""
+        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in
+        words.
+        """
         return ""
 
     def adapt_model(self, start: Start, data: Any) -> nn.Module:
@@ -163,8 +166,8 @@ class TrainingModule(LightningModule):
     # --- model and optimizer -----------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Any]:
-        # Of all hooks of a module only this one comes before the data are prepared, and those may need the checkpoint: its
-        # tokenizer, its image size.
+        # Of all hooks of a module only this one comes before the data are prepared, and those may need the checkpoint:
+        # its tokenizer, its image size.
         if self.tuning is not None:
             self.tuning.open(self, getattr(self._trainer, "datamodule", None))
         return []
@@ -367,7 +370,9 @@ class TrainingModule(LightningModule):
             self.ema.swap()
 
     def export_state(self) -> dict[str, Tensor]:
-        """What goes into `model.safetensors`: the averaged weights when `ema` is on, else the raw ones; LoRA's merged."""
+        """What goes into `model.safetensors`: the averaged weights when `ema` is on, else the raw ones; LoRA's
+        merged.
+        """
         assert self.model is not None, "export_state before configure_model"
         with self._weights(averaged=True):
             return {name: tensor.detach().cpu().clone() for name, tensor in merged_state(self.model).items()}
@@ -396,8 +401,8 @@ class TrainingModule(LightningModule):
             # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
             set_rng_state(self._rng[self.trainer.global_rank])
         self._rng = None
-        # Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must not
-        # see those, or it would depend on how often one validates and where one resumes.
+        # Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must
+        # not see those, or it would depend on how often one validates and where one resumes.
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         for name in ("run", "increment_progress_to_evaluation_end"):
             setattr(loop, name, self._without_drawing(getattr(loop, name)))
@@ -445,7 +450,8 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def _close_process_group() -> None:
-    """At the exit of each of several processes: gloo's threads, when they outlive it, end it with an abort now and then.
+    """At the exit of each of several processes: gloo's threads, when they outlive it, end it with an abort now and
+    then.
 
     Lightning closes NCCL's only.
     """

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from ..adapt.lora import is_factor
 from ..errors import UserError
-from ..lora import is_factor
 from .orthogonal import orthogonalise, update_scale
 
 PRETRAINED_LR, LORA_LR = 5e-5, 1.5e-3
-"""Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025 ("LoRA
-without regret") find the best rate of the factors at about ten times that of full fine-tuning, whatever the rank."""
+"""Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025
+("LoRA without regret") find the best rate of the factors at about ten times that of full fine-tuning, whatever the
+rank."""
 LOADED = "pretrained "
 """Begins the names of groups whose weights come from a checkpoint."""
 
@@ -34,7 +35,8 @@ class OptimizerConfig:
     """Which optimizer, and its settings. Learning rates are peaks: the schedule multiplies them by a factor in 0..1.
 
     Args:
-        name: `muon` (Muon for the matrices inside the blocks, AdamW for all else) or `adamw` (AdamW for everything). Left
+        name: `muon` (Muon for the matrices inside the blocks, AdamW for all else) or `adamw` (AdamW for everything).
+            Left
             out: muon for weights that start at random, adamw for those of a checkpoint.
         lr: peak learning rate of Muon's matrices, or of everything under `adamw`; default 0.01 for muon, 0.001 for
             adamw. Not of weights from a checkpoint.
@@ -263,10 +265,10 @@ def parameter_groups(
     - inputs: other weights registered before the blocks (patch and input projections). AdamW, `weight_decay`.
     - heads: other weights registered after the blocks. AdamW, `weight_decay`.
     - vectors: ndim < 2 (norms, gains, biases). AdamW, never decayed.
-    - factors: of LoRA. AdamW, `weight_decay` (towards the weights of the checkpoint), `lora_lr`. Not Muon, which makes all
-      singular values of an update equal: a factor has few, so each step would move all `rank` directions equally far,
-      also those that the gradient hardly speaks of, and its scale by shape is meant for a whole matrix, not for one of
-      two whose product counts.
+    - factors: of LoRA. AdamW, `weight_decay` (towards the weights of the checkpoint), `lora_lr`. Not Muon, which makes
+      all singular values of an update equal: a factor has few, so each step would move all `rank` directions equally
+      far, also those that the gradient hardly speaks of, and its scale by shape is meant for a whole matrix, not for
+      one of two whose product counts.
 
     A head tied to an embedding is one parameter, and an embedding. Weights from a checkpoint have `pretrained_lr`, and
     AdamW in every role unless Muon is asked for.
@@ -318,7 +320,8 @@ def _group(config: OptimizerConfig, kind: _Kind) -> dict[str, Any]:
     if kind.depth is not None:
         name = f"{name}, depth {kind.depth}"
     common = {
-        "params": [], "name": name, "algorithm": kind.algorithm, "lr": kind.factor * (own or base), "weight_decay": decay
+        "params": [], "name": name, "algorithm": kind.algorithm, "lr": kind.factor * (own or base),
+        "weight_decay": decay
     }  # fmt: skip
     if kind.algorithm == "muon":
         keys = ("momentum", "nesterov", "ns_steps", "scale")
@@ -339,8 +342,8 @@ def _check_used(config: OptimizerConfig, kinds: list[_Kind], tuning: bool) -> No
     if tuning and config.lr is not None and not any(_uses_main_lr(config, k) for k in kinds):
         other = "lora_lr" if any(k.role == "factors" for k in kinds) else "pretrained_lr"
         raise UserError(
-            f"optimizer.lr is {config.lr}, but no new weights are there to use it; that of the weights from the checkpoint is"
-            f" optimizer.{other}, that of a new head optimizer.head_lr."
+            f"optimizer.lr is {config.lr}, but no new weights are there to use it; that of the weights from the "
+            f"checkpoint is optimizer.{other}, that of a new head optimizer.head_lr."
         )
 
 

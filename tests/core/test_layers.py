@@ -55,7 +55,8 @@ def test_feed_forward(kind: str) -> None:
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_hooks_see_what_the_layers_returned(kind: str, everywhere: bool) -> None:
     torch.manual_seed(0)
-    ffn, x = FeedForward(TransformerConfig(dim=6, heads=1, ffn=kind)), torch.randn(2, 3, 6)  # pyright: ignore[reportArgumentType]
+    ffn = FeedForward(TransformerConfig(dim=6, heads=1, ffn=kind))  # pyright: ignore[reportArgumentType]
+    x = torch.randn(2, 3, 6)
     layer, seen = ffn.up if ffn.gate is None else ffn.gate, []
 
     def keep(module: nn.Module, inputs: object, output: Tensor) -> None:

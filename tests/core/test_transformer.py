@@ -1,4 +1,6 @@
-"""The block and the stack against torch.nn, against short equations, and against themselves without packing or padding."""
+"""The block and the stack against torch.nn, against short equations, and against themselves without packing or
+padding.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triune.core.attention import Attention
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
-from triune.core.kernels import force_kernel, reference_attention
+from triune.core.mixers.attention import Attention
+from triune.core.mixers.kernels import force_kernel, reference_attention
 from triune.core.transformer import Block, Transformer
 
 F64 = torch.float64

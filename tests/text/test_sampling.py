@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from triune.core.compiled import compile_blocks
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.text.generate import Continuation, main
 from triune.text.model import LanguageModel, LanguageModelConfig
-from triune.text.predict import Continuation, main
 from triune.text.sampling import SamplingConfig, draw, filter_logits, generate, left_pad
 from triune.text.tokenizer import Tokenizer
 

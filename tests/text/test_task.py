@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.training.optimizers import OptimizerConfig
-from triune.text.data import TextData
+from triune.text.data.module import TextData
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.text.task import TextTask
 from triune.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from triune.core import checkpoint
+from triune.core.checkpoints import native as checkpoint
 from triune.core.errors import UserError
 from triune.text import tokenizer as module
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer

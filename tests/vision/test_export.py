@@ -11,14 +11,16 @@ import torch
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
 from triune.vision import export
-from triune.vision.calibration import store_temperature
+from triune.vision.classify import Classifier
+from triune.vision.evaluate.calibration import store_temperature
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
-from triune.vision.predict import Classifier
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder with everything that could stop an export: rotary positions, QK-norm, registers, a learned table."""
+    """A model folder with everything that could stop an export: rotary positions, QK-norm, registers, a learned
+    table.
+    """
     torch.manual_seed(0)
     core = TransformerConfig(
         dim=24,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.vision.data import ImageData
+from triune.vision.data.module import ImageData
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.preprocessing import Preprocessing
 from triune.vision.probe import (

@@ -13,12 +13,12 @@ from lightning.pytorch import Trainer
 
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.core.training.cli import TaskCLI, run_task
-from triune.core.training.recipes import folder, list_recipes
-from triune.core.training.run import load_summary
-from triune.vision.calibration import read_temperature
-from triune.vision.data import ImageData
-from triune.vision.metrics import judge
+from triune.core.training.run.cli import TaskCLI, run_task
+from triune.core.training.run.folder import load_summary
+from triune.core.training.run.recipes import folder, list_recipes
+from triune.vision.data.module import ImageData
+from triune.vision.evaluate.calibration import read_temperature
+from triune.vision.evaluate.metrics import judge
 from triune.vision.model import VisionTransformer
 from triune.vision.task import VisionTask, patch_for
 

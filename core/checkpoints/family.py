@@ -1,0 +1,119 @@
+"""What a kind of checkpoint is: how it is recognised, what its config means, and its weight map."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .native import CONFIG, WEIGHTS, umask
+from .source import Source
+from .weights import WeightMap
+
+Library = Literal["hf", "timm", "torchvision", "fair-esm", "gguf", "triune", "other"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one architecture as one library writes them.
+
+    Args:
+        name: shown to people, such as "Llama".
+        library: whose format it is; `triune convert --to` names it.
+        fits: whether a source is one of these.
+        config: our model's config from theirs. Raises UserError for a setting that the core does not have.
+        weights: the weight map for a config of ours.
+        their_config: the content of their config file from ours; None for a family that is only read.
+        represents: whether a config of ours can be written as this family.
+    """
+
+    name: str
+    library: Library
+    fits: Callable[[Source], bool]
+    config: Callable[[Source], Any]
+    weights: Callable[[Any], WeightMap]
+    their_config: Callable[[Any], dict[str, Any]] | None = None
+    represents: Callable[[Any], bool] = lambda _: False
+
+
+@dataclass
+class Pretrained:
+    """A model of ours with weights from elsewhere, and where they came from.
+
+    Args:
+        model: in evaluation mode, float32.
+        source: what was opened.
+        family: None for triune's own format.
+        companion: the tokenizer of a text model, the contact head of a protein model, or None (a classifier's
+            preprocessing is in its config).
+    """
+
+    model: nn.Module
+    source: Source
+    family: Family | None = None
+    companion: Any = None
+
+
+def recognise(source: Source, families: Sequence[Family], what: str) -> Family:
+    """The first family that `source` fits. Raises UserError, listing what is supported.
+
+    Args:
+        what: what the checkpoint should be, such as "language model".
+    """
+    for family in families:
+        if family.fits(source):
+            return family
+    found = source.config.get("model_type") or source.config.get("architecture") or "an unknown architecture"
+    names = ", ".join(dict.fromkeys(family.name for family in families))
+    raise UserError(f"'{source.name}' is {found}, which is not supported as a {what}; supported are {names}.")
+
+
+@contextmanager
+def replacing(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else than a checkpoint, which nobody wants replaced.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is a file; give a new folder to write to.")
+    if folder.exists() and any(folder.iterdir()) and not any((*folder.glob(CONFIG), *folder.glob("*.pt"))):
+        raise UserError(f"'{folder}' exists and holds no checkpoint, so it is not replaced; give a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield new
+        os.chmod(new, 0o777 & ~umask())
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            os.replace(folder, old / "it")
+        os.replace(new, folder)
+        if old:
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """`config.json` and `model.safetensors` as the original libraries read them, into a folder of `replacing`."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        folder / WEIGHTS,
+        {"format": "pt"},
+    )
+    os.chmod(folder / WEIGHTS, 0o666 & ~umask())
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

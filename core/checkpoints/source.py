@@ -1,0 +1,275 @@
+"""Checkpoints of any library: found by name, opened safely, their config and tensors read.
+
+Nothing here knows a family: a `Source` is what lies on disk, and `weights.py` holds the tables that say what it means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .native import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, few
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+FILES = (WEIGHTS, "open_clip_model.safetensors", "pytorch_model.bin")
+"""Names of weights in a folder, the first that exists counts; shards are named by an index."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".gguf", ".npz", ".onnx")
+"""Files that can be a checkpoint by themselves."""
+
+PACKAGE = "package:"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk.
+
+    Args:
+        name: as the user wrote it, for messages.
+        path: a folder, or a file that is a checkpoint by itself.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where companions (tokenizer, preprocessing) would lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is a checkpoint by itself; None for a folder."""
+        return None if self.path.is_dir() else self.path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json` of a folder; empty for a file by itself. Raises UserError when it is missing or damaged."""
+        if self.file:
+            return {}
+        path = self.path / CONFIG
+        if not path.is_file():
+            raise UserError(f"'{self.name}' is not a checkpoint: it has no {CONFIG} (it holds {_listing(self.path)}).")
+        return read_json(path)
+
+    @cached_property
+    def is_ours(self) -> bool:
+        """Whether triune wrote it."""
+        return not self.file and self.config.get("library") == "triune"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under their own names, as stored. Raises UserError when weights are missing or damaged."""
+        if self.file:
+            return read_tensors(self.file)
+        for name in INDEXES:
+            if (self.path / name).is_file():
+                return self._shards(self.path / name)
+        for name in FILES:
+            if (self.path / name).is_file():
+                return read_tensors(self.path / name)
+        raise UserError(
+            f"'{self.name}' has a {CONFIG} but no weights ({' or '.join(FILES)}); it holds {_listing(self.path)}."
+        )
+
+    def _shards(self, index: Path) -> dict[str, Tensor]:
+        names: Any = read_json(index).get("weight_map")
+        if not isinstance(names, Mapping) or not names:
+            raise UserError(f"'{index}' lists no weights (weight_map); it was damaged or is another file.")
+        found: dict[str, Tensor] = {}
+        for shard in sorted(set(names.values())):
+            path = index.parent / str(shard)
+            if path.parent != index.parent or not path.is_file():
+                raise UserError(
+                    f"'{index}' names the part '{shard}', which is not there; was the download interrupted?"
+                )
+            found |= read_tensors(path)
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise UserError(
+                f"The parts of '{self.name}' lack {len(absent)} tensors that its index lists: {few(absent)}."
+            )
+        return found
+
+
+def open_source(name: str) -> Source:
+    """Find a checkpoint: a folder, a run folder, a file, one in an installed package (`package:NAME`, see
+    `in_package`), or a repository `owner/name` of the Hugging Face hub.
+
+    The hub's own cache, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
+
+    Raises:
+        UserError: nothing is found, the hub cannot be reached, or the repository is gated.
+    """
+    path = in_package(name, SUFFIXES) if name.startswith(PACKAGE) else Path(name).expanduser()
+    if path.is_dir():
+        inner = path / "model"  # of a run folder
+        return Source(name, inner if not (path / CONFIG).exists() and (inner / CONFIG).exists() else path)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"'{name}' is not a checkpoint; a file must end in {', '.join(SUFFIXES)}.")
+        return Source(name, path)
+    if not _HUB_NAME.fullmatch(name) or name.endswith(SUFFIXES):
+        raise UserError(f"There is no checkpoint '{name}': neither a folder, a file, nor a name OWNER/NAME of the hub.")
+    return Source(name, _from_hub(name))
+
+
+def in_package(name: str, suffixes: tuple[str, ...] = ()) -> Path:
+    """What `package:NAME` or `package:NAME/PATH` means: a file or folder that an installed package brought along.
+
+    Args:
+        name: NAME as one installs it; PATH as it lies among the installed packages, or the end of it.
+        suffixes: without PATH, the one file that ends so.
+
+    Raises:
+        UserError: the package is not installed, or has no such file, or several.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    package, _, wanted = name.removeprefix(PACKAGE).partition("/")
+    try:
+        installed = distribution(package)
+    except PackageNotFoundError:
+        raise UserError(f"'{name}': there is no installed package '{package}'; pip install {package}") from None
+    files = [file for file in installed.files or [] if not suffixes or file.suffix in suffixes]
+    found = set(files)
+    if wanted:
+        parts = Path(wanted).parts
+        ends = [(file, end) for file in files for end in range(len(parts), len(file.parts) + 1)]
+        found = {Path(*file.parts[:end]) for file, end in ends if file.parts[end - len(parts) : end] == parts}
+        found = found & {Path(wanted)} or found  # as it lies there, rather than the end of another path
+    if len(found) != 1:
+        has = f"{len(found)} of them" if found else "none"
+        names = few([str(file) for file in files]) or "nothing"
+        raise UserError(f"'{name}' must name one file, but the package has {has}; it brings {names}.")
+    return Path(str(installed.locate_file(found.pop())))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        if not any((folder / file).exists() for file in (*FILES, *INDEXES)):
+            folder = Path(snapshot_download(name, allow_patterns=[*_PATTERNS, "pytorch_model*"]))
+    except GatedRepoError:
+        raise UserError(
+            f"'{name}' is gated: accept its licence on its page of the hub and log in (`hf auth login` or HF_TOKEN)."
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"There is no folder '{name}', and no repository of that name on the hub (or it is private)."
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise UserError(
+            f"There is no folder '{name}', it is not in the local cache, and {why} "
+            f"({type(error).__name__}); download it where there is a network, or give a folder."
+        ) from None
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size. Raises UserError when it is damaged or something else."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"'{path}' is {path.stat().st_size:,} bytes, far too large for a config; is it another file?")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"'{path}' is not valid JSON ({error}); it was damaged or is another file.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' holds a {type(content).__name__}, but must hold an object; is it another file?")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, PyTorch pickle (`weights_only`) or NumPy archive.
+
+    Raises:
+        UserError: the file is damaged, is a pickle that would run code, or holds no tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix == ".gguf":
+        raise UserError(f"'{path}' is a GGUF file, which holds a language model; give it to a text command.")
+    content = read_pickle(path)
+    for key in ("state_dict", "model", "teacher"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    found = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not found:
+        raise UserError(f"'{path}' holds a {type(content).__name__} without tensors, but must hold a state dict.")
+    return found
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.load(weights_only=True)` makes of a file. Raises UserError when it is damaged or would run code."""
+    import argparse
+    import pickle
+    import warnings
+
+    try:
+        # fair-esm's files hold their training options; a Namespace is a plain record.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global) [`']?([\w.]+)", str(error))
+        what = f"it contains {found[1]}" if found else str(error).splitlines()[0]
+        raise UserError(
+            f"'{path}' is a pickle that could run code when it is read ({what}), so it is refused; take the "
+            "safetensors file, or convert it where you trust it."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({str(error).splitlines()[0]}); it was cut short or damaged."
+        ) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged.") from None
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"'{path}' cannot be read as a NumPy archive ({error}); it was cut short or damaged.") from None
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return few(names) if names else "nothing"

@@ -1,0 +1,82 @@
+"""Keys and values of the tokens seen so far, for generation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import TransformerConfig
+
+
+class LayerCache:
+    """Keys and values of one layer, `[batch, kv_heads, tokens, head_dim]` each.
+
+    Storage for `capacity` tokens doubles when it is full, so appending costs no copy of the past on average. A layer
+    with a window keeps only the `window - 1` tokens that a later query can still see.
+    """
+
+    def __init__(self, window: int | None = None, capacity: int = 64) -> None:
+        self.window = window
+        self.capacity = capacity if window is None else min(capacity, 2 * window)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.start = self.end = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; return those that the new queries may need, oldest first."""
+        if self.window is not None:
+            self.start = max(self.start, self.end - (self.window - 1))
+        self._reserve(k, v)
+        assert self.keys is not None and self.values is not None
+        new = slice(self.end, self.end + k.shape[2])
+        self.keys[:, :, new], self.values[:, :, new] = k, v
+        self.end = new.stop
+        return self.keys[:, :, self.start : self.end], self.values[:, :, self.start : self.end]
+
+    def _reserve(self, k: Tensor, v: Tensor) -> None:
+        needed, kept = k.shape[2], self.end - self.start
+        if self.keys is not None and self.end + needed <= self.keys.shape[2]:
+            return
+        capacity = max((1 if self.keys is None else 2) * (kept + needed), self.capacity)
+        keys, values = (x.new_empty(*x.shape[:2], capacity, x.shape[3]) for x in (k, v))
+        if self.keys is not None and self.values is not None:
+            keys[:, :, :kept] = self.keys[:, :, self.start : self.end]
+            values[:, :, :kept] = self.values[:, :, self.start : self.end]
+        self.keys, self.values, self.start, self.end = keys, values, 0, kept
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the batch rows with these indices, int `[rows]`: finished ones are dropped."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class KeyValueCache:
+    """The cache of a whole `Transformer`: one `LayerCache` a layer and the padding of all tokens so far.
+
+    Pass the same object to successive calls of the model; each call gives only the new tokens. `padding` is bool
+    `[batch, tokens so far]`, needed when prompts of different lengths are padded on the left. `capacity` is the number
+    of tokens for which there is room at first: known from the start, it saves the growing.
+    """
+
+    def __init__(self, config: TransformerConfig, capacity: int = 64) -> None:
+        self.layers = [LayerCache(config.window_at(layer), capacity) for layer in range(config.depth)]
+        self.padding: Tensor | None = None
+        self.length = 0
+
+    def extend(self, batch: int, tokens: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
+        """Record `tokens` new ones and return the padding of all, bool `[batch, length]`, or None if none is padded."""
+        if padding is not None or self.padding is not None:
+            past = self.padding
+            if past is None:
+                past = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+            new = torch.ones(batch, tokens, dtype=torch.bool, device=device) if padding is None else padding
+            self.padding = torch.cat([past, new], dim=1)
+        self.length += tokens
+        return self.padding
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the batch rows with these indices, int `[rows]`."""
+        for layer in self.layers:
+            layer.select(rows)
+        if self.padding is not None:
+            self.padding = self.padding[rows]

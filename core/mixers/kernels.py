@@ -1,0 +1,263 @@
+"""The one place where attention kernels are chosen.
+
+`plan` looks at a mask, the shapes and the device once a batch and names a kernel; `attend` runs it in every layer.
+`print(plan)` tells which kernel runs and why. Each kernel equals `reference_attention` in value and gradient.
+
+| kernel    | when                                                       | cost                     |
+|-----------|------------------------------------------------------------|--------------------------|
+| sdpa      | no limit, or causal over a whole sequence                  | flash kernels, no mask   |
+| banded    | a window much shorter than the sequence                    | tokens x window          |
+| masked    | documents, padding, a bias, or a chunk behind a cache      | tokens²                  |
+| flex      | on CUDA: windows, documents, soft cap; no bias, no dropout | only the blocks in sight |
+| reference | soft-capped scores elsewhere                               | tokens², scores stored   |
+
+SDPA is given no mask where `is_causal` says the same, because any mask disables its flash kernels; `is_causal` is
+aligned top-left and so is never used behind a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..masks import AttentionMask, within
+
+KERNELS = ("reference", "sdpa", "masked", "banded", "flex")
+_forced: list[str] = []
+
+_FLEX_MIN_TOKENS = 256
+"""Below this a block-sparse kernel has nothing to skip (its blocks are 128 tokens)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mask lowered to a kernel, shared by all layers with the same window."""
+
+    kernel: str
+    why: str
+    causal: bool = False
+    allowed: Tensor | None = None
+    """bool or float `[batch or 1, heads or 1, queries, keys]` for `masked` and `reference`; blocks of it for
+    `banded`.
+    """
+    bias: Tensor | None = None
+    window: int = 0
+    softcap: float | None = None
+    block_mask: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.kernel} ({self.why})"
+
+
+@contextmanager
+def force_kernel(name: str) -> Iterator[None]:
+    """Use one kernel wherever it can express the mask: for tests and measurements."""
+    if name not in KERNELS:
+        raise UserError(f"kernel is '{name}', but must be one of {', '.join(KERNELS)}.")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def plan(
+    mask: AttentionMask,
+    queries: int,
+    keys: int,
+    device: torch.device,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Plan:
+    """Choose a kernel for `mask` over `queries` x `keys` and build what it needs, once a batch."""
+    name, why = _choose(mask, queries, keys, device, softcap, dropout)
+    if name == "sdpa":
+        return Plan(name, why, causal=mask.causal and queries > 1 and not mask.cross)
+    if name == "banded":
+        return Plan(name, why, causal=mask.causal, window=mask.window or 0, allowed=_band_mask(mask, keys, device))
+    if name == "flex":
+        return Plan(name, why, softcap=softcap, block_mask=_block_mask(mask, queries, keys, device))
+    allowed = mask.allowed(queries, keys, device)
+    if name == "masked" and mask.bias is not None:
+        additive = mask.bias if allowed is None else mask.bias.masked_fill(~allowed, -torch.inf)
+        return Plan(name, why, allowed=additive)
+    return Plan(name, why, allowed=allowed, bias=mask.bias, softcap=softcap)
+
+
+def _choose(
+    mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None, dropout: float
+) -> tuple[str, str]:
+    window = mask.window if mask.window is not None and mask.window < keys and not mask.cross else None
+    grouped = mask.documents is not None or mask.padding is not None
+    square = queries == keys and not mask.cross
+    flex_can = device.type == "cuda" and mask.bias is None and square and keys >= _FLEX_MIN_TOKENS and dropout == 0
+    possible = {"reference": "a readable reference"}
+    if softcap is None:
+        possible["masked"] = "bias" if mask.bias is not None else "a dense mask"
+        if mask.bias is None and not grouped and window is None and (square or not mask.causal or queries == 1):
+            possible["sdpa"] = "causal" if mask.causal else "every token sees every token"
+        if square and window is not None and mask.bias is None:
+            possible["banded"] = f"window {window} of {keys} tokens"
+    if flex_can and (window is not None or grouped or softcap is not None):
+        possible["flex"] = "block-sparse on CUDA"
+    if _forced and _forced[-1] in possible:
+        return _forced[-1], "forced"
+    if _forced and softcap is None:
+        return "masked", f"{_forced[-1]} cannot express this mask"
+    for name in ("sdpa", "flex"):
+        if name in possible:
+            return name, possible[name]
+    # The band holds 2·window keys a query (3 without causality): it wins once that is clearly less than the square.
+    if "banded" in possible and window is not None and keys >= 4 * window:
+        return "banded", possible["banded"]
+    name = "masked" if "masked" in possible else "reference"
+    return name, possible[name] if name == "masked" else "soft-capped scores"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float = 0.0) -> Tensor:
+    """Softmax attention. q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` -> like
+    q.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if plan.kernel == "sdpa" and grouped and q.shape[2] == 1 and not plan.causal:
+        # One query a head: those that share keys are as good as several queries of one head, and read the keys once.
+        together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(together, k, v, scale=scale, dropout_p=dropout).reshape(q.shape)
+    if plan.kernel == "sdpa":
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=plan.causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
+        )
+    if plan.kernel == "masked":
+        mask = plan.allowed
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=grouped
+        )
+    if plan.kernel == "banded":
+        return _banded_attention(q, k, v, plan, scale, dropout)
+    if plan.kernel == "flex":
+        return _flex()(q, k, v, _softcap_score(plan.softcap), plan.block_mask, scale, grouped)
+    return reference_attention(q, k, v, plan.allowed, plan.bias, scale, plan.softcap, dropout)
+
+
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None,
+    scale: float | None = None, softcap: float | None = None, dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Attention as the paper writes it (Vaswani et al. 2017, equation 1), with every option; stores all scores."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # [batch, heads, queries, keys]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+
+
+# --- a sliding window as overlapping blocks ---------------------------------------------------------------------------
+
+
+def _band_mask(mask: AttentionMask, tokens: int, device: torch.device) -> Tensor:
+    """bool `[blocks or batch·blocks, 1, window, span·window]`: which keys of its own and neighbouring blocks a query
+    sees.
+    """
+    width = mask.window or 0
+    blocks, span = -(-tokens // width), 2 if mask.causal else 3
+    query = torch.arange(blocks * width, device=device).view(blocks, width, 1)
+    first = torch.arange(-width, (blocks - 1) * width, width, device=device).view(blocks, 1, 1)
+    key = first + torch.arange(span * width, device=device)
+    allowed = within(query - key, mask.causal, mask.window)
+    assert allowed is not None
+    # Rows that only fill the last block see themselves, so that no softmax is empty; nobody else sees them.
+    allowed = allowed & (key >= 0) & ((key < tokens) | (query >= tokens))
+    segments = mask.segments()
+    if segments is None:
+        return allowed[:, None]
+    padded = F.pad(segments, (0, blocks * width - tokens), value=-1)
+    same = padded[:, query] == padded[:, key.clamp(0, blocks * width - 1)]  # [batch, blocks, window, span·window]
+    return (allowed & same).flatten(0, 1)[:, None]
+
+
+def _banded_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float) -> Tensor:
+    """Attention within a window in time and memory proportional to tokens x window.
+
+    queries   | block i-1 | block i | block i+1 |
+    keys      |   each block of queries sees its own and the previous block (and the next, when not causal)
+    """
+    batch, heads, tokens, head_dim = q.shape
+    width, allowed = plan.window, plan.allowed
+    assert allowed is not None
+    blocks = -(-tokens // width)
+    q, k, v = (F.pad(x, (0, 0, 0, blocks * width - tokens)) for x in (q, k, v))
+    q = _fold(q.unflatten(2, (blocks, width)))
+    k, v = (_fold(_with_neighbours(x, blocks, width, plan.causal)) for x in (k, v))
+    if allowed.shape[0] != q.shape[0]:
+        allowed = allowed.repeat(batch, 1, 1, 1)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, scale=scale, dropout_p=dropout, enable_gqa=heads != k.shape[1]
+    )
+    out = out.unflatten(0, (batch, blocks)).transpose(1, 2).reshape(batch, heads, blocks * width, head_dim)
+    return out[:, :, :tokens]
+
+
+def _with_neighbours(x: Tensor, blocks: int, width: int, causal: bool) -> Tensor:
+    """`[batch, heads, blocks·width, head_dim]` -> `[batch, heads, blocks, 2 or 3 times width, head_dim]`."""
+    padded = F.pad(x, (0, 0, width, 0 if causal else width))
+    span = 2 if causal else 3
+    return padded.unfold(2, span * width, width)[:, :, :blocks].mT
+
+
+def _fold(x: Tensor) -> Tensor:
+    """`[batch, heads, blocks, tokens, head_dim]` -> `[batch·blocks, heads, tokens, head_dim]`."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+# --- block-sparse attention on CUDA -----------------------------------------------------------------------------------
+
+
+@cache
+def _flex() -> Any:
+    """FlexAttention, compiled once for all layers: uncompiled it is slower than a dense mask."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _softcap_score(softcap: float | None) -> Any:
+    if softcap is None:
+        return None
+    return lambda score, batch, head, query, key: softcap * torch.tanh(score / softcap)
+
+
+@cache
+def _compiled_block_mask() -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask, dynamic=False)
+
+
+def _block_mask(mask: AttentionMask, queries: int, keys: int, device: torch.device) -> Any:
+    segments = mask.segments()
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = within(query - key, mask.causal, mask.window)
+        if segments is None:
+            return query >= 0 if allowed is None else allowed
+        same = segments[batch, query] == segments[batch, key]
+        return same if allowed is None else allowed & same
+
+    batch = None if segments is None else segments.shape[0]
+    return _compiled_block_mask()(visible, batch, None, queries, keys, device=device)

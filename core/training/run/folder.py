@@ -1,0 +1,174 @@
+"""The folder of one training run: what lies where, written so that nothing good is ever half replaced."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+
+ROOT = Path("runs")
+
+
+class RunFolder:
+    """Paths and files of a run. Constructing touches nothing.
+
+    config.yaml       every option, resolved; `--config` takes it to train the same again
+    metrics.csv       one row per log step and per validation (telemetry.Snapshot says what the columns mean)
+    tensorboard/      the same numbers for `tensorboard --logdir`
+    checkpoints/      best.ckpt (lowest val_loss) and last.ckpt (to continue)
+    model/            the best weights for use: config.json, model.safetensors, tokenizer or labels
+    pretrained/       of a fine-tuning: config and tokenizer it started from, so that it goes on without the checkpoint
+    adapter/          of a fine-tuning with LoRA: the factors in PEFT's format, where Hugging Face has the model
+    loss.png          training and validation loss
+    summary.json      the final figures
+    validation.json   the figures of the latest `validate`
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
+        self.last = self.checkpoints / "last.ckpt"
+        self.model = self.path / "model"
+        self.pretrained = self.path / "pretrained"
+        self.adapter = self.path / "adapter"
+        self.plot = self.path / "loss.png"
+        self.summary = self.path / "summary.json"
+        self.validation = self.path / "validation.json"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def fresh(cls, task: str) -> RunFolder:
+        """`runs/<task>/<YYYY-MM-DD_HH-MM-SS>`, with a number behind it when two start in the same second."""
+        name = time.strftime("%Y-%m-%d_%H-%M-%S")
+        path, number = ROOT / task / name, 2
+        while path.exists():
+            path, number = ROOT / task / f"{name}-{number}", number + 1
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run in an existing folder.
+
+        Raises:
+            UserError: the folder does not exist or holds no run; names runs nearby.
+        """
+        run = cls(path)
+        if run.config.is_file():
+            return run
+        if not run.path.exists():
+            found, base = "does not exist", next((p for p in run.path.parents if p.is_dir()), Path())
+        elif not run.path.is_dir():
+            found, base = "is a file, not a run folder", run.path.parent
+        else:
+            found, base = "is not a run folder (it holds no config.yaml)", run.path
+        newest = newest_runs(base)
+        hint = f"; the newest runs here are {', '.join(map(str, newest))}" if newest else "; train one with `fit` first"
+        raise UserError(f"{run} {found}{hint}.")
+
+    @property
+    def verb(self) -> str:
+        """The verb that trains this run: that of the command in the first line of config.yaml; `fit` where there is
+        none.
+        """
+        try:
+            with self.config.open(encoding="utf-8") as file:
+                command = re.match(r"# triune [\w-]+ ([\w-]+)", file.readline())
+        except (OSError, ValueError):
+            return "fit"
+        return command[1] if command else "fit"
+
+    def contents(self) -> list[str]:
+        """Names of what makes this folder a run; empty when it may be used for a new one."""
+        # `last.ckpt` and the like may be folders (sharded checkpoints).
+        parts = [self.config, self.summary, self.best, self.last, self.model]
+        return [str(p.relative_to(self.path)) for p in parts if p.exists()]
+
+    def check_free(self) -> None:
+        """Raise UserError when the folder already holds a run, or is a file."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run {self} is a file; name a folder that does not exist yet.")
+        if held := self.contents():
+            raise UserError(
+                f"{self} already holds a run ({', '.join(held)}): choose another --run, or continue this one with "
+                f"`--run {self} --resume true`."
+            )
+
+    def create(self) -> RunFolder:
+        """Make the folder; refuses (UserError) one that holds a run already."""
+        self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def export(self, write: Callable[[Path], Any]) -> None:
+        """Let `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""
+        new, old = (self.path / f".model.{name}" for name in ("new", "old"))
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        try:
+            write(new)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        # A folder cannot be replaced in one step where it is not empty; between the two the old one is still there.
+        if self.model.exists():
+            self.model.rename(old)
+        new.rename(self.model)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def write_json(self, path: Path, values: dict[str, Any]) -> None:
+        """Write a JSON file completely or not at all."""
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def model_folder(path: str | Path, task: str) -> Path:
+    """The model of a run folder, or a model folder itself.
+
+    Raises:
+        UserError: there is none, or its training has not finished.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    run = RunFolder.open(path)
+    if not run.model.is_dir():
+        raise UserError(
+            f"{run} holds no finished model yet; continue it with `triune {task} {run.verb} --run {run} --resume true`."
+        )
+    return run.model
+
+
+def load_summary(path: str | Path) -> dict[str, Any]:
+    """The figures in a run's `summary.json`.
+
+    Raises:
+        UserError: no such run, or its training has not finished.
+    """
+    run = RunFolder.open(path)
+    if not run.summary.is_file():
+        raise UserError(f"{run} has no summary.json: its training has not finished; continue it with `--resume true`.")
+    return json.loads(run.summary.read_text(encoding="utf-8"))
+
+
+def newest_runs(base: str | Path = ROOT, most: int = 3) -> list[Path]:
+    """Folders of the runs up to three levels below `base` (or in `runs/` below it), the newest first."""
+    base = Path(base)
+    found: set[Path] = set()
+    for root in (base, base / ROOT):
+        for depth in ("*", "*/*", "*/*/*"):
+            found.update(p.parent for p in root.glob(f"{depth}/checkpoints"))
+    return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:most]

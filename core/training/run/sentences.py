@@ -1,0 +1,102 @@
+"""Turns what argument parsers and validators report into one sentence that says what to do."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import typing
+from typing import Any
+
+from ...errors import nearest
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Every `--option` that the parser knows, nested dataclasses included."""
+    options = []
+    for action in parser._actions:
+        options += [name for name in action.option_strings if name.startswith("--")]
+        options += [f"--{action.dest}.{name}" for name in fields_of(getattr(action, "_typehint", None))]
+    return options
+
+
+def fields_of(hint: Any, prefix: str = "") -> list[str]:
+    """Field names ("lr", "warmup.steps") of the dataclasses in a type hint."""
+    names = []
+    for kind in (hint, *typing.get_args(hint)):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            for field in dataclasses.fields(kind):
+                names.append(prefix + field.name)
+                names += fields_of(hints[field.name], f"{prefix}{field.name}.")
+    return names
+
+
+def parsing(message: str, parser: argparse.ArgumentParser, command: str) -> str:
+    """The sentence for an error of jsonargparse; `command` is what to call with --help ("triune text fit")."""
+    options = options_of(parser)
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        word = match[1].split("=")[0]
+        what = "Unknown option" if word.startswith("-") else "Unexpected argument"
+        return f"{what} '{word}'{nearest(word, options)}; `{command} --help` lists all."
+    if match := re.match(r"argument (\S+): expected (.+)", message):
+        return f"{match[1].split('/')[-1]} needs a value; `{command} --help` says which."
+    key = (re.search(r'Parser key "([\w.]+)"', message) or ["", ""])[1]
+    if name := _unknown_key(message, key):
+        return f"Unknown option '--{name}'{nearest('--' + name, options)}; `{command} --help` lists all."
+    if match := re.search(r"Unable to load config [\"'](.+?)[\"']", message):
+        key = (re.search(r'Parser key "([\w.]+)"', message) or ["", "config"])[1]
+        return f"--{key} {match[1]}: no such file; give a YAML file, or single options (--{key}.NAME)."
+    return _bad_value(message, key)
+
+
+def _unknown_key(message: str, key: str) -> str:
+    """The full name of an option that a configuration file or a nested group does not have, or ""."""
+    if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        return f"{match[1]}.{match[2]}"
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"{key}.{match[1]}" if key else match[1]
+    return ""
+
+
+def _bad_value(message: str, key: str) -> str:
+    inner = re.findall(r'Parser key "([\w.]+)"', message)
+    name = ".".join(dict.fromkeys(inner)) if len(inner) > 1 and not inner[1].startswith(inner[0]) else key
+    value = _given(message)
+    kinds = re.findall(r"Expected a (<class '[^']+'>|typing\.Literal\[[^\]]*\])", message)
+    choices = [part.strip() for kind in kinds if "Literal" in kind for part in kind.split("[")[1][:-1].split(",")]
+    words = [_kind(kind) for kind in kinds if "Literal" not in kind]
+    if choices:
+        words.append("one of " + ", ".join(dict.fromkeys(choices)))
+    allowed = " or ".join(dict.fromkeys(filter(None, words)))
+    if name and allowed and value is not None:
+        return f"--{name} is {value}, but must be {allowed}."
+    reason = re.sub(r'^Parser key "[\w.]+": ', "", validation(message))
+    return f"--{name}: {reason}" if name else reason
+
+
+def _given(message: str) -> str | None:
+    match = re.search(r"Got value: (.+)", message) or re.search(r"Given value: (.+)", message)
+    if match is None:
+        return None
+    nested = re.match(r"NestedArg\(key='[^']*', val=(.+)\)$", match[1])
+    text = (nested[1] if nested else match[1]).strip("'\"")
+    return repr(text) if text else "empty"
+
+
+def _kind(text: str) -> str:
+    """A type as a person says it; "" for None, which is merely also allowed."""
+    name = text.removeprefix("<class '").removesuffix("'>").split(".")[-1]
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+    return words.get(name, "" if name == "NoneType" else f"a {name}")
+
+
+def validation(message: str) -> str:
+    """The sentence of a validator (ValueError) out of what jsonargparse wraps around it."""
+    if "Does not validate against any" not in message:
+        return " ".join(message.split())
+    lines = [line.strip(" -") for line in message.splitlines()]
+    start = next((i for i, line in enumerate(lines) if line.startswith("Errors:")), 0)
+    noise = ("Expected a", "Given value", "Errors:", "Problem with given class_path", "Subtypes:", "Does not validate")
+    found = [line for line in lines[start + 1 :] if line and not line.startswith(noise)]
+    return found[0] if found else " ".join(message.split())

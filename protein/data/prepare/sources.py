@@ -1,0 +1,222 @@
+"""Where `triune protein prepare` finds chains and their alignments, and how it joins them."""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ....core.errors import UserError
+from ...read.alignment import SUFFIXES as ALIGNMENT_SUFFIXES
+from ...read.alignment import Alignment, parse_alignment, read_content
+from ...read.alphabet import GAP, TABLE, UNKNOWN, decode, encode
+from ...read.matching import positions
+from ...read.profile import effective_sequences, profile, sequence_weights
+from ...read.structure import SUFFIXES, Chain, imputed_cbeta, read_chains
+from ..store import Entry
+
+DEEPEST = 20_000
+"""Rows of an alignment that are read: to weight them takes time that grows with their square."""
+
+BadFile = Callable[[str, UserError], None]
+
+
+class Found(NamedTuple):
+    """A chain, the file it came from, and names under which its alignment may be found, best first."""
+
+    entry: Entry
+    source: str
+    aliases: tuple[str, ...]
+
+
+# -- chains -----------------------------------------------------------------------------------------------------------
+
+
+def structure_files(folder: str | Path) -> list[Path]:
+    """Return the structure files of a folder, at any depth.
+
+    Raises:
+        UserError: there is no such folder, or no structure in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder '{folder}': --structures takes a folder of PDB or mmCIF files")
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and file.is_file()
+    )
+    if not files:
+        raise UserError(f"'{folder}' holds no structure: no file ends in {', '.join(SUFFIXES)} (or those with .gz)")
+    return files
+
+
+def from_structures(files: list[Path], bad: BadFile) -> Iterator[list[Found]]:
+    """Yield the chains of each file; of chains with the same sequence the one of which most was seen."""
+    for file in files:
+        try:
+            chains = read_chains(file)
+        except UserError as error:
+            bad(str(file), error)
+            yield []
+            continue
+        best: dict[str, Chain] = {}
+        for chain in chains:
+            known = best.setdefault(chain.sequence, chain)
+            if chain.resolved.sum() > known.resolved.sum():
+                best[chain.sequence] = chain
+        stem = Path(file.name.removesuffix(".gz")).stem
+        alone = (stem,) if len(best) == 1 else ()
+        yield [Found(_entry(chain), str(file), (chain.name, *alone)) for chain in best.values()]
+
+
+def _entry(chain: Chain) -> Entry:
+    return Entry(chain.name, encode(chain.sequence, chain.name), chain.residue_index, chain.cbeta)
+
+
+def from_arrays(file: str | Path) -> list[Found]:
+    """Return the chains of an `.npz` with name, length, sequence, backbone and profile (see the README of the data).
+
+    Raises:
+        UserError: the file cannot be read or lacks an array.
+    """
+    try:
+        with np.load(file) as archive:
+            data = {name: archive[name] for name in ("name", "length", "sequence", "backbone", "profile")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{file}' cannot be read as arrays of chains: {error}") from error
+    ends = np.cumsum(data["length"].astype(np.int64))
+    found = []
+    for name, start, end in zip(data["name"].tolist(), (ends - data["length"]).tolist(), ends.tolist()):
+        here = slice(start, end)
+        entry = Entry(
+            name=name,
+            tokens=np.minimum(TABLE[data["sequence"][here]], UNKNOWN),
+            positions=np.arange(end - start),
+            cb=imputed_cbeta(data["backbone"][here].astype(np.float32) / 100),
+            profile=data["profile"][here].astype(np.float32) / 255,
+        )
+        found.append(Found(entry, name[:4], (name,)))
+    return found
+
+
+def read_split(file: str | Path) -> dict[str, tuple[str, str]]:
+    """Return (split, cluster) by chain from a table with the columns chain, cluster and split.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column or names another split than train, val or test.
+    """
+    try:
+        with Path(file).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        table = {row["chain"]: (row["split"], row["cluster"]) for row in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{file}' is no table of chain, cluster and split, separated by tabs: {error}") from error
+    if odd := {split for split, _ in table.values()} - {"train", "val", "test"}:
+        raise UserError(f"'{file}' has the split '{sorted(odd)[0]}': allowed are train, val and test")
+    return table
+
+
+# -- alignments -------------------------------------------------------------------------------------------------------
+
+
+class Alignments:
+    """Alignments by name, from folders and tar archives; read when asked for.
+
+    Args:
+        places: folders (searched at any depth) and `.tar`, `.tar.gz` or `.tgz` files.
+
+    Raises:
+        UserError: a place does not exist or holds no alignment.
+    """
+
+    def __init__(self, places: list[str]) -> None:
+        self._found: dict[str, Path | bytes] = {}
+        for place in map(Path, places):
+            before = len(self._found)
+            if place.is_dir():
+                for file in sorted(place.rglob("*")):
+                    self._take(file.name, file)
+            elif place.is_file():
+                self._unpack(place)
+            else:
+                raise UserError(f"there is no '{place}': --alignments takes folders and tar files")
+            if len(self._found) == before:
+                raise UserError(f"'{place}' holds no alignment: no file ends in {', '.join(ALIGNMENT_SUFFIXES)}")
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def _take(self, name: str, content: Path | bytes) -> None:
+        name = name.removesuffix(".gz")
+        if Path(name).suffix.lower() in ALIGNMENT_SUFFIXES:
+            self._found.setdefault(name, content)
+
+    def _unpack(self, place: Path) -> None:
+        try:
+            with tarfile.open(place) as archive:
+                for member in archive:
+                    if member.isfile() and (stream := archive.extractfile(member)):
+                        self._take(Path(member.name).name, stream.read())
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise UserError(f"'{place}' cannot be read as a tar file: {error}") from error
+
+    def named(self, aliases: tuple[str, ...]) -> tuple[str, Path | bytes] | None:
+        """Return the file name and the place or content of the first alignment that has one of the names."""
+        for alias in aliases:
+            for suffix in ALIGNMENT_SUFFIXES:
+                if (content := self._found.get(alias + suffix)) is not None:
+                    return alias + suffix, content
+        return None
+
+
+def with_alignment(entry: Entry, name: str, content: Path | bytes, rows: int, seed: int) -> Entry:
+    """Return the chain with an alignment laid on it, its Neff and, if it has none, the profile.
+
+    Args:
+        entry: the chain.
+        name: of the alignment's file.
+        content: its content, or where it lies.
+        rows: most rows to keep, the query among them; others are drawn at random, the rarer the likelier.
+        seed: of that choice.
+
+    Raises:
+        UserError: the alignment cannot be read or its query is another protein.
+    """
+    raw = content if isinstance(content, bytes) else read_content(content)
+    alignment = parse_alignment(name, raw, max_rows=DEEPEST)
+    sequence = decode(entry.tokens)
+    if alignment.query != sequence:
+        alignment = _laid_on(alignment, sequence, name)
+    tokens = alignment.tokens
+    neff = effective_sequences(tokens)
+    columns = entry.profile if entry.profile is not None else profile(tokens)
+    kept = alignment.rows(chosen_rows(tokens, rows, seed))
+    return entry._replace(msa=kept.tokens, deletions=kept.deletions, neff=neff, profile=columns)
+
+
+def _laid_on(alignment: Alignment, sequence: str, name: str) -> Alignment:
+    try:
+        where = positions(alignment.query, sequence)
+    except UserError as error:
+        raise UserError(f"'{name}': the query does not match the chain: {error}") from None
+    here = where >= 0
+    tokens = np.full((len(alignment.names), len(sequence)), GAP, dtype=np.uint8)
+    deletions = np.zeros_like(tokens)
+    tokens[:, where[here]], deletions[:, where[here]] = alignment.tokens[:, here], alignment.deletions[:, here]
+    tokens[0] = encode(sequence)
+    return Alignment(alignment.names, tokens, deletions)
+
+
+def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """The query and rows drawn without replacement, weighted by one over the number of their near copies."""
+    if len(tokens) <= rows:
+        return np.arange(len(tokens))
+    weights = sequence_weights(tokens[1:]).numpy()
+    # Gumbel's trick: the largest of log w + noise are a draw without replacement.
+    keys = np.log(weights) + np.random.default_rng(seed).gumbel(size=len(weights))
+    return np.concatenate([[0], np.sort(np.argsort(-keys)[: rows - 1]) + 1])

@@ -1,0 +1,219 @@
+"""Training the pair model on chains with known structure."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.adapt.lora import LoRAConfig
+from ...core.checkpoints import native as checkpoint
+from ...core.checkpoints.family import Pretrained
+from ...core.initialise import uninitialised
+from ...core.training.module import Loss, TrainingModule
+from ...core.training.optimizers import OptimizerConfig
+from ...core.training.schedules import ScheduleConfig
+from ...core.training.tuning import FreezeConfig, Start
+from ..data.module import ProteinData
+from ..language.model import SequenceConfig, SequenceModel
+from ..predict.metrics import CUTOFF, ContactMetrics, distances, targets_of
+from .config import PairConfig
+from .model import PairModel, PairOutput, distance_classes
+
+LOCAL = 6
+"""Pairs closer than this in sequence are no contacts worth predicting; they only enter with `local_weight`."""
+
+
+class PairTask(TrainingModule):
+    """Contacts and distances of residue pairs.
+
+    Args:
+        preset: `evoformer`, `fast` or `tiny`; see `protein/pair/config.py`.
+        settings: fields of `PairConfig` that differ from the preset, for example {"depth": 8}.
+        contact_weight: weight of the contacts' binary cross-entropy.
+        distogram_weight: weight of the distogram's cross-entropy.
+        local_weight: weight of pairs less than 6 residues apart, relative to the others.
+        optimizer: optimizer and learning rates.
+        schedule: how the learning rate moves.
+        ema: decay of an exponential moving average of the weights; none by default.
+        compile: compile the blocks; worth its minute of waiting on a GPU.
+        pretrained: a protein language model (ESM-2) to put below the pair model, whose last vectors enter its sequence
+            input: a file or folder of fair-esm, a folder or hub name of Hugging Face, a run of `triune protein
+                pretrain`.
+        lora: train low-rank factors beside the language model's linear layers.
+        freeze: which of its blocks do not train, or not at first. Left out, without lora: the whole language model is
+            frozen (as in ESMFold).
+    """
+
+    unit = "pair"
+    loss_unit = "nats per pair"
+
+    def __init__(
+        self,
+        preset: str = "fast",
+        settings: dict[str, Any] | None = None,
+        contact_weight: float = 1.0,
+        distogram_weight: float = 0.3,
+        local_weight: float = 0.1,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema: float | None = None,
+        compile: bool = False,
+        pretrained: str | None = None,
+        lora: LoRAConfig | None = None,
+        freeze: FreezeConfig | None = None,
+    ) -> None:
+        if pretrained is not None and lora is None and freeze is None:
+            freeze = FreezeConfig()
+        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
+        self.preset = preset
+        self.config = PairConfig.preset(preset, **settings or {})
+        self.contact_weight, self.distogram_weight = contact_weight, distogram_weight
+        self.local_weight = local_weight
+        self.metrics = ContactMetrics()
+        self.inputs: dict[str, Any] | None = None  # what the training chains have beside their sequence
+        self._output: PairOutput | None = None
+        self._distance: Tensor | None = None
+
+    def build_model(self, data: Any, trunk: SequenceModel | None = None) -> PairModel:
+        if isinstance(data, ProteinData):
+            self.inputs = data.inputs()
+        return PairModel(self.config, trunk)
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from ..language.checkpoints.pretrained import load
+
+        return replace(load(source), companion=None)  # its contact head has no use here
+
+    def read_start(self, folder: Path) -> Start:
+        return read_start(folder)
+
+    def adapt_model(self, start: Start, data: Any) -> PairModel:
+        """A new pair model with the checkpoint as its trunk."""
+        assert isinstance(start.model, SequenceModel)
+        self.config = replace(self.config, trunk=start.model.config)
+        return self.build_model(data, start.model)
+
+    def is_new(self, name: str) -> bool:
+        return not name.startswith("trunk.")
+
+    def forward(self, batch: dict[str, Any]) -> PairOutput:
+        assert self.model is not None, "forward before configure_model"
+        keys = ("tokens", "profile", "msa", "residue_index", "mask")
+        return self.model(**{key: batch[key] for key in keys if key in batch})
+
+    def loss(self, batch: dict[str, Any]) -> Loss:
+        """Summed over the known pairs i != j, both directions; a pair that is close in sequence counts
+        `local_weight`.
+        """
+        output, distance = self(batch), distances(batch["cb"])
+        if not self.training:
+            self._output, self._distance = output, distance
+        return pair_loss(
+            output, distance, batch["resolved"], batch["residue_index"], self.contact_weight, self.distogram_weight,
+            self.local_weight,
+        )  # fmt: skip
+
+    def slots(self, batch: dict[str, Any]) -> int:
+        """Pairs, padding included."""
+        chains, residues = batch["tokens"].shape
+        return chains * residues * residues
+
+    def update_metrics(self, batch: dict[str, Any]) -> None:
+        assert self._output is not None and self._distance is not None
+        targets = targets_of(self._distance, batch["resolved"])
+        lengths, names = batch["resolved"].sum(1), batch.get("name", ())
+        self.metrics.update(self._output.contacts, targets, lengths, batch.get("neff"), names)
+        self._output = self._distance = None
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        """Means over chains: `long_p_at_l`, `long_p_at_l5`, `medium_p_at_l`, each with `_chance` and `_ceiling`, ..."""
+        values, self.metrics = self.metrics.values, ContactMetrics()
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(gathered, values.cpu())
+            values = torch.cat(gathered)
+        return dict(ContactMetrics().compute(values))
+
+    # --- what the command line shows and writes
+    # ------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """One line about the model."""
+        c = self.config
+        attention = f"triangle attention with {c.triangle_heads} heads" if c.triangle_heads else "no triangle attention"
+        msa = f", an MSA track in {c.msa_depth}" if c.msa_depth else ""
+        below = c.trunk and c.trunk.transformer
+        trunk = f", on a language model of {below.depth} layers x {below.dim}" if below else ""
+        return f"{self.preset}: {c.depth} blocks x {c.dim} channels, {attention}{msa}{trunk}"
+
+    def table(self, figures: dict[str, Any]) -> str:
+        """Precision by separation, beside what chance and a perfect predictor would reach."""
+        stage = "val" if "val_loss" in figures else "test"
+        return "\n".join([f"{stage}_loss {figures[f'{stage}_loss']:.4f}", *precision_lines(figures, stage)])
+
+    def export(self, folder: Path) -> None:
+        """Write the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
+        config = {"model": self.config.to_dict()} | ({"inputs": self.inputs} if self.inputs else {})
+        checkpoint.save(folder, "PairModel", config, self.export_state())
+
+    def next_steps(self, run: Any) -> list[str]:
+        """Commands to type after training."""
+        quoted = shlex.quote(str(run))
+        return [f"triune protein validate {quoted}", f"triune protein contacts INPUT.a3m --run {quoted}"]
+
+
+def read_start(folder: Path) -> Start:
+    """What `Start.save` wrote of a protein language model."""
+    config = checkpoint.load_config(folder, "SequenceModel")
+    with uninitialised():
+        return Start.read(config, SequenceModel(SequenceConfig.from_dict(config["model"])))
+
+
+def precision_lines(figures: dict[str, Any], stage: str = "val") -> list[str]:
+    """P@L and P@L/5 of an evaluation (`val_long_p_at_l`, ...) by separation, with chance and ceiling."""
+    lines = ["precision (chance, ceiling)      P@L              P@L/5"]
+    for name, about in (("short", "6 to 11 apart"), ("medium", "12 to 23"), ("long", "24 or more")):
+        cells = []
+        for at in ("p_at_l", "p_at_l5"):
+            found = (figures.get(f"{stage}_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
+            value, chance, ceiling = (float("nan") if x is None else x for x in found)
+            cells.append(f"{value:.3f} ({chance:.3f}, {ceiling:.3f})")
+        lines.append(f"  {name:7} {about:14} " + "  ".join(cells))
+    return lines
+
+
+def pair_loss(
+    output: PairOutput, distance: Tensor, resolved: Tensor, residue_index: Tensor, contact_weight: float = 1.0,
+    distogram_weight: float = 0.3, local_weight: float = 0.1,
+) -> Loss:  # fmt: skip
+    """Weighted cross-entropies of contacts and distance classes, summed over known pairs.
+
+    Args:
+        output: logits of the model.
+        distance: Cβ distances in ångström `[batch, residues, residues]`.
+        resolved: bool `[batch, residues]`; pairs with an unresolved residue, or padding, are ignored.
+        residue_index: int `[batch, residues]`.
+
+    The count is the number of known pairs at least 6 residues apart plus `local_weight` times that of the closer ones
+    (0 on the diagonal), so that the mean does not depend on how long the chains are.
+    """
+    separation = (residue_index[:, :, None] - residue_index[:, None, :]).abs()
+    weight = torch.where(separation >= LOCAL, 1.0, local_weight) * (separation > 0)
+    weight = weight * (resolved[:, :, None] & resolved[:, None, :] & ~distance.isnan())
+    distance = distance.nan_to_num(nan=1e3)
+    contact = F.binary_cross_entropy_with_logits(output.contacts.float(), (distance < CUTOFF).float(), reduction="none")
+    total = contact_weight * (contact * weight).sum()
+    if distogram_weight:
+        bins = output.distogram.shape[-1]
+        logits = output.distogram.float().flatten(0, 2)
+        classes = distance_classes(distance, bins).flatten()
+        entropy = F.cross_entropy(logits, classes, reduction="none").view_as(weight)
+        total = total + distogram_weight * (entropy * weight).sum()
+    return Loss(total, weight.sum())

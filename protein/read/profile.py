@@ -1,0 +1,98 @@
+"""What an alignment says about its columns: weights of rows, their effective number (Neff) and the profile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .alphabet import AMINO_ACIDS, GAP
+
+IDENTITY = 0.8
+"""Rows at least this identical share one vote."""
+
+MAX_GAPS = 0.5
+"""Share of gaps from which a row is no longer informative."""
+
+BLOCK = 1024
+"""Rows that are compared with as many others at once."""
+
+# Amino acid frequencies of Swiss-Prot, per mille, in the order of `AMINO_ACIDS`.
+_BACKGROUND = (83, 14, 55, 68, 39, 71, 23, 59, 58, 97, 24, 41, 47, 39, 55, 66, 54, 69, 11, 29)
+
+
+def one_hot(tokens: Tensor, states: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Indicator of each cell `[..., states]`; numbers of `states` and above (unknown, gap) become zeros."""
+    indicator = torch.zeros(*tokens.shape, states, dtype=dtype, device=tokens.device)
+    known = tokens < states
+    return indicator.scatter_(-1, tokens.clamp_max(states - 1).long()[..., None], known[..., None].to(dtype))
+
+
+def sequence_weights(tokens: np.ndarray | Tensor, identity: float = IDENTITY) -> Tensor:
+    """Weight of each row, float32 [rows]: 1 / number of rows (itself among them) that are at least `identity` alike.
+
+    Alike is the share of all columns in which two rows agree, gaps included (Morcos et al. 2011, as in EVfold).
+
+    Args:
+        tokens: uint8 [rows, columns].
+        identity: share of columns.
+    """
+    tokens = torch.as_tensor(tokens)
+    # Counts are whole numbers; a hair below the threshold keeps 0.8 * 5 from excluding 4 of 5.
+    least = identity * tokens.shape[1] - 1e-6
+    neighbours = torch.zeros(len(tokens), device=tokens.device)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(tokens), BLOCK)]
+    for at, rows in enumerate(blocks):
+        cells = one_hot(tokens[rows], GAP + 1).flatten(1)
+        for others in blocks[at:]:
+            alike = cells @ one_hot(tokens[others], GAP + 1).flatten(1).T >= least
+            neighbours[rows] += alike.sum(1)
+            if others != rows:
+                neighbours[others] += alike.sum(0)
+    return 1 / neighbours
+
+
+def informative_rows(tokens: Tensor) -> Tensor:
+    """Rows `[rows, columns]` with gaps in less than half of the columns: fragments say little about pairs."""
+    return tokens[(tokens == GAP).float().mean(1) < MAX_GAPS]
+
+
+def effective_sequences(tokens: np.ndarray | Tensor) -> float:
+    """Neff: the sum of the `sequence_weights` of the informative rows."""
+    return float(sequence_weights(informative_rows(torch.as_tensor(tokens))).sum())
+
+
+def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
+    """Frequencies of the amino acids in each column, float32 [columns, 20], rows weighted, gaps left out.
+
+    To what was seen is added what BLOSUM62 (Henikoff and Henikoff 1992) expects in its place, as in PSI-BLAST
+    (Altschul et al. 1997): ((n - 1) seen + pseudocount expected) / (n - 1 + pseudocount), n being the weighted rows
+    with a residue. So a lone sequence has a profile too, the expected one; an unknown residue has that of the average
+    protein.
+
+    Args:
+        tokens: uint8 [rows, columns].
+        pseudocount: how many rows the expectation weighs.
+    """
+    weights = sequence_weights(tokens).numpy()
+    counts = np.stack([(weights[:, None] * (tokens == letter)).sum(0) for letter in range(len(AMINO_ACIDS))], axis=1)
+    background = np.array(_BACKGROUND) / sum(_BACKGROUND)
+    rows = counts.sum(1, keepdims=True)
+    seen = np.divide(counts, rows, out=np.tile(background, (len(counts), 1)), where=rows > 0)
+    expected = np.where(rows > 0, seen @ _replacements(background), background)
+    more = np.maximum(rows - 1, 1e-6)
+    return ((more * seen + pseudocount * expected) / (more + pseudocount)).astype(np.float32)
+
+
+def _replacements(background: np.ndarray) -> np.ndarray:
+    """Frequencies [20, 20] of what BLOSUM62 expects in place of each amino acid; its scores are log odds in half
+    bits.
+    """
+    from Bio.Align import substitution_matrices
+
+    table: Any = substitution_matrices.load("BLOSUM62")
+    scores = np.array([[table[one][other] for other in AMINO_ACIDS] for one in AMINO_ACIDS])
+    likely = background * 2 ** (scores / 2)
+    return likely / likely.sum(1, keepdims=True)

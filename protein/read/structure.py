@@ -1,0 +1,223 @@
+"""Read protein chains from PDB and mmCIF files and place Cβ atoms; what had to be decided on the way is noted.
+
+A chain is what was in the crystal: the sequence of the entity where the file gives it (SEQRES, `_entity_poly_seq`),
+with positions for the residues that were seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...core.errors import UserError
+from .alignment import read_content
+from .atoms import BACKBONE, Atom, Residue, is_modified, letter_of, read_mmcif, read_pdb, residues_of
+from .matching import LEAST_IDENTITY, positions
+
+SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One protein chain.
+
+    Args:
+        name: of the file and the chain, such as 1abc_A.
+        sequence: letters of all residues, seen or not.
+        backbone: float32 [residues, 3, 3], N, CA, C in ångström; NaN where not seen.
+        cbeta: float32 [residues, 3], NaN where unresolved; imputed from the backbone where absent.
+        residue_index: int64 [residues], positions along the protein; they jump where residues are missing.
+        notes: what was decided in reading.
+    """
+
+    name: str
+    sequence: str
+    backbone: np.ndarray
+    cbeta: np.ndarray
+    residue_index: np.ndarray
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def resolved(self) -> np.ndarray:
+        """Whether a residue has a Cβ position, bool [residues]."""
+        return ~np.isnan(self.cbeta[:, 0])
+
+    def on(self, sequence: str) -> Chain:
+        """Return this chain with the residues of `sequence`, unresolved where it has none.
+
+        Raises:
+            UserError: it is another protein; the alignment of the two is shown.
+        """
+        if sequence == self.sequence:
+            return self
+        try:
+            where = positions(self.sequence, sequence)
+        except UserError as error:
+            raise UserError(f"chain {self.name} (query) does not match the sequence (target): {error}") from None
+        placed = _placed(self.backbone, self.cbeta, where, len(sequence))
+        absent = len(sequence) - len(np.unique(where[where >= 0]))
+        notes = [*self.notes, f"{absent} residues of the sequence are not in the chain"] if absent else self.notes
+        return replace(self, sequence=sequence, residue_index=np.arange(len(sequence)), notes=notes, **placed)
+
+
+def imputed_cbeta(backbone: np.ndarray) -> np.ndarray:
+    """Return where Cβ lies for N, CA, C positions [..., 3, 3]: ideal geometry, NaN where one of them is.
+
+    With b = CA - N, c = C - CA: CA - 0.58273431 b×c + 0.56802827 b - 0.54067466 c (trRosetta).
+    """
+    n, ca, c = backbone[..., 0, :], backbone[..., 1, :], backbone[..., 2, :]
+    b, c = ca - n, c - ca
+    return ca - 0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_chains(file: str | Path, chain: str | None = None, model: int | None = None) -> list[Chain]:
+    """Read the protein chains of a PDB or mmCIF file, possibly gzipped, in the order of the file.
+
+    Cβ is the atom of the file; it is imputed from N, CA and C where it is absent. Of several locations of a residue the
+    one of highest occupancy is taken for all its atoms, of several models the first.
+
+    Args:
+        file: .pdb, .ent, .cif or .mmcif, each also with .gz.
+        chain: the name of one chain; left out, all.
+        model: the number of the model.
+
+    Raises:
+        UserError: the file cannot be parsed, or has no such model or chain, no protein, or no chain with positions.
+    """
+    content = read_content(file).decode("latin-1")
+    name = Path(file).name.removesuffix(".gz")
+    is_mmcif = name.lower().endswith((".cif", ".mmcif")) or content.lstrip().startswith("data_")
+    format = "mmCIF" if is_mmcif else "PDB"
+    try:
+        atoms, sequences = read_mmcif(content) if is_mmcif else read_pdb(content)
+    except Exception as error:  # Biopython raises what it meets: KeyError, ValueError, its own
+        raise UserError(f"'{file}' cannot be read as {format}: {type(error).__name__}: {error}") from error
+    if not atoms:
+        raise UserError(f"'{file}' holds no protein: no N, CA, C or CB atom was found in it (read as {format})")
+    notes: list[str] = []
+    atoms = _one_model(file, atoms, model, notes)
+    by_chain: dict[str, list[Atom]] = {}
+    for atom in atoms:
+        by_chain.setdefault(atom.chain, []).append(atom)
+    residues = {key: found for key, rows in by_chain.items() if (found := residues_of(rows))}
+    if chain is not None and chain not in residues:
+        raise UserError(f"there is no protein chain '{chain}' in '{file}'; its chains are {_list(residues)}")
+    stem = Path(name).stem
+    chains = [
+        _chain(f"{stem}_{key}", found, sequences.get(key, []), notes)
+        for key, found in residues.items()
+        if chain in (None, key)
+    ]
+    seen = [one for one in chains if one.resolved.any()]
+    if not seen:
+        raise UserError(
+            f"'{file}' has no position for any Cβ, nor the N, CA and C to place one: it seems to hold CA only"
+        )
+    return seen
+
+
+def select_chain(chains: list[Chain], sequence: str) -> Chain:
+    """Return the chain that is the protein of `sequence`, laid on it.
+
+    Raises:
+        UserError: none is; the alignment with the one that comes closest in length is shown.
+    """
+    for one in sorted(chains, key=lambda one: (one.sequence != sequence, abs(len(one.sequence) - len(sequence)))):
+        try:
+            return one.on(sequence)
+        except UserError:
+            continue
+    closest = min(chains, key=lambda one: abs(len(one.sequence) - len(sequence)))
+    return closest.on(sequence)
+
+
+def _list(residues: dict[str, list[Residue]]) -> str:
+    return ", ".join(f"{key} ({len(found)} residues)" for key, found in residues.items()) or "none"
+
+
+def _one_model(file: str | Path, atoms: list[Atom], model: int | None, notes: list[str]) -> list[Atom]:
+    models = list(dict.fromkeys(atom.model for atom in atoms))
+    if model is not None and model not in models:
+        raise UserError(f"'{file}' has no model {model}; its models are {', '.join(map(str, models))}")
+    if model is None and len(models) > 1:
+        notes.append(f"model {models[0]} of {len(models)} is used")
+    chosen = models[0] if model is None else model
+    return [atom for atom in atoms if atom.model == chosen]
+
+
+def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[str]) -> Chain:
+    xyz = np.stack([residue.xyz for residue in residues])
+    backbone, cbeta = xyz[:, : len(BACKBONE)], xyz[:, len(BACKBONE)]
+    absent = np.isnan(cbeta[:, 0])
+    cbeta = np.where(absent[:, None], imputed_cbeta(backbone), cbeta)
+    letters = "".join(residue.letter for residue in residues)
+    notes = notes + _notes(residues, absent & ~np.isnan(cbeta[:, 0]))
+    whole, where, index = _on_entity(letters, residues, sequence, notes)
+    placed = _placed(backbone, cbeta, where, len(whole))
+    unseen = int(np.isnan(placed["cbeta"][:, 0]).sum())
+    if unseen:
+        notes.append(f"{unseen} of {len(whole)} residues have no position")
+    return Chain(name, whole, residue_index=index, notes=notes, **placed)
+
+
+def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """Put the residues [residues, ...] at the positions `where` of a sequence; -1 is nowhere."""
+    here = where >= 0
+    out = {}
+    for name, values in (("backbone", backbone), ("cbeta", cbeta)):
+        out[name] = np.full((length, *values.shape[1:]), np.nan, dtype=np.float32)
+        out[name][where[here]] = values[here]
+    return out
+
+
+def _on_entity(
+    letters: str, residues: list[Residue], names: list[str], notes: list[str]
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """Return the whole sequence, where the residues lie in it, and the position of each residue of the sequence."""
+    whole = "".join(letter_of(name) or "X" for name in names)
+    given = [residue.position for residue in residues]
+    if whole and all(position is not None and position <= len(whole) for position in given):
+        return whole, np.array(given, dtype=np.int64) - 1, np.arange(len(whole))
+    numbers = np.array([residue.number for residue in residues])
+    if whole:
+        where = _by_number(letters, numbers, whole)
+        try:
+            return whole, positions(letters, whole) if where is None else where, np.arange(len(whole))
+        except UserError:
+            notes.append("SEQRES is of another protein and was not used")
+    # Insertion codes repeat a number and some files start anew: at least one further each time.
+    index = np.cumsum(np.maximum(np.diff(numbers, prepend=numbers[:1] - 1), 1)) - 1
+    return letters, np.arange(len(letters)), index
+
+
+def _by_number(letters: str, numbers: np.ndarray, whole: str) -> np.ndarray | None:
+    """Place residues in the whole sequence by their numbers, where one offset makes nearly all letters agree."""
+    seen, entity = np.array(list(letters)), np.array(list(whole))
+    steps = np.diff(numbers)
+    if (steps < 1).any():
+        return None
+    where = numbers - numbers[0]
+    offsets = range(len(whole) - int(where[-1]))
+    agree = [float((entity[where + offset] == seen).mean()) for offset in offsets]
+    best = int(np.argmax(agree)) if agree else 0
+    return where + best if agree and agree[best] >= LEAST_IDENTITY else None
+
+
+def _notes(residues: Iterable[Residue], imputed: np.ndarray) -> list[str]:
+    notes = []
+    residues = list(residues)
+    if alternatives := sum(residue.alternatives for residue in residues):
+        notes.append(f"{alternatives} residue(s) with alternate locations: those of highest occupancy are used")
+    modified = Counter(f"{one.name} as {one.letter}" for one in residues if is_modified(one.name))
+    if modified:
+        notes.append("modified residues: " + ", ".join(f"{count} {what}" for what, count in sorted(modified.items())))
+    if placed := sum(bool(new) and one.letter != "G" for one, new in zip(residues, imputed)):
+        notes.append(f"{placed} absent Cβ atom(s) imputed from the backbone")
+    return notes

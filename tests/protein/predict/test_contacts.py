@@ -1,0 +1,464 @@
+"""`triune protein contacts`: from files to maps, tables and scores; and every mistake in one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from triune import cli
+from triune.core.errors import UserError
+from triune.protein.language.contact_head import HEAD, ContactHead
+from triune.protein.language.model import SequenceConfig, SequenceModel, esm_tokens, esm_transformer
+from triune.protein.pair.config import PairConfig
+from triune.protein.pair.memory import check_attention, choose_chunk, estimate, estimate_attention
+from triune.protein.pair.model import PairModel
+from triune.protein.predict import predictors
+from triune.protein.predict.contacts import collect
+from triune.protein.predict.metrics import contact_targets, distances, precisions
+from triune.protein.predict.outputs import batch_table, confidence, pair_table, score_table, write_rr
+from triune.protein.predict.plots import BLUE, GREY, PALE, RED, contact_map, known_cells
+from triune.protein.predict.predictors import PairPredictor, Prediction, expected_distances, predictor_for
+from triune.protein.read.alphabet import AMINO_ACIDS, encode
+from triune.protein.read.profile import profile
+
+GENERATOR = np.random.default_rng(0)
+SEQUENCE = "".join(GENERATOR.choice(list(AMINO_ACIDS), 60))
+OTHER = "".join(GENERATOR.choice(list(AMINO_ACIDS), 48))
+
+
+def relative(sequence: str, seed: int) -> str:
+    """The sequence with a third of its letters changed."""
+    generator = np.random.default_rng(seed)
+    changed = generator.random(len(sequence)) < 0.3
+    return "".join(str(generator.choice(list(AMINO_ACIDS))) if c else a for a, c in zip(sequence, changed))
+
+
+ROWS = [SEQUENCE, *(relative(SEQUENCE, seed) for seed in range(9))]
+
+
+def pair_model(**changes: Any) -> PairModel:
+    torch.manual_seed(0)
+    model = PairModel(PairConfig.preset("tiny", **changes)).eval()
+    torch.nn.init.normal_(model.head.logits.weight, std=0.5)  # a fresh head predicts the same for all pairs
+    return model
+
+
+def save_pair(folder: Path, inputs: dict[str, Any]) -> Path:
+    """A model folder as `PairTask.export` writes it."""
+    model = pair_model()
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"inputs": inputs}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_pair(tmp_path_factory.mktemp("run") / "model", {"profiles": 1.0, "msa_rows": 4}))
+
+
+@pytest.fixture
+def structure(tmp_path: Path, maker: Any) -> Path:
+    """A PDB file of SEQUENCE on a smooth curve in a ball, residues 11 and 12 unresolved."""
+    time = torch.linspace(0, 2 * torch.pi, len(SEQUENCE))[:, None] * torch.arange(1, 5)
+    points = (
+        torch.cat([time.sin(), time.cos()], dim=1) @ torch.randn(8, 3, generator=torch.Generator().manual_seed(1)) * 5
+    )
+    atoms = {
+        at: {"N": point - [1.2, 0, 0], "CA": point - [0, 1.5, 0], "C": point + [1.2, -1, 0], "CB": point}
+        for at, point in enumerate(points.double().numpy())
+        if at not in (10, 11)
+    }
+    path = tmp_path / "made.pdb"
+    made = maker.helix(SEQUENCE)._replace(atoms=atoms)
+    maker.write(path, made)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def a3m(path: str = "family.a3m") -> Path:
+    inserted = [row[:20] + "acd" * (number % 2) + row[20:] for number, row in enumerate(ROWS)]
+    inserted[0] = SEQUENCE
+    Path(path).write_text("".join(f">r{number}\n{row}\n" for number, row in enumerate(inserted)))
+    return Path(path)
+
+
+def contacts(*args: str) -> int:
+    return cli.main(["protein", "contacts", *map(str, args)])
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_for_one_alignment(run: str, structure: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert contacts(a3m(), "--run", run, "--structure", structure, "--out", "out") == 0
+    text, err = capsys.readouterr()
+    assert "error" not in err
+    assert "family: 60 residues, alignment of 10 rows, Neff 9.0, confidence 0." in text
+    assert "scored with made_A" in text
+    assert "2 of 60 residues have no position" in text
+    with np.load("out/family.npz") as arrays:
+        p, d = torch.from_numpy(arrays["contacts"]), torch.from_numpy(arrays["distances"])
+        assert str(arrays["sequence"]) == SEQUENCE
+    expected = predictor_for(run).predict(encode(SEQUENCE), None, np.stack([encode(row) for row in ROWS]))
+    assert torch.equal(p, expected.contacts)
+    assert torch.allclose(p, p.T, atol=1e-6)
+    assert d.min() > 2
+    assert d.max() < 22
+    picture = np.asarray(Image.open("out/family.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 1000
+    assert Path("out/family.rr").is_file()
+
+
+def test_json_holds_the_scores_of_the_metrics(
+    run: str, structure: Path, maker: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert contacts(a3m(), "--run", run, "--structure", structure, "--json", "--no-png", "--top", "3") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert "png" not in row["files"]
+    with np.load(row["files"]["npz"]) as arrays:
+        p = torch.from_numpy(arrays["contacts"])
+    lines = [line for line in structure.read_text().splitlines() if line.startswith("ATOM") and " CB " in line]
+    cbeta = torch.full((60, 3), torch.nan)
+    for line in lines:
+        cbeta[int(line[22:26]) - 1] = torch.tensor([float(line[at : at + 8]) for at in (30, 38, 46)])
+    found = precisions(p[None], contact_targets(cbeta, ~cbeta[:, 0].isnan())[None], torch.tensor([58]))
+    assert row["scores"]["long_p_at_l"] == pytest.approx(float(found["long_p_at_l"]))
+    assert row["scores"]["short_auc_ceiling"] == pytest.approx(float(found["short_auc_ceiling"]))
+    best = max((float(p[i, j]), i, j) for i in range(60) for j in range(i + 24, 60))
+    first = row["pairs"][0]
+    assert (first["i"], first["j"]) == (best[1] + 1, best[2] + 1)
+    assert first["probability"] == pytest.approx(best[0], abs=1e-4)
+    assert first["residues"] == f"{SEQUENCE[best[1]]}{best[1] + 1}-{SEQUENCE[best[2]]}{best[2] + 1}"
+    known = float(distances(cbeta)[best[1], best[2]])
+    assert first["true_distance"] == pytest.approx(known, abs=0.01) or np.isnan(known)
+    assert len(row["pairs"]) == 3
+
+
+def test_the_rr_file_is_casp_s(tmp_path: Path) -> None:
+    p = torch.rand(60, 60, generator=torch.Generator().manual_seed(2))
+    p = (p + p.T) / 2
+    write_rr(tmp_path / "a.rr", "Größe", SEQUENCE, p, "a model")
+    lines = (tmp_path / "a.rr").read_text(encoding="ascii").splitlines()
+    assert lines[:5] == ["PFRMAT RR", "TARGET Gr??e", "AUTHOR triune", "METHOD a model", "MODEL 1"]
+    assert lines[5:7] == [SEQUENCE[:50], SEQUENCE[50:]]
+    assert lines[-1] == "END"
+    rows = [line.split() for line in lines[7:-1]]
+    assert all(row[2:4] == ["0", "8"] for row in rows)
+    found = {(int(i), int(j)): float(q) for i, j, _, _, q in rows}
+    assert len(found) == len(rows)
+    assert all(j - i >= 6 and abs(p[i - 1, j - 1] - q) < 1e-6 for (i, j), q in found.items())
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    # The L best of each range are there, so that scores can be computed from the file.
+    for first, last in ((6, 11), (12, 23), (24, 99)):
+        pairs = [(float(p[i, j]), i + 1, j + 1) for i in range(60) for j in range(i + first, min(60, i + last + 1))]
+        assert all((i, j) in found for _, i, j in sorted(pairs, reverse=True)[:60])
+
+
+def said(err: str) -> list[str]:
+    """Lines of stderr without the one about progress, which only a slow machine prints."""
+    return [line for line in err.splitlines() if not line.startswith("predicting contacts: ")]
+
+
+def test_a_batch_is_done_but_for_its_mistakes(run: str, structure: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sequences, alignments and a folder: four are done, each mistake is one sentence, and the exit code tells."""
+    Path("many.fasta").write_text(
+        f">good\n{SEQUENCE}\n>bad\nACDE1GHIKLMNP\n>other/name\n{OTHER.lower()}*\n>good\n{OTHER}\n>short\nACD\n"
+    )
+    Path("folder/deep").mkdir(parents=True)
+    a3m("folder/deep/good.a3m")
+    Path("folder/read.me").write_text("not an input")
+    broken = a3m("broken.a3m")
+    broken.write_text(broken.read_text().replace(ROWS[4], ROWS[4] + "A"))
+    args = ["many.fasta", "folder", "broken.a3m", "gone.fasta", "--run", run, "--structure", structure]
+    assert contacts(*args, "--no-png", "--out", "out") == 2
+    out, err = capsys.readouterr()
+    assert sorted(path.name for path in Path("out").glob("*.rr")) == ["good-2.rr", "good.rr", "other_name.rr"]
+    lines = said(err)
+    assert len(lines) == 6
+    assert all(line.startswith("error: ") for line in lines)
+    for words in (
+        "sequence 2 ('bad') holds '1' at position 5",
+        "sequences 1 and 4 are both named 'good'",
+        "short has 3 residues",
+        "Row 5 has 61 aligned columns, the query has 60; lowercase letters are insertions in A3M; is this a FASTA?",
+        "'gone.fasta' cannot be read: No such file",
+        "other_name: predicted, but not scored: chain made_A (query) does not match",
+    ):
+        assert sum(words in line for line in lines) == 1, words
+    assert "mean of 2 chains with a structure" in out
+    assert "other_name" in out
+    assert out.count("BLOSUM62") == 1  # the same note about two sequences
+
+
+def test_the_alignment_with_a_structure_that_does_not_match_is_readable(
+    run: str, structure: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("one.fasta").write_text(f">one\n{OTHER}\n")
+    assert contacts("one.fasta", "--run", run, "--structure", structure, "--no-png") == 2
+    lines = said(capsys.readouterr().err)
+    assert lines[0].startswith("error: 'one.fasta': one: predicted, but not scored: chain made_A")
+    for name, sequence in (("target", OTHER), ("query", SEQUENCE)):
+        shown = "".join(line.split()[2] for line in lines[1:] if line.startswith(name))
+        assert shown.replace("-", "") == sequence
+    assert Path("contacts/one.rr").is_file()
+
+
+def test_structures_from_a_folder(run: str, structure: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("many.fasta").write_text(f">one\n{SEQUENCE}\n>two\n{SEQUENCE[5:55]}\n")
+    Path("bad.pdb").write_text("ATOM  nonsense")
+    assert contacts("many.fasta", "--run", run, "--structure", structure.parent, "--json", "--no-png") == 2
+    out, err = capsys.readouterr()
+    assert [row["chain"] for row in json.loads(out)] == ["made_A", "made_A"]
+    assert "bad.pdb" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--chain", "A"], "--chain names a chain of --structure FILE"),
+        (["--top", "0"], "--top is 0"),
+        (["--structure", "none.pdb"], "'none.pdb' cannot be read"),
+        (
+            ["--structure", "made.pdb", "--chain", "Z"],
+            "there is no protein chain 'Z' in 'made.pdb'; its chains are A (58",
+        ),
+        (["--out", "one.fasta"], "--out 'one.fasta' cannot be made"),
+        (["--device", "cudo"], "--device cudo cannot be used here"),
+    ],
+)
+def test_mistakes_in_the_options(
+    args: list[str], words: str, run: str, structure: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("one.fasta").write_text(f">one\n{SEQUENCE}\n")
+    assert contacts("one.fasta", "--run", run, *args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_aligned_fasta_is_known_by_its_gaps() -> None:
+    gapped = [SEQUENCE, "---" + SEQUENCE[3:], SEQUENCE[:30] + "-" * 30]
+    Path("rows.fasta").write_text("".join(f">{n}\n{row}\n" for n, row in enumerate(gapped)))
+    gapped[2] = SEQUENCE[:30] + "acd" + "-" * 30
+    Path("insertions.fasta").write_text("".join(f">{n}\n{row}\n" for n, row in enumerate(gapped)))
+    Path("free.fasta").write_text(f">a\n{SEQUENCE}\n>b\n{SEQUENCE[::-1]}\n>c\n{OTHER}\n")
+    queries, problems = collect([Path("rows.fasta"), Path("insertions.fasta"), Path("free.fasta")])
+    assert not problems
+    assert [(query.name, query.format) for query in queries] == [
+        ("rows", "fasta"), ("insertions", "a3m"), ("a", None), ("b", None), ("c", None),
+    ]  # fmt: skip
+    alignment, _ = queries[1].read()
+    assert alignment.query == SEQUENCE
+    assert alignment.deletions[2, 30] == 3
+
+
+# -- what is predicted ------------------------------------------------------------------------------------------------
+
+
+def predicted(inputs: dict[str, Any], profile: Any, msa: Any) -> Tensor:
+    model = pair_model()
+    with torch.no_grad():
+        return model(torch.from_numpy(encode(SEQUENCE).astype(np.int64))[None], profile, msa).contacts[0].sigmoid()
+
+
+def batch(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(rows.astype(np.int64))[None]
+
+
+def test_a_lone_sequence_gets_the_profile_its_model_knows_best() -> None:
+    tokens = encode(SEQUENCE)
+    expected = torch.from_numpy(profile(tokens[None]))[None]
+    cases = [
+        ({"profiles": 1.0, "msa_rows": 0}, expected, None, "BLOSUM62"),
+        ({"profiles": 0.5, "msa_rows": 0}, torch.zeros(1, 60, 20), None, "had none either"),
+        ({"profiles": 0.0, "msa_rows": 0}, torch.zeros(1, 60, 20), None, None),
+        ({"profiles": 1.0, "msa_rows": 4}, expected, batch(tokens[None]), "BLOSUM62"),
+    ]
+    for inputs, columns, msa, note in cases:
+        found = PairPredictor(pair_model(), inputs).predict(tokens)
+        assert torch.allclose(found.contacts, predicted(inputs, columns, msa), atol=1e-6)
+        assert (note in found.notes[0]) if note else not found.notes
+
+
+def test_of_an_alignment_a_model_sees_what_it_was_trained_on() -> None:
+    tokens, rows = encode(SEQUENCE), np.stack([encode(row) for row in ROWS])
+    columns = torch.from_numpy(profile(rows))[None]
+    found = PairPredictor(pair_model(), {"profiles": 1.0, "msa_rows": 20}).predict(tokens, None, rows)
+    assert torch.allclose(found.contacts, predicted({}, columns, batch(rows)), atol=1e-6)
+    assert not found.notes
+    without = PairPredictor(pair_model(), {"profiles": 1.0, "msa_rows": 0}).predict(tokens, None, rows)
+    assert torch.allclose(without.contacts, predicted({}, columns, None), atol=1e-6)
+    assert "sees the profile only" in without.notes[0]
+    neither = PairPredictor(pair_model(), {"profiles": 0.0, "msa_rows": 0}).predict(tokens, None, rows)
+    assert torch.allclose(neither.contacts, predicted({}, torch.zeros(1, 60, 20), None), atol=1e-6)
+    assert "alignment is not used" in neither.notes[0]
+    given = PairPredictor(pair_model(), {"profiles": 1.0, "msa_rows": 0}).predict(tokens, columns[0].numpy())
+    assert torch.allclose(given.contacts, without.contacts, atol=1e-6)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, model = encode(SEQUENCE), pair_model(dim=64, transition=4, recycles=0)
+    predictor = PairPredictor(model, {"profiles": 1.0, "msa_rows": 0})
+    whole = predictor.predict(tokens)
+    needed = estimate(predictor.model.config, 60)
+    monkeypatch.setattr(predictors, "free_memory", lambda _: int(0.8 * needed / predictors.SHARE))
+    assert choose_chunk(predictor.model.config, 60, int(0.8 * needed)) is not None
+    chunked = predictor.predict(tokens)
+    assert whole.distances is not None and chunked.distances is not None
+    assert torch.allclose(whole.contacts, chunked.contacts, atol=1e-5)
+    assert torch.allclose(whole.distances, chunked.distances, atol=1e-3)
+
+
+def test_ten_thousand_residues_get_a_sentence(
+    run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predictors, "free_memory", lambda _: 4 << 30)
+    Path("two.fasta").write_text(f">huge\n{SEQUENCE * 167}\n>small\n{SEQUENCE}\n")
+    assert contacts("two.fasta", "--run", run, "--no-png") == 2
+    _, err = capsys.readouterr()
+    assert err.count("error:") == 1  # a slow machine adds a line of progress
+    assert "10,020 residues need about" in err
+    assert "GiB of memory even in chunks of 4 rows, but 3.2 GiB can be used here; cut the chain to at most" in err
+    assert Path("contacts/small.rr").is_file()
+
+
+def test_memory_of_attention_maps() -> None:
+    check_attention(1000, estimate_attention(1000))
+    with pytest.raises(UserError, match=r"10,000 residues need about 2\.2 GiB .* at most [\d,]+ residues"):
+        check_attention(10_000, 1 << 30)
+
+
+def test_an_allocation_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = PairPredictor(pair_model(), {"profiles": 1.0, "msa_rows": 0})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(predictor.model, "forward", full)
+    with pytest.raises(UserError, match="60 residues need about"):
+        predictor.predict(encode(SEQUENCE))
+
+
+def test_expected_distances() -> None:
+    logits = torch.full((3, 3, 64), -50.0)
+    logits[0, 1, 0] = logits[1, 1, 20] = logits[2, 2, 63] = 50.0
+    found = expected_distances(logits, rows=2)
+    width = 0.3125
+    assert found[0, 1] == pytest.approx(2.3125 - width / 2, abs=1e-4)
+    assert found[1, 1] == pytest.approx(2.3125 + 19.5 * width, abs=1e-4)
+    assert found[2, 2] == pytest.approx(21.6875 + width / 2, abs=1e-4)
+    assert found[0, 0] == pytest.approx(12.0, abs=1e-4)  # the middle, when nothing is known
+
+
+def test_a_language_model_with_its_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(SequenceConfig(transformer=esm_transformer("tiny"))).eval()
+    folder = tmp_path / "lm"
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"has no contact head.*triune protein pretrain"):
+        predictor_for(folder)
+    head = ContactHead(2, 2)
+    head.save_pretrained(folder / HEAD)
+    with pytest.raises(UserError, match="is empty"):
+        predictor_for(folder)
+    head.weight.copy_(torch.tensor([[1.0, 0.0], [-0.5, 2.0]]))
+    head.save_pretrained(folder / HEAD)
+    tokens = encode(SEQUENCE)
+    found = predictor_for(folder).predict(tokens, None, np.stack([tokens, tokens]))
+    expected = head(model, esm_tokens(torch.from_numpy(tokens.astype(np.int64))[None]))[0].sigmoid()
+    assert torch.allclose(found.contacts, expected, atol=1e-6)
+    assert found.distances is None
+    assert "reads the sequence only" in found.notes[0]
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"library": "triune", "architecture": "LanguageModel"}))
+    with pytest.raises(UserError, match="describes LanguageModel, but PairModel or SequenceModel was expected"):
+        predictor_for(tmp_path)
+
+
+# -- pictures and tables ----------------------------------------------------------------------------------------------
+
+
+def colour(text: str) -> tuple[int, ...]:
+    return tuple(int(text[at : at + 2], 16) for at in (1, 3, 5))
+
+
+def test_the_known_side_tells_found_missed_and_wrong() -> None:
+    truth = np.zeros((20, 20), dtype=np.int8)
+    truth[2, 12] = truth[3, 15] = 1
+    truth[5] = truth[:, 5] = -1
+    p = np.full((20, 20), 0.1)
+    p[2, 12] = p[4, 14] = 0.9
+    p[5, 17] = 0.99  # the most probable, but unknown
+    cells, entries, counted = known_cells(p, truth, count=2)
+    shown = (np.rint(cells[..., :3] * 255)).astype(int)
+    for (i, j), expected in (((2, 12), BLUE), ((3, 15), GREY), ((4, 14), RED), ((5, 17), PALE), ((0, 19), "#ffffff")):
+        assert tuple(shown[i, j]) == colour(expected), (i, j)
+    assert [text for _, text in entries] == [
+        "contact, predicted", "no contact, but predicted", "contact, missed", "unresolved",
+    ]  # fmt: skip
+    assert counted == 2
+
+
+def test_the_map_shows_the_truth_above_the_diagonal(tmp_path: Path) -> None:
+    p, truth = np.zeros((40, 40), dtype=np.float32), np.zeros((40, 40), dtype=np.int8)
+    truth[5:15, 25:35] = truth[25:35, 5:15] = 1
+    contact_map(tmp_path / "plain.png", p, "a $name$", "60 residues")
+    contact_map(tmp_path / "known.png", p, "x" * 200, "one\ntwo", truth)
+    plain, known = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("plain", "known"))
+    grey = (known == colour(GREY)).all(-1)
+    rows, columns = np.nonzero(grey)
+    assert grey.sum() > 3000
+    assert columns.mean() / known.shape[1] > 0.5 > rows.mean() / known.shape[0]  # in the upper right corner
+    assert (plain == colour(GREY)).all(-1).sum() < 500
+
+
+def test_tables_fit_narrow_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    pairs = [
+        {
+            "i": 100,
+            "j": 1999,
+            "residues": "W100-W1999",
+            "probability": 0.5,
+            "expected_distance": 12.3,
+            "true_distance": d,
+        }
+        for d in (None, 12.3)
+    ]
+    values = {
+        f"{r}_{s}{k}": 0.5 for r in ("short", "medium", "long") for s in ("p_at_l", "auc") for k in ("", "_chance")
+    }
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    for table in (pair_table(pairs), score_table(values), batch_table([])):
+        stream = io.StringIO()
+        Console(width=60, file=stream, force_terminal=False).print(table)
+        lines = stream.getvalue().splitlines()
+        assert lines
+        assert max(map(len, lines)) <= 60
+        assert "…" not in stream.getvalue()
+
+
+def test_confidence_is_the_mean_of_the_best() -> None:
+    p = torch.zeros(50, 50)
+    p[0, 30], p[1, 40], p[2, 5] = 1.0, 0.5, 1.0
+    assert confidence(p) == pytest.approx(1.5 / 10)
+    assert confidence(torch.zeros(20, 20)) is None
+    assert Prediction(p).notes == ()

@@ -1,0 +1,202 @@
+"""Mean-field DCA: against a float64 loop, against `freecontact` where it is installed, against published figures."""
+
+import csv
+import shutil
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from triune.core.errors import UserError
+from triune.protein.predict.dca import (
+    STATES,
+    average_product_correction,
+    couplings,
+    main,
+    mean_field_dca,
+    memory_needed,
+    scores_of,
+    top_pairs,
+)
+from triune.protein.predict.metrics import contact_targets, precisions
+from triune.protein.read.alignment import parse_alignment
+from triune.protein.read.alphabet import GAP, decode
+from triune.protein.read.profile import sequence_weights
+from triune.protein.read.structure import imputed_cbeta
+
+
+def family(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Sequences in which columns 0 and columns - 1 agree, the others vary; uint8 [rows, columns]."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 20, (rows, columns))
+    tokens[:, -1] = (tokens[:, 0] + 3) % 20
+    tokens[rng.random((rows, columns)) < 0.05] = 21
+    tokens[0] = np.where(tokens[0] == 21, 0, tokens[0])
+    return tokens.astype(np.uint8)
+
+
+def reference(tokens: np.ndarray, pseudocount: float, with_gap: bool) -> np.ndarray:
+    """The textbook, pair by pair, in float64."""
+    columns, q = tokens.shape[1], STATES
+    state = np.where(tokens >= 20, 20, tokens).astype(int)
+    weights = np.array([1 / sum((row == other).mean() >= 0.8 for other in tokens) for row in tokens])
+    single = np.zeros((columns, q))
+    double = np.zeros((columns, columns, q, q))
+    for weight, row in zip(weights / weights.sum(), state):
+        for i in range(columns):
+            single[i, row[i]] += weight
+            for j in range(columns):
+                double[i, j, row[i], row[j]] += weight
+    single = (1 - pseudocount) * single + pseudocount / q
+    for i in range(columns):
+        for j in range(columns):
+            uniform = np.eye(q) / q if i == j else np.full((q, q), 1 / q**2)
+            double[i, j] = (1 - pseudocount) * double[i, j] + pseudocount * uniform
+    size = columns * (q - 1)
+    covariance = np.zeros((size, size))
+    for i in range(columns):
+        for j in range(columns):
+            block = double[i, j] - np.outer(single[i], single[j])
+            covariance[i * 20 : i * 20 + 20, j * 20 : j * 20 + 20] = block[:20, :20]
+    inverse = -np.linalg.inv(covariance)
+    norms = np.zeros((columns, columns))
+    for i in range(columns):
+        for j in range(columns):
+            full = np.zeros((q, q))
+            full[:20, :20] = inverse[i * 20 : i * 20 + 20, j * 20 : j * 20 + 20]
+            full = full - full.mean(0, keepdims=True) - full.mean(1, keepdims=True) + full.mean()
+            norms[i, j] = np.linalg.norm(full if with_gap else full[:20, :20])
+    np.fill_diagonal(norms, 0)
+    mean = norms.sum(0) / (columns - 1)
+    corrected = norms - np.outer(mean, mean) / (norms.sum() / columns / (columns - 1))
+    np.fill_diagonal(corrected, 0)
+    return corrected
+
+
+@pytest.mark.parametrize("with_gap", [False, True])
+def test_agrees_with_the_loop(with_gap, monkeypatch):
+    monkeypatch.setattr("triune.protein.predict.dca.ROWS", 16)
+    tokens = family(40, 7)
+    found = scores_of(couplings(tokens, sequence_weights(tokens), 0.5), with_gap)
+    np.testing.assert_allclose(found.numpy(), reference(tokens, 0.5, with_gap), atol=2e-5)
+
+
+def test_finds_the_columns_that_go_together():
+    scores, neff = mean_field_dca(family(400, 30))
+    assert top_pairs(scores, 1) == [(0, 29)]
+    assert neff == pytest.approx(400)
+    torch.testing.assert_close(scores, scores.T)
+
+
+def test_unknown_residues_count_as_gaps():
+    tokens = family(50, 12)
+    unknown = np.where(tokens == GAP, 20, tokens).astype(np.uint8)
+    torch.testing.assert_close(mean_field_dca(tokens)[0], mean_field_dca(unknown)[0])
+
+
+def test_the_product_correction_takes_off_what_single_columns_explain():
+    column = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    product = torch.outer(column, column)
+    off = ~torch.eye(30, dtype=torch.bool)
+    # Not all of it: the diagonal, which is left out, is part of the product.
+    assert average_product_correction(product)[off].std() < 0.05 * product[off].std()
+    assert torch.isfinite(average_product_correction(torch.zeros(3, 3))).all()
+
+
+# -- other software and published figures -----------------------------------------------------------------------------
+
+
+def shared_alignments(data_folder, names: list[str]) -> dict[str, np.ndarray]:
+    with tarfile.open(data_folder / "protein" / "msa-test.tar.gz") as archive:
+        return {
+            name: parse_alignment(f"{name}.a3m", archive.extractfile(f"{name}.a3m").read()).tokens for name in names
+        }
+
+
+def test_agrees_with_the_published_figures(data_folder):
+    names = ["3X3F_C_21", "3QM9_A_2", "5TE9_A_16"]
+    with (data_folder / "protein" / "dca-test.tsv").open() as file:
+        published = {row["chain"]: row for row in csv.DictReader(file, delimiter="\t")}
+    data = np.load(data_folder / "protein" / "chains.npz")
+    ends = np.cumsum(data["length"])
+    backbone = data["backbone"]
+    for name, tokens in shared_alignments(data_folder, names).items():
+        at = int(np.flatnonzero(data["name"] == name)[0])
+        here = slice(ends[at] - data["length"][at], ends[at])
+        cbeta = torch.from_numpy(imputed_cbeta(backbone[here].astype(np.float32) / 100))
+        targets = contact_targets(cbeta, torch.ones(len(cbeta), dtype=torch.bool))
+        scores, neff = mean_field_dca(tokens)
+        found = precisions(scores[None], targets[None])
+        row = published[name]
+        assert neff == pytest.approx(float(row["neff"]), abs=2e-3)
+        # One contact of L may differ: theirs placed Cβ a little differently.
+        assert float(found["long_p_at_l"]) == pytest.approx(float(row["long_P@L"]), abs=1.01 / len(cbeta))
+        assert float(found["long_p_at_l_chance"]) == pytest.approx(float(row["long_density"]), abs=1.5e-3)
+
+
+@pytest.mark.skipif(shutil.which("freecontact") is None, reason="freecontact is not installed")
+def test_agrees_with_freecontact():
+    tokens = family(60, 16)
+    lines = "".join(f"{decode(row)}\n" for row in tokens)
+    command = ["freecontact", "--parprof", "evfold", "--clustpc", "80", "--apply-gapth", "0", "--quiet", "1", "-a", "1"]
+    printed = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout
+    scores = scores_of(couplings(tokens, sequence_weights(tokens)), with_gap=True)
+    theirs, ours = [], []
+    for line in printed.splitlines():
+        i, _, j, _, _, score = line.split()
+        theirs.append(float(score))
+        ours.append(float(scores[int(i) - 1, int(j) - 1]))
+    assert len(theirs) == 16 * 15 // 2
+    assert np.corrcoef(theirs, ours)[0, 1] > 0.99999
+
+
+# -- triune protein dca -----------------------------------------------------------------------------------------------
+
+
+def test_main_prints_pairs_writes_scores_and_does_the_other_inputs(tmp_path, capsys):
+    good = tmp_path / "good.aln"
+    good.write_text("".join(f"{decode(row)}\n" for row in family(80, 30)))
+    bad = tmp_path / "bad.a3m"
+    bad.write_text(">q\nMKV\n>r\nMKVL\n")
+    assert main([str(bad), str(good), "--out", str(tmp_path / "out"), "--top", "3"]) == 2
+    printed = capsys.readouterr()
+    assert "30 residues, 80 rows, Neff 80.0" in printed.out
+    assert len(printed.out.splitlines()) == 4
+    assert "Row 2 has 4 aligned columns, the query has 3" in printed.err
+    saved = np.load(tmp_path / "out" / "good.dca.npz")
+    assert saved["scores"].shape == (30, 30)
+    with pytest.raises(UserError, match="Row 2 has 4"):
+        main([str(bad)])
+
+
+def test_a_structure_scores_the_prediction(maker, tmp_path, capsys):
+    tokens = family(80, 40)
+    made = maker.helix(decode(tokens[0]))
+    for atom, point in made.atoms[0].items():
+        made.atoms[39][atom] = point + [3.0, 0, 0]
+    del made.atoms[20]
+    maker.write(tmp_path / "1abc.pdb", maker.helix("ACDEFGHIKL", "A"), made._replace(chain="B"))
+    alignment = tmp_path / "x.aln"
+    alignment.write_text("".join(f"{decode(row)}\n" for row in tokens))
+    assert main([str(alignment), "--structure", str(tmp_path / "1abc.pdb"), "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1abc_B: 1 of 40 residues have no position" in lines[1]
+    assert lines[-1].split()[-2:] == ["3.0", "Å"]
+    # One contact, found first: 1 of ⌊39 / 5⌋ pairs.
+    assert lines[-2].split()[:4] == ["long", f"{1 / 39:.3f}", f"{1 / 19:.3f}", f"{1 / 7:.3f}"]
+    with pytest.raises(UserError, match="there is no protein chain 'C'"):
+        main([str(alignment), "--structure", str(tmp_path / "1abc.pdb"), "--chain", "C"])
+    other = tmp_path / "other.aln"
+    other.write_text("W" * 30 + "\n" + "W" * 30 + "\n")
+    with pytest.raises(UserError, match="does not match the sequence"):
+        main([str(other), "--structure", str(tmp_path / "1abc.pdb")])
+
+
+def test_what_does_not_fit_is_refused_before_it_is_tried(tmp_path):
+    long = tmp_path / "long.aln"
+    long.write_text(("A" * 200_000 + "\n") * 2)
+    assert memory_needed(200) == 3 * 4 * 4000**2
+    with pytest.raises(UserError, match="200,000 columns need 192000 GB"):
+        main([str(long)])

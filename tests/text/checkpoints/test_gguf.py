@@ -1,0 +1,298 @@
+"""GGUF files: header, quantised tensors, the models of transformers written as llama.cpp's converter does,
+tokenizers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from triune.core.errors import UserError
+from triune.text.checkpoints.gguf import Tensors, read_header
+from triune.text.checkpoints.pretrained import export, load
+from triune.text.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf", reason="pip install 'triune[gguf]'")
+transformers = pytest.importorskip("transformers", reason="the originals: pip install transformers")
+
+
+def _other_tests() -> Any:
+    spec = importlib.util.spec_from_file_location("text_cases", Path(__file__).with_name("test_pretrained.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+MODELS = _other_tests()
+ARCHITECTURES = {
+    "llama 3": "LLAMA",
+    "llama with biases": "LLAMA",
+    "mistral": "LLAMA",
+    "qwen 2": "QWEN2",
+    "qwen 3": "QWEN3",
+    "smollm 3": "SMOLLM3",
+    "gemma": "GEMMA",
+    "gemma 2": "GEMMA2",
+    "gemma 3": "GEMMA3",
+    "neox": "GPTNEOX",
+    "gpt 2": "GPT2",
+}
+"""The cases of `test_pretrained.py` -> architecture."""
+FIXED = {"gemma 2": {"query_pre_attn_scalar": 16}}
+"""Settings that a GGUF file does not state, as it presumes them."""
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Rows of q and k as the converter moves them: the two halves of a head become neighbours."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def converted(name: str, tensor: Tensor, config: Any, arch: str) -> Tensor:
+    """One weight as llama.cpp's converter writes it."""
+    if arch in ("LLAMA", "SMOLLM3") and (".q_proj." in name or ".k_proj." in name):
+        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+        return interleaved(tensor, heads)
+    if arch.startswith("GEMMA") and name.endswith("norm.weight"):
+        return tensor + 1
+    if arch == "GPT2" and tensor.dim() == 2 and ".h." in name:
+        return tensor.T
+    if "query_key_value" in name:
+        heads = config.num_attention_heads
+        return tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return tensor
+
+
+def write(path: Path, model: Any, arch: str, edit: Any = lambda writer: None, quantised: str | None = None) -> Path:
+    """A GGUF file of a model."""
+    kind, config = getattr(gguf.MODEL_ARCH, arch), model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    writer.add_head_count(config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if arch in ("GPT2", "GPTNEOX"):
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        rope = config.rope_parameters
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+        writer.add_key_length(head_dim)
+        writer.add_rope_dimension_count(head_dim)
+        if rope.get("rope_type") == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope["factor"])
+        if rope.get("rope_type") == "llama3":
+            inverse = 1 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim)
+            writer.add_tensor("rope_freqs.weight", (inverse / model.model.rotary_emb.inv_freq).float().numpy())
+    if arch == "GPTNEOX":
+        writer.add_rope_dimension_count(int(head_dim * 0.5))
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if arch == "GEMMA2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    edit(writer)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name in ("lm_head.weight", "embed_out.weight") and config.tie_word_embeddings:
+            continue
+        new = names.get_name(name, (".weight", ".bias")) or names.get_name(
+            name.replace("lm_head", "embed_out"), (".weight", ".bias")
+        )
+        assert new, name
+        array = converted(name, tensor, config, arch).contiguous().float().numpy()
+        if quantised and array.ndim == 2 and array.shape[1] % 32 == 0:
+            raw = getattr(gguf.GGMLQuantizationType, quantised)
+            writer.add_tensor(new, gguf.quants.quantize(array, raw), raw_dtype=raw)
+        else:
+            writer.add_tensor(new, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def model_of(name: str) -> Any:
+    kind, options = MODELS.CASES[name]
+    options = options | FIXED.get(name, {})
+    if name == "llama 3":  # the file states the result of this scaling, for Llama's own context only
+        options = options | {"rope_parameters": MODELS.LLAMA3 | {"original_max_position_embeddings": 8192}}
+    return MODELS.original(kind, options)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_outputs_are_those_of_the_original(name, tmp_path):
+    theirs = model_of(name)
+    ours = load(str(write(tmp_path / "model.gguf", theirs, ARCHITECTURES[name])))
+    assert ours.family is not None
+    assert ours.family.library == "gguf"
+    assert ours.companion is None
+    assert MODELS.difference(ours.model, theirs, MODELS.ids()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama 3", "gemma 2"])
+def test_from_gguf_to_hugging_face(name, tmp_path):
+    theirs = model_of(name)
+    ours = load(str(write(tmp_path / "model.gguf", theirs, ARCHITECTURES[name])))
+    export(ours, tmp_path / "out", "hf")
+    again, report = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float32)
+    assert not any(report.values()), report
+    assert MODELS.difference(ours.model, again.eval(), MODELS.ids()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "BF16", "F16"])
+def test_quantised_tensors_and_the_header_are_those_of_the_package(kind, tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("qwen 2"), "QWEN2", quantised=kind)
+    header, reader = read_header(path), gguf.GGUFReader(path)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF."):
+            assert header.metadata[key] == field.contents(), key
+    tensors = Tensors(header)
+    assert list(tensors) == [tensor.name for tensor in reader.tensors]
+    for tensor in reader.tensors:
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(tensors[tensor.name].numpy(), expected.reshape(tensors[tensor.name].shape)), tensor.name
+    assert load(str(path)).model.config.vocab_size == MODELS.VOCAB
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+TEXT = "It's 12345 o'clock,  DON'T — naïve déjà-vu!\n\n\tif (x == 10) { return “y”; }  数字 \r\n end "
+
+
+def metadata(pre: str, model: str = "gpt2", begins: bool | None = None) -> tuple[Any, Tokenizer]:
+    """A writer of the tokenizer's metadata, and the tokenizer it was made of."""
+    trained = Tokenizer.train_bpe([TEXT * 3, "the clock is not the end of it 12 345"], 330)
+    content = trained._json["model"]
+    vocab = dict(content["vocab"])
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    tokens += [f"<unused{i}>" for i in range(MODELS.VOCAB * 6 - len(tokens))]
+
+    def edit(writer: Any) -> None:
+        writer.add_tokenizer_model(model)
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types([3 if token == "<|endoftext|>" else 1 for token in tokens])
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in content["merges"]])
+        writer.add_eos_token_id(vocab["<|endoftext|>"])
+        writer.add_bos_token_id(vocab["<|endoftext|>"])
+        writer.add_chat_template("{{ messages }}")
+        if begins is not None:
+            writer.add_add_bos_token(begins)
+
+    return edit, trained
+
+
+def large() -> Any:
+    kind, options = MODELS.CASES["llama"]
+    return MODELS.original(kind, options | {"vocab_size": 6 * MODELS.VOCAB})
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_tokenizers(pre, tmp_path):
+    from tokenizers import Regex, pre_tokenizers
+
+    edit, trained = metadata(pre)
+    tokenizer = load(str(write(tmp_path / "model.gguf", large(), "LLAMA", edit))).companion
+    assert tokenizer is not None
+    words = {
+        "gpt-2": [],
+        "smollm": [r"\p{N}"],
+        "llama-bpe": [transformers_words(r"\p{N}{1,3}")],
+        "qwen2": [transformers_words(r"\p{N}")],
+    }[pre]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in ("gpt-2", "smollm"))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in words]
+    trained.backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    expected = trained.backend.encode(TEXT, add_special_tokens=False).ids
+    assert tokenizer.encode(TEXT).tolist() == expected
+    assert tokenizer.decode(expected) == TEXT
+    assert tokenizer.eos_id == trained.eos_id
+    assert tokenizer.chat_template == "{{ messages }}"
+    assert tokenizer.beginning == ([trained.eos_id] if pre == "llama-bpe" else [])
+    assert tokenizer.encode("<|endoftext|>").tolist() != [trained.eos_id]
+
+
+def transformers_words(numbers: str) -> str:
+    """The pattern that transformers has for Qwen 2, with other groups of digits."""
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    return PRETOKENIZE_REGEX.replace(r"|\p{N}|", f"|{numbers}|")
+
+
+def test_a_beginning_is_only_written_where_the_file_says_so(tmp_path):
+    edit, _ = metadata("llama-bpe", begins=False)
+    companion = load(str(write(tmp_path / "model.gguf", large(), "LLAMA", edit))).companion
+    assert companion is not None
+    assert companion.beginning == []
+
+
+# --- bad files --------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_and_unknown_files(tmp_path):
+    path = write(tmp_path / "model.gguf", large(), "LLAMA", metadata("gpt-2")[0])
+    content = path.read_bytes()
+    for end in (3, 20, 400, 4000):
+        (tmp_path / "cut.gguf").write_bytes(content[:end])
+        with pytest.raises(UserError, match="GGUF"):
+            load(str(tmp_path / "cut.gguf"))
+    (tmp_path / "tail.gguf").write_bytes(content[:-2000])
+    with pytest.raises(UserError, match="cut short or damaged"):
+        load(str(tmp_path / "tail.gguf"))
+    (tmp_path / "other.gguf").write_bytes(b"\x89PNG" + content[4:])
+    with pytest.raises(UserError, match="is not a GGUF file"):
+        load(str(tmp_path / "other.gguf"))
+    (tmp_path / "arch.gguf").write_bytes(
+        content.replace(b"\x05\x00\x00\x00\x00\x00\x00\x00llama", b"\x05\x00\x00\x00\x00\x00\x00\x00mamba", 1)
+    )
+    with pytest.raises(UserError, match="architecture 'mamba', which is not supported; supported are gpt2, llama"):
+        load(str(tmp_path / "arch.gguf"))
+
+
+def test_a_damaged_file_of_any_kind_is_an_error_of_one_sentence(tmp_path):
+    """Bytes of the header changed at random: the model opens all the same, or the user is told."""
+    content = write(tmp_path / "model.gguf", large(), "LLAMA", metadata("gpt-2")[0]).read_bytes()
+    random = np.random.default_rng(0)
+    told = []
+    for _ in range(25):
+        damaged = bytearray(content)
+        for at in random.integers(0, 1500, 2):
+            damaged[at] = random.integers(256)
+        (tmp_path / "damaged.gguf").write_bytes(damaged)
+        try:
+            load(str(tmp_path / "damaged.gguf"))
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) > 10
+    assert all("damaged.gguf" in message for message in told)
+
+
+def test_other_tokenizers_and_rotations_are_named(tmp_path):
+    sentencepiece = write(tmp_path / "a.gguf", large(), "LLAMA", metadata("default", model="llama")[0])
+    assert load(str(sentencepiece)).companion is None
+    from triune.text.generate import load as to_generate
+
+    with pytest.raises(UserError, match="no SentencePiece"):
+        to_generate(sentencepiece)
+    with pytest.raises(UserError, match="in the way 'deepseek-coder'"):
+        load(str(write(tmp_path / "b.gguf", large(), "LLAMA", metadata("deepseek-coder")[0])))
+
+    def odd(writer: Any) -> None:
+        writer.add_tensor("rope_freqs.weight", np.array([1, 2, 3, 5], dtype=np.float32))
+
+    with pytest.raises(UserError, match="rope_freqs"):
+        load(str(write(tmp_path / "c.gguf", large(), "LLAMA", odd)))

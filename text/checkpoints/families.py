@@ -1,0 +1,369 @@
+"""The families of text models: GPT-2, GPT-NeoX, BERT, glassllm, and those of `decoders.py`."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as HFTokenizer
+
+from ...core.checkpoints.source import Source, read_json
+from ...core.checkpoints.weights import TRANSPOSED, Layout, Rule, WeightMap, heads_interleaved, pairs_interleaved
+from ...core.config import RotaryConfig, TransformerConfig
+from ...core.errors import UserError
+from ..encoder import TextEncoderConfig
+from ..model import LanguageModelConfig
+from ..tokenizer import Tokenizer
+from .decoders import DECODERS
+from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of, old_rotary, write_rotary
+
+# --- GPT-2 ------------------------------------------------------------------------------------------------------------
+
+GPT2 = {
+    **dict.fromkeys(("vocab_size", "n_embd", "n_layer", "n_head"), REQUIRED),
+    "n_positions": 1024,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+GPT2_RULES = (
+    Rule("embedding", "transformer.wte"),
+    Rule("transformer.positions", "transformer.wpe"),
+    Rule("transformer.blocks.{}.norm1", "transformer.h.{}.ln_1"),
+    Rule(
+        tuple(f"transformer.blocks.{{}}.attn.{name}" for name in "qkv"), "transformer.h.{}.attn.c_attn", TRANSPOSED
+    ),
+    Rule("transformer.blocks.{}.attn.out", "transformer.h.{}.attn.c_proj", TRANSPOSED),
+    Rule("transformer.blocks.{}.norm2", "transformer.h.{}.ln_2"),
+    Rule("transformer.blocks.{}.ffn.up", "transformer.h.{}.mlp.c_fc", TRANSPOSED),
+    Rule("transformer.blocks.{}.ffn.down", "transformer.h.{}.mlp.c_proj", TRANSPOSED),
+    Rule("transformer.final_norm", "transformer.ln_f"),
+    Rule("head", "lm_head"),
+)  # fmt: skip
+
+
+def read_gpt2(c: Settings) -> LanguageModelConfig:
+    """The config of GPT-2 (Radford et al. 2019)."""
+    c.require("scale_attn_by_inverse_layer_idx", False)
+    c.require("add_cross_attention", False)
+    transformer = TransformerConfig(
+        dim=c["n_embd"],
+        depth=c.depth("n_layer"),
+        heads=c["n_head"],
+        causal=True,
+        position="learned",
+        context=c["n_positions"],
+        norm_eps=c["layer_norm_epsilon"],
+        attention_scale=None if c["scale_attn_weights"] else 1.0,
+        ffn=c.choose("activation_function", PLAIN),  # type: ignore[arg-type]
+        ffn_dim=c["n_inner"] or 4 * c["n_embd"],
+    )
+    return LanguageModelConfig(c["vocab_size"], transformer, tied=c["tie_word_embeddings"])
+
+
+def write_gpt2(ours: LanguageModelConfig) -> dict[str, Any]:
+    """The inverse of `read_gpt2`."""
+    t = ours.transformer.resolved()
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": ours.vocab_size,
+        "n_positions": t.context,
+        "n_embd": t.dim,
+        "n_layer": t.depth,
+        "n_head": t.heads,
+        "n_inner": t.ffn_dim,
+        "activation_function": name_of(PLAIN, t.ffn),
+        "layer_norm_epsilon": t.norm_eps,
+        "scale_attn_weights": t.attention_scale != 1.0,
+        "tie_word_embeddings": ours.tied,
+        "embd_pdrop": t.dropout,
+        "resid_pdrop": t.dropout,
+        "attn_pdrop": t.attention_dropout,
+    }
+
+
+def gpt2_weights(config: LanguageModelConfig) -> WeightMap:
+    """The table of GPT-2, whose matrices lie `[in, out]`."""
+    return WeightMap(GPT2_RULES, ignored=(r".*\.attn\.(bias|masked_bias)",))
+
+
+# --- GPT-NeoX and Pythia ----------------------------------------------------------------------------------------------
+
+NEOX = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), REQUIRED),
+    "intermediate_size": 24576,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "rotary_emb_base": 10_000.0,
+    "rotary_pct": 0.25,
+}
+
+
+def read_neox(c: Settings) -> LanguageModelConfig:
+    """The config of GPT-NeoX (Black et al. 2022) and Pythia."""
+    transformer = TransformerConfig(
+        dim=c["hidden_size"],
+        depth=c.depth(),
+        heads=c["num_attention_heads"],
+        causal=True,
+        context=c["max_position_embeddings"],
+        rotary=c.rotary(theta="rotary_emb_base", fraction="rotary_pct"),
+        norm_eps=c["layer_norm_eps"],
+        parallel=c["use_parallel_residual"],
+        ffn=c.choose("hidden_act", PLAIN),  # type: ignore[arg-type]
+        ffn_dim=c["intermediate_size"],
+        bias=True if c["attention_bias"] else ["up", "down"],
+    )
+    return LanguageModelConfig(c["vocab_size"], transformer, tied=c["tie_word_embeddings"])
+
+
+def write_neox(ours: LanguageModelConfig) -> dict[str, Any]:
+    """The inverse of `read_neox`."""
+    t = ours.transformer.resolved()
+    rope = write_rotary(t.rotary_at(0) or RotaryConfig())
+    old = old_rotary(rope)
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "vocab_size": ours.vocab_size,
+        "hidden_size": t.dim,
+        "intermediate_size": t.ffn_dim,
+        "num_hidden_layers": t.depth,
+        "num_attention_heads": t.heads,
+        "max_position_embeddings": t.context,
+        "layer_norm_eps": t.norm_eps,
+        "use_parallel_residual": t.parallel,
+        "hidden_act": name_of(PLAIN, t.ffn),
+        "attention_bias": t.has_bias("out"),
+        "tie_word_embeddings": ours.tied,
+        "rope_parameters": {"partial_rotary_factor": 1.0} | rope,
+        "rotary_emb_base": old["rope_theta"],
+        "rotary_pct": rope.get("partial_rotary_factor", 1.0),
+        "rope_scaling": old["rope_scaling"],
+        "hidden_dropout": t.dropout,
+        "attention_dropout": t.attention_dropout,
+    }
+
+
+def neox_weights(config: LanguageModelConfig) -> WeightMap:
+    """The table of GPT-NeoX, where q, k and v of a head lie together."""
+    block, layer = "transformer.blocks.{}", "gpt_neox.layers.{}"
+    rules = (
+        Rule("embedding", "gpt_neox.embed_in"),
+        Rule(f"{block}.norm1", f"{layer}.input_layernorm"),
+        Rule(
+            tuple(f"{block}.attn.{name}" for name in "qkv"), f"{layer}.attention.query_key_value",
+            heads_interleaved(config.transformer.heads),
+        ),
+        Rule(f"{block}.attn.out", f"{layer}.attention.dense"),
+        Rule(f"{block}.norm2", f"{layer}.post_attention_layernorm"),
+        Rule(f"{block}.ffn.up", f"{layer}.mlp.dense_h_to_4h"),
+        Rule(f"{block}.ffn.down", f"{layer}.mlp.dense_4h_to_h"),
+        Rule("transformer.final_norm", "gpt_neox.final_layer_norm"),
+        Rule("head", "embed_out"),
+    )  # fmt: skip
+    return WeightMap(rules, ignored=(r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",))
+
+
+# --- BERT -------------------------------------------------------------------------------------------------------------
+
+BERT = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), REQUIRED),
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "position_embedding_type": "absolute",
+    "architectures": None,
+}
+
+
+def read_bert(c: Settings) -> TextEncoderConfig:
+    """The config of BERT (Devlin et al. 2018)."""
+    for key, value in {
+        "is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }.items():  # fmt: skip
+        c.require(key, value)
+    names = c["architectures"] or ["BertModel"]
+    masked = any(name in ("BertForMaskedLM", "BertForPreTraining") for name in names)
+    transformer = TransformerConfig(
+        dim=c["hidden_size"],
+        depth=c.depth(),
+        heads=c["num_attention_heads"],
+        position="learned",
+        context=c["max_position_embeddings"],
+        norm_eps=c["layer_norm_eps"],
+        placement="post",
+        input_norm=True,
+        ffn=c.choose("hidden_act", PLAIN),  # type: ignore[arg-type]
+        ffn_dim=c["intermediate_size"],
+    )
+    return TextEncoderConfig(
+        c["vocab_size"], transformer, c["type_vocab_size"], masked_head=masked, pooler="BertModel" in names
+    )
+
+
+def write_bert(ours: TextEncoderConfig) -> dict[str, Any]:
+    """The inverse of `read_bert`."""
+    t = ours.transformer.resolved()
+    return {
+        "architectures": ["BertForMaskedLM" if ours.masked_head else "BertModel"],
+        "vocab_size": ours.vocab_size,
+        "hidden_size": t.dim,
+        "intermediate_size": t.ffn_dim,
+        "num_hidden_layers": t.depth,
+        "num_attention_heads": t.heads,
+        "max_position_embeddings": t.context,
+        "type_vocab_size": ours.segments,
+        "layer_norm_eps": t.norm_eps,
+        "hidden_act": name_of(PLAIN, t.ffn),
+        "hidden_dropout_prob": t.dropout,
+        "attention_probs_dropout_prob": t.attention_dropout,
+    }
+
+
+def bert_weights(config: TextEncoderConfig) -> WeightMap:
+    """The table of BERT."""
+    block, layer = "transformer.blocks.{}", "bert.encoder.layer.{}"
+    rules = (
+        Rule("embedding", "bert.embeddings.word_embeddings"),
+        Rule("transformer.positions", "bert.embeddings.position_embeddings"),
+        Rule("segments", "bert.embeddings.token_type_embeddings"),
+        Rule("transformer.input_norm", "bert.embeddings.LayerNorm"),
+        Rule(f"{block}.attn.q", f"{layer}.attention.self.query"),
+        Rule(f"{block}.attn.k", f"{layer}.attention.self.key"),
+        Rule(f"{block}.attn.v", f"{layer}.attention.self.value"),
+        Rule(f"{block}.attn.out", f"{layer}.attention.output.dense"),
+        Rule(f"{block}.close1", f"{layer}.attention.output.LayerNorm"),
+        Rule(f"{block}.ffn.up", f"{layer}.intermediate.dense"),
+        Rule(f"{block}.ffn.down", f"{layer}.output.dense"),
+        Rule(f"{block}.close2", f"{layer}.output.LayerNorm"),
+        Rule("pooler", "bert.pooler.dense"),
+        Rule("head.dense", "cls.predictions.transform.dense"),
+        Rule("head.norm", "cls.predictions.transform.LayerNorm"),
+        Rule("head.bias", "cls.predictions.bias"),
+    )
+    ignored = (r"bert\.embeddings\.position_ids", r"cls\.seq_relationship\..*", r"cls\.predictions\.decoder\..*")
+    return WeightMap(rules, ignored=ignored if config.pooler else (*ignored, r"bert\.pooler\..*"))
+
+
+# --- glassllm ---------------------------------------------------------------------------------------------------------
+
+
+def _turned(layout: Layout) -> Layout:
+    """The same, with matrices stored `[in, out]`."""
+    return Layout(
+        lambda parts: layout.join(parts).T.contiguous(),
+        lambda whole, shapes: layout.split(whole.T, shapes),
+        stacked=False,
+    )
+
+
+def read_glass(source: Source) -> LanguageModelConfig:
+    """The config inside a glassllm archive: Llama, small. Its hidden width is that of the weights."""
+    c = _glass_config(source)
+    assert c is not None
+    try:
+        transformer = TransformerConfig(
+            dim=c["d_model"],
+            depth=c["n_layers"],
+            heads=c["n_heads"],
+            kv_heads=c["n_kv_heads"],
+            causal=True,
+            context=c["max_len"],
+            rotary=RotaryConfig(base=c["rope_base"]),
+            norm="rmsnorm",
+            norm_eps=c["eps"],
+            ffn="swiglu",
+            ffn_dim=int(source.tensors()["blocks.0.ffn.W1"].shape[1]),
+            bias=False,
+        )
+        return LanguageModelConfig(c["vocab_size"], transformer)
+    except KeyError as error:
+        raise UserError(f"'{source.name}' is an incomplete glassllm archive: it has no {error}.") from None
+
+
+def _glass_config(source: Source) -> dict[str, Any] | None:
+    if source.file is None or source.file.suffix != ".npz":
+        return None
+    try:
+        with np.load(source.file, allow_pickle=False) as archive:
+            content = json.loads(str(archive["__config__"])) if "__config__" in archive.files else None
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return None  # reading its weights says what is wrong
+    return content if isinstance(content, dict) and "d_model" in content else None
+
+
+def glass_weights(config: LanguageModelConfig) -> WeightMap:
+    """The table of glassllm: matrices `[in, out]`, rotary pairs side by side."""
+    t = config.transformer.resolved()
+    block, layer = "transformer.blocks.{}", "blocks.{}"
+    rules = (
+        Rule("embedding.weight", "E"),
+        Rule(f"{block}.norm1.weight", f"{layer}.norm1.gamma"),
+        Rule(f"{block}.attn.q.weight", f"{layer}.attn.W_Q", _turned(pairs_interleaved(t.heads))),
+        Rule(f"{block}.attn.k.weight", f"{layer}.attn.W_K", _turned(pairs_interleaved(t.kv_heads or 0))),
+        Rule(f"{block}.attn.v.weight", f"{layer}.attn.W_V", TRANSPOSED),
+        Rule(f"{block}.attn.out.weight", f"{layer}.attn.W_O", TRANSPOSED),
+        Rule(f"{block}.norm2.weight", f"{layer}.norm2.gamma"),
+        Rule(f"{block}.ffn.gate.weight", f"{layer}.ffn.W1", TRANSPOSED),
+        Rule(f"{block}.ffn.up.weight", f"{layer}.ffn.W3", TRANSPOSED),
+        Rule(f"{block}.ffn.down.weight", f"{layer}.ffn.W2", TRANSPOSED),
+        Rule("transformer.final_norm.weight", "norm_f.gamma"),
+        Rule("head.weight", "head"),  # it is tied, so no archive has it
+    )
+    return WeightMap(rules)
+
+
+def glass_tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer beside an archive, `en.tokenizer.json` of `en.npz`: BPE of characters, ▁ for a space."""
+    path = source.path.with_suffix(".tokenizer.json")
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    specials = ["<pad>", "<unk>", "<bos>", "<eos>"]
+    try:
+        merges = [(first, second) for first, second in content["merges"]]
+        tokens = [*specials, *content["alphabet"], *(first + second for first, second in merges)]
+        vocab = {token: number for number, token in enumerate(tokens)}
+        backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    except Exception as error:  # the library raises a bare one
+        raise UserError(f"'{path}' cannot be read as a tokenizer of glassllm ({error}); is it damaged?") from None
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁*[^▁\n]+|▁+"), "isolated")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    backend.add_special_tokens(specials)
+    return Tokenizer(backend, "<eos>")
+
+
+HF_FAMILIES: tuple[TextFamily, ...] = (
+    hf_family("GPT-2", "gpt2", LanguageModelConfig, read_gpt2, write_gpt2, GPT2, gpt2_weights, prefix="transformer."),
+    *DECODERS,
+    hf_family(
+        "GPT-NeoX", "gpt_neox", LanguageModelConfig, read_neox, write_neox, NEOX, neox_weights, prefix="gpt_neox.",
+        renames=((r"^lm_head\.", "embed_out."),),
+    ),
+    hf_family(
+        "BERT", "bert", TextEncoderConfig, read_bert, write_bert, BERT, bert_weights, prefix="bert.",
+        renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ),
+)  # fmt: skip
+GLASS = TextFamily(
+    "glassllm", "other", lambda source: _glass_config(source) is not None, read_glass, glass_weights,
+    companion=glass_tokenizer,
+)  # fmt: skip

@@ -1,0 +1,263 @@
+"""Language models of other libraries, in and out: load, export, and compare with the original.
+
+| family               | library                   | what is read                                            |
+|----------------------|---------------------------|---------------------------------------------------------|
+| GPT-2                | Hugging Face, GGUF        | also old pickles with their mask buffers                |
+| Llama 2, 3; SmolLM 2 | Hugging Face, GGUF        | rotary scaling linear, llama3, yarn                     |
+| Mistral              | Hugging Face, GGUF        | sliding window                                          |
+| Qwen 2, 2.5, 3       | Hugging Face, GGUF        | sliding window from a layer on                          |
+| SmolLM 3             | Hugging Face, GGUF        | layers without rotation                                 |
+| Gemma 1, 2, 3        | Hugging Face (text), GGUF | soft caps, sandwich norms, windows and rotary per layer |
+| GPT-NeoX, Pythia     | Hugging Face, GGUF        | parallel or not                                         |
+| BERT                 | Hugging Face              | with the masked head or the pooler                      |
+| glassllm             | its own archive           | read only                                               |
+
+Dropout is a choice of training: models are loaded without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.checkpoints import native as checkpoint
+from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
+from ...core.checkpoints.source import Source, open_source, read_json
+from ...core.checkpoints.weights import WeightMap
+from ...core.errors import UserError
+from ...core.initialise import uninitialised
+from ...core.layers import Norm
+from ..encoder import TextEncoder, TextEncoderConfig
+from ..model import LanguageModel
+from ..tokenizer import Tokenizer, beside
+from .families import GLASS, HF_FAMILIES
+from .gguf_families import GGUF_FAMILIES, check_architecture
+from .settings import TextFamily
+
+FAMILIES: tuple[TextFamily, ...] = (*HF_FAMILIES, *GGUF_FAMILIES, GLASS)
+LIBRARIES = ("hf", "triune")
+"""What `export` writes."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+"""Files beside a Hugging Face checkpoint that an export takes along as they are."""
+KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")
+"""Settings of a Hugging Face config that are not the model's, and stay when it is written again."""
+
+
+def load(name: str) -> Pretrained:
+    """Open a checkpoint: a folder or repository of Hugging Face, a GGUF file, a glassllm archive, a run or model of
+    ours.
+
+    Raises:
+        UserError: nothing is found, it is damaged, of an unknown architecture, has a setting that the core does not
+            have, or a tokenizer of another model.
+    """
+    source = open_source(name)
+    if source.is_ours:
+        return _ours(source)
+    if source.file and source.file.suffix not in (".gguf", ".npz"):
+        raise UserError(f"'{name}' is a file of weights; give the folder that holds it together with its config.json.")
+    check_architecture(source)
+    family = recognise(source, FAMILIES, "language model")
+    assert isinstance(family, TextFamily)
+    config, tensors = family.config(source), _modern(family, family.tensors(source))
+    weights = family.weights(config)
+    config, tensors = _tie(config, tensors, weights, source)
+    model = _empty(config, len(tensors), source)
+    weights.load(model, tensors, source.name)
+    return _checked(Pretrained(model.eval(), source, family, family.companion(source)))
+
+
+def _empty(config: Any, tensors: int, source: Source) -> LanguageModel | TextEncoder:
+    """A model without weights. A damaged config must not make it the last thing that this machine does."""
+    depth = config.transformer.depth
+    if depth > tensors:
+        raise UserError(f"'{source.name}' says that it has {depth:,} layers, but holds only {tensors} tensors.")
+    try:
+        with uninitialised():
+            return TextEncoder(config) if isinstance(config, TextEncoderConfig) else LanguageModel(config)
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"The model that '{source.name}' describes cannot be made here ({str(error).splitlines()[0]}); is its "
+            "config damaged, or the memory too small?"
+        ) from None
+
+
+def _ours(source: Source) -> Pretrained:
+    architectures: dict[str, Any] = {"LanguageModel": LanguageModel, "TextEncoder": TextEncoder}
+    found = checkpoint.load_config(source.path, *architectures)["architecture"]
+    with uninitialised():
+        model = architectures[found].from_pretrained(source.path)
+    return _checked(Pretrained(model.eval(), source, None, beside(source.folder)))
+
+
+def _checked(pretrained: Pretrained) -> Pretrained:
+    tokenizer, rows = pretrained.companion, pretrained.model.config.vocab_size  # type: ignore[union-attr]
+    if tokenizer is not None and tokenizer.vocab_size > rows:
+        raise UserError(
+            f"The tokenizer of '{pretrained.source.name}' has {tokenizer.vocab_size} tokens, but the model only "
+            f"{rows}; they do not belong together."
+        )
+    return pretrained
+
+
+def _modern(family: TextFamily, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same weights under the names of the family's table."""
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+    if not bare and not family.renames:
+        return tensors
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in family.renames:
+            name = re.sub(pattern, replacement, name)
+        found[family.prefix + name if bare else name] = tensor
+    return found
+
+
+def _tie(
+    config: Any, tensors: Mapping[str, Tensor], weights: WeightMap, source: Source
+) -> tuple[Any, Mapping[str, Tensor]]:
+    """A copy of the embedding that was stored as the head is left out; a head of its own is kept, whatever the config
+    says.
+    """
+    if isinstance(config, TextEncoderConfig) or not config.tied:
+        return config, tensors
+    embedding, head = (weights.entries([name])[0].theirs for name in ("embedding.weight", "head.weight"))
+    if head not in tensors or embedding not in tensors:
+        return config, tensors
+    if not torch.equal(tensors[head], tensors[embedding]):
+        return replace(config, tied=False), tensors
+    return config, {name: tensors[name] for name in tensors if name != head}
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], library: str = "hf") -> Path:
+    """Write a model with its tokenizer into a new `folder`, which replaces an old one only when it is complete.
+
+    Args:
+        pretrained: what `load` returned, or a `LanguageModel` or `TextEncoder`.
+        folder: where to.
+        library: `hf` (a folder that transformers' `from_pretrained` reads) or `triune`.
+
+    Raises:
+        UserError: no family of the library has all settings of this model.
+    """
+    model = pretrained.model if isinstance(pretrained, Pretrained) else pretrained
+    source = pretrained.source if isinstance(pretrained, Pretrained) else None
+    tokenizer = pretrained.companion if isinstance(pretrained, Pretrained) else None
+    if library not in LIBRARIES:
+        raise UserError(f"A language model cannot be written for '{library}'; it can for {' and '.join(LIBRARIES)}.")
+    if not isinstance(model, LanguageModel | TextEncoder):
+        raise UserError(f"A {type(model).__name__} is no text model; give a LanguageModel or a TextEncoder.")
+    if library == "triune":
+        with replacing(folder) as new:
+            if tokenizer is not None:
+                tokenizer.save(new)
+            model.save_pretrained(new)
+        return Path(folder)
+    family = _family_for(model, pretrained.family if isinstance(pretrained, Pretrained) else None)
+    assert family.their_config is not None
+    original = source is not None and source.config.get("model_type") == family.model_type
+    kept = {key: source.config[key] for key in KEPT if key in source.config} if source and original else {}
+    with replacing(folder) as new:
+        config = kept | _token_ids(tokenizer, kept) | family.their_config(model.config)
+        write_folder(new, config, _tensors(model, family))
+        if source is not None and original:
+            _copy(source.folder, new)
+        elif tokenizer is not None:
+            tokenizer.save(new)
+        if not (new / "generation_config.json").exists():
+            ids = {key: config[key] for key in KEPT if key.endswith("_token_id") and key in config}
+            (new / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    return Path(folder)
+
+
+def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
+    """The family it came from, or the first that has all its settings."""
+    if own in HF_FAMILIES:
+        return own
+    for family in HF_FAMILIES:
+        if family.represents(model.config):
+            return family
+    kinds = [family for family in HF_FAMILIES if type(model.config).__name__ not in family.unlike(model.config)]
+    nearest = min(kinds, key=lambda family: len(family.unlike(model.config)))
+    lacking = nearest.unlike(model.config)
+    raise UserError(
+        f"Hugging Face has no counterpart to this model: the nearest of {', '.join(f.name for f in HF_FAMILIES)} is "
+        f"{nearest.name}, which has no {', no '.join(lacking)}; keep it in triune's format, or train with other "
+        "settings."
+    )
+
+
+def _tensors(model: LanguageModel | TextEncoder, family: TextFamily) -> dict[str, Tensor]:
+    weights = family.weights(model.config)
+    found = weights.to_theirs(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Norm) and module.weight is None:  # theirs always has a gain
+            found[weights.entries([f"{name}.weight"])[0].theirs] = torch.ones(module.dim)
+    return found
+
+
+def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of the tokens that begin and end a text, where the original does not say them: theirs have others by
+    default.
+    """
+    if kept or tokenizer is None:
+        return {} if kept else {"bos_token_id": None, "eos_token_id": None}
+    ends = sorted(tokenizer.end_ids)
+    begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.eos_id
+    return {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+
+
+def _copy(folder: Path, new: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, new / name)
+
+
+# --- the original -----------------------------------------------------------------------------------------------------
+
+
+def parity(pretrained: Pretrained, folder: str | os.PathLike[str], library: str = "hf") -> float:
+    """Largest difference between our outputs and those of the original library on what `export` wrote, on random
+    tokens.
+
+    Raises:
+        UserError: the library is not installed.
+    """
+    model: Any = pretrained.model
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    length = min(config.transformer.context, 64)
+    tokens = torch.randint(config.vocab_size, (2, length), generator=generator)
+    original = load(str(folder)).model if library == "triune" else _original(Path(folder))
+    with torch.inference_mode():
+        theirs = original(tokens)
+    theirs = theirs if isinstance(theirs, Tensor) else theirs[0]
+    with torch.inference_mode():
+        return float((model(tokens) - theirs).abs().max())
+
+
+def _original(folder: Path) -> nn.Module:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("Hugging Face's transformers is not installed (pip install transformers).") from None
+    (architecture,) = read_json(folder / checkpoint.CONFIG)["architectures"]
+    original = getattr(transformers, architecture)
+    # The eager attention is the only one that has soft-capped scores.
+    return original.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()

@@ -1,0 +1,330 @@
+"""Settings of Hugging Face's configs and their meaning for the core: one place for what several families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ...core.checkpoints.family import Family
+from ...core.checkpoints.source import Source
+from ...core.checkpoints.weights import WeightMap
+from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.errors import UserError
+from ..tokenizer import Tokenizer, beside
+
+REQUIRED = object()
+"""In a table of defaults: the config must have this key."""
+
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Their activation -> our kind of feed-forward without a gate; of several names for one, the first is written."""
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+}
+"""The same with a gate."""
+
+MOST_LAYERS = 10_000
+SLIDING, FULL = "sliding_attention", "full_attention"
+_ROPE_KEYS = {
+    "original_context": "original_max_position_embeddings",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "attention_factor": "attention_factor",
+}
+_ROPE_USES = {
+    "none": (),
+    "linear": (),
+    "llama3": ("original_context", "low_frequency_factor", "high_frequency_factor"),
+    "yarn": ("original_context", "beta_fast", "beta_slow", "attention_factor"),
+}
+
+
+class Settings:
+    """The keys of a config that a family's original reads; one that is absent has the default of the original's class.
+
+    Args:
+        name: of the checkpoint, for messages.
+        values: the content of `config.json`.
+        defaults: every key that the family reads.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.name, self.values, self.defaults = name, values, defaults
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.values.get(key, self.defaults[key])
+        if value is REQUIRED:
+            raise UserError(f"The config of '{self.name}' has no '{key}', without which its shape is unknown.")
+        return value
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """The value of a key that only some families have."""
+        return self[key] if key in self.defaults else otherwise
+
+    def choose(self, key: str, table: Mapping[str, str]) -> str:
+        """Our word for the value of a key. Raises UserError, listing what there is."""
+        if self[key] not in table:
+            raise UserError(
+                f"'{self.name}' has {key} {self[key]!r}, which the core does not have; it has {', '.join(table)}."
+            )
+        return table[self[key]]
+
+    def require(self, key: str, *allowed: Any) -> None:
+        """Raise UserError unless the key, if this family has it, has one of these values."""
+        if key in self.defaults and self[key] not in allowed:
+            raise UserError(
+                f"'{self.name}' has {key} = {self[key]!r}, which the core does not have "
+                f"(only {' or '.join(map(repr, allowed))})."
+            )
+
+    def depth(self, key: str = "num_hidden_layers") -> int:
+        """The number of layers; a damaged one would fill the memory before anything else could be checked."""
+        if not 0 < self[key] <= MOST_LAYERS:
+            raise UserError(f"'{self.name}' has {key} = {self[key]!r}, but must have 1 to {MOST_LAYERS:,} layers.")
+        return self[key]
+
+    # --- rotary positions
+    # -----------------------------------------------------------------------------------------------
+
+    def rotary(self, kind: str = FULL, theta: str = "rope_theta", fraction: str | None = None) -> RotaryConfig:
+        """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` and the like (4).
+
+        Args:
+            kind: the kind of layer, in a config that has settings for each.
+            theta: the old key of the base.
+            fraction: the old key of the rotated part, None for a family that rotates whole heads.
+        """
+        new = self.values.get("rope_parameters") or {}
+        nested = FULL in new or SLIDING in new
+        rope = (new.get(kind) or {}) if nested else new
+        if kind == FULL:
+            rope = rope | (self.values.get("rope_scaling") or {})
+        base = rope.get("rope_theta") or self[theta]
+        part = rope.get("partial_rotary_factor") or (
+            self[fraction] if fraction else self.values.get("partial_rotary_factor") or 1.0
+        )
+        if part != 1.0 and fraction is None:
+            raise UserError(
+                f"'{self.name}' rotates {part:.0%} of each head, but models of its family rotate all of it."
+            )
+        scaling = rope.get("rope_type") or rope.get("type") or "default"
+        scaling = "none" if scaling == "default" else scaling
+        if scaling not in _ROPE_USES:
+            known = ", ".join(name for name in _ROPE_USES if name != "none")
+            raise UserError(
+                f"'{self.name}' scales its rotary positions by '{scaling}', which the core does not have; it has "
+                f"{known}."
+            )
+        return RotaryConfig(base=float(base), fraction=part, scaling=scaling, **self._scaling(scaling, rope))
+
+    def _scaling(self, scaling: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+        if scaling == "none":
+            return {}
+        found = {ours: rope[_ROPE_KEYS[ours]] for ours in _ROPE_USES[scaling] if rope.get(_ROPE_KEYS[ours]) is not None}
+        if "original_context" in _ROPE_USES[scaling]:
+            found.setdefault("original_context", self["max_position_embeddings"])
+        factor = rope.get("factor")
+        if factor is None and scaling == "yarn":
+            factor = self["max_position_embeddings"] / found["original_context"]
+        if factor is None:
+            raise UserError(f"'{self.name}' scales its rotary positions by '{scaling}', but states no factor.")
+        if scaling == "yarn":
+            if rope.get("truncate") is False:
+                raise UserError(f"'{self.name}' has yarn scaling with truncate = false, which the core does not have.")
+            if "attention_factor" not in found and rope.get("mscale") and rope.get("mscale_all_dim"):
+                found["attention_factor"] = _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"])
+        return found | {"factor": float(factor)}
+
+    # --- windows
+    # --------------------------------------------------------------------------------------------------------
+
+    def windows(self, types: Sequence[str]) -> int | list[int | None] | None:
+        """Window of the layers from the kind of each."""
+        types = self.get("layer_types") or types
+        if unknown := sorted(set(types) - {SLIDING, FULL}):
+            raise UserError(
+                f"'{self.name}' has layers of the kind {', '.join(unknown)}, which the core does not have; it has "
+                f"{FULL} and {SLIDING}."
+            )
+        window = self.get("sliding_window") if self.get("use_sliding_window", True) else None
+        return uniform([window if kind == SLIDING else None for kind in types])
+
+
+def _mscale(factor: float, scale: float) -> float:
+    """The factor on cosine and sine that yarn's `mscale` stands for."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def uniform(values: Sequence[Any]) -> Any:
+    """One value for all layers if they have the same, else the list."""
+    return values[0] if all(value == values[0] for value in values) else list(values)
+
+
+def per_layer(value: Any, depth: int) -> list[Any]:
+    """The inverse of `uniform`."""
+    return value if isinstance(value, list) else [value] * depth
+
+
+def name_of(table: Mapping[str, str], ours: str) -> str:
+    """The first of their words for ours; if they have none, any, which `differences` then finds."""
+    return next((theirs for theirs, word in table.items() if word == ours), next(iter(table)))
+
+
+def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:
+    """`rope_parameters` of transformers 5; what it cannot say is left out, and found missing by `differences`."""
+    rope: dict[str, Any] = {"rope_theta": rotary.base, "rope_type": "default"}
+    if rotary.fraction != 1:
+        rope["partial_rotary_factor"] = rotary.fraction
+    if rotary.scaling in _ROPE_USES and rotary.scaling != "none":
+        rope |= {"rope_type": rotary.scaling, "factor": rotary.factor}
+        used = {_ROPE_KEYS[name]: getattr(rotary, name) for name in _ROPE_USES[rotary.scaling]}
+        rope |= {key: value for key, value in used.items() if value is not None}
+    return rope
+
+
+def old_rotary(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of transformers 4, for readers that know no `rope_parameters`."""
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if rope["rope_type"] != "default" else None}
+
+
+# --- what a family can say --------------------------------------------------------------------------------------------
+
+
+def differences(config: Any, other: Any) -> list[str]:
+    """Settings of ours in which two configs describe different functions; how they are trained or started does not
+    count.
+    """
+    if type(config) is not type(other):
+        return [type(config).__name__]
+    pairs = [("", vars(config), vars(other))]
+    pairs.append(("transformer.", vars(_canonical(config.transformer)), vars(_canonical(other.transformer))))
+    return [
+        f"{prefix}{name}" + ("" if isinstance(value, list | RotaryConfig) else f" {value!r}")
+        for prefix, ours, theirs in pairs
+        for name, value in ours.items()
+        if name not in ("transformer", "embedding_std") and value != theirs[name]
+    ]
+
+
+def _canonical(config: TransformerConfig) -> TransformerConfig:
+    """The same function in one spelling, without what only matters in training."""
+    config, training = config.resolved(), TransformerConfig()
+    rotary = [config.rotary_at(layer) for layer in range(config.depth)]
+    return replace(
+        config,
+        window=uniform(per_layer(config.window, config.depth)),
+        rotary=uniform(rotary) or RotaryConfig(),
+        # A gain of one and no gain are the same function.
+        norm_weight="plain" if config.norm_weight == "none" and config.norm == "rmsnorm" else config.norm_weight,
+        norm_bias=config.norm_bias and config.norm == "layernorm",
+        attention_scale=None if config.attention_scale == (config.head_dim or 0) ** -0.5 else config.attention_scale,
+        bias=[name for name in Linears if config.has_bias(name) and (config.gated or name != "gate")],
+        **{
+            name: getattr(training, name)
+            for name in ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual")
+        },
+    )
+
+
+# --- a family of transformers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextFamily(Family):
+    """A family of text models.
+
+    Args:
+        model_type: as the configs of Hugging Face call it.
+        read: our config from a name for messages and the content of such a config.
+        prefix: what the names of the weights begin with, and do not in a file of the bare model without its head.
+        renames: names of other versions of the library, as regular expressions and what replaces them.
+        unlike: settings of a config of ours that this family cannot say.
+        tensors: the weights under their names.
+        companion: the tokenizer, None where there is none of a kind that can be read.
+    """
+
+    model_type: str = ""
+    read: Callable[[str, Mapping[str, Any]], Any] = lambda name, config: None
+    prefix: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    unlike: Callable[[Any], list[str]] = lambda _: ["its format"]
+    tensors: Callable[[Source], Mapping[str, Tensor]] = Source.tensors
+    companion: Callable[[Source], Tokenizer | None] = lambda source: beside(source.folder)
+
+
+def hf_family(
+    name: str, model_type: str, kind: type, read: Callable[[Settings], Any], write: Callable[[Any], dict[str, Any]],
+    defaults: Mapping[str, Any], weights: Callable[[Any], WeightMap], **more: Any,
+) -> TextFamily:  # fmt: skip
+    """A family of Hugging Face's transformers.
+
+    Args:
+        name: shown to people.
+        model_type: as its configs call it.
+        kind: class of our configs.
+        read: our config from theirs.
+        write: theirs from ours; what it cannot say it may leave out.
+        defaults: every key that its model reads, and what stands for an absent one.
+        weights: the table of a config of ours.
+        more: `prefix` and `renames`.
+    """
+
+    def from_theirs(source: str, config: Mapping[str, Any]) -> Any:
+        if config.get("quantization_config"):
+            raise UserError(
+                f"'{source}' holds quantised weights (quantization_config), which cannot be read; take the original, "
+                "or a GGUF file of it."
+            )
+        try:
+            return read(Settings(source, config, defaults))
+        except UserError as error:
+            if f"'{source}'" in str(error):
+                raise
+            raise UserError(f"The config of '{source}' cannot be used: {error}") from None
+        except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            raise UserError(
+                f"The config of '{source}' has a value of the wrong kind ({error}); was it edited?"
+            ) from None
+
+    def unlike(ours: Any) -> list[str]:
+        if not isinstance(ours, kind):
+            return [type(ours).__name__]
+        try:
+            return differences(ours, from_theirs(name, write(ours)))
+        except UserError as error:
+            return [str(error)]
+
+    return TextFamily(
+        name,
+        "hf",
+        lambda source: source.config.get("model_type") == model_type,
+        lambda source: from_theirs(source.name, source.config),
+        weights,
+        lambda ours: {"model_type": model_type, "torch_dtype": "float32"} | write(ours),
+        lambda ours: not unlike(ours),
+        model_type=model_type,
+        read=from_theirs,
+        unlike=unlike,
+        **more,
+    )

@@ -1,0 +1,249 @@
+"""Tokenise a corpus once: a cache of token arrays, keyed by content, that is opened as memory maps.
+
+A cache entry is a folder of four `.npy` files (token numbers and the offsets at which documents start, for each side)
+and a `meta.json` with their sizes and checksums, which is written last. Every file appears whole or not at all, so two
+processes may build the same entry at the same time, and an entry that is damaged is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ...core.checkpoints.native import write_atomic
+from ...core.errors import UserError
+from ...core.work import progress
+from ..tokenizer import Tokenizer
+from .split import Piece, Side, Sides
+
+FORMAT = 1
+SIDES: tuple[Side, ...] = ("train", "val")
+# Characters handed to the tokenizer at once: enough for all cores, little enough for memory.
+GROUP = 4 << 20
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """One side of a corpus, as it lies in the cache.
+
+    Args:
+        folder: the cache entry.
+        side: "train" or "val".
+        tokens: number of tokens.
+        documents: number of documents.
+        bytes: UTF-8 bytes of the text.
+        first_bytes: those of them that belong to the first token of a document, which nothing predicts.
+    """
+
+    folder: Path
+    side: Side
+    tokens: int
+    documents: int
+    bytes: int
+    first_bytes: int
+
+    def open(self) -> tuple[np.ndarray, np.ndarray]:
+        """Map the tokens [tokens] and the offsets at which documents start [documents]."""
+        return _map(self.folder / f"{self.side}.tokens.npy"), _map(self.folder / f"{self.side}.starts.npy")
+
+
+def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tokenizer:
+    """Return the tokenizer called `kind`: "bytes", "characters", "bpe" or a path.
+
+    A BPE is trained on the training side only and kept in the cache. The characters are those of both sides: which
+    characters exist says nothing about the held-out text that a model could exploit.
+    """
+    if kind == "bytes":
+        return Tokenizer.bytes()
+    if kind == "characters":
+        return Tokenizer.characters(piece.text for piece in sides)
+    if kind != "bpe":
+        return Tokenizer.load(kind)
+    folder = cache / "tokenizers" / _key("bpe", vocab_size, sides.fingerprint)
+    with contextlib.suppress(UserError):
+        return Tokenizer.load(folder / "tokenizer.json")
+    with progress(f"training a BPE of {vocab_size} tokens", sides.bytes, "MB", 1e6) as advance:
+        tokenizer = Tokenizer.train_bpe(_training_texts(sides, advance), vocab_size)
+    with _writing(cache):
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def _training_texts(sides: Sides, advance: Callable[[int], None]) -> Iterator[str]:
+    for piece in sides:
+        advance(len(piece.text))
+        if piece.side == "train":
+            yield piece.text
+
+
+def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, TokenArray]:
+    """Return both sides as token arrays: from the cache if it knows this content, else tokenised now.
+
+    Raises:
+        UserError: the cache folder cannot be written, or a text holds a character the tokenizer does not know.
+    """
+    key = _key(FORMAT, sides.fingerprint, tokenizer.fingerprint, tokenizer.eos_id)
+    folder = cache / "tokens" / key
+    if (known := _load(folder)) is not None:
+        return known
+    with _writing(cache):
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            writers = {side: stack.enter_context(_Writer(folder, side, tokenizer)) for side in SIDES}
+            with progress("tokenising", sides.bytes, "MB", 1e6) as advance:
+                for group in _groups(sides):
+                    for piece, ids in zip(group, _encode(group, tokenizer), strict=True):
+                        writers[piece.side].add(piece, ids)
+                        advance(len(piece.text))
+            files = {name: entry for writer in writers.values() for name, entry in writer.finish().items()}
+        counts = {side: writers[side].counts() for side in SIDES}
+        write_atomic(folder / "meta.json", json.dumps({"files": files, "sides": counts}, indent=1).encode())
+    return {side: TokenArray(folder, side, **counts[side]) for side in SIDES}
+
+
+def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        group.append(piece)
+        characters += len(piece.text)
+        if characters >= GROUP or len(group) >= 1024:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _encode(group: list[Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
+    try:
+        return tokenizer.encode_batch([piece.text for piece in group])
+    except UserError:
+        for piece in group:
+            try:
+                tokenizer.encode(piece.text)
+            except UserError as error:
+                raise UserError(f"{piece.name}: {error}") from None
+        raise
+
+
+class _Writer:
+    """Stream one side into temporary `.npy` files; `finish` gives them their names."""
+
+    def __init__(self, folder: Path, side: Side, tokenizer: Tokenizer) -> None:
+        self._folder = folder
+        self._side = side
+        self._tokenizer = tokenizer
+        self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self._starts: list[int] = []
+        self._tokens = self._bytes = self._first_bytes = self._checksum = 0
+
+    def __enter__(self) -> _Writer:
+        descriptor, self._temporary = tempfile.mkstemp(dir=self._folder, prefix=f".{self._side}-")
+        self._file = os.fdopen(descriptor, "wb")
+        _header(self._file, self._dtype, 0)
+        return self
+
+    def add(self, piece: Piece, ids: np.ndarray) -> None:
+        if not piece.text:
+            return
+        self._starts.append(self._tokens)
+        self._bytes += len(piece.text.encode())
+        self._first_bytes += len(self._tokenizer.token_bytes(int(ids[0])))
+        if piece.ends and self._tokenizer.eos_id is not None:
+            ids = np.append(ids, self._tokenizer.eos_id)
+        content = ids.astype(self._dtype).tobytes()
+        self._checksum = zlib.crc32(content, self._checksum)
+        self._file.write(content)
+        self._tokens += len(ids)
+
+    def finish(self) -> dict[str, list[Any]]:
+        """Put the files in place; return the length and checksum of each."""
+        self._file.seek(0)
+        _header(self._file, self._dtype, self._tokens)
+        self._file.close()
+        os.replace(self._temporary, self._folder / f"{self._side}.tokens.npy")
+        starts = np.array(self._starts, dtype=np.int64)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=f".{self._side}-", delete=False) as file:
+            np.save(file, starts)
+        os.replace(file.name, self._folder / f"{self._side}.starts.npy")
+        return {
+            f"{self._side}.tokens.npy": [self._tokens, self._checksum],
+            f"{self._side}.starts.npy": [len(starts), zlib.crc32(starts.tobytes())],
+        }
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "tokens": self._tokens,
+            "documents": len(self._starts),
+            "bytes": self._bytes,
+            "first_bytes": self._first_bytes,
+        }
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        Path(self._temporary).unlink(missing_ok=True)
+
+
+def _header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
+    """Write a `.npy` header; numpy leaves room for the length to grow, so it is equally long for every `count`."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _map(file: Path) -> np.ndarray:
+    array = np.load(file, mmap_mode="r") if file.stat().st_size > 128 else np.load(file)
+    # A plain array over the same memory: indexing `np.memmap` itself costs ten times as much.
+    return np.asarray(array)
+
+
+def _load(folder: Path) -> dict[Side, TokenArray] | None:
+    """Return a cache entry if it is there and undamaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sound = all(_is_sound(folder / name, *entry) for name, entry in meta["files"].items())
+        if sound and len(meta["files"]) == 2 * len(SIDES):
+            return {side: TokenArray(folder, side, **meta["sides"][side]) for side in SIDES}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
+        pass
+    print(f"the token cache '{folder}' is damaged: building it again", file=sys.stderr)
+    return None
+
+
+def _is_sound(file: Path, length: int, checksum: int) -> bool:
+    array = _map(file)
+    found = 0
+    for start in range(0, len(array), GROUP):
+        found = zlib.crc32(array[start : start + GROUP].tobytes(), found)
+    return array.ndim == 1 and len(array) == length and found == checksum
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache folder '{cache}' cannot be written ({error.strerror}): choose another with --data.cache"
+        ) from error
+
+
+def describe(array: TokenArray) -> dict[str, int]:
+    """Return the counts of one side."""
+    return {name: value for name, value in asdict(array).items() if isinstance(value, int)}

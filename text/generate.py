@@ -1,0 +1,225 @@
+"""`triune text generate`: continue prompts with a trained language model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from ..core.training.run.folder import model_folder
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+    from .tokenizer import Tokenizer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `triune text generate`."""
+    p = argparse.ArgumentParser(
+        prog="triune text generate",
+        description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
+    )
+    p.add_argument(
+        "run",
+        metavar="CHECKPOINT",
+        help="a run, a model folder of triune or Hugging Face, a name on the hub, a GGUF file",
+    )
+    p.add_argument("--prompt", action="append", default=[], help="text to continue; repeat it for a batch")
+    p.add_argument("--chat", action="store_true", help="take the prompt as a question, by the model's chat template")
+    p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
+    p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
+    p.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is greedy, 1 the model's own chances (default 0.8)"
+    )
+    p.add_argument("--greedy", action="store_true", help="always the most likely token")
+    p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
+    p.add_argument("--top-p", type=float, help="draw among the most likely tokens that sum to p")
+    p.add_argument("--min-p", type=float, help="draw among tokens at least p times as likely as the likeliest")
+    p.add_argument("--stop", action="append", default=[], help="end before this text; repeat it for several")
+    p.add_argument("--seed", type=int, help="the same seed gives the same text")
+    p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
+    p.add_argument(
+        "--weights", default="float32", choices=("float32", "int8", "int4"),
+        help="on a CPU: weights of 8 or 4 bits are faster (135 million parameters on two cores: int4 twice, with "
+        "--compile 2.5 times), at a small loss (default float32: the numbers of the original)",
+    )  # fmt: skip
+    p.add_argument(
+        "--compile", action="store_true",
+        help="compile the blocks before the second token: some seconds of waiting (the first time 10), then 1.2 to 1.5 "
+        "times faster on a CPU; worth it from a few hundred tokens on",
+    )  # fmt: skip
+    p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    p.add_argument("--json", action="store_true", help="print one JSON list of {prompt, text, tokens}")
+    return p
+
+
+class Continuation:
+    """The text of one prompt as its tokens arrive; holds back what may yet become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
+        self.stream, self.stops = tokenizer.stream(), [s for s in stops if s]
+        self.text, self.shown, self.tokens, self.done = "", 0, 0, False
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that may now be shown."""
+        self.tokens += 1
+        self.text += self.stream.push(token)
+        found = [at for at in (self.text.find(stop, max(0, self.shown)) for stop in self.stops) if at >= 0]
+        if found:
+            self.text, self.done = self.text[: min(found)], True
+            return self._show(len(self.text))
+        return self._show(len(self.text) - self._possible_stop())
+
+    def flush(self) -> str:
+        """The rest, when no token follows."""
+        if not self.done:
+            self.text += self.stream.flush()
+        return self._show(len(self.text))
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the text that a stop string starts with."""
+        longest = max((len(stop) - 1 for stop in self.stops), default=0)
+        for size in range(min(longest, len(self.text)), 0, -1):
+            if any(stop.startswith(self.text[-size:]) for stop in self.stops):
+                return size
+        return 0
+
+    def _show(self, end: int) -> str:
+        part, self.shown = self.text[self.shown : end], max(self.shown, end)
+        return part
+
+
+def load(name: str | Path, device: str | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """A language model, ready to generate, and its tokenizer, from a run or anything that `pretrained.load` opens.
+
+    Raises:
+        UserError: there is no model or no tokenizer, or the model is an encoder.
+    """
+    import torch
+
+    from .checkpoints.pretrained import load as load_pretrained
+    from .model import LanguageModel
+
+    path = Path(name).expanduser()
+    is_run = path.is_dir() and not (path / "config.json").is_file()
+    pretrained = load_pretrained(str(model_folder(path, "text") if is_run else name))
+    model, tokenizer = pretrained.model, pretrained.companion
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"'{name}' is an encoder, which does not write text.")
+    if tokenizer is None:
+        raise UserError(
+            f"'{name}' has no tokenizer that can be read (a tokenizer.json, vocab.json with merges.txt, or a "
+            "byte-level BPE inside a GGUF file; no SentencePiece); put the tokenizer.json of this model beside it."
+        )
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.to(chosen), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+
+
+def compress(model: LanguageModel, weights: str) -> None:
+    """Replace the weights by ones of fewer bits, in place; the head, whose errors would be the model's, keeps 8.
+
+    Args:
+        model: on a CPU, to generate only.
+        weights: `int8` or `int4`; see `core/packed.py`.
+    """
+    from ..core.packed import PackedLinear, pack
+
+    pack(model.transformer, weights)  # type: ignore[arg-type]
+    model.head = PackedLinear(model.head, "int8")  # type: ignore[assignment]
+
+
+def main(args: list[str]) -> int:
+    """Run `triune text generate` and return its exit code."""
+    options = parser().parse_args(args)
+    if options.max_tokens < 1:
+        raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
+    from ..core.compiled import compile_blocks
+    from .sampling import SamplingConfig, generate
+
+    config = SamplingConfig(0.0 if options.greedy else options.temperature, options.top_k, options.top_p, options.min_p)
+    model, tokenizer = load(options.run, options.device)
+    if options.weights != "float32":
+        compress(model, options.weights)
+    if options.compile:
+        compile_blocks(model, next(model.parameters()).device.type, dynamic=True)
+    prompts = _prompts(options, tokenizer)
+    ids = [_ids(tokenizer, prompt, options.chat) for prompt in prompts]
+    texts = [Continuation(tokenizer, options.stop) for _ in prompts]
+    streaming = len(prompts) == 1 and not options.json
+    if streaming and not options.chat:
+        print(prompts[0], end="", flush=True)
+    started = time.perf_counter()
+    steps = generate(
+        model, ids, options.max_tokens, config, options.seed, tokenizer.end_ids, use_cache=not options.no_cache
+    )
+    _run(steps, texts, tokenizer.end_ids, streaming)
+    seconds = time.perf_counter() - started
+    _report(options, prompts, texts, streaming)
+    total = sum(t.tokens for t in texts)
+    print(f"{total} tokens in {seconds:.1f} s, {total / seconds:,.0f} tokens/s", file=sys.stderr)
+    return 0
+
+
+def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
+    prompts = list(options.prompt)
+    if options.prompt_file:
+        try:
+            prompts.append(options.prompt_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text ({error}).") from None
+    if not prompts:
+        prompts = ["" if tokenizer.eos_id is not None or tokenizer.beginning else "\n"]
+    return prompts
+
+
+def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
+    if chat:
+        from .data.chat import ChatTemplate
+
+        return ChatTemplate(tokenizer).ask(prompt).tolist()
+    return tokenizer.beginning + (tokenizer.encode(prompt).tolist() if prompt else _beginning(tokenizer))
+
+
+def _beginning(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text: the token that begins it, or the end of the one before it."""
+    if tokenizer.beginning:
+        return []
+    if tokenizer.eos_id is None:
+        raise UserError("--prompt is empty, and this tokenizer has no end-of-text token to start from; give some text.")
+    return [tokenizer.eos_id]
+
+
+def _run(steps: Any, texts: list[Continuation], ends: frozenset[int], streaming: bool) -> None:
+    """Feed tokens to the texts until all are finished."""
+    finished: set[int] | None = None
+    try:
+        while True:
+            step = next(steps) if finished is None else steps.send(finished)
+            for number, token in step.items():
+                shown = "" if token in ends else texts[number].push(token)
+                if streaming:
+                    print(shown, end="", flush=True)
+            finished = {number for number in step if texts[number].done}
+    except StopIteration:
+        pass
+    except KeyboardInterrupt:  # what is there is worth showing
+        steps.close()
+
+
+def _report(options: argparse.Namespace, prompts: list[str], texts: list[Continuation], streaming: bool) -> None:
+    rest = [text.flush() for text in texts]
+    if streaming:
+        print(rest[0])
+    elif options.json:
+        rows = [{"prompt": p, "text": t.text, "tokens": t.tokens} for p, t in zip(prompts, texts, strict=True)]
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+            print(f"--- {number} ---\n{prompt}{text.text}")

@@ -1,0 +1,274 @@
+"""Image models of timm, Hugging Face, torchvision and DINOv2: read, run with the same numbers, and written back.
+
+| family                       | found as                                        | positions on other sizes            |
+|------------------------------|-------------------------------------------------|-------------------------------------|
+| timm VisionTransformer       | folder, hub or timm name, ARCHITECTURE.pth      | `timm`: bicubic, antialias          |
+| timm Eva (EVA-02, DINOv3, …) | the same                                        | rotary; `timm` for its table        |
+| HF ViT, DINOv2               | folder or hub name                              | `reference`: bicubic                |
+| … DINOv2 with registers      | the same                                        | `timm`, as upstream                 |
+| HF DINOv3                    | the same                                        | rotary                              |
+| torchvision ViT              | file of weights, folder (as `export` writes it) | `torchvision`: corners aligned      |
+| DINOv2's own files           | `dinov2_vit*_pretrain.pth`                      | `dinov2-hub`; `timm` with registers |
+| DINOv2 in ONNX               | `.onnx` exported from Hugging Face's DINOv2     | `reference`                         |
+
+Exports give the original library's outputs at the size of the table of positions; where its way to resample differs
+from that of the model's origin, outputs at other sizes follow the library that reads the export.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
+from ...core.checkpoints.native import CONFIG, few
+from ...core.checkpoints.source import Source, open_source
+from ...core.errors import UserError
+from ...core.initialise import uninitialised
+from ..model import VisionTransformer, VisionTransformerConfig
+from . import (
+    family as families,
+)
+from . import (
+    hf as hf_families,
+)
+from . import (
+    onnx as onnx_weights,
+)
+from . import (
+    timm as timm_families,
+)
+from . import (
+    torchvision_files as file_families,
+)
+from .family import VisionFamily
+from .hf import PREPROCESSOR, write_preprocessing
+from .timm_settings import hub_name
+
+FAMILIES: tuple[VisionFamily, ...] = (
+    timm_families.TIMM_VIT,
+    timm_families.TIMM_EVA,
+    hf_families.HF_VIT,
+    hf_families.HF_DINO2,
+    hf_families.HF_DINO2_REGISTERS,
+    hf_families.HF_DINO3,
+    file_families.TORCHVISION_VIT,
+    file_families.DINO2_FILE,
+    file_families.DINO2_ONNX,
+)
+LIBRARIES = ("timm", "hf", "torchvision", "triune")
+"""What `export` can write for."""
+
+_TIMM_NAME = re.compile(r"[a-z0-9]+_\w+(\.\w+)?")
+
+
+def load(name: str) -> Pretrained:
+    """Open an image model: a folder, a run of ours, a file, a hub name or a timm name.
+
+    >>> model = load("vit_small_patch14_dinov2.lvd142m").model
+
+    Returns:
+        `model` is a `VisionTransformer` in evaluation mode and float32; class names and preprocessing are in its
+        config.
+
+    Raises:
+        UserError: it is no such model, is damaged, or has a setting that our model does not have.
+    """
+    source = find(name)
+    try:
+        if source.is_ours:
+            return Pretrained(VisionTransformer.from_pretrained(source.path).eval(), source)
+        family = _recognised(source)
+        config = family.config(source)
+        theirs = family.read(source)
+        with uninitialised():
+            model = VisionTransformer(config)
+        family.table(config, theirs.keys()).load(model, theirs, source.name)
+        return Pretrained(model.eval(), source, family)
+    finally:
+        families.forget()
+        onnx_weights.forget()
+
+
+def find(name: str) -> Source:
+    """The checkpoint of that name, which may also be a name of timm's weights. Raises UserError when there is none."""
+    path = Path(name).expanduser()
+    if path.is_file() and (path.parent / CONFIG).is_file() and path.name in ("model.safetensors", "pytorch_model.bin"):
+        return open_source(str(path.parent))  # the weights of a folder, which cannot be read without its config
+    if not path.exists() and _TIMM_NAME.fullmatch(name):
+        return replace(open_source(hub_name(name)), name=name)
+    return open_source(name)
+
+
+def _recognised(source: Source) -> VisionFamily:
+    if source.file is None:
+        found = recognise(source, FAMILIES, "image model")
+        assert isinstance(found, VisionFamily)
+        return found
+    for family in FAMILIES:
+        if family.fits(source):
+            return family
+    names = list(families.tensors(source))
+    if "storage_tokens" in names:
+        raise UserError(
+            f"'{source.name}' is one of DINOv3's own files, which are not read; take the same weights from Hugging "
+            "Face (facebook/dinov3-…) or timm (vit_small_patch16_dinov3.lvd1689m, …)."
+        )
+    if "patch_embed.proj.weight" in names:
+        raise UserError(
+            f"'{source.name}' has the tensor names of timm, but a file of weights does not say its architecture: "
+            "rename it to ARCHITECTURE.safetensors (such as vit_small_patch16_224.safetensors), or give the folder "
+            "with timm's config.json."
+        )
+    raise UserError(
+        f"'{source.name}' is no file of weights of a known kind (it holds {few(names)}); give the folder with its "
+        "config.json, or a file of torchvision's or DINOv2's, or of timm's named after its architecture."
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def export(pretrained: Pretrained | VisionTransformer, folder: str | Path, library: str) -> Path:
+    """Write a model so that `library` loads it, with class names and preprocessing.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`,
+    `AutoModelForImageClassification.from_pretrained(FOLDER)`, or
+    `torchvision.models.VisionTransformer(**config["model_args"])`; "triune" is our own format.
+
+    Raises:
+        UserError: the library has no such model; says in what it differs and which libraries have it.
+    """
+    given = pretrained if isinstance(pretrained, Pretrained) else None
+    model = pretrained.model if isinstance(pretrained, Pretrained) else pretrained
+    assert isinstance(model, VisionTransformer)
+    with replacing(folder) as new:
+        if library == "triune":
+            model.save_pretrained(new)
+            return Path(folder)
+        family = family_for(model.config, library)
+        config, tensors, more = _translated(model, given, family)
+        write_folder(new, config, tensors)
+        for name, content in more.items():
+            (new / name).write_text(json.dumps(content, indent=2) + "\n")
+    _warn(model.config, family)
+    return Path(folder)
+
+
+def _warn(config: VisionTransformerConfig, family: VisionFamily) -> None:
+    """Say so where the other library makes another table of positions for the images that the model is used on."""
+    if config.position == "learned" and config.input_size != config.size and config.resample != family.resample:
+        sizes = ["×".join(map(str, size)) for size in (config.input_size, config.size)]
+        print(
+            f"note: {family.library} stretches the table of positions in another way ({family.resample} instead of "
+            f"{config.resample}), so for images of {sizes[0]} pixels its outputs are others; for {sizes[1]} they are "
+            "equal.",
+            file=sys.stderr,
+        )
+
+
+def _translated(
+    model: VisionTransformer, given: Pretrained | None, family: VisionFamily
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """Config, weights and further files of an export."""
+    origin = None if given is None else given.family
+    if given is not None and origin is not None and origin.library == family.library == "timm":
+        recipe = timm_families.recipe_of(given.source, model.config)
+        if recipe and not timm_families.differs(recipe, model.config):
+            weights = timm_families.table(model.config, timm_families.names_of(recipe))
+            return timm_families.write(recipe, model.config), weights.to_theirs(model), {}
+    assert family.their_config is not None
+    weights = family.table(model.config, ())
+    theirs = weights.to_theirs(model)
+    if weights.constants and given is not None and origin is family:
+        stored = family.read(given.source)  # a mask token: not ours, but not to be lost either
+        theirs |= {name: stored[name] for name in weights.constants if name in stored}
+        families.forget()
+    more = {PREPROCESSOR: write_preprocessing(model.config)} if family.library == "hf" else {}
+    return family.their_config(model.config), theirs, more
+
+
+def family_for(config: VisionTransformerConfig, library: str) -> VisionFamily:
+    """The family that a model can be written as. Raises UserError, with the libraries that have such a model."""
+    candidates = [family for family in FAMILIES if family.library == library and family.their_config is not None]
+    for family in candidates:
+        if family.represents(config):
+            return family
+    if library not in LIBRARIES:
+        raise UserError(f"Image models cannot be written for '{library}'; they can be for {', '.join(LIBRARIES)}.")
+    others = [f.library for f in FAMILIES if f.library != library and f.their_config and f.represents(config)]
+    name, odd = min(((f.name, f.why_not(config)) for f in candidates), key=lambda found: len(found[1]))
+    raise UserError(
+        f"This model cannot be written for {library}: {name} comes nearest and differs in {', '.join(odd)}; it can be "
+        f"for {', '.join([*dict.fromkeys(others), 'triune'])}."
+    )
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
+    """The largest difference between the outputs of our model and those of the library that an export was written for.
+
+    Tokens (of a model that normalises them only after pooling: the pooled vector) and the logits of a classifier, for
+    random images of the size of the table of positions.
+
+    Raises:
+        UserError: the library is not installed.
+    """
+    model = pretrained.model
+    assert isinstance(model, VisionTransformer)
+    config = model.config
+    images = torch.randn(2, config.channels, *config.size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            theirs = _outputs(Path(folder), library, images)
+            tokens = model.tokens(images)
+            pooled = model.pooled(tokens)
+            ours = {"tokens": tokens, "pooled": pooled, "logits": model.head(model.pre_logits(pooled))}
+            if not config.transformer.resolved().final_norm:
+                theirs.pop("tokens", None)  # of any size, and so are their differences
+            return max(float((ours[name] - output).abs().max()) for name, output in theirs.items())
+    except ImportError as error:
+        raise UserError(f"Comparing with {library} needs it: pip install {error.name}.") from None
+
+
+def _outputs(folder: Path, library: str, images: Tensor) -> dict[str, Tensor]:
+    if library == "timm":
+        import timm
+
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        tokens = model.forward_features(images)
+        pooled = model.forward_head(tokens, pre_logits=True)
+        return {"tokens": tokens, "pooled": pooled, "logits": model.forward_head(tokens)}
+    if library == "hf":
+        return _hf_outputs(folder, images)
+    if library == "torchvision":
+        from safetensors.torch import load_file
+        from torchvision.models import VisionTransformer as Theirs
+
+        arguments = {k: v for k, v in json.loads((folder / CONFIG).read_text())["model_args"].items() if v is not None}
+        model = Theirs(**arguments).eval()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return {"logits": model(images)}
+    return {"logits": VisionTransformer.from_pretrained(folder).eval()(images)}
+
+
+def _hf_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
+    import transformers
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    model: Any = getattr(transformers, config.architectures[0]).from_pretrained(folder).eval()
+    found = model(images, output_hidden_states=False)
+    if hasattr(found, "logits"):
+        backbone: Any = getattr(model, model.base_model_prefix)
+        return {"tokens": backbone(images).last_hidden_state, "logits": found.logits}
+    return {"tokens": found.last_hidden_state}

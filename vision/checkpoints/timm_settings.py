@@ -1,0 +1,252 @@
+"""timm's models: found by name, built without weights, and their settings read into our config.
+
+Two hundred architectures and their options are known to timm's code alone, so it is asked: what it builds on the meta
+device has every setting.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core.checkpoints.source import Source
+from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.errors import UserError, nearest
+from ..model import VisionTransformerConfig
+from .family import tensors
+
+# --- finding an architecture ------------------------------------------------------------------------------------------
+
+
+def known(name: str) -> bool:
+    """Whether timm has an architecture of that name, with or without a tag of weights behind a dot."""
+    from timm.models import is_model
+
+    return is_model(name.split(".")[0])
+
+
+def hub_name(name: str) -> str:
+    """The hub repository of timm's weights `name`, such as `vit_small_patch14_dinov2.lvd142m`.
+
+    Raises:
+        UserError: timm does not know the name, or has no weights for it on the hub.
+    """
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    if not known(name):
+        hint = nearest(name, timm.list_models(pretrained=True))
+        raise UserError(f"There is no file or folder '{name}', and timm has no model of that name{hint}.")
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError:
+        found = None
+    if found is None or not found.hf_hub_id:
+        tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+        choice = f"choose one of {', '.join(tags)}" if tags else "give a folder or file with weights"
+        raise UserError(f"timm has no weights named '{name}' on the hub; {choice}.")
+    return found.hf_hub_id
+
+
+def architecture(source: Source) -> str | None:
+    """The timm architecture of a folder by its config, of a file by its name; None when it is none."""
+    if source.file is None:
+        found = source.config.get("architecture")
+        return found if isinstance(found, str) and source.config.get("library") is None and known(found) else None
+    stem = re.sub(r"-[0-9a-f]{8}$", "", source.file.stem)  # timm's and DeiT's own files carry a part of their hash
+    is_timm = (
+        source.file.suffix != ".onnx" and {"patch_embed.proj.weight", "blocks.0.norm1.weight"} <= tensors(source).keys()
+    )
+    return stem if is_timm and known(stem) else None
+
+
+def skeleton(source: Source) -> nn.Module:
+    """The model of a timm folder or file as timm builds it, without weights. Raises UserError when timm refuses."""
+    name = architecture(source) if source.file else f"local-dir:{source.path}"
+    assert name is not None
+    try:
+        return build(name)
+    except (RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
+        raise UserError(
+            f"timm cannot build '{source.name}' from its config.json ({type(error).__name__}: {error}); was it "
+            "written by another version of timm?"
+        ) from None
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """`timm.create_model` without weights and without memory for them."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, **arguments)
+
+
+# --- reading a model of timm's ----------------------------------------------------------------------------------------
+
+
+class Unsupported(list[str]):
+    """Settings of a model that the core does not have."""
+
+    def need(self, condition: bool, what: str) -> None:
+        if not condition and what not in self:
+            self.append(what)
+
+
+def read(model: Any) -> VisionTransformerConfig:
+    """Our config of a model of timm's, without class names and preprocessing.
+
+    Raises:
+        UserError: it has settings that the core does not have; lists them all.
+    """
+    odd = Unsupported()
+    kind, block = type(model).__name__, model.blocks[0]
+    if kind == "VisionTransformerDistilled":
+        raise UserError(
+            "it is a distilled DeiT, whose second head reads a distillation token that our model does not have; take "
+            "the same DeiT without 'distilled' in its name, or a DeiT-III."
+        )
+    odd.need(type(block).__name__ in ("Block", "EvaBlock"), f"blocks of the kind {type(block).__name__}")
+    if odd:
+        raise _refused(odd)
+    embed, eva = model.patch_embed, kind == "Eva"
+    odd.need(type(embed).__name__ == "PatchEmbed", f"patches by {type(embed).__name__}")
+    odd.need(not _present(embed.norm), "a norm on the patches")
+    registers = 0 if model.reg_token is None else model.reg_token.shape[1]
+    learned = model.pos_embed is not None
+    odd.need(not (learned and registers) or model.no_embed_class, "a table of positions that covers registers")
+    pool = {"token": "class", "avg": "mean", "map": "attention", "": "class" if model.cls_token is not None else "mean"}
+    odd.need(model.global_pool in pool, f"global_pool '{model.global_pool}'")
+    prefix = model.num_prefix_tokens
+    odd.need(not (prefix and getattr(model, "pool_include_prefix", False)), "pool_include_prefix")
+    core = _read_core(model, eva, odd)
+    if model.attn_pool is not None:
+        _check_pool(model, core, odd)
+        odd.need(not (eva and prefix), "an attention pool over class token and registers")
+    coordinates = _read_coordinates(getattr(model, "rope", None), odd)
+    if odd:
+        raise _refused(odd)
+    return VisionTransformerConfig(
+        image_size=list(embed.img_size), patch_size=list(embed.proj.kernel_size), channels=embed.proj.in_channels,
+        classes=model.num_classes, transformer=TransformerConfig(**core), class_token=model.cls_token is not None,
+        registers=registers, pool=pool[model.global_pool],  # type: ignore[arg-type]
+        position="learned" if learned else "none",
+        position_covers_class=not model.no_embed_class, resample="timm", patch_bias=embed.proj.bias is not None,
+        pooled_norm=_present(model.fc_norm), **coordinates,
+    )  # fmt: skip
+
+
+def _refused(odd: Unsupported) -> UserError:
+    return UserError(f"it has {', '.join(odd)}, which our model does not have.")
+
+
+def _present(module: nn.Module | None) -> bool:
+    return module is not None and not isinstance(module, nn.Identity)
+
+
+def _read_core(model: Any, eva: bool, odd: Unsupported) -> dict[str, Any]:
+    block = model.blocks[0]
+    attn, mlp = block.attn, block.mlp
+    odd.need(type(attn).__name__ in ("Attention", "EvaAttention", "AttentionRope"), f"attention {type(attn).__name__}")
+    odd.need(getattr(attn, "gate", None) is None, "gated attention")
+    scales = (
+        (block.gamma_1, block.gamma_2) if eva else tuple(s if _present(s) else None for s in (block.ls1, block.ls2))
+    )
+    odd.need((scales[0] is None) == (scales[1] is None), "layer scale in only one of the branches")
+    layer_scale = None
+    if scales[0] is not None:
+        layer_scale = float(block.init_values if eva else scales[0].init_values)
+    inner = {"attention": getattr(attn, "norm", None), "ffn": mlp.norm}
+    kind, ffn_dim = _read_ffn(mlp, odd)
+    heads = attn.num_heads
+    return {
+        "dim": model.embed_dim, "depth": len(model.blocks), "heads": heads, "head_dim": attn.head_dim,
+        "kv_heads": getattr(attn, "num_kv_heads", heads), "position": "none",
+        **_read_norms(model, odd), **_read_rotary(getattr(model, "rope", None), odd),
+        "input_norm": _present(model.norm_pre), "final_norm": _present(model.norm),
+        "qk_norm": "head" if _present(attn.q_norm) else "none",
+        "inner_norm": [name for name, norm in inner.items() if _present(norm)],
+        "ffn": kind, "ffn_dim": ffn_dim, "bias": _read_bias(attn, mlp), "layer_scale": layer_scale,
+    }  # fmt: skip
+
+
+def _read_norms(model: Any, odd: Unsupported) -> dict[str, Any]:
+    """The kind and epsilon that all norms have."""
+    found: list[dict[str, Any]] = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            odd.need(module.elementwise_affine, "norms without weights")
+            found.append({"norm": "layernorm", "norm_eps": module.eps, "norm_bias": module.bias is not None})
+        elif type(module).__name__ in ("RmsNorm", "RmsNormFp32"):
+            found.append({"norm": "rmsnorm", "norm_eps": module.eps})
+        elif "norm" in type(module).__name__.lower():
+            odd.need(False, f"norms of the kind {type(module).__name__}")
+    odd.need(all(norm == found[0] for norm in found), "norms of several kinds")
+    return found[0] if found else {}
+
+
+def _read_ffn(mlp: Any, odd: Unsupported) -> tuple[str, int]:
+    kind, act = type(mlp).__name__, type(mlp.act).__name__
+    names = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu", "SiLU": "silu"}
+    name = "GELUTanh" if getattr(mlp.act, "approximate", "none") == "tanh" else act
+    gated = kind == "SwiGLU" or (kind == "GluMlp" and not mlp.gate_last)
+    if gated:
+        names = {"SiLU": "swiglu", "GELU": "geglu", "GELUTanh": "geglu_tanh"}
+    odd.need((gated or kind == "Mlp") and name in names, f"a feed-forward {kind} with {act}")
+    return names.get(name, "gelu"), mlp.fc2.in_features
+
+
+def _read_bias(attn: Any, mlp: Any) -> list[str] | bool:
+    """Which linear layers have a bias."""
+    fused = getattr(attn, "qkv", None)
+    if fused is None:
+        present = {name: getattr(attn, f"{name}_proj").bias is not None for name in "qkv"}
+    elif getattr(attn, "q_bias", None) is not None:
+        present = {"q": True, "k": False, "v": True}
+    else:
+        present = dict.fromkeys("qkv", fused.bias is not None)
+    first = getattr(mlp, "fc1", None) or mlp.fc1_g
+    present |= {"out": attn.proj.bias is not None, "down": mlp.fc2.bias is not None}
+    present |= dict.fromkeys(("gate", "up"), first.bias is not None)
+    return all(present.values()) or [name for name in Linears if present[name]]
+
+
+def _read_rotary(rope: Any, odd: Unsupported) -> dict[str, Any]:
+    if rope is None:
+        return {}
+    kind = type(rope).__name__
+    if kind not in ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3"):
+        odd.need(False, f"rotary positions of the kind {kind}")
+        return {}
+    odd.need(rope.grid_indexing == "ij", f"rope_grid_indexing '{rope.grid_indexing}'")
+    odd.need(not rope.grid_offset, "rope_grid_offset")
+    rotary = RotaryConfig(base=float(rope.temperature), axes=2, interleaved=not rope.rotate_half)
+    return {"position": "rotary", "rotary": rotary}
+
+
+def _read_coordinates(rope: Any, odd: Unsupported) -> dict[str, Any]:
+    if rope is None or odd:
+        return {}
+    if type(rope).__name__ == "RotaryEmbeddingDinoV3":
+        odd.need(rope.normalize_coords == "separate" and rope.min_period is None, "rotary periods between bounds")
+        return {"rotary_coordinates": "unit"}
+    reference = rope.ref_feat_shape
+    odd.need(reference is not None, "rotary positions that are not stretched to a reference grid (ref_feat_shape)")
+    odd.need(not rope.in_pixels and rope.grid_type in ("index", None), "rotary positions in pixels")
+    return {"rotary_coordinates": "index", "rotary_grid": list(reference or (1, 1))}
+
+
+def _check_pool(model: Any, core: dict[str, Any], odd: Unsupported) -> None:
+    """Our attention pool has the heads, widths and activation of the blocks."""
+    pool = model.attn_pool
+    odd.need(type(pool).__name__ == "AttentionPoolLatent", f"a pool of the kind {type(pool).__name__}")
+    if odd:
+        return
+    same = (
+        pool.mlp is not None and not _present(pool.q_norm) and pool.latent_len == 1 and pool.pos_embed is None
+        and pool.num_heads == core["heads"] and _read_ffn(pool.mlp, odd) == (core["ffn"], core["ffn_dim"])
+        and core["bias"] is True and pool.q.bias is not None
+    )  # fmt: skip
+    odd.need(same, "an attention pool with other settings than the blocks")

@@ -1,0 +1,285 @@
+"""`triune vision classify`: name what is in images with a trained classifier."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import UserError
+from ..core.training.run.folder import model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from .evaluate.explain import Explanation
+    from .model import VisionTransformer
+
+MOST_EXPLAINED = 8
+"""Rows of the picture that `--attention` draws."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `triune vision classify`."""
+    p = argparse.ArgumentParser(
+        prog="triune vision classify",
+        description="Name what is in images, with calibrated probabilities. Files that are no readable images are "
+        "named on standard error, the others are still classified, and the exit code is then 2.",
+    )
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched to the bottom) or quoted globs")
+    p.add_argument("--run", required=True, help="a run folder, or a checkpoint of ours, timm or Hugging Face")
+    p.add_argument("--top", type=int, default=5, help="classes shown for each image (default 5)")
+    p.add_argument(
+        "--attention", type=Path, metavar="OUT.png",
+        help=f"draw where the model looks and what hiding each patch does, for the first {MOST_EXPLAINED} images",
+    )  # fmt: skip
+    p.add_argument("--json", action="store_true", help="print one JSON list of {file, classes} and nothing else")
+    p.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
+    p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    return p
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with what it takes to use it: class names, preprocessing and temperature.
+
+    >>> classifier = Classifier.load("runs/vision/2026-11-21_12-00-00")
+    >>> p = classifier.probabilities([Image.open("cat.jpg").convert("RGB")])[0]
+    >>> classifier.names[p.argmax()]
+    """
+
+    model: VisionTransformer
+    temperature: float
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> Classifier:
+        """Open a run folder, a model folder, or a checkpoint of timm or Hugging Face (see `pretrained.py`).
+
+        Raises:
+            UserError: it holds no classifier, or `device` cannot be used.
+        """
+        import torch
+
+        model, temperature = _open(folder)
+        if not model.config.classes:
+            raise UserError(
+                f"The model in {folder} has no classes (it is a backbone); fine-tune it with `triune vision fit "
+                f"--model.pretrained {folder} --data.root FOLDER`."
+            )
+        try:
+            chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            return cls(model.eval().to(chosen), temperature, chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+
+    @property
+    def names(self) -> list[str]:
+        """One name a class, in the order of the probabilities."""
+        return self.model.config.labels or [f"class {number}" for number in range(self.model.config.classes)]
+
+    def pixels(self, image: Image) -> Tensor:
+        """An image of mode L (grey models) or RGB, resized and cropped as in validation: uint8 `[channels, height,
+        width]`.
+        """
+        return self.model.config.preprocessing.pixels(image, self.model.config.input_size)
+
+    def read(self, file: str | Path) -> Tensor:
+        """`pixels` of an image file. Raises UnreadableImage, a UserError."""
+        from .data.images import read_image
+
+        return self.pixels(read_image(file, self.model.config.channels))
+
+    def inputs(self, pixels: Sequence[Tensor]) -> Tensor:
+        """What the model reads, float32 `[images, channels, height, width]` on its device."""
+        import torch
+
+        return self.model.config.preprocessing.normalise(torch.stack(list(pixels)).to(self.device))
+
+    def probabilities(self, images: Sequence[Image | Tensor]) -> Tensor:
+        """Calibrated probabilities float64 `[images, classes]` of Pillow images or of what `pixels` returned."""
+        import torch
+
+        pixels = [image if isinstance(image, torch.Tensor) else self.pixels(image) for image in images]
+        with torch.inference_mode():
+            logits = self.model(self.inputs(pixels))
+        return (logits.double().cpu() / self.temperature).softmax(dim=1)
+
+
+def _open(name: str | Path) -> tuple[VisionTransformer, float]:
+    """A model and its temperature, which only runs of ours have."""
+    from ..core.checkpoints.source import PACKAGE
+    from .checkpoints.pretrained import load
+    from .evaluate.calibration import read_temperature
+    from .model import VisionTransformer
+
+    path = Path(name)
+    # A run that is not there, rather than a name on the hub (OWNER/NAME), of timm or in a package.
+    local = len(path.parts) > 2 or Path(*path.parts[:1]).is_dir()
+    missing = local and not path.exists() and not str(name).startswith(PACKAGE)
+    if missing or (path.is_dir() and not (path / "config.json").is_file()):
+        path = model_folder(path, "vision")
+    found = load(str(path) if path.exists() else str(name))
+    assert isinstance(found.model, VisionTransformer)
+    return found.model, read_temperature(found.source.path) if found.source.is_ours else 1.0
+
+
+def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none."""
+    from .data.images import EXTENSIONS
+
+    files: dict[str, None] = {}
+    problems = []
+    for text in inputs:
+        path, found = Path(text), [text]
+        if path.is_dir():
+            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
+        elif not path.exists() and glob.has_magic(text):
+            found = sorted(f for f in glob.glob(text, recursive=True) if Path(f).is_file())
+        if not found:
+            problems.append(f"'{text}' {'holds no image files' if path.is_dir() else 'matches no file'}.")
+        files |= dict.fromkeys(found)
+    return list(files), problems
+
+
+@dataclass
+class Result:
+    """One classified image: its file, probabilities `[classes]` and, for an explanation, its pixels."""
+
+    file: str
+    p: Tensor
+    pixels: Tensor | None = None
+    explanation: Explanation | None = None
+
+
+def main(args: list[str]) -> int:
+    """Run `triune vision classify` and return its exit code."""
+    options = parser().parse_args(args)
+    for name in ("top", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, but must be at least 1.")
+    if options.attention and options.attention.suffix.lower() != ".png":
+        raise UserError(f"--attention writes a PNG picture; '{options.attention}' must end in .png.")
+    files, problems = collect(options.images)
+    classifier = Classifier.load(options.run, options.device)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    results, failed = _classify(classifier, files, options)
+    if options.attention and results:
+        _explain(classifier, results, options)
+    if options.json:
+        rows = [_row(result, classifier.names, options.top) for result in results]
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif results:
+        _print_table(results, classifier, options.top)
+    return 2 if problems or failed else 0
+
+
+def _classify(classifier: Classifier, files: list[str], options: argparse.Namespace) -> tuple[list[Result], int]:
+    """Results in the order of `files`, and how many could not be read; those are named as they are met."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..core.training.run.machine import usable_cores
+
+    results, failed = [], 0
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    shown = len(files) > options.batch_size and console.is_terminal
+    with ThreadPoolExecutor(usable_cores()) as pool, Progress(console=console, disable=not shown) as progress:
+        task = progress.add_task("classifying", total=len(files))
+        for batch in _ahead(pool, classifier, files, options.batch_size):
+            good = []
+            for file, future in batch:
+                try:
+                    good.append((file, future.result()))
+                except UserError as error:
+                    failed += 1
+                    console.print(str(error), markup=False)
+            if good:
+                found = classifier.probabilities([pixels for _, pixels in good])
+                for (file, pixels), p in zip(good, found):
+                    kept = options.attention and len(results) < MOST_EXPLAINED
+                    results.append(Result(file, p, pixels if kept else None))
+            progress.advance(task, len(batch))
+    return results, failed
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, classifier: Classifier, files: list[str], size: int
+) -> Iterator[list[tuple[str, Future[Tensor]]]]:
+    """Batches of files being read; the next one is started before the present one is given out."""
+    present: list[tuple[str, Future[Tensor]]] = []
+    for start in range(0, len(files), size):
+        coming = [(file, pool.submit(classifier.read, file)) for file in files[start : start + size]]
+        if present:
+            yield present
+        present = coming
+    if present:
+        yield present
+
+
+def _row(result: Result, names: list[str], top: int) -> dict[str, Any]:
+    p, order = result.p.sort(descending=True, stable=True)
+    classes = [{"class": names[i], "probability": v} for v, i in zip(p.tolist()[:top], order.tolist())]
+    row: dict[str, Any] = {"file": result.file, "classes": classes}
+    return row | ({"explanation": result.explanation.to_dict()} if result.explanation else {})
+
+
+def _print_table(results: list[Result], classifier: Classifier, top: int) -> None:
+    """One line an image; in a pipe it is not cut to the width of a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from .evaluate.plots import percent
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("class", style="bold", overflow="fold")
+    table.add_column("probability", justify="right")
+    if top > 1:
+        table.add_column("next", style="dim", overflow="fold")
+    for result in results:
+        first, *rest = _row(result, classifier.names, top)["classes"]
+        others = ", ".join(f"{c['class']} ({percent(c['probability'])})" for c in rest)
+        cells = [result.file, first["class"], percent(first["probability"]), *([others] if top > 1 else [])]
+        table.add_row(*map(_escaped, cells))
+    console = Console()
+    console = console if console.is_terminal else Console(width=10_000)
+    console.print(table)
+    if classifier.temperature == 1:
+        print("The probabilities are not calibrated: this model was saved without a temperature.")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _explain(classifier: Classifier, results: list[Result], options: argparse.Namespace) -> None:
+    """Draw `--attention`, and say beside each file how far the weights agree with their effect."""
+    from .evaluate.explain import draw, explain
+    from .evaluate.plots import percent
+
+    rows = []
+    for result in results[:MOST_EXPLAINED]:
+        assert result.pixels is not None
+        image = classifier.inputs([result.pixels])[0]
+        found = explain(classifier.model, image, temperature=classifier.temperature, batch_size=options.batch_size)
+        result.explanation = found
+        title = f"{Path(result.file).name}: {classifier.names[found.target]} ({percent(found.probability)})"
+        rows.append((title, result.pixels.permute(1, 2, 0).numpy(), found))
+        print(f"{result.file}: {found.caption()}", file=sys.stderr)
+    draw(rows, options.attention)
+    left = len(results) - len(rows)
+    more = f" ({left} more images are not in it)" if left else ""
+    print(f"The picture is {options.attention}{more}.", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""Temperature scaling: one number that makes probabilities honest without changing any prediction (Guo et al. 2017,
+4.2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...core.checkpoints import native as checkpoint
+from ...core.errors import UserError
+from .metrics import Judgement, checked, judge
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature, and what it brings.
+
+    Args:
+        temperature: fitted on all examples; logits divided by it give calibrated probabilities.
+        before: figures of the logits as they are.
+        after: figures of the scaled logits, *cross-fitted*: each half is scaled by the temperature of the other, so
+            that no example is judged by a number it helped to choose.
+    """
+
+    temperature: float
+    before: Judgement
+    after: Judgement
+
+    def to_summary(self) -> dict[str, float]:
+        """The figures of `summary.json`: those of `before`, and the calibrated ones beside them."""
+        return self.before.to_summary() | {
+            "temperature": self.temperature, "ece_calibrated": self.after.ece, "nll_calibrated": self.after.nll,
+            "brier_calibrated": self.after.brier, "adaptive_ece_calibrated": self.after.adaptive_ece,
+        }  # fmt: skip
+
+
+def calibrate(logits: Tensor, labels: Tensor, class_names: Sequence[str], seed: int = 0) -> Calibration:
+    """Fit a temperature on validation data and judge what it does.
+
+    Args:
+        logits: `[examples, classes]`.
+        labels: int `[examples]`, -100 is ignored.
+        class_names: one name a class.
+        seed: of the split into halves.
+
+    Raises:
+        UserError: as `metrics.judge`.
+    """
+    logits, labels = checked(logits, labels, len(class_names))
+    return Calibration(
+        temperature=fit_temperature(logits, labels),
+        before=judge(logits, labels, class_names),
+        after=judge(cross_fitted(logits, labels, seed), labels, class_names),
+    )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the lowest negative log-likelihood of `labels` int `[examples]` under `logits` /
+    temperature.
+
+    The likelihood is concave in b = 1 / temperature, so its slope has one root, which bisection cannot miss:
+
+        slope(b) = mean over examples of  Σ softmax(b·z)·z  -  target·z
+
+    Targets are smoothed as if 1 of n + 2 examples had a random label (Platt 1999), or a set without any mistake would
+    be fitted best by a temperature of 0, that is, by certainty.
+    """
+    z = logits.double() - logits.double().mean(dim=1, keepdim=True)
+    # Centred logits: the random part of the target is then 0.
+    wanted = z.gather(1, labels[:, None]).mean() * (1 - 1 / (len(labels) + 2))
+
+    def slope(temperature: float) -> float:
+        return float(((z / temperature).softmax(dim=1) * z).sum(dim=1).mean() - wanted)
+
+    # Between near certainty and near uniformity, whatever the size of the logits.
+    low, high = float(z.std()) / 1e4, float(z.std()) * 1e4
+    if high == 0:
+        return 1.0  # the model says nothing: all classes are equal at every temperature
+    while high / low > 1 + 1e-6:
+        middle = (low * high) ** 0.5
+        # Too sure of itself on average at this temperature: heat.
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return (low * high) ** 0.5
+
+
+def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+    """Logits scaled so that each half gets the temperature fitted on the other. `[examples, classes]` -> the same."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    halves = order[::2], order[1::2]
+    scaled = logits.clone()
+    if len(halves[1]) == 0:
+        return scaled
+    for fitted, judged in (halves, halves[::-1]):
+        scaled[judged] /= fit_temperature(logits[fitted], labels[fitted])
+    return scaled
+
+
+def store_temperature(folder: str | os.PathLike[str], temperature: float) -> None:
+    """Add the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
+    path = Path(folder)
+    config = checkpoint.load_config(path, "VisionTransformer") | {"temperature": temperature}
+    checkpoint.write_atomic(path / checkpoint.CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def read_temperature(folder: str | os.PathLike[str]) -> float:
+    """The temperature stored with a model; 1 where there is none. Raises UserError for one that is no positive
+    number.
+    """
+    temperature = checkpoint.load_config(Path(folder), "VisionTransformer").get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise UserError(f"'{Path(folder) / checkpoint.CONFIG}': temperature is {temperature!r}, but must be positive.")
+    return float(temperature)
