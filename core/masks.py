@@ -16,14 +16,14 @@ class AttentionMask:
 
     Queries are the *last* `queries` of the `keys` positions, so that the same description serves training (queries ==
     keys) and generation with a cache (fewer queries than keys). With `cross`, queries belong to another sequence and
-    only `padding` and `bias` apply.
+    only `valid` and `bias` apply.
 
     Args:
         causal: query i sees keys at or before its own position.
         window: query i sees keys at a distance |i - j| < window: with `causal`, `window` keys including itself
             (Hugging Face's convention; `flash_attn`'s window_size=(w, 0) means w + 1 keys).
         documents: int `[batch, keys]`, a token sees only tokens of its own document (packing). Ids are at least 0.
-        padding: bool `[batch, keys]`, True for real tokens. Real tokens never see padding; padding sees padding, so
+        valid: bool `[batch, keys]`, True for real tokens. Real tokens never see padding; padding sees padding, so
             that no row of the softmax is empty, and its outputs mean nothing.
         bias: float `[batch or 1, heads or 1, queries, keys]`, added to the scaled scores; receives a gradient.
         cross: queries are another sequence than keys.
@@ -32,14 +32,14 @@ class AttentionMask:
     causal: bool = False
     window: int | None = None
     documents: Tensor | None = None
-    padding: Tensor | None = None
+    valid: Tensor | None = None
     bias: Tensor | None = None
     cross: bool = False
 
     def __post_init__(self) -> None:
-        if self.padding is not None and (self.padding.dtype != torch.bool or self.padding.dim() != 2):
+        if self.valid is not None and (self.valid.dtype != torch.bool or self.valid.dim() != 2):
             raise UserError(
-                f"padding is {self.padding.dtype} {tuple(self.padding.shape)}, but must be bool [batch, tokens], True "
+                f"valid is {self.valid.dtype} {tuple(self.valid.shape)}, but must be bool [batch, tokens], True "
                 "for real tokens; a mask of ones and zeros becomes one with .bool()."
             )
         if self.documents is not None and (self.documents.is_floating_point() or self.documents.dim() != 2):
@@ -54,17 +54,17 @@ class AttentionMask:
 
     def segments(self) -> Tensor | None:
         """Documents and padding as one: int `[batch, keys]`, padding is document -1. None when all tokens are one."""
-        if self.padding is None:
+        if self.valid is None:
             return self.documents
-        documents = torch.zeros_like(self.padding, dtype=torch.long) if self.documents is None else self.documents
-        return documents.masked_fill(~self.padding, -1)
+        documents = torch.zeros_like(self.valid, dtype=torch.long) if self.documents is None else self.documents
+        return documents.masked_fill(~self.valid, -1)
 
     def allowed(self, queries: int, keys: int, device: torch.device | str | None = None) -> Tensor | None:
         """The readable reference: bool `[batch or 1, 1, queries, keys]`, True where attention may go; None for no
         limit.
         """
         if self.cross:
-            return None if self.padding is None else self.padding[:, None, None, :].expand(-1, 1, queries, -1)
+            return None if self.valid is None else self.valid[:, None, None, :].expand(-1, 1, queries, -1)
         key = torch.arange(keys, device=device)
         query = key[keys - queries :]
         distance = query[:, None] - key[None, :]

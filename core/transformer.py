@@ -95,21 +95,21 @@ class Transformer(nn.Module):
             initialise(block, config)
 
     def forward(
-        self, x: Tensor, *, padding: Tensor | None = None, documents: Tensor | None = None, bias: Tensor | None = None,
-        positions: Tensor | None = None, memory: Tensor | None = None, memory_padding: Tensor | None = None,
+        self, x: Tensor, *, valid: Tensor | None = None, documents: Tensor | None = None, bias: Tensor | None = None,
+        positions: Tensor | None = None, memory: Tensor | None = None, memory_valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:  # fmt: skip
         """Run all blocks.
 
         Args:
             x: `[batch, tokens, dim]`.
-            padding: bool `[batch, tokens]`, True for real tokens.
+            valid: bool `[batch, tokens]`, True for real tokens.
             documents: int `[batch, tokens]`, a token attends only within its own document.
             bias: float `[batch or 1, heads or 1, tokens, keys]`, added to the scaled scores of every layer.
             positions: `[tokens]` or `[batch, tokens]`; with two rotary axes `[..., tokens, 2]`. By default tokens are
                 counted from 0, for added tables within each document and from the first real token.
             memory: `[batch, memory tokens, dim]`, what a decoder with `cross_attention` reads.
-            memory_padding: bool `[batch, memory tokens]`, True for real tokens.
+            memory_valid: bool `[batch, memory tokens]`, True for real tokens.
             cache: keys and values of the tokens before `x`; `x` holds only the new ones and is added to it.
 
         Returns:
@@ -127,8 +127,8 @@ class Transformer(nn.Module):
         if memory is not None and not config.cross_attention:
             raise UserError("memory was given, but this model has no cross_attention to read it.")
         if cache is not None:
-            past, padding = cache.length, cache.extend(x.shape[0], tokens, padding, x.device)
-        mask = AttentionMask(causal=config.causal, documents=documents, padding=padding, bias=bias)
+            past, valid = cache.length, cache.extend(x.shape[0], tokens, valid, x.device)
+        mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=bias)
         if positions is None:
             positions = self._default_positions(mask, past, tokens, x.device)
         if self.positions is not None:
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         rotations = {r: rotary(positions, x.dtype) for r, rotary in self._rotary.items()}
         memory_plan = None
         if memory is not None:
-            memory_mask = AttentionMask(padding=memory_padding, cross=True)
+            memory_mask = AttentionMask(valid=memory_valid, cross=True)
             memory_plan = plan(memory_mask, tokens, memory.shape[1], x.device, config.attention_softcap)
         for layer, block in enumerate(self.blocks):
             rotary = config.rotary_at(layer)
@@ -192,6 +192,6 @@ def _last(mask: AttentionMask, keys: int) -> dict[str, Tensor | None]:
     """The parts of a mask that speak of keys, cut to the last `keys`."""
     return {
         "documents": None if mask.documents is None else mask.documents[:, -keys:],
-        "padding": None if mask.padding is None else mask.padding[:, -keys:],
+        "valid": None if mask.valid is None else mask.valid[:, -keys:],
         "bias": None if mask.bias is None else mask.bias[..., -keys:],
     }

@@ -90,21 +90,21 @@ class TextEncoder(nn.Module):
         self.pooler = nn.Linear(dim, dim) if config.pooler else None
         self.head = MaskedHead(config) if config.masked_head else None
 
-    def hidden(self, tokens: Tensor, segments: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Vectors of the tokens, `[batch, tokens, dim]`.
 
         Args:
             tokens: int `[batch, tokens]`.
             segments: int `[batch, tokens]`, the segment of each token; all 0 by default.
-            padding: bool `[batch, tokens]`, True for real tokens.
+            valid: bool `[batch, tokens]`, True for real tokens.
         """
         x = self.embedding(tokens)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
-        return self.transformer(x, padding=padding)
+        return self.transformer(x, valid=valid)
 
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        hidden = self.hidden(tokens, segments, padding)
+    def forward(self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        hidden = self.hidden(tokens, segments, valid)
         return hidden if self.head is None else self.head(hidden, self.embedding.weight)
 
     def pool(self, hidden: Tensor) -> Tensor:

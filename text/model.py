@@ -80,23 +80,23 @@ class LanguageModel(nn.Module):
         self,
         tokens: Tensor,
         documents: Tensor | None = None,
-        padding: Tensor | None = None,
+        valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
         x = self.embedding(tokens)
         if self.config.embedding_scale:
             x = x * self.config.transformer.dim**0.5
-        return self.transformer(x, documents=documents, padding=padding, cache=cache)
+        return self.transformer(x, documents=documents, valid=valid, cache=cache)
 
     def forward(
         self,
         tokens: Tensor,
         documents: Tensor | None = None,
-        padding: Tensor | None = None,
+        valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        return self.logits(self.hidden(tokens, documents, padding, cache))
+        return self.logits(self.hidden(tokens, documents, valid, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., dim]` -> `[..., vocab_size]`."""

@@ -76,7 +76,7 @@ def draw(logits: Tensor, config: SamplingConfig, generators: list[torch.Generato
 
 
 def left_pad(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Prompts as one tensor int `[batch, longest]` and its padding, bool, True for real tokens; None if none is
+    """Prompts as one tensor int `[batch, longest]` and `valid`, bool, True for real tokens; None if none is
     padded.
     """
     longest = max(map(len, prompts))
@@ -124,7 +124,7 @@ def generate(
         next(model.parameters()).device,
         model.config.transformer.context,
     )
-    tokens, padding = left_pad(prompts, device)
+    tokens, valid = left_pad(prompts, device)
     live = list(range(len(prompts)))
     generators = None if seed is None else [torch.Generator().manual_seed(seed + n) for n in live]
     start, cache = max(0, tokens.shape[1] - context), None
@@ -134,15 +134,15 @@ def generate(
         if cache is None:
             longest = min(tokens.shape[1] - start + max_tokens - step, context)
             cache = KeyValueCache(model.transformer.config, longest + 1) if use_cache else None
-            new, new_padding = tokens[:, start:], None if padding is None else padding[:, start:]
+            new, new_valid = tokens[:, start:], None if valid is None else valid[:, start:]
         else:
-            new, new_padding = tokens[:, -1:], None
+            new, new_valid = tokens[:, -1:], None
         # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
         with nullcontext() if new.shape[1] == 1 else torch.compiler.set_stance("force_eager"):
-            hidden = model.hidden(new, padding=new_padding, cache=cache)
+            hidden = model.hidden(new, valid=new_valid, cache=cache)
         chosen = draw(model.logits(hidden[:, -1]), config, generators)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        padding = None if padding is None else F.pad(padding, (0, 1), value=True)
+        valid = None if valid is None else F.pad(valid, (0, 1), value=True)
         ids = dict(zip(live, chosen.tolist(), strict=True))
         stopped = (yield ids) or set()
         keep = [row for row, n in enumerate(live) if ids[n] not in ends and n not in stopped]
@@ -150,7 +150,7 @@ def generate(
             return
         if len(keep) < len(live):
             live, rows = [live[row] for row in keep], torch.tensor(keep, device=device)
-            tokens, padding = tokens[rows], None if padding is None else padding[rows]
+            tokens, valid = tokens[rows], None if valid is None else valid[rows]
             generators = None if generators is None else [generators[row] for row in keep]
             if cache is not None:
                 cache.select(rows)

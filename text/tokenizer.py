@@ -21,9 +21,8 @@ import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ..core.checkpoints.native import write_atomic
-from ..core.checkpoints.source import read_json
 from ..core.errors import UserError
+from ..core.files import read_json, write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.files import refuse_special
 from .classify import Classifier
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def compare(run: Callable[[Tensor], Tensor], inputs: dict[str, Tensor], expected
 def _aside(target: Path) -> Iterator[Path]:
     """A place beside `target` to write to first; what is still there at the end goes away."""
     try:
+        refuse_special(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             yield Path(folder) / target.name

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checkpoints.native import write_atomic
 from ..core.errors import UserError
+from ..core.files import write_atomic
 from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
 from .data.module import ImageData

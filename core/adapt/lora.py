@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.native import few
 from ..config import Linears
 from ..errors import UserError, nearest
+from ..files import few
 
 FACTORS = ("lora_a", "lora_b")
 """Names of the factors' parameters, last part."""

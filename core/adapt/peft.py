@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.native import few, write_atomic
-from ..checkpoints.source import read_json, read_tensors
+from ..checkpoints.source import read_tensors
 from ..checkpoints.weights import Target
 from ..errors import UserError
+from ..files import few, read_json, write_atomic
 from .lora import LoRALinear, adapt, lora_layers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +12,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .native import CONFIG, WEIGHTS, umask
+from ..files import replaced_folder, umask, write_json
+from .native import CONFIG, WEIGHTS
 from .source import Source
 from .weights import WeightMap
 
@@ -89,21 +87,8 @@ def replacing(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"'{folder}' is a file; give a new folder to write to.")
     if folder.exists() and any(folder.iterdir()) and not any((*folder.glob(CONFIG), *folder.glob("*.pt"))):
         raise UserError(f"'{folder}' exists and holds no checkpoint, so it is not replaced; give a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replaced_folder(folder) as new:
         yield new
-        os.chmod(new, 0o777 & ~umask())
-        old = None
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old / "it")
-        os.replace(new, folder)
-        if old:
-            shutil.rmtree(old)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -116,4 +101,4 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
         {"format": "pt"},
     )
     os.chmod(folder / WEIGHTS, 0o666 & ~umask())
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG, config)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,35 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import few, listing, read_json, read_safetensors, write_atomic, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 """Version of the layout; raised when an old reader could not read a new folder."""
-
-MAX_CONFIG_BYTES = 16 << 20
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~umask())  # a temporary file is private, the file it becomes is not
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def umask() -> int:
-    """The permissions that new files of this process do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save(
@@ -67,7 +41,7 @@ def save(
             unique[name] = tensor.detach().cpu().contiguous()
     header = {"library": "triune", "format": FORMAT, "version": __version__, "architecture": architecture}
     write_atomic(folder / WEIGHTS, to_bytes(unique, metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, (json.dumps(header | dict(config), indent=2) + "\n").encode())
+    write_json(folder / CONFIG, header | dict(config))
 
 
 def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
@@ -76,14 +50,9 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"There is no model folder '{folder}'; it must hold {CONFIG} and {WEIGHTS}.")
     if not path.is_file():
-        raise UserError(f"The folder '{folder}' is not a model: it has no {CONFIG} (it holds {_listing(folder)}).")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"'{path}' is {path.stat().st_size:,} bytes, far too large for a config; is it another file?")
-    try:
-        config = json.loads(path.read_bytes())
-        found = config.get("architecture")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"'{path}' is not a valid config ({error}); it was damaged or is another file.") from None
+        raise UserError(f"The folder '{folder}' is not a model: it has no {CONFIG} (it holds {listing(folder)}).")
+    config = read_json(path)
+    found = config.get("architecture")
     if config.get("library") != "triune" or found not in architectures:
         expected = " or ".join(architectures)
         raise UserError(f"'{path}' describes {found or 'an unknown model'}, but {expected} was expected here.")
@@ -96,16 +65,10 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read `model.safetensors`. Raises UserError when it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHTS}); it holds {_listing(folder)}.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged.") from None
+        raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHTS}); it holds {listing(folder)}.")
+    return read_safetensors(path)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -135,14 +98,3 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
-
-
-def few(names: list[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    return few(names) if names else "nothing"

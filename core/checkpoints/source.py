@@ -5,7 +5,6 @@ Nothing here knows a family: a `Source` is what lies on disk, and `weights.py` h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .native import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, few
+from ..files import few, listing, read_json, read_safetensors
+from .native import CONFIG, WEIGHTS
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (WEIGHTS, "open_clip_model.safetensors", "pytorch_model.bin")
@@ -59,7 +59,7 @@ class Source:
             return {}
         path = self.path / CONFIG
         if not path.is_file():
-            raise UserError(f"'{self.name}' is not a checkpoint: it has no {CONFIG} (it holds {_listing(self.path)}).")
+            raise UserError(f"'{self.name}' is not a checkpoint: it has no {CONFIG} (it holds {listing(self.path)}).")
         return read_json(path)
 
     @cached_property
@@ -78,7 +78,7 @@ class Source:
             if (self.path / name).is_file():
                 return read_tensors(self.path / name)
         raise UserError(
-            f"'{self.name}' has a {CONFIG} but no weights ({' or '.join(FILES)}); it holds {_listing(self.path)}."
+            f"'{self.name}' has a {CONFIG} but no weights ({' or '.join(FILES)}); it holds {listing(self.path)}."
         )
 
     def _shards(self, index: Path) -> dict[str, Tensor]:
@@ -184,19 +184,6 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size. Raises UserError when it is damaged or something else."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"'{path}' is {path.stat().st_size:,} bytes, far too large for a config; is it another file?")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}); it was damaged or is another file.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds a {type(content).__name__}, but must hold an object; is it another file?")
-    return content
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, PyTorch pickle (`weights_only`) or NumPy archive.
 
@@ -204,7 +191,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: the file is damaged, is a pickle that would run code, or holds no tensors.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".gguf":
@@ -247,16 +234,6 @@ def read_pickle(path: Path) -> Any:
         ) from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged.") from None
-
-
 def _read_npz(path: Path) -> dict[str, Tensor]:
     import zipfile
 
@@ -268,8 +245,3 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' cannot be read as a NumPy archive ({error}); it was cut short or damaged.") from None
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    return few(names) if names else "nothing"

@@ -53,30 +53,30 @@ class LayerCache:
 class KeyValueCache:
     """The cache of a whole `Transformer`: one `LayerCache` a layer and the padding of all tokens so far.
 
-    Pass the same object to successive calls of the model; each call gives only the new tokens. `padding` is bool
+    Pass the same object to successive calls of the model; each call gives only the new tokens. `valid` is bool
     `[batch, tokens so far]`, needed when prompts of different lengths are padded on the left. `capacity` is the number
     of tokens for which there is room at first: known from the start, it saves the growing.
     """
 
     def __init__(self, config: TransformerConfig, capacity: int = 64) -> None:
         self.layers = [LayerCache(config.window_at(layer), capacity) for layer in range(config.depth)]
-        self.padding: Tensor | None = None
+        self.valid: Tensor | None = None
         self.length = 0
 
-    def extend(self, batch: int, tokens: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
+    def extend(self, batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
         """Record `tokens` new ones and return the padding of all, bool `[batch, length]`, or None if none is padded."""
-        if padding is not None or self.padding is not None:
-            past = self.padding
+        if valid is not None or self.valid is not None:
+            past = self.valid
             if past is None:
                 past = torch.ones(batch, self.length, dtype=torch.bool, device=device)
-            new = torch.ones(batch, tokens, dtype=torch.bool, device=device) if padding is None else padding
-            self.padding = torch.cat([past, new], dim=1)
+            new = torch.ones(batch, tokens, dtype=torch.bool, device=device) if valid is None else valid
+            self.valid = torch.cat([past, new], dim=1)
         self.length += tokens
-        return self.padding
+        return self.valid
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with these indices, int `[rows]`."""
         for layer in self.layers:
             layer.select(rows)
-        if self.padding is not None:
-            self.padding = self.padding[rows]
+        if self.valid is not None:
+            self.valid = self.valid[rows]

@@ -96,7 +96,7 @@ def _choose(
     mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None, dropout: float
 ) -> tuple[str, str]:
     window = mask.window if mask.window is not None and mask.window < keys and not mask.cross else None
-    grouped = mask.documents is not None or mask.padding is not None
+    grouped = mask.documents is not None or mask.valid is not None
     square = queries == keys and not mask.cross
     flex_can = device.type == "cuda" and mask.bias is None and square and keys >= _FLEX_MIN_TOKENS and dropout == 0
     possible = {"reference": "a readable reference"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from torch import nn
 from ..adapt.lora import LoRAConfig, add_lora
 from ..adapt.peft import export_peft
 from ..checkpoints.family import Pretrained
-from ..checkpoints.native import CONFIG, FORMAT, write_atomic
+from ..checkpoints.native import CONFIG, FORMAT
 from ..checkpoints.weights import Target
 from ..config import TransformerConfig
 from ..errors import UserError
+from ..files import write_json
 from ..initialise import uninitialised
 from .optimizers import LOADED, MuonAdamW, OptimizerConfig, build_optimizer, places
 from .run.progress import short
@@ -170,7 +170,7 @@ class Start:
             self.companion.save(folder)
         header = {"library": "triune", "format": FORMAT, "architecture": self.architecture}
         about = {"model": self.config, "source": self.source, "targets": self.targets}
-        write_atomic(folder / CONFIG, (json.dumps(header | about, indent=2) + "\n").encode())
+        write_json(folder / CONFIG, header | about)
 
     @classmethod
     def read(cls, config: Mapping[str, Any], model: nn.Module, companion: Any = None) -> Start:

@@ -32,7 +32,7 @@ MAPS_BYTES = 8 << 20
 """Attention maps of a layer that a prediction holds at once, at least one: as many as a processor's cache holds."""
 
 
-def attention_weights(q: Tensor, k: Tensor, scale: float, padding: Tensor) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, scale: float, valid: Tensor) -> Tensor:
     """What no fused kernel returns: softmax(scale · q·k). -> float32 `[batch, heads, tokens, tokens]`.
 
     Args:
@@ -40,10 +40,10 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, padding: Tensor) -> Te
             head_dim]`.
         k: keys of the same heads.
         scale: factor on the scores.
-        padding: bool `[batch, tokens]`, True for real tokens.
+        valid: bool `[batch, tokens]`, True for real tokens.
     """
     scores = (q * scale @ k.mT).float()
-    return scores.masked_fill_(~padding[:, None, None, :], -torch.inf).softmax(-1)
+    return scores.masked_fill_(~valid[:, None, None, :], -torch.inf).softmax(-1)
 
 
 def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ def stream_attention(
     `stream_features`), `group` heads of a layer at a time: `[batch, group, tokens, tokens]`. The model is in
     evaluation mode meanwhile.
     """
-    padding, blocks = tokens != PAD, [cast(Block, block) for block in model.transformer.blocks]
+    valid, blocks = tokens != PAD, [cast(Block, block) for block in model.transformer.blocks]
     if any(block.attn.k.out_features != block.attn.q.out_features for block in blocks):
         raise UserError("Attention maps need a model with kv_heads = heads.")
 
     def see(layer: int, wanted: Tensor) -> Callable[[Tensor, Tensor], None]:
         def seen(q: Tensor, k: Tensor) -> None:
             for part in wanted.split(group or len(wanted)):
-                consume(layer, attention_weights(q[:, part], k[:, part], blocks[layer].attn.scale, padding))
+                consume(layer, attention_weights(q[:, part], k[:, part], blocks[layer].attn.scale, valid))
 
         return seen
 

@@ -160,7 +160,7 @@ class SequenceModel(nn.Module):
             x = x.masked_fill(masked[..., None], 0.0) * ((1 - MASKED_SHARE) / (1 - share).clamp(min=1e-6))[
                 :, None, None
             ].to(x.dtype)
-        return self.transformer(x * real[..., None].to(x.dtype), padding=real, positions=self._positions(real))
+        return self.transformer(x * real[..., None].to(x.dtype), valid=real, positions=self._positions(real))
 
     def _positions(self, real: Tensor) -> Tensor | None:
         """Rows of a table that does not begin with the first token, int `[batch, tokens]`; None where the core

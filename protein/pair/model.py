@@ -102,7 +102,7 @@ class PairInput(nn.Module):
         if self.from_trunk is not None and known is not None:
             s = s + self.from_trunk(known.to(dtype))
         if self.encoder is not None:
-            s = self.encoder(s, padding=mask, positions=residue_index)
+            s = self.encoder(s, valid=mask, positions=residue_index)
         left, right = self.left(s), self.right(s)
 
         def rows(part: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.checkpoints.native import write_atomic
+from ...core.files import write_atomic
 from ..read.structure import Chain
 from .dca import top_pairs
 from .metrics import RANGES, SCORES, distances

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.checkpoints.native import write_atomic
+from ...core.files import write_atomic
 
 BLUE, RED, GREY, PALE, BAND = "#1f4e8c", "#d1495b", "#8fa3b8", "#eceff2", "#f6f6f6"
 """Found contacts, wrong predictions, missed contacts, unresolved residues, pairs too close in sequence to count."""

@@ -13,7 +13,7 @@ from triune.core.masks import AttentionMask, positions_in_segments
 def by_hand(mask: AttentionMask, row: int, queries: int, keys: int) -> list[list[bool]]:
     """The docstring of `AttentionMask` as two loops over absolute positions."""
     documents = [0] * keys if mask.documents is None else mask.documents[row].tolist()
-    real = [True] * keys if mask.padding is None else mask.padding[row].tolist()
+    real = [True] * keys if mask.valid is None else mask.valid[row].tolist()
     table = []
     for i in range(keys - queries, keys):
         line = []
@@ -39,7 +39,7 @@ def test_allowed_equals_two_loops(data: st.DataObject) -> None:
         causal=data.draw(st.booleans(), "causal"),
         window=data.draw(st.none() | st.integers(1, 12), "window"),
         documents=None if documents is None else torch.tensor(documents).view(2, keys),
-        padding=None if padding is None else torch.tensor(padding).view(2, keys),
+        valid=None if padding is None else torch.tensor(padding).view(2, keys),
     )
     allowed = mask.allowed(queries, keys)
     if allowed is None:
@@ -86,7 +86,7 @@ def test_fewer_queries_are_the_last_ones() -> None:
 def test_cross_mask_hides_padding_only() -> None:
     assert AttentionMask(cross=True, causal=True, window=2).allowed(3, 5) is None
     padding = torch.tensor([[True, True, False], [True, False, False]])
-    allowed = AttentionMask(cross=True, padding=padding).allowed(4, 3)
+    allowed = AttentionMask(cross=True, valid=padding).allowed(4, 3)
     assert allowed is not None
     assert allowed.shape == (2, 1, 4, 3)
     assert torch.equal(allowed[1, 0], torch.tensor([[True, False, False]] * 4))
@@ -94,7 +94,7 @@ def test_cross_mask_hides_padding_only() -> None:
 
 def test_padding_is_the_document_minus_one() -> None:
     documents, padding = torch.tensor([[3, 3, 5, 5]]), torch.tensor([[False, True, True, False]])
-    segments = AttentionMask(documents=documents, padding=padding).segments()
+    segments = AttentionMask(documents=documents, valid=padding).segments()
     assert segments is not None
     assert segments.tolist() == [[-1, 3, 5, -1]]
     assert AttentionMask(causal=True).segments() is None

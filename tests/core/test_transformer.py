@@ -132,7 +132,7 @@ def test_blocks_equal_torch_encoder_layers(dtype: torch.dtype, norm_first: bool,
         x, mask=nn.Transformer.generate_square_subsequent_mask(TOKENS).isinf() if causal else None, is_causal=causal,
         src_key_padding_mask=~real if padded else None,
     )  # fmt: skip
-    check_equal(mine(x, padding=real if padded else None), expected, pairs, [x], real)
+    check_equal(mine(x, valid=real if padded else None), expected, pairs, [x], real)
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
@@ -160,8 +160,8 @@ def test_encoder_and_decoder_equal_torch_transformer(dtype: torch.dtype, norm_fi
         tgt_key_padding_mask=~real if padded else None,
         memory_key_padding_mask=None if real_source is None else ~real_source,
     )  # fmt: skip
-    memory = encoder(source, padding=real_source)
-    out = decoder(target, padding=real if padded else None, memory=memory, memory_padding=real_source)
+    memory = encoder(source, valid=real_source)
+    out = decoder(target, valid=real if padded else None, memory=memory, memory_valid=real_source)
     check_equal(out, expected, pairs, [source, target], real)
 
 
@@ -306,7 +306,7 @@ def test_padded_equals_unpadded(position: str, causal: bool, side: str, window: 
     parts = [slice(tokens - n, tokens) if side == "left" else slice(0, n) for n in sizes]
     for i, (row, part) in enumerate(zip(rows, parts)):
         x[i, part], padding[i, part] = row[0], True
-    out = model(x, padding=padding)
+    out = model(x, valid=padding)
     assert out.isfinite().all()
     for i, (row, part) in enumerate(zip(rows, parts)):
         torch.testing.assert_close(model(row)[0], out[i, part], atol=1e-11, rtol=1e-11)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from triune.core.checkpoints import native as checkpoint
 from triune.core.errors import UserError
+from triune.core.files import write_atomic
 from triune.text import tokenizer as module
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -208,7 +208,7 @@ def test_writing_leaves_no_other_file_when_it_fails(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomic(tmp_path / "x", b"1")
+        write_atomic(tmp_path / "x", b"1")
     assert list(Path(tmp_path).iterdir()) == []

@@ -10,10 +10,11 @@ import numpy as np
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from ...core.checkpoints.source import Source, read_json
+from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import TRANSPOSED, Layout, Rule, WeightMap, heads_interleaved, pairs_interleaved
 from ...core.config import RotaryConfig, TransformerConfig
 from ...core.errors import UserError
+from ...core.files import read_json
 from ..encoder import TextEncoderConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
-from ...core.checkpoints.source import Source, open_source, read_json
+from ...core.checkpoints.source import Source, open_source
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
+from ...core.files import read_json
 from ...core.initialise import uninitialised
 from ...core.layers import Norm
 from ..encoder import TextEncoder, TextEncoderConfig

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...core.checkpoints.native import write_atomic
 from ...core.errors import UserError
+from ...core.files import write_atomic
 from ...core.work import progress
 from ..tokenizer import Tokenizer
 from .split import Piece, Side, Sides

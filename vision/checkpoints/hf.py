@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from ...core.checkpoints.source import Source, read_json
+from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
 from ...core.config import Linears, RotaryConfig, TransformerConfig
 from ...core.errors import UserError
+from ...core.files import read_json
 from ..model import VisionTransformerConfig
 from ..preprocessing import IMAGENET, Preprocessing
-from .family import Names, VisionFamily, differences, rules, tensors, with_preprocessing, within
-
-PREPROCESSOR = "preprocessor_config.json"
+from .family import PREPROCESSOR, Names, VisionFamily, differences, rules, tensors, with_preprocessing, within
 
 # --- names ------------------------------------------------------------------------------------------------------------
 

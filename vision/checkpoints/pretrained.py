@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
-from ...core.checkpoints.native import CONFIG, few
+from ...core.checkpoints.native import CONFIG
 from ...core.checkpoints.source import Source, open_source
 from ...core.errors import UserError
+from ...core.files import few
 from ...core.initialise import uninitialised
 from ..model import VisionTransformer, VisionTransformerConfig
 from . import (

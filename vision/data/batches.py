@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...core.losses import IGNORED
 from ...core.training.run.machine import usable_cores
 from ...core.work import progress
 from ..preprocessing import Preprocessing, resampling, to_tensor
@@ -25,8 +26,6 @@ from .augment import random_box
 from .collection import Images
 from .images import read_image
 from .loader import Draw
-
-IGNORED = -100
 
 
 class InMemory:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ...core.checkpoints import native as checkpoint
 from ...core.errors import UserError
+from ...core.files import write_json
 from .metrics import Judgement, checked, judge
 
 
@@ -106,7 +106,7 @@ def store_temperature(folder: str | os.PathLike[str], temperature: float) -> Non
     """Add the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
     path = Path(folder)
     config = checkpoint.load_config(path, "VisionTransformer") | {"temperature": temperature}
-    checkpoint.write_atomic(path / checkpoint.CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(path / checkpoint.CONFIG, config)
 
 
 def read_temperature(folder: str | os.PathLike[str]) -> float:

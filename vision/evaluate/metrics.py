@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
-
-IGNORED = -100
-"""Label of examples that are not judged (PyTorch's `ignore_index`)."""
+from ...core.losses import IGNORED
 
 BINS = 15
 """Confidence bins of the calibration error, as in Guo et al. 2017."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.files import written_whole
 from .calibration import Calibration
 from .metrics import BINS, IGNORED, Judgement
 
@@ -32,13 +33,11 @@ def figure(width: float, height: float) -> Any:
 
 def save(drawn: Any, target: Path) -> None:
     """Write the PNG completely or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.stem + ".part.png")
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes; the numbers are still worth having.
         warnings.filterwarnings("ignore", message="Glyph")
-        drawn.savefig(part, format="png")
-    part.replace(target)
+        with written_whole(target) as part:
+            drawn.savefig(part, format="png")
 
 
 def clip(name: str, most: int) -> str:

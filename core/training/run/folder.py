@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...files import write_json
 
 ROOT = Path("runs")
 
@@ -130,9 +131,7 @@ class RunFolder:
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Write a JSON file completely or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, values)
 
 
 def model_folder(path: str | Path, task: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from ...files import written_whole
 from .progress import short
 
 
@@ -66,7 +67,6 @@ def plot_loss(metrics: Path, target: Path, name: str, unit: str = "nats per toke
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02, y=0.08)
     axes.legend(frameon=False)
-    part = target.with_name(target.stem + ".part.png")
-    figure.savefig(part)
-    part.replace(target)
+    with written_whole(target) as part:
+        figure.savefig(part)
     return True

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...files import write_atomic
 from . import machine
 from .flops import count_step
 
@@ -114,11 +115,8 @@ class MetricsFile:
         writer = csv.DictWriter(text, self.columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # Complete or not at all: a full disk must not cost the rows that were there.
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(text.getvalue(), newline="")
-        part.replace(self.path)
+        write_atomic(self.path, text.getvalue().encode())
 
 
 def _cell(value: Any) -> Any:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ....core.checkpoints.native import umask
 from ....core.errors import UserError
+from ....core.files import replaced_folder
 from ....core.training.run.machine import usable_cores
 from ....core.work import progress
 from ...read.alphabet import decode
@@ -281,15 +278,7 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         if (out / "meta.json").is_file() and not overwrite:
             raise UserError(f"'{out}' exists: name another folder, or replace it with --overwrite")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        with replaced_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise UserError(f"'{out}' cannot be made: {error.strerror}") from error
-    try:
-        yield folder
-        folder.chmod(0o777 & ~umask())
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -106,7 +106,7 @@ def test_missing_folder_config_and_weights(folder: Path) -> None:
 @pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe\x00", b"", b"null"])
 def test_damaged_config(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
-    refuses(folder, str(folder / "config.json"), "is not a valid config", "damaged or is another file")
+    refuses(folder, str(folder / "config.json"), "another file")
 
 
 def test_config_of_something_else(folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_config_from_the_future(folder: Path) -> None:
 
 
 def test_huge_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_CONFIG_BYTES", 100)
+    monkeypatch.setattr("triune.core.files.MAX_JSON_BYTES", 100)
     refuses(folder, "far too large for a config")
 
 

@@ -29,7 +29,7 @@ def step_by_step(model: Transformer, x: Tensor, chunks: list[int], padding: Tens
     cache, outs, done = KeyValueCache(model.config), [], 0
     for size in chunks:
         part = slice(done, done + size)
-        outs.append(model(x[:, part], padding=None if padding is None else padding[:, part], cache=cache))
+        outs.append(model(x[:, part], valid=None if padding is None else padding[:, part], cache=cache))
         done += size
     assert cache.length == done
     return torch.cat(outs, dim=1)
@@ -62,7 +62,7 @@ def test_cached_equals_uncached(data: st.DataObject) -> None:
         real = draw(st.lists(st.integers(tokens - chunks[0] + 1, tokens), min_size=batch, max_size=batch), "real")
         padding = left_padding(real, tokens)
     with torch.no_grad():
-        expected, found = model(x, padding=padding), step_by_step(model, x, chunks, padding)
+        expected, found = model(x, valid=padding), step_by_step(model, x, chunks, padding)
     assert found.isfinite().all()
     keep = torch.ones(batch, tokens, 1, dtype=torch.bool) if padding is None else padding[..., None]
     torch.testing.assert_close(found * keep, expected * keep, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -90,9 +90,9 @@ def test_prompt_chunks(case: dict[str, Any], chunks: list[int]) -> None:
 def test_padding_may_be_given_with_the_prompt_only() -> None:
     model, x = build(position="learned"), torch.randn(2, 10, DIM, dtype=torch.float64)
     padding, cache = left_padding([7, 10], 10), KeyValueCache(model.config)
-    outs = [model(x[:, :6], padding=padding[:, :6], cache=cache)]
+    outs = [model(x[:, :6], valid=padding[:, :6], cache=cache)]
     outs += [model(x[:, i : i + 1], cache=cache) for i in range(6, 10)]
-    expected = model(x, padding=padding) * padding[..., None]
+    expected = model(x, valid=padding) * padding[..., None]
     torch.testing.assert_close(torch.cat(outs, 1) * padding[..., None], expected, atol=1e-10, rtol=1e-10)
 
 
@@ -132,11 +132,11 @@ def test_an_unbounded_layer_keeps_everything_and_copies_rarely() -> None:
 def test_select_keeps_the_rows_asked_for() -> None:
     model, x = build(window=[4, None]), torch.randn(3, 12, DIM, dtype=torch.float64)
     padding = left_padding([12, 9, 11], 12)
-    expected, cache, rows = model(x, padding=padding), KeyValueCache(model.config), torch.tensor([2, 1])
-    model(x[:, :8], padding=padding[:, :8], cache=cache)
+    expected, cache, rows = model(x, valid=padding), KeyValueCache(model.config), torch.tensor([2, 1])
+    model(x[:, :8], valid=padding[:, :8], cache=cache)
     cache.select(rows)
-    assert cache.padding is not None
-    assert cache.padding.shape == (2, 8)
+    assert cache.valid is not None
+    assert cache.valid.shape == (2, 8)
     found = model(x[rows, 8:], cache=cache)
     torch.testing.assert_close(found, expected[rows, 8:], atol=1e-10, rtol=1e-10)
     KeyValueCache(model.config).select(rows)  # an empty one has nothing to select

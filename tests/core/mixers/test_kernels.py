@@ -55,7 +55,7 @@ def problems(draw: st.DrawFn, kernel: str) -> dict[str, Any]:
         mask["documents"] = torch.stack([documents_of(draw(lengths), tokens) for _ in range(batch)])
     if kernel != "sdpa" and draw(st.booleans()):
         real = draw(st.lists(st.integers(1, tokens), min_size=batch, max_size=batch))
-        mask["padding"] = padding_of(draw(st.sampled_from(["left", "right"])), real, tokens)
+        mask["valid"] = padding_of(draw(st.sampled_from(["left", "right"])), real, tokens)
     queries = tokens if square else draw(st.integers(1, tokens), "queries")
     bias = draw(st.none() | st.tuples(st.booleans(), st.booleans())) if dense else None
     if bias is not None:
@@ -95,7 +95,7 @@ def check_against_reference(problem: dict[str, Any], choose: Callable[[Attention
     q, k, v = leaves[:3]
     queries, keys = problem["queries"], problem["keys"]
     ones = torch.ones(problem["batch"], keys, dtype=torch.bool, device=q.device)
-    real = (ones if mask.padding is None else mask.padding)[:, keys - queries :]
+    real = (ones if mask.valid is None else mask.valid)[:, keys - queries :]
     scale, softcap = 0.4, problem.get("softcap")
     allowed = mask.allowed(queries, keys, q.device)
     expected = value_and_gradients(
@@ -131,7 +131,7 @@ def test_kernel_equals_reference(kernel: str) -> None:
 @given(problems("banded"))
 @example(BANDED_CORNERS | {"mask": {"causal": True, "window": 1}})
 @example(BANDED_CORNERS | {"mask": {"causal": False, "window": 12}})
-@example(BANDED_CORNERS | {"mask": {"causal": True, "window": 5, "padding": padding_of("left", [1, 13], 13)}})
+@example(BANDED_CORNERS | {"mask": {"causal": True, "window": 5, "valid": padding_of("left", [1, 13], 13)}})
 def test_banded_equals_reference(problem: dict[str, Any]) -> None:
     def choose(mask: AttentionMask) -> Plan:
         with force_kernel("banded"):
@@ -162,7 +162,7 @@ def test_cross_attention_equals_reference(tokens: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, n, 4, requires_grad=True) for n in (tokens, 5, 5))
     padding = padding_of("right", [2, 5], 5)
-    for mask in (AttentionMask(cross=True), AttentionMask(cross=True, padding=padding)):
+    for mask in (AttentionMask(cross=True), AttentionMask(cross=True, valid=padding)):
         out = attend(q, k, v, plan(mask, tokens, 5, CPU), 0.5)
         expected = reference_attention(q, k, v, mask.allowed(tokens, 5), scale=0.5)
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-6)
@@ -188,7 +188,7 @@ CHOICES = [
     ("sdpa", "causal", AttentionMask(causal=True, window=64), 64, 64),
     ("sdpa", "every token", AttentionMask(cross=True), 7, 64),
     ("masked", "dense", AttentionMask(causal=True), 8, 64),
-    ("masked", "dense", AttentionMask(padding=SEGMENTS.bool()), 64, 64),
+    ("masked", "dense", AttentionMask(valid=SEGMENTS.bool()), 64, 64),
     ("masked", "dense", AttentionMask(causal=True, documents=SEGMENTS), 64, 64),
     ("masked", "bias", AttentionMask(bias=torch.zeros(1, 1, 64, 64)), 64, 64),
     ("masked", "dense", AttentionMask(causal=True, window=40), 64, 64),
@@ -278,8 +278,8 @@ FLEX = [
     {"mask": {"causal": True, "window": 20}},
     {"mask": {"causal": False, "window": 20}},
     {"mask": {"causal": True, "documents": torch.stack([documents_of([100, 3, 80], 260), documents_of([1], 260)])}},
-    {"mask": {"causal": False, "padding": padding_of("left", [200, 1], 260)}},
-    {"mask": {"causal": True, "window": 30, "padding": padding_of("right", [200, 260], 260)}, "softcap": 5.0},
+    {"mask": {"causal": False, "valid": padding_of("left", [200, 1], 260)}},
+    {"mask": {"causal": True, "window": 30, "valid": padding_of("right", [200, 260], 260)}, "softcap": 5.0},
 ]
 FLEX_SHAPE = {
     "batch": 2,

@@ -184,7 +184,7 @@ def test_padding(folders, name):
     if name == "gpt 2":
         options["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        a, b = ours(tokens, padding=real), theirs(tokens, **options)[0]
+        a, b = ours(tokens, valid=real), theirs(tokens, **options)[0]
     assert (a - b)[real].abs().max() < 1e-5
 
 

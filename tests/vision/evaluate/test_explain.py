@@ -77,7 +77,7 @@ def test_masks_are_respected():
     with record_attention(core, lambda name, weights: weights) as seen:
         core(x)
         causal = seen["blocks.0.attn"]
-        core(x, padding=padding, bias=torch.zeros(1, 2, 5, 5))
+        core(x, valid=padding, bias=torch.zeros(1, 2, 5, 5))
     assert (causal.triu(1) == 0).all()
     assert (causal.sum(-1) - 1).abs().max() < 1e-6
     padded = seen["blocks.0.attn"]
