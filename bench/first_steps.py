@@ -37,6 +37,8 @@ IMAGES = {
 
 def noise(folder: Path, classes: int, channels: int) -> Path:
     """A folder of images of noise, 16 a class, 32 x 32."""
+    if folder.exists():
+        return folder
     random = np.random.default_rng(0)
     shape = (32, 32, 3) if channels == 3 else (28, 28)
     for label in range(classes):
@@ -55,6 +57,7 @@ def commands(work: Path, chains: str | None) -> dict[str, list[str]]:
     found = {f"text {name}": ["text", "fit", "--config", name, *text] for name in ("default", "demo")}
     for name in ("shakespeare-char-cpu", "shakespeare-char-gpu", "gpt2-124m"):
         small = SMALL if name != "shakespeare-char-cpu" else []
+        small = [*small, "--data.context", "64"] if name == "gpt2-124m" else small
         found[f"text {name}"] = ["text", "fit", "--config", name, *text, *small]
     found["text finetune"] = ["text", "fit", "--model.pretrained", f"{work}/text default", *text]
     found["text lora"] = [*found["text finetune"], "--model.lora.rank", "4"]
@@ -91,16 +94,16 @@ def digest(run: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="written after each recipe; what it holds already is not run again")
     parser.add_argument("--protein", help="a set with alignments")
     parser.add_argument("--only", nargs="*", default=[], help="names as in the file that is written")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
-    found: dict[str, str] = {}
+    found: dict[str, str] = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
         for name, command in commands(work, options.protein).items():
-            if options.only and name not in options.only:
+            if (options.only and name not in options.only) or name in found:
                 continue
             line = [sys.executable, "-m", "triune", *command, "--run", f"{work}/{name}", *STEPS]
             done = subprocess.run(line, capture_output=True, text=True, check=False)
