@@ -18,7 +18,7 @@ from typing import Any
 Entry = str | tuple[str, str]
 _TEXT: Entry = ("triune.text.task:TextTask", "triune.text.data.module:TextData")
 _PROTEIN: Entry = ("triune.protein.pair.task:PairTask", "triune.protein.data.module:ProteinData")
-_PRETRAIN: Entry = ("triune.protein.language.task:PretrainTask", "triune.protein.language.task:SequenceData")
+_PRETRAIN: Entry = ("triune.protein.language.task:PretrainTask", "triune.protein.language.data:SequenceData")
 _VISION: Entry = ("triune.vision.task:VisionTask", "triune.vision.data.module:ImageData")
 VERBS: dict[str, dict[str, Entry]] = {
     "vision": {

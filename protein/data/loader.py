@@ -10,7 +10,7 @@ import numpy as np
 from ...core.training import data
 from ...core.training.data import Batches
 
-__all__ = ["Batches", "ByLength", "Draw", "Shuffled"]
+__all__ = ["Batches", "ChainsByLength", "Draw", "ShuffledChains"]
 
 
 class Draw(NamedTuple):
@@ -27,7 +27,7 @@ class Draw(NamedTuple):
     position: int | None = None
 
 
-class Shuffled(data.Shuffled):
+class ShuffledChains(data.Shuffled):
     """The order of training: chains, each batch cut or filled up to one size.
 
     Args:
@@ -47,7 +47,7 @@ class Shuffled(data.Shuffled):
         return Draw(self.take(position), self._size, position)
 
 
-class ByLength:
+class ChainsByLength:
     """The order of validation: each chain once and whole, with chains of about its length.
 
     Batches are filled up to a multiple of `step` residues and hold as many chains as keep their pairs within `pairs`.

@@ -11,7 +11,7 @@ import numpy as np
 from ...core.errors import UserError
 from ...core.training.data import ResumableData
 from .crops import Crops
-from .loader import Batches, ByLength, Shuffled
+from .loader import Batches, ChainsByLength, ShuffledChains
 from .store import ChainSet, builtin_set, open_set
 
 
@@ -133,7 +133,7 @@ class ProteinData(ResumableData):
                 f"there are {len(numbers)} training chains, fewer than one batch of {self.batch_size}{devices}: "
                 "lower --data.batch_size"
             )
-        order = Shuffled(numbers, self.crop, self.batch_size, rank, world, self.seed, self.position)
+        order = ShuffledChains(numbers, self.crop, self.batch_size, rank, world, self.seed, self.position)
         return Batches(self._crops(), order, self._workers, self.pin)
 
     def val_dataloader(self) -> Batches:
@@ -147,7 +147,7 @@ class ProteinData(ResumableData):
     def _whole(self, side: str) -> Batches:
         numbers, (rank, world) = self._sides[side], self.ranks()
         lengths = np.minimum(self._set().lengths[numbers], self.max_length)
-        order = ByLength(numbers, lengths, self.batch_size * self.crop**2, rank=rank, world=world)
+        order = ChainsByLength(numbers, lengths, self.batch_size * self.crop**2, rank=rank, world=world)
         return Batches(self._crops(), order, 0, self.pin)
 
     def _crops(self) -> Crops:

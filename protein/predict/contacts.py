@@ -97,11 +97,9 @@ class Query:
             tokens = encode(self.record.letters, self.record.name)[None]
             alignment, notes = Alignment([self.record.name], tokens, np.zeros_like(tokens)), []
         else:
-            from ..data.prepare.sources import DEEPEST
-
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                alignment = read_alignment(self.source, self.format, max_rows=DEEPEST)
+                alignment = read_alignment(self.source, self.format)
             notes = [str(warning.message) for warning in caught]
         if len(alignment.query) < SHORTEST:
             raise UserError(
@@ -176,8 +174,7 @@ def read_structures(places: Sequence[Path], chain: str | None, problems: list[st
     Raises:
         UserError: a file that was named cannot be read or lacks the chain.
     """
-    from ..data.prepare.sources import structure_files
-    from ..read.structure import read_chains
+    from ..read.structure import read_chains, structure_files
 
     found: list[Chain] = []
     for place in places:

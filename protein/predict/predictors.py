@@ -16,13 +16,12 @@ from torch import Tensor
 
 from ...core.checkpoints.native import load_config
 from ...core.errors import UserError
-from ..data.prepare.sources import chosen_rows
 from ..language.contact_head import HEAD, ContactHead
 from ..language.model import SequenceModel, esm_tokens, sequence_tokens
 from ..pair.config import PairConfig
 from ..pair.memory import check_attention, choose_chunk, estimate, estimate_attention, free_memory, gib
 from ..pair.model import FIRST_BREAK, LAST_BREAK, PairModel
-from ..read.profile import profile
+from ..read.profile import chosen_rows, profile
 
 SHARE = 0.8
 """Part of the free memory that a prediction may take by its estimate, which is no exact one."""

@@ -38,7 +38,8 @@ SUFFIXES: dict[str, Format] = {
 }
 CLUSTAL = (b"CLUSTAL", b"MUSCLE", b"PROBCONS", b"MSAPROBS", b"Kalign")
 MAX_BYTES = 1 << 30
-MAX_ROWS = 100_000
+MAX_ROWS = 20_000
+"""Rows of an alignment that are read: to weight them takes time that grows with their square."""
 
 
 class Record(NamedTuple):

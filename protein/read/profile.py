@@ -64,6 +64,16 @@ def effective_sequences(tokens: np.ndarray | Tensor) -> float:
     return float(sequence_weights(informative_rows(torch.as_tensor(tokens))).sum())
 
 
+def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """The query and rows drawn without replacement, weighted by one over the number of their near copies."""
+    if len(tokens) <= rows:
+        return np.arange(len(tokens))
+    weights = sequence_weights(tokens[1:]).numpy()
+    # Gumbel's trick: the largest of log w + noise are a draw without replacement.
+    keys = np.log(weights) + np.random.default_rng(seed).gumbel(size=len(weights))
+    return np.concatenate([[0], np.sort(np.argsort(-keys)[: rows - 1]) + 1])
+
+
 def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
     """Frequencies of the amino acids in each column, float32 [columns, 20], rows weighted, gaps left out.
 

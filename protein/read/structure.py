@@ -77,6 +77,25 @@ def imputed_cbeta(backbone: np.ndarray) -> np.ndarray:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def structure_files(folder: str | Path) -> list[Path]:
+    """Return the structure files of a folder, at any depth.
+
+    Raises:
+        UserError: there is no such folder, or no structure in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder '{folder}': --structures takes a folder of PDB or mmCIF files")
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and file.is_file()
+    )
+    if not files:
+        raise UserError(f"'{folder}' holds no structure: no file ends in {', '.join(SUFFIXES)} (or those with .gz)")
+    return files
+
+
 def read_chains(file: str | Path, chain: str | None = None, model: int | None = None) -> list[Chain]:
     """Read the protein chains of a PDB or mmCIF file, possibly gzipped, in the order of the file.
 

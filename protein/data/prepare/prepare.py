@@ -17,6 +17,7 @@ from ....core.files import replaced_folder
 from ....core.training.run.machine import usable_cores
 from ....core.work import progress
 from ...read.alphabet import decode
+from ...read.structure import structure_files
 from ..store import Writer
 from .clusters import (
     IDENTITY,
@@ -30,7 +31,7 @@ from .clusters import (
     split_by_cluster,
 )
 from .promod3 import read_promod3
-from .sources import Alignments, Found, from_arrays, from_structures, read_split, structure_files, with_alignment
+from .sources import Alignments, Found, from_arrays, from_structures, read_split, with_alignment
 
 SHOWN = 10
 """Bad files that are named on the screen; all are in `skipped.txt`."""

@@ -15,12 +15,9 @@ from ...read.alignment import SUFFIXES as ALIGNMENT_SUFFIXES
 from ...read.alignment import Alignment, parse_alignment, read_content
 from ...read.alphabet import GAP, TABLE, UNKNOWN, decode, encode
 from ...read.matching import positions
-from ...read.profile import effective_sequences, profile, sequence_weights
-from ...read.structure import SUFFIXES, Chain, imputed_cbeta, read_chains
+from ...read.profile import chosen_rows, effective_sequences, profile
+from ...read.structure import Chain, imputed_cbeta, read_chains
 from ..store import Entry
-
-DEEPEST = 20_000
-"""Rows of an alignment that are read: to weight them takes time that grows with their square."""
 
 BadFile = Callable[[str, UserError], None]
 
@@ -34,25 +31,6 @@ class Found(NamedTuple):
 
 
 # -- chains -----------------------------------------------------------------------------------------------------------
-
-
-def structure_files(folder: str | Path) -> list[Path]:
-    """Return the structure files of a folder, at any depth.
-
-    Raises:
-        UserError: there is no such folder, or no structure in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}': --structures takes a folder of PDB or mmCIF files")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and file.is_file()
-    )
-    if not files:
-        raise UserError(f"'{folder}' holds no structure: no file ends in {', '.join(SUFFIXES)} (or those with .gz)")
-    return files
 
 
 def from_structures(files: list[Path], bad: BadFile) -> Iterator[list[Found]]:
@@ -188,7 +166,7 @@ def with_alignment(entry: Entry, name: str, content: Path | bytes, rows: int, se
         UserError: the alignment cannot be read or its query is another protein.
     """
     raw = content if isinstance(content, bytes) else read_content(content)
-    alignment = parse_alignment(name, raw, max_rows=DEEPEST)
+    alignment = parse_alignment(name, raw)
     sequence = decode(entry.tokens)
     if alignment.query != sequence:
         alignment = _laid_on(alignment, sequence, name)
@@ -210,13 +188,3 @@ def _laid_on(alignment: Alignment, sequence: str, name: str) -> Alignment:
     tokens[:, where[here]], deletions[:, where[here]] = alignment.tokens[:, here], alignment.deletions[:, here]
     tokens[0] = encode(sequence)
     return Alignment(alignment.names, tokens, deletions)
-
-
-def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """The query and rows drawn without replacement, weighted by one over the number of their near copies."""
-    if len(tokens) <= rows:
-        return np.arange(len(tokens))
-    weights = sequence_weights(tokens[1:]).numpy()
-    # Gumbel's trick: the largest of log w + noise are a draw without replacement.
-    keys = np.log(weights) + np.random.default_rng(seed).gumbel(size=len(weights))
-    return np.concatenate([[0], np.sort(np.argsort(-keys)[: rows - 1]) + 1])

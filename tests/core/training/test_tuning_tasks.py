@@ -22,8 +22,9 @@ from triune.core.training.run.flops import count_step
 from triune.core.training.run.folder import RunFolder, load_summary
 from triune.core.training.tuning import Start
 from triune.protein.data.module import ProteinData
+from triune.protein.language.data import SequenceData
 from triune.protein.language.model import SequenceConfig, SequenceModel, esm_tokens, esm_transformer
-from triune.protein.language.task import PretrainTask, SequenceData
+from triune.protein.language.task import PretrainTask
 from triune.protein.pair.config import PairConfig
 from triune.protein.pair.model import PairModel
 from triune.protein.pair.task import PairTask

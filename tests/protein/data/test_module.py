@@ -10,7 +10,7 @@ import torch
 
 from triune.core.errors import UserError
 from triune.protein.data.crops import Crops
-from triune.protein.data.loader import Batches, ByLength, Draw, Shuffled
+from triune.protein.data.loader import Batches, ChainsByLength, Draw, ShuffledChains
 from triune.protein.data.module import ProteinData
 from triune.protein.data.store import Entry, Writer, builtin_set, open_set
 from triune.protein.predict.metrics import ContactMetrics, contact_targets
@@ -200,7 +200,7 @@ def test_padding_and_unresolved_residues_have_no_part_in_the_scores(folder):
 def test_an_epoch_visits_every_chain_once_and_ranks_share_it():
     numbers = np.arange(100, 124)
     for world in (1, 2, 3):
-        orders = [Shuffled(numbers, 64, 4, rank, world, seed=1) for rank in range(world)]
+        orders = [ShuffledChains(numbers, 64, 4, rank, world, seed=1) for rank in range(world)]
         seen = [chain for order in orders for draw in order for chain in draw.chains.tolist()]
         assert sorted(seen) == numbers.tolist()
         again = [chain for order in orders for draw in order for chain in draw.chains.tolist()]
@@ -209,9 +209,9 @@ def test_an_epoch_visits_every_chain_once_and_ranks_share_it():
 
 
 def test_training_goes_on_at_a_position():
-    whole = Shuffled(np.arange(20), 64, 4, seed=3)
+    whole = ShuffledChains(np.arange(20), 64, 4, seed=3)
     first = [whole.batch(position) for position in range(12)]
-    resumed = iter(Shuffled(np.arange(20), 64, 4, seed=3, position=lambda: 7))
+    resumed = iter(ShuffledChains(np.arange(20), 64, 4, seed=3, position=lambda: 7))
     for expected in first[7:]:
         draw = next(resumed)
         assert draw.position == expected.position
@@ -224,7 +224,7 @@ def test_validation_visits_every_chain_once_and_ranks_run_in_step(world):
     numbers = np.arange(50, 87)
     lengths = rng.integers(20, 300, len(numbers))
     known = dict(zip(numbers.tolist(), lengths.tolist()))
-    orders = [list(ByLength(numbers, lengths, 4 * 128**2, rank=rank, world=world)) for rank in range(world)]
+    orders = [list(ChainsByLength(numbers, lengths, 4 * 128**2, rank=rank, world=world)) for rank in range(world)]
     seen = [chain for order in orders for draw in order for chain in draw.chains.tolist() if chain >= 0]
     assert sorted(seen) == numbers.tolist()
     for draws in zip(*orders, strict=True):
@@ -237,8 +237,10 @@ def test_validation_visits_every_chain_once_and_ranks_run_in_step(world):
 
 def test_workers_give_the_same_batches(folder):
     chains = open_set(folder)
-    order = Shuffled(chains.of("train"), 48, 2, seed=0)
-    here = [batch["tokens"] for batch in Batches(Crops(chains, rows=3), Shuffled(chains.of("train"), 48, 2, seed=0))]
+    order = ShuffledChains(chains.of("train"), 48, 2, seed=0)
+    here = [
+        batch["tokens"] for batch in Batches(Crops(chains, rows=3), ShuffledChains(chains.of("train"), 48, 2, seed=0))
+    ]
     there = [batch["tokens"] for batch in Batches(Crops(chains, rows=3), order, workers=1)]
     assert len(here) == len(there) == 4
     assert all(torch.equal(one, other) for one, other in zip(here, there))

@@ -19,9 +19,10 @@ from triune.core.training.run.folder import RunFolder
 from triune.protein.data.store import builtin_set
 from triune.protein.language import head_fit as regression
 from triune.protein.language.contact_head import HEAD, ContactHead
+from triune.protein.language.data import SequenceData
 from triune.protein.language.head_fit import chains_for_head, judge_head
 from triune.protein.language.model import CLS, EOS, PAD, SequenceConfig, SequenceModel, esm_transformer
-from triune.protein.language.task import PretrainTask, SequenceData
+from triune.protein.language.task import PretrainTask
 from triune.protein.read import alphabet
 
 
@@ -142,7 +143,7 @@ def test_too_few_sequences_and_bad_ones(tmp_path: Path, fasta: Path) -> None:
     path.write_text(">a\nACDEFGHIKL\n>b\nAC1\n")
     with pytest.raises(UserError, match=r"fewer than one batch.*left out: .*'1' at position 3"):
         SequenceData(str(path)).setup()
-    with pytest.raises(UserError, match="match no file"):
+    with pytest.raises(UserError, match="but no file matches"):
         SequenceData(str(tmp_path / "*.nothing")).setup()
     both = SequenceData([str(fasta), str(path)], batch_size=8)
     both.setup()
