@@ -1,8 +1,13 @@
-"""Reading and writing files safely: whole or not at all, of bounded size, to regular files only. No torch at import."""
+"""Reading and writing files safely: whole or not at all, of bounded size, regular files only. No torch at import.
+
+What is read may come from anybody: `check_regular` or `open_regular` stands before every reader, `parsing` around every
+library that parses, and what is packed has a bound on what it unpacks to (`most_unpacked`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -10,15 +15,18 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 MAX_JSON_BYTES = 16 << 20
 """A larger JSON file is no configuration."""
+MAX_GROWTH, FREE_BYTES = 100, 64 << 20
+"""A packed file may unpack to this many times its size, and these bytes; more is an attack or damage."""
 
 
 def umask() -> int:
@@ -28,14 +36,19 @@ def umask() -> int:
     return mask
 
 
+def kind_of(mode: int) -> str:
+    """What a file of this `st_mode` is, where it is no regular file: "a folder", "a pipe"; else an empty string."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
+
+
 def refuse_special(path: Path) -> None:
     """Raise UserError when `path` exists and is no regular file: a folder, a device, a pipe or a socket."""
     try:
         mode = path.stat().st_mode
     except OSError:  # nothing there, or a link to nothing
         return
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file (a device, a pipe or a socket)"
+    if what := kind_of(mode):
         raise UserError(f"'{path}' is {what}; give the name of a file to write.")
 
 
@@ -103,17 +116,174 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def check_regular(path: str | os.PathLike[str]) -> Path:
+    """The same path, once it is known to be a regular file, or a link to one, which can be opened without waiting.
+
+    Raises:
+        UserError: there is none, it is a folder, a pipe, a socket or a device, or its name is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"The name of '{shown(path)}' is not UTF-8; rename it.") from None
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"'{path}' cannot be read ({why}); give the name of a file that exists.") from None
+    if what := kind_of(mode):
+        hint = "write what comes out of it to a file and give that" if what == "a pipe" else "give the name of a file"
+        raise UserError(f"'{path}' is {what}, but must be a regular file; {hint}.")
+    return path
+
+
+def shown(name: object) -> str:
+    """A file name as text that can be printed and stored: bytes that are not UTF-8 become `\\xE9`."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading; a name that ends in `.gz` is read through gzip.
+
+    Raises:
+        UserError: see `check_regular`; or it may not be read.
+    """
+    path = check_regular(path)
+    try:
+        return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); allow it, or give another file.") from None
+
+
+@contextlib.contextmanager
+def parsing(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Around a library that parses a file of anybody's: whatever it raises becomes one sentence.
+
+    Args:
+        path: the file, or how to call it.
+        kind: what it should be, such as "a NumPy archive".
+
+    Raises:
+        UserError: the block raised anything; a UserError of its own goes through unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:  # libraries raise what a damaged file leads them into
+        # A panic of a library in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        # What these show is a number or a name alone, which says nothing by itself.
+        bare = isinstance(error, (KeyError, IndexError, AssertionError, MemoryError, RecursionError))
+        why = type(error).__name__ if bare or not str(error).strip() else str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"'{path}' cannot be read as {kind} ({why.rstrip('.')}); it was cut short, damaged or is another file."
+        ) from error
+
+
+def most_unpacked(path: Path) -> int:
+    """Bytes that a packed file may unpack to."""
+    return MAX_GROWTH * path.stat().st_size + FREE_BYTES
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a regular file, unpacked where its name ends in `.gz`.
+
+    Raises:
+        UserError: it cannot be read, or holds more than `most` bytes.
+    """
+    with parsing(path, "gzip" if str(path).lower().endswith(".gz") else "a file"), open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        size = f"{most / 1e6:,.0f} MB" if most >= 1e6 else f"{most:,} bytes"
+        raise UserError(f"'{path}' holds more than {size}, the most that is read of such a file; is it another one?")
+    return content
+
+
+def parse_json(content: str | bytes, where: str) -> Any:
+    """The value of a JSON text. Its nesting and numbers are bounded, and every text in it can be stored as UTF-8.
+
+    Raises:
+        UserError: it is not valid; `where` says in the message what it is.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text.") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read as JSON.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except ValueError as error:  # not UTF-8, or a number of thousands of digits
+        raise UserError(f"{where} is not valid JSON: {str(error).split(';')[0]}.") from None
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size. Raises UserError when it is damaged or something else."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise UserError(f"'{path}' is {path.stat().st_size:,} bytes, far too large for a config; is it another file?")
+    raw = read_bytes(path, MAX_JSON_BYTES)
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}); it was damaged or is another file.") from None
+        content = parse_json(raw, f"'{path}'")
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; it was damaged or is another file.") from None
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds a {type(content).__name__}, but must hold an object; is it another file?")
     return content
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy archive (.npz) by name.
+
+    Raises:
+        UserError: it is damaged, holds pickled objects or anything but arrays, or unpacks to more than `most_unpacked`.
+    """
+    import zipfile
+
+    import numpy as np
+
+    path, found = check_regular(path), {}
+    with parsing(path, "a NumPy archive"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if (total := sum(member.file_size for member in members)) > most_unpacked(path):
+            raise UserError(
+                f"'{path}' unpacks to {total:,} bytes, more than {MAX_GROWTH} times its size; it is damaged or not "
+                "what it seems."
+            )
+        for member in members:
+            with archive.open(member) as file:
+                found[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table whose cells are separated by tabs, under the names in its first line.
+
+    Raises:
+        UserError: it cannot be read, is no UTF-8 text, lacks one of `columns`, or a row has more or fewer cells.
+    """
+    import csv
+
+    with parsing(path, "a table separated by tabs"):
+        with check_regular(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            rows, there = list(reader), list(reader.fieldnames or ())
+        if missing := [name for name in columns if name not in there]:
+            found = few(there) or "none"
+            raise UserError(f"'{path}' has no column '{missing[0]}', only {found}; it needs {', '.join(columns)}.")
+        for number, row in enumerate(rows, 2):
+            if None in row or None in row.values():
+                raise UserError(f"'{path}', line {number}, has not as many cells as the first line; it is damaged.")
+    return rows
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -121,6 +291,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_regular(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.files import check_regular
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
     prompts = list(options.prompt)
     if options.prompt_file:
         try:
-            prompts.append(options.prompt_file.read_text(encoding="utf-8"))
+            prompts.append(check_regular(options.prompt_file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text ({error}).") from None
     if not prompts:

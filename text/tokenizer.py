@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.errors import UserError
-from ..core.files import read_json, write_atomic
+from ..core.files import MAX_JSON_BYTES, parsing, read_bytes, read_json, write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -143,10 +143,8 @@ class Tokenizer:
     @classmethod
     def _read(cls, file: Path, read: Any) -> Tokenizer:
         """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
-        try:
+        with parsing(file, "a tokenizer"):
             return cls(read(), **_settings(file.parent))
-        except Exception as error:
-            raise UserError(f"'{file}' cannot be read as a tokenizer: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` into `folder`, a `tokenizer_config.json` that names the end-of-text token, and, where
@@ -343,7 +341,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if isinstance(template, list):  # several, by name
         template = next((t.get("template") for t in template if t.get("name") == "default"), None)
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_bytes(folder / "chat_template.jinja", MAX_JSON_BYTES).decode("utf-8")
     return {
         "eos": eos.get("content") if isinstance(eos, dict) else eos,
         "ends": ends if isinstance(ends, list) else [] if ends is None else [ends],

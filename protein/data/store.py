@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import UserError, nearest
-from ..read.alphabet import AMINO_ACIDS, TABLE
+from ...core.files import parsing, read_json, read_table
+from ..read.alphabet import AMINO_ACIDS, TABLE, UNKNOWN
 from ..read.structure import imputed_cbeta
 
 FORMAT = 1
@@ -147,30 +149,40 @@ def open_set(folder: str | Path) -> ChainSet:
     """
     folder = Path(folder)
     try:
-        about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        with (folder / "chains.tsv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except (OSError, ValueError) as error:
-        made = "make one with `triune protein prepare OUT --structures DIR`"
-        raise UserError(f"'{folder}' is no prepared set of chains ({_reason(error)}): {made}") from error
+        about, rows = read_json(folder / "meta.json"), read_table(folder / "chains.tsv", COLUMNS)
+    except UserError as error:
+        made = "make one with `triune protein prepare OUT --structures DIR`."
+        raise UserError(f"'{folder}' is no prepared set of chains: {str(error).rstrip('.')}; {made}") from None
     if about.get("format") != FORMAT:
         raise UserError(f"'{folder}' has format {about.get('format')}, this version reads {FORMAT}: prepare it again")
-    arrays = {}
-    for name, (dtype, shape) in LAYOUT.items():
-        file, expected = folder / name, about["sizes"][name]
-        if not file.is_file() or file.stat().st_size != expected:
-            raise UserError(f"'{file}' should hold {expected:,} bytes: the set is damaged, prepare it again")
-        mapped = np.memmap(file, dtype, "r") if expected else np.empty(0, dtype)
-        # A plain array over the same memory: indexing `np.memmap` itself costs ten times as much.
-        arrays[name] = np.asarray(mapped).reshape(-1, *shape)
+    with parsing(folder, "a prepared set of chains"):
+        return _mapped(folder, about, rows)
+
+
+def _mapped(folder: Path, about: dict[str, Any], rows: list[dict[str, str]]) -> ChainSet:
+    """The set of a folder whose two tables were read. Raises UserError when the arrays do not fit them."""
 
     def column(name: str, dtype: Any) -> np.ndarray:
         return np.array([row[name] for row in rows]).astype(dtype)
 
     lengths, depths = column("length", np.int64), column("rows", np.int64)
+    split, residues = column("split", str), int(lengths.sum())
+    if (lengths < 1).any() or (depths < 0).any() or not set(split.tolist()) <= set(SPLITS):
+        raise UserError(f"'{folder / 'chains.tsv'}' has a length, a depth or a split that cannot be; prepare it again.")
+    sizes = dict.fromkeys(LAYOUT, residues) | {"cells": int((lengths * depths).sum())}
+    arrays = {}
+    for name, (dtype, shape) in LAYOUT.items():
+        file, expected = folder / name, sizes[name] * math.prod(shape) * np.dtype(dtype).itemsize
+        if not file.is_file() or not file.stat().st_size == expected == about["sizes"][name]:
+            raise UserError(f"'{file}' should hold {expected:,} bytes; the set is damaged, prepare it again.")
+        mapped = np.memmap(file, dtype, "r") if expected else np.empty(0, dtype)
+        # A plain array over the same memory: indexing `np.memmap` itself costs ten times as much.
+        arrays[name] = np.asarray(mapped).reshape(-1, *shape)
+    if residues and arrays["tokens"].max() > UNKNOWN:
+        raise UserError(f"'{folder / 'tokens'}' holds numbers that stand for no residue; prepare the set again.")
     return ChainSet(
         names=column("name", str),
-        split=column("split", str),
+        split=split,
         cluster=column("cluster", str),
         start=_starts(lengths),
         rows=depths,
@@ -219,10 +231,6 @@ def builtin_set() -> ChainSet:
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _reason(error: Exception) -> str:
-    return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
 
 
 class Writer:

@@ -6,7 +6,6 @@ residues of that row were inserted before the column.
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import warnings
@@ -19,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.files import open_regular
 from .alphabet import GAP, INVALID, TABLE, decode, encode, unknown_letter
 
 Format = Literal["a3m", "a2m", "fasta", "stockholm", "clustal", "aln"]
@@ -85,9 +85,8 @@ def read_content(file: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         UserError: it cannot be read, is empty or is larger than `max_bytes`.
     """
-    path = Path(file)
     try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        with open_regular(file) as stream:
             content = stream.read(max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

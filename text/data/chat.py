@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.files import open_regular, parse_json
 from ..tokenizer import Tokenizer
+from .corpus import MAX_ROW_BYTES
 
 PLAIN = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + (eos_token or '') + '\\n' }}{% endfor %}"
@@ -23,7 +25,6 @@ PLAIN = (
 ANSWERS = "assistant"
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 """Names of other data sets for the usual roles."""
-_MAX_ROW_BYTES = 64 << 20
 
 Message = dict[str, str]
 
@@ -48,21 +49,17 @@ def read_conversations(files: list[str]) -> Iterator[Conversation]:
         path = Path(file).expanduser()
         if not path.is_file():
             raise UserError(f"data.chats names '{file}', which is no file; give files of JSON rows (.jsonl).")
-        opened: Any = gzip.open if path.suffix == ".gz" else open
         try:
-            with opened(path, "rb") as rows:
-                for number, line in enumerate(iter(lambda r=rows: r.readline(_MAX_ROW_BYTES), b""), 1):
+            with open_regular(path) as rows:
+                for number, line in enumerate(iter(lambda r=rows: r.readline(MAX_ROW_BYTES), b""), 1):
                     if line.strip():
                         yield Conversation(f"{file}:{number}", _messages(line, f"{file}, row {number}"))
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"'{file}' cannot be read ({error}); is it a .jsonl file?") from None
 
 
 def _messages(line: bytes, where: str) -> list[Message]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not valid JSON ({error}).") from None
+    row = parse_json(line, where)
     if not isinstance(row, Mapping):
         raise UserError(f"{where} holds a {type(row).__name__}, but must hold an object with `messages`.")
     if isinstance(row.get("messages"), list):

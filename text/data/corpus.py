@@ -7,9 +7,7 @@ hash and size, and (when the token cache does not know it yet) a second walk tha
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
-import json
 import os
 import sysconfig
 import zlib
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ...core.checkpoints.source import PACKAGE, in_package
 from ...core.errors import UserError, nearest
+from ...core.files import check_regular, open_regular, parse_json, parsing
 
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.
@@ -31,6 +30,10 @@ TEXT = frozenset(
 )
 # Parts of the standard library that are not on every machine, or that repeat others.
 NOT_STANDARD = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+
+
+MAX_ROW_BYTES = 64 << 20
+"""Longest row of a file of rows; a packed file of a few kB can hold one of any length."""
 
 
 class Document(NamedTuple):
@@ -209,7 +212,9 @@ def read_text(file: Path) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return check_regular(file).read_bytes()
+    except UserError as error:
+        raise NotText(str(error), "not a regular file") from None
     except OSError as error:
         raise NotText(f"'{file}' cannot be read: {error.strerror}", "unreadable") from error
 
@@ -230,21 +235,17 @@ def _decode(content: bytes, name: str, offset: int = 0) -> str:
 def _jsonl(file: Path, text_field: str) -> Iterator[Document]:
     offset = 0
     try:
-        with gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+        with open_regular(file) as rows:
+            for number, line in enumerate(iter(lambda: rows.readline(MAX_ROW_BYTES + 1), b""), 1):
+                where = f"{file}:{number}"
+                if len(line) > MAX_ROW_BYTES:
+                    raise UserError(f"{where} is longer than {MAX_ROW_BYTES / 1e6:,.0f} MB; cut it into several rows.")
                 if line.strip():
-                    where = f"{file}:{number}"
-                    yield Document(where, _field(_parse(_decode(line, str(file), offset), where), text_field, where))
+                    row = parse_json(_decode(line, str(file), offset), where)
+                    yield Document(where, _field(row, text_field, where))
                 offset += len(line)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{file}' cannot be read: {error}") from error
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from None
 
 
 def _field(row: Any, text_field: str, where: str) -> str:
@@ -264,17 +265,20 @@ def _parquet(file: Path, text_field: str) -> Iterator[Document]:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"'{file}' needs pyarrow: pip install 'triune[datasets]'") from error
-    try:
-        table = parquet.ParquetFile(file)
-    except Exception as error:
-        raise UserError(f"'{file}' cannot be read as Parquet: {error}") from error
+    with parsing(file, "Parquet"):
+        table = parquet.ParquetFile(check_regular(file))
     if text_field not in table.schema_arrow.names:
         there = ", ".join(table.schema_arrow.names)
         raise UserError(
             f"'{file}' has no column '{text_field}'; its columns are: {there} (choose with --data.text_field)"
         )
-    row = 0
-    for batch in table.iter_batches(columns=[text_field]):
-        for text in batch.column(0).to_pylist():
+    row, batches = 0, table.iter_batches(columns=[text_field])
+    while True:
+        with parsing(file, "Parquet"):
+            batch = next(batches, None)
+            texts = [] if batch is None else batch.column(0).to_pylist()
+        if batch is None:
+            return
+        for text in texts:
             yield Document(f"{file}:{row}", _field({text_field: text or ""}, text_field, f"{file}:{row}"))
             row += 1

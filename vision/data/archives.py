@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -15,6 +16,7 @@ from typing import IO
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.files import parsing, shown
 from .collection import Collection, Images, Side
 from .images import EXTENSIONS
 
@@ -50,16 +52,13 @@ def extract(archive: Path, cache: Path) -> Path:
         ) from None
     try:
         limit = min(_MAX_GROWTH * status.st_size + _FREE_BYTES, shutil.disk_usage(part).free)
-        (_unzip if archive.suffix.lower() == ".zip" else _untar)(archive, part, limit)
+        with parsing(archive, "an archive"):
+            (_unzip if archive.suffix.lower() == ".zip" else _untar)(archive, part, limit)
         try:
             part.rename(folder)
         except OSError:
             if not folder.is_dir():  # unless another process was faster
                 raise
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"The archive '{archive}' cannot be extracted ({error}): is it complete?") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -71,8 +70,9 @@ def _untar(archive: Path, folder: Path, limit: int) -> None:
         for number, member in enumerate(tar):
             total += member.size
             _check_growth(archive, total, number, limit)
-            if member.isreg() or member.isdir():
-                tar.extract(member, folder, filter="data")
+            if not (member.isreg() or member.isdir()):
+                raise _no_file(archive, member.name)
+            tar.extract(member, folder, filter="data")
 
 
 def _unzip(archive: Path, folder: Path, limit: int) -> None:
@@ -81,10 +81,18 @@ def _unzip(archive: Path, folder: Path, limit: int) -> None:
         for number, member in enumerate(package.infolist()):
             total += member.file_size
             _check_growth(archive, total, number, limit)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _no_file(archive, member.filename)
             target = (folder / member.filename).resolve()
             if not target.is_relative_to(folder.resolve()):
                 raise UserError(f"The archive '{archive}' is unsafe: '{member.filename}' lies outside of it.")
             package.extract(member, folder)
+
+
+def _no_file(archive: Path, name: str) -> UserError:
+    return UserError(
+        f"The archive '{archive}' holds '{shown(name)}', a link or a device; extract it by hand and give the folder."
+    )
 
 
 def _check_growth(archive: Path, total: int, files: int, limit: int) -> None:
@@ -131,13 +139,8 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            yield from tar
-    except tarfile.TarError as error:
-        raise UserError(
-            f"The shard '{path}' cannot be read ({error}): it must be an uncompressed, complete tar."
-        ) from None
+    with parsing(path, "an uncompressed tar"), tarfile.open(path, "r:") as tar:
+        yield from tar
 
 
 def shards(path: Path) -> Collection:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import UserError, nearest
+from ...core.files import open_regular
 from .collection import Collection, Images, Paths, Side
 
 _IDX = re.compile(r"(?P<part>.+?)[-.]images[-.]idx3[-.]ubyte(?P<gz>\.gz)?$")
-_MAX_BYTES = 8 << 30
+_MAX_GROWTH = 1032  # the most that a byte of gzip can stand for
 NAMED = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "Flowers102", "OxfordIIITPet")
 
 
@@ -76,7 +77,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         UserError: another format, or a file shorter or longer than its header says.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path) as file:
             header = file.read(4 + 4 * axes)
             if len(header) < 4 + 4 * axes or header[:4] != bytes([0, 0, 8, axes]):
                 raise UserError(
@@ -84,12 +85,14 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
                 )
             shape = tuple(int(n) for n in np.frombuffer(header, ">u4", offset=4))
             expected = int(np.prod(shape, dtype=np.float64))
-            if expected > _MAX_BYTES:
+            # gzip packs at most to a thousandth; without it the file must be as long as the header says.
+            most = _MAX_GROWTH * path.stat().st_size
+            if not 0 < expected <= most:
                 raise UserError(
-                    f"'{path}' claims {expected:,} bytes {shape}, more than the {_MAX_BYTES:,} that are read."
+                    f"'{path}' claims {expected:,} bytes {shape}, but can hold at most {most:,}, and at least one."
                 )
             content = file.read(expected + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{path}' cannot be read ({error}): download it again.") from None
     if len(content) != expected:
         much = "more" if len(content) > expected else f"{len(content):,}"

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...core.errors import UserError
+from ...core.files import kind_of
 
 # Pillow warns of sizes that are refused here anyway, and of odd metadata. Suppressing it at each call would not be safe
 # in threads.
@@ -80,12 +81,12 @@ def decode(image: Image.Image, name: str, channels: int = 3) -> Image.Image:
 def open_image(source: str | os.PathLike[str] | bytes, name: str = "") -> tuple[Image.Image, str]:
     """Read the header only: Pillow's lazy image (its `size`, `mode`, `format`) and its name. Raises UnreadableImage."""
     name = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
+    if not isinstance(source, bytes) and os.path.exists(source) and (what := kind_of(os.stat(source).st_mode)):
+        raise UnreadableImage(name, f"is {what}, not a file")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except FileNotFoundError:
         raise UnreadableImage(name, "does not exist") from None
-    except IsADirectoryError:
-        raise UnreadableImage(name, "is a folder, not a file") from None
     except UnidentifiedImageError:
         raise UnreadableImage(name, what_is(source)) from None
     except Image.DecompressionBombError as error:

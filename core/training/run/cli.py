@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ...errors import UserError
+from ...yaml_files import read_yaml
 from . import machine, report, sentences
 from .checkpoints import Checkpoints, StopOnInterrupt
 from .folder import RunFolder, newest_runs
@@ -359,17 +359,9 @@ def check_yaml(path: Path) -> Path:
     """The same path, once it is known to hold a mapping in YAML.
 
     Raises:
-        UserError: it is empty, binary, or not valid; names file and place.
+        UserError: it is empty, or see `read_yaml`.
     """
-    try:
-        content = yaml.safe_load(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path} is not UTF-8 text (byte {error.start}); give a YAML file.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise UserError(f"--config {path}{where}: {problem}, which is not valid YAML.") from error
+    content = read_yaml(path, f"--config {path}")
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise UserError(

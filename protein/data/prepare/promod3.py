@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....core.errors import UserError
+from ....core.files import check_regular, parsing
 from ...read.alphabet import AMINO_ACIDS, TABLE, UNKNOWN
 from ...read.structure import imputed_cbeta
 from ..store import Entry
@@ -48,10 +49,8 @@ def read_promod3(file: str | Path) -> Iterator[Entry]:
     Raises:
         UserError: the file cannot be read or has another layout.
     """
-    try:
-        content = np.memmap(file, np.uint8, "r").data
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read: {error}") from error
+    with parsing(file, "a structure database of ProMod3"):
+        content = np.memmap(check_regular(file), np.uint8, "r").data
     chains, vectors = _layout(file, content)
     for chain in chains:
         yield _entry(chain, vectors)
@@ -82,7 +81,8 @@ def _layout(file: str | Path, content: memoryview) -> tuple[list[_Chain], dict[s
             at += vectors[name].nbytes
     except (struct.error, ValueError, UnicodeDecodeError):
         raise wrong from None
-    if len({len(vector) for vector in vectors.values()}) != 1:
+    residues = {len(vector) for vector in vectors.values()}
+    if len(residues) != 1 or any(chain.offset + chain.length > max(residues) for chain in chains):
         raise wrong
     return chains, vectors
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ....core.errors import UserError
+from ....core.files import MAX_GROWTH, check_regular, most_unpacked, parsing, read_arrays, read_table
 from ...read.alignment import SUFFIXES as ALIGNMENT_SUFFIXES
 from ...read.alignment import Alignment, parse_alignment, read_content
 from ...read.alphabet import GAP, TABLE, UNKNOWN, decode, encode
@@ -62,14 +62,22 @@ def from_arrays(file: str | Path) -> list[Found]:
     Raises:
         UserError: the file cannot be read or lacks an array.
     """
-    try:
-        with np.load(file) as archive:
-            data = {name: archive[name] for name in ("name", "length", "sequence", "backbone", "profile")}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{file}' cannot be read as arrays of chains: {error}") from error
-    ends = np.cumsum(data["length"].astype(np.int64))
+    data = read_arrays(file)
+    names = ("name", "length", "sequence", "backbone", "profile")
+    if missing := [name for name in names if name not in data]:
+        raise UserError(f"'{file}' holds no array '{missing[0]}', but must hold {', '.join(names)}.")
+    with parsing(file, "arrays of chains"):
+        return _chains_of(data)
+
+
+def _chains_of(data: dict[str, np.ndarray]) -> list[Found]:
+    """The chains in the arrays of an archive, laid one behind the other."""
+    residues, lengths = len(data["sequence"]), data["length"].astype(np.int64)
+    if (lengths < 1).any() or lengths.sum() != residues or len(data["name"]) != len(lengths):
+        raise ValueError(f"the lengths do not add up to its {residues:,} residues")
+    ends = np.cumsum(lengths)
     found = []
-    for name, start, end in zip(data["name"].tolist(), (ends - data["length"]).tolist(), ends.tolist()):
+    for name, start, end in zip(map(str, data["name"].tolist()), (ends - lengths).tolist(), ends.tolist()):
         here = slice(start, end)
         entry = Entry(
             name=name,
@@ -88,12 +96,10 @@ def read_split(file: str | Path) -> dict[str, tuple[str, str]]:
     Raises:
         UserError: the file cannot be read, lacks a column or names another split than train, val or test.
     """
-    try:
-        with Path(file).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        table = {row["chain"]: (row["split"], row["cluster"]) for row in rows}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{file}' is no table of chain, cluster and split, separated by tabs: {error}") from error
+    rows = read_table(Path(file), ("chain", "cluster", "split"))
+    table = {row["chain"]: (row["split"], row["cluster"]) for row in rows}
+    if len(table) < len(rows):
+        raise UserError(f"'{file}' names a chain twice; keep one row of each.")
     if odd := {split for split, _ in table.values()} - {"train", "val", "test"}:
         raise UserError(f"'{file}' has the split '{sorted(odd)[0]}': allowed are train, val and test")
     return table
@@ -135,13 +141,16 @@ class Alignments:
             self._found.setdefault(name, content)
 
     def _unpack(self, place: Path) -> None:
-        try:
-            with tarfile.open(place) as archive:
-                for member in archive:
-                    if member.isfile() and (stream := archive.extractfile(member)):
-                        self._take(Path(member.name).name, stream.read())
-        except (OSError, tarfile.TarError, EOFError) as error:
-            raise UserError(f"'{place}' cannot be read as a tar file: {error}") from error
+        left = most_unpacked(check_regular(place))
+        with parsing(place, "a tar file"), tarfile.open(place) as archive:
+            for member in archive:
+                if (left := left - member.size) < 0:
+                    raise UserError(
+                        f"'{place}' unpacks to more than {MAX_GROWTH} times its size; unpack it by hand and give the "
+                        "folder."
+                    )
+                if member.isfile() and (stream := archive.extractfile(member)):
+                    self._take(Path(member.name).name, stream.read())
 
     def named(self, aliases: tuple[str, ...]) -> tuple[str, Path | bytes] | None:
         """Return the file name and the place or content of the first alignment that has one of the names."""

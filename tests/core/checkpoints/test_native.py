@@ -125,7 +125,7 @@ def test_config_from_the_future(folder: Path) -> None:
 
 def test_huge_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triune.core.files.MAX_JSON_BYTES", 100)
-    refuses(folder, "far too large for a config")
+    refuses(folder, "holds more than 100 bytes")
 
 
 def test_unknown_and_missing_keys(folder: Path) -> None:

@@ -176,7 +176,7 @@ def test_an_existing_folder_is_replaced_only_when_asked(structures, tmp_path):
         (["--structures", "nowhere"], "there is no folder 'nowhere'"),
         (["--structures", "."], "holds no structure: no file ends in .pdb"),
         (["--promod3", "nowhere"], "'nowhere' cannot be read"),
-        (["--arrays", "nowhere"], "cannot be read as arrays of chains"),
+        (["--arrays", "nowhere"], "'nowhere' cannot be read"),
         (["--structures", "x", "--alignments", "nowhere"], "there is no 'nowhere': --alignments takes"),
         (["--structures", "x", "--val", "1.5"], "--val 1.5 and --test 0.0 must be shares"),
         (["--structures", "x", "--identity", "30"], "--identity must lie between 0 and 1"),
