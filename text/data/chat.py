@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,6 +14,7 @@ from ...core.errors import UserError
 from ...core.files import open_regular, parse_json
 from ..tokenizer import Tokenizer
 from .corpus import MAX_ROW_BYTES
+from .rendering import Refused, Renderer
 
 PLAIN = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + (eos_token or '') + '\\n' }}{% endfor %}"
@@ -91,7 +91,7 @@ def _text(content: Any, where: str) -> str:
 
 
 class ChatTemplate:
-    """How a model writes conversations: a Jinja template as Hugging Face's tokenizers keep it, run in a sandbox.
+    """How a model writes conversations: a Jinja template as Hugging Face's tokenizers keep it (see `rendering`).
 
     Args:
         tokenizer: its `chat_template` is used; `PLAIN` when it has none.
@@ -101,29 +101,10 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.source: str = tokenizer.chat_template or PLAIN
         self.is_plain = not tokenizer.chat_template
-
-    @cached_property
-    def _template(self) -> Any:
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def stop(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = stop
-        environment.globals["strftime_now"] = _strftime
-        try:
-            return environment.from_string(self.source)
-        except TemplateError as error:
-            raise UserError(f"The tokenizer's chat template is not valid ({error}).") from None
+        self._renderer = Renderer(self.source)
 
     def render(self, messages: list[Message], answer: bool = False) -> str:
         """The text of a conversation; with `answer` up to where the model shall begin to write."""
-        from jinja2 import TemplateError
-
         backend, eos = self.tokenizer.backend, self.tokenizer.eos_id
         first = self.tokenizer.beginning
         names = {
@@ -131,9 +112,9 @@ class ChatTemplate:
             "bos_token": backend.id_to_token(first[0]) if first else "",
         }
         try:
-            return self._template.render(messages=messages, add_generation_prompt=answer, **names)
-        except (TemplateError, TypeError, AttributeError) as error:
-            raise UserError(f"The chat template refuses these messages ({error}).") from None
+            return self._renderer.render(messages=messages, add_generation_prompt=answer, **names)
+        except Refused as error:
+            raise UserError(f"The chat template of the tokenizer refuses these messages ({error}).") from None
 
     def encode(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int64 `[tokens]` as Hugging Face's `apply_chat_template` gives them, and bool `[tokens]`: the answers.
@@ -196,9 +177,3 @@ class ChatTemplate:
         return [
             str(token.content) for token in self.tokenizer.backend.get_added_tokens_decoder().values() if token.special
         ]
-
-
-def _strftime(form: str) -> str:
-    import datetime
-
-    return datetime.datetime.now().strftime(form)
