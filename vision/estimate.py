@@ -10,8 +10,7 @@ from ..core.training.run import machine
 from ..core.training.run.recipes import find_config
 from .data.batches import load
 from .data.collection import Collection, Images
-from .data.gather import chosen_shape
-from .data.module import MEMORY
+from .data.module import MEMORY, chosen_shape
 from .data.scan import Record
 from .preprocessing import Preprocessing
 
@@ -28,8 +27,9 @@ def estimate(collection: Collection, records: dict[str, list[Record]], image_siz
 
     Returns:
         image_size [height, width], channels, in_memory (else decoded for each epoch), bytes of all pixels; of files
-        also images_per_second of one core, cores and seconds_to_read; and steps, batch_size (all images, where these
-        are fewer than the recipe's batch), seconds_to_train and memory_gb (the process's peak, or the GPU's).
+        also images_per_second of one core, cores and seconds_to_read; and steps, batch_size, seconds_to_train and
+        memory_gb (the process's peak, or the GPU's), or largest_batch_size where there are fewer images to train on
+        than in a batch.
     """
     good = [i for i, record in enumerate(records["train"]) if not record.problem]
     if not good:
@@ -61,11 +61,12 @@ def _training(images: int, validated: bool, size: tuple[int, int], channels: int
     import yaml
 
     recipe = yaml.safe_load(find_config("default", "triune.vision").read_text(encoding="utf-8"))
-    limits = recipe["trainer"]
+    batch, limits = recipe["data"]["batch_size"], recipe["trainer"]
     kept = images if validated else images - round(images * recipe["data"]["val_fraction"])
-    batch = min(recipe["data"]["batch_size"], kept)
-    if classes < 2 or not batch:
+    if classes < 2:
         return {}
+    if kept < batch:
+        return {"largest_batch_size": kept}
     steps = min(limits["max_steps"], limits["max_epochs"] * (kept // batch))
     device = machine.default_device()
     seconds = _seconds_of_a_step(recipe["model"]["transformer"], batch, size, channels, classes, device)
