@@ -15,7 +15,10 @@ import numpy as np
 
 from ..core.training.run import machine
 from ..core.work import cache_folder
-from .data.collection import SIDES, Collection, find
+from .data.collection import SIDES, Collection
+from .data.find import Where, find
+from .data.gather import settle_range
+from .data.images import MAX_PIXELS, Decoding
 from .data.scan import Record, scan
 from .estimate import estimate
 
@@ -78,6 +81,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--val", help="what --data.val_root takes")
     parser.add_argument("--test", help="what --data.test_root takes")
     parser.add_argument("--dataset", help="what --data.dataset takes")
+    parser.add_argument(
+        "--max-megapixels", type=float, default=MAX_PIXELS / 1e6, help="larger images cannot be read (default 80)"
+    )
     parser.add_argument("--image-size", type=int, help="pixels, for the estimates; left out: as training chooses")
     parser.add_argument("--cache", help="folder for what is known about files that were looked at")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -85,8 +91,11 @@ def main(args: list[str]) -> int:
     machine.use_threads(machine.default_threads())
     machine.keep_memory()
     cache = cache_folder(options.cache)
-    collection = find(options.folder, options.val, options.test, options.dataset, None, cache)
+    collection = find(Where(options.folder, options.val, options.test, options.dataset), cache)
+    for images in collection.sides.values():
+        images.decoding = Decoding(round(options.max_megapixels * 1e6))
     records = {side: scan(images, cache, f"checking {side} images") for side, images in collection.sides.items()}
+    settle_range(collection, records)
     name = options.dataset or options.folder or "scikit-learn digits"
     report = examine(name, collection, records, options.image_size)
     if options.json:
@@ -113,10 +122,11 @@ def examine(
         *_unreadable(collection, records), *_classes(collection, counts), *_copies(collection, records),
         *_remarks(collection, records),
     ]  # fmt: skip
-    if collection.ignored:
-        findings.append(
-            Finding("other files", False, f"{_many(collection.ignored, 'file')}: no image by the name, left alone.")
-        )
+    if collection.others:
+        kinds = _tally(dict(collection.others.most_common(6)))
+        text = f"{_many(collection.others.total(), 'file')}: no image by the name, left alone ({kinds})."
+        findings.append(Finding("other files", False, text))
+    findings += [Finding("reading", False, note) for note in collection.notes]
     return Report(
         name, {side: len(collection.sides[side]) for side in sides}, counts, sizes,
         dict(Counter(record.format for record in known).most_common()),
@@ -313,8 +323,6 @@ def _facts(report: Report) -> Any:
         taken = f"about {_seconds(training['seconds_to_train'])} and {training['memory_gb']:g} GB"
         steps = f"{training['steps']:,} steps of {training['batch_size']} images, the default recipe"
         table.add_row("", "fit", f"{taken} ({steps})")
-    elif "largest_batch_size" in training:
-        table.add_row("", "fit", f"with --data.batch_size {training['largest_batch_size']} or less: that many train")
     return table
 
 

@@ -8,12 +8,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.files import OVERWRITE, check_new
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
@@ -42,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=Path, metavar="OUT.png",
         help=f"draw where the model looks and what hiding each patch does, for the first {MOST_EXPLAINED} images",
     )  # fmt: skip
-    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--json", action="store_true", help="print one JSON list of {file, classes} and nothing else")
+    p.add_argument("--max-megapixels", type=float, default=80, help="larger images are not read (default 80)")
     p.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return p
@@ -51,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model with what it takes to use it: class names, preprocessing and temperature.
+    """A trained model with what it takes to use it: class names, preprocessing and temperature; files of more than
+    `max_pixels` pixels are refused.
 
     >>> classifier = Classifier.load("runs/vision/2026-11-21_12-00-00")
     >>> p = classifier.probabilities([Image.open("cat.jpg").convert("RGB")])[0]
@@ -61,6 +61,7 @@ class Classifier:
     model: VisionTransformer
     temperature: float
     device: torch.device
+    max_pixels: int = 80_000_000
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Classifier:
@@ -96,9 +97,11 @@ class Classifier:
 
     def read(self, file: str | Path) -> Tensor:
         """`pixels` of an image file. Raises UnreadableImage, a UserError."""
-        from .data.images import read_image
+        from .data.images import Decoding, read_image
 
-        return self.pixels(read_image(file, self.model.config.channels))
+        config = self.model.config
+        decoding = Decoding(self.max_pixels, config.preprocessing.grey_bits)
+        return self.pixels(read_image(file, config.channels, decoding=decoding))
 
     def inputs(self, pixels: Sequence[Tensor]) -> Tensor:
         """What the model reads, float32 `[images, channels, height, width]` on its device."""
@@ -118,8 +121,7 @@ class Classifier:
 
 def _open(name: str | Path) -> tuple[VisionTransformer, float]:
     """A model and its temperature, which only runs of ours have."""
-    from ..core.checkpoints.source import PACKAGE
-    from .checkpoints.pretrained import load
+    from ..core.checkpoints.source import PACKAGE, open_source
     from .evaluate.calibration import read_temperature
     from .model import VisionTransformer
 
@@ -129,6 +131,10 @@ def _open(name: str | Path) -> tuple[VisionTransformer, float]:
     missing = local and not path.exists() and not str(name).startswith(PACKAGE)
     if missing or (path.is_dir() and not (path / "config.json").is_file()):
         path = model_folder(path, "vision")
+    if path.is_dir() and open_source(str(path)).is_ours:
+        return VisionTransformer.from_pretrained(path), read_temperature(path)
+    from .checkpoints.pretrained import load  # the families of other libraries
+
     found = load(str(path) if path.exists() else str(name))
     assert isinstance(found.model, VisionTransformer)
     return found.model, read_temperature(found.source.path) if found.source.is_ours else 1.0
@@ -136,14 +142,14 @@ def _open(name: str | Path) -> tuple[VisionTransformer, float]:
 
 def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none."""
-    from .data.images import EXTENSIONS
+    from .data.folders import walk
 
     files: dict[str, None] = {}
     problems = []
     for text in inputs:
         path, found = Path(text), [text]
         if path.is_dir():
-            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
+            found = sorted(walk(path)[0])
         elif not path.exists() and glob.has_magic(text):
             found = sorted(f for f in glob.glob(text, recursive=True) if Path(f).is_file())
         if not found:
@@ -168,11 +174,12 @@ def main(args: list[str]) -> int:
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}, but must be at least 1.")
+    if not 0 < options.max_megapixels <= 10_000:
+        raise UserError(f"--max-megapixels is {options.max_megapixels}, but must be above 0 and at most 10,000.")
     if options.attention and options.attention.suffix.lower() != ".png":
         raise UserError(f"--attention writes a PNG picture; '{options.attention}' must end in .png.")
-    check_new([options.attention] if options.attention else [], options.overwrite)
     files, problems = collect(options.images)
-    classifier = Classifier.load(options.run, options.device)
+    classifier = replace(Classifier.load(options.run, options.device), max_pixels=round(options.max_megapixels * 1e6))
     for problem in problems:
         print(problem, file=sys.stderr)
     results, failed = _classify(classifier, files, options)
@@ -231,7 +238,8 @@ def _ahead(
 
 def _row(result: Result, names: list[str], top: int) -> dict[str, Any]:
     p, order = result.p.sort(descending=True, stable=True)
-    classes = [{"class": names[i], "probability": v} for v, i in zip(p.tolist()[:top], order.tolist())]
+    # The number tells classes of one name apart (ImageNet has two cranes).
+    classes = [{"class": names[i], "index": i, "probability": v} for v, i in zip(p.tolist()[:top], order.tolist())]
     row: dict[str, Any] = {"file": result.file, "classes": classes}
     return row | ({"explanation": result.explanation.to_dict()} if result.explanation else {})
 

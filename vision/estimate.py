@@ -10,7 +10,8 @@ from ..core.training.run import machine
 from ..core.training.run.recipes import find_config
 from .data.batches import load
 from .data.collection import Collection, Images
-from .data.module import MEMORY, chosen_shape
+from .data.gather import chosen_shape
+from .data.module import MEMORY
 from .data.scan import Record
 from .preprocessing import Preprocessing
 
@@ -27,9 +28,8 @@ def estimate(collection: Collection, records: dict[str, list[Record]], image_siz
 
     Returns:
         image_size [height, width], channels, in_memory (else decoded for each epoch), bytes of all pixels; of files
-        also images_per_second of one core, cores and seconds_to_read; and steps, batch_size, seconds_to_train and
-        memory_gb (the process's peak, or the GPU's), or largest_batch_size where there are fewer images to train on
-        than in a batch.
+        also images_per_second of one core, cores and seconds_to_read; and steps, batch_size (all images, where these
+        are fewer than the recipe's batch), seconds_to_train and memory_gb (the process's peak, or the GPU's).
     """
     good = [i for i, record in enumerate(records["train"]) if not record.problem]
     if not good:
@@ -61,12 +61,11 @@ def _training(images: int, validated: bool, size: tuple[int, int], channels: int
     import yaml
 
     recipe = yaml.safe_load(find_config("default", "triune.vision").read_text(encoding="utf-8"))
-    batch, limits = recipe["data"]["batch_size"], recipe["trainer"]
+    limits = recipe["trainer"]
     kept = images if validated else images - round(images * recipe["data"]["val_fraction"])
-    if classes < 2:
+    batch = min(recipe["data"]["batch_size"], kept)
+    if classes < 2 or not batch:
         return {}
-    if kept < batch:
-        return {"largest_batch_size": kept}
     steps = min(limits["max_steps"], limits["max_epochs"] * (kept // batch))
     device = machine.default_device()
     seconds = _seconds_of_a_step(recipe["model"]["transformer"], batch, size, channels, classes, device)

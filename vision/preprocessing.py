@@ -32,6 +32,7 @@ class Preprocessing:
         resize: `crop` keeps the aspect ratio and cuts the centre out; `squash` distorts the whole image to the size.
         size: height and width of the inputs in pixels; null means the model's image_size. Some pretrained models are
             used at another size than that of their table of positions, such as DINOv2 at 224 with a table for 518.
+        grey_bits: bits of the values in 16-bit grey files that do not say it themselves: 12 makes 4,095 white.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.5])
@@ -40,6 +41,7 @@ class Preprocessing:
     crop_pct: float = 1.0
     resize: Literal["crop", "squash"] = "crop"
     size: list[int] | None = None
+    grey_bits: int = 16
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -57,6 +59,8 @@ class Preprocessing:
             )
         if self.resize not in ("crop", "squash"):
             raise UserError(f"preprocessing.resize is '{self.resize}', but must be crop or squash.")
+        if not isinstance(self.grey_bits, int) or not 1 <= self.grey_bits <= 16:
+            raise UserError(f"preprocessing.grey_bits is {self.grey_bits}, but must be a whole number from 1 to 16.")
         if self.size is not None and (len(self.size) != 2 or any(side < 1 for side in self.size)):
             raise UserError(f"preprocessing.size is {self.size}, but must be null, or height and width in pixels.")
 

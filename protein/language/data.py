@@ -18,7 +18,7 @@ from ...core.losses import IGNORED
 from ...core.training.data import Batches, Draw, InOrder, ResumableData, Shuffled
 from ..data.store import builtin_set
 from ..read import alphabet
-from ..read.alignment import read_sequences
+from ..read.inputs import read_sequences
 from .model import PAD, esm_tokens, mask_tokens
 
 POOL = 64

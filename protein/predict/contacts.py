@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import re
+import math
 import sys
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import OVERWRITE, check_new
+from ...core.files import read_json, write_json
 from ...core.training.run.folder import model_folder
 from ...core.work import progress
-from ..read.alignment import (
-    SUFFIXES,
-    Alignment,
-    Format,
-    Record,
-    format_of,
-    read_alignment,
-    read_content,
-    read_sequences,
-)
-from ..read.alphabet import encode
+from ..read.alphabet import GAP
+from ..read.inputs import KINDS
+from .queries import Queries, Query, named
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..read.structure import Chain
-    from .metrics import ContactMetrics
     from .outputs import Result
     from .predictors import Prediction, Predictor
+    from .truth import Truth
 
-SHORTEST = 7
-"""Residues a chain must have for one pair that counts."""
+KINDS_OF_FILES = ("png", "rr", "npz", "json")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `triune protein contacts`."""
+    """Returns the options of `triune protein contacts`."""
     p = argparse.ArgumentParser(
         prog="triune protein contacts",
         description="Predict which residues are in contact, with a model of `triune protein fit` or `pretrain`. For "
-        "each sequence (of FASTA) and each alignment (A3M, A2M, Stockholm, Clustal, .aln, aligned FASTA; the query "
-        "first) writes NAME.png, the contact map, NAME.rr in CASP's format, and NAME.npz. Inputs that cannot be done "
-        "are named at the end, the others are done, and the exit code is then 2.",
+        "each sequence (of FASTA; chains of a complex as A:B) and each alignment (A3M, A2M, Stockholm, Clustal, .aln, "
+        "aligned FASTA; the query first) writes NAME.png, the contact map, NAME.rr in CASP's format, NAME.npz and "
+        "NAME.json. Inputs that cannot be done are named at the end, the others are done, and the exit code is then 2.",
     )
     p.add_argument("input", metavar="INPUT", nargs="+", type=Path, help="files, or folders (searched to the bottom)")
     model = p.add_mutually_exclusive_group(required=True)
@@ -66,137 +54,32 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("contacts"), help="where to write (default: contacts)"
     )
-    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--top", type=int, default=10, help="long-range pairs to show (default 10)")
+    p.add_argument(
+        "--as", dest="kind", choices=KINDS, default="auto",
+        help="read every file as an alignment, or as sequences one by one; auto (default) decides by gaps, lengths and "
+        "likeness, and says so where both are possible",
+    )  # fmt: skip
+    p.add_argument(
+        "--windows", type=int, metavar="N", help="predict longer chains in windows of N residues that overlap"
+    )
+    p.add_argument("--force", action="store_true", help="predict also what looks like DNA, RNA or unknown residues")
+    done = p.add_mutually_exclusive_group()
+    done.add_argument(
+        "--resume", action="store_true", help="keep what is in DIR from the same input and model, do the rest"
+    )
+    done.add_argument("--overwrite", action="store_true", help="replace files of the same names in DIR")
     p.add_argument("--no-png", action="store_true", help="draw nothing: faster for thousands of sequences")
     p.add_argument("--json", action="store_true", help="print one JSON list with an entry per input and nothing else")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return p
 
 
-# -- inputs -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Query:
-    """One chain to predict: a sequence, or the file of its alignment, read when its turn comes.
-
-    Args:
-        name: unique in the batch, fit for a file name.
-        source: the file.
-        record: the sequence; None for an alignment.
-        format: of the alignment.
-    """
-
-    name: str
-    source: Path
-    record: Record | None = None
-    format: Format | None = None
-
-    def read(self) -> tuple[Alignment, list[str]]:
-        """The alignment (of one row for a sequence), and notes about it. Raises UserError for what is wrong with it."""
-        if self.record is not None:
-            tokens = encode(self.record.letters, self.record.name)[None]
-            alignment, notes = Alignment([self.record.name], tokens, np.zeros_like(tokens)), []
-        else:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                alignment = read_alignment(self.source, self.format)
-            notes = [str(warning.message) for warning in caught]
-        if len(alignment.query) < SHORTEST:
-            raise UserError(
-                f"'{self.source}': {self.name} has {len(alignment.query)} residues, but contacts are predicted between "
-                f"residues at least {SHORTEST - 1} apart"
-            )
-        if alignment.chains:
-            notes.append(
-                f"the query joins chains of {', '.join(map(str, alignment.chains))} residues, read here as one"
-            )
-        return alignment, notes
-
-
-def collect(inputs: Sequence[Path]) -> tuple[list[Query], list[str]]:
-    """The chains in files and folders, and sentences about what is none."""
-    queries: list[Query] = []
-    problems: list[str] = []
-    taken: set[str] = set()
-    for path in inputs:
-        files = sorted(file for file in path.rglob("*") if _is_input(file)) if path.is_dir() else [path]
-        if not files:
-            problems.append(f"'{path}' holds no sequence or alignment: no file ends in {', '.join(SUFFIXES)}")
-        for file in files:
-            try:
-                queries += _queries(file, taken, problems)
-            except UserError as error:
-                problems.append(str(error))
-    return queries, problems
-
-
-def _is_input(file: Path) -> bool:
-    return Path(file.name.removesuffix(".gz")).suffix.lower() in SUFFIXES and file.is_file()
-
-
-def _queries(file: Path, taken: set[str], problems: list[str]) -> list[Query]:
-    content = read_content(file)
-    format = format_of(file, content)
-    if format == "fasta":
-        format = _aligned_as(content)
-    if format is not None:
-        stem = Path(file.name.removesuffix(".gz")).stem
-        return [Query(_unique(stem, taken), file, format=format)]
-    records = read_sequences(file, on_error=lambda error: problems.append(str(error)))
-    return [Query(_unique(record.name, taken), file, record) for record in records]
-
-
-def _aligned_as(content: bytes) -> Format | None:
-    """Whether a file in FASTA is an alignment, by its gaps: `fasta`, `a3m` (with lower-case insertions) or None."""
-    blocks = re.split(rb"(?m)^>", content)[1:]
-    rows = [b"".join(block.partition(b"\n")[2].split()) for block in blocks]
-    gapped = sum(b"-" in row for row in rows)
-    if gapped and len({len(row) for row in rows}) == 1:
-        return "fasta"
-    if gapped > len(rows) / 2:
-        return "a3m" if any(re.search(rb"[a-z]", row) for row in rows) else "fasta"
-    return None
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """A file name like `name` that no other input has, whatever the system thinks of upper and lower case."""
-    plain = re.sub(r"[^\w.+=-]+", "_", name)[:100].strip("._") or "sequence"
-    found, number = plain, 2
-    while found.lower() in taken:
-        found, number = f"{plain}-{number}", number + 1
-    taken.add(found.lower())
-    return found
-
-
-def read_structures(places: Sequence[Path], chain: str | None, problems: list[str]) -> list[Chain]:
-    """The chains of structure files and of folders of them; what is wrong with a file of a folder is no reason to stop.
+def open_predictor(run: str | None, pretrained: str | None, device: str | None) -> Predictor:
+    """Returns the model of a run, or a checkpoint, on a device.
 
     Raises:
-        UserError: a file that was named cannot be read or lacks the chain.
-    """
-    from ..read.structure import read_chains, structure_files
-
-    found: list[Chain] = []
-    for place in places:
-        if not place.is_dir():
-            found += read_chains(place, chain)
-            continue
-        for file in structure_files(place):
-            try:
-                found += read_chains(file, chain)
-            except UserError as error:
-                problems.append(str(error))
-    return found
-
-
-# -- work -------------------------------------------------------------------------------------------------------------
-
-
-def open_predictor(run: str | None, pretrained: str | None, device: str | None) -> Predictor:
-    """The model of a run, or a checkpoint, on a device. Raises UserError when there is none, or `device` cannot be
-    used.
+        UserError: there is none, or `device` cannot be used.
     """
     import torch
 
@@ -213,39 +96,158 @@ def open_predictor(run: str | None, pretrained: str | None, device: str | None) 
         raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
 
 
+class Work:
+    """Predicts one query after the other, and writes what was found.
+
+    Args:
+        options: of the command line.
+        chains: of the structures to score with.
+        problems: gets sentences about what could not be done.
+    """
+
+    def __init__(self, options: argparse.Namespace, chains: list[Chain], problems: list[str]) -> None:
+        self.options, self.chains, self.problems = options, chains, problems
+        self.results: list[Result] = []
+        self._predictor: Predictor | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model, opened when it is first used."""
+        if self._predictor is None:
+            from .predictors import Windowed
+
+            options = self.options
+            self._predictor = open_predictor(options.run, options.pretrained, options.device)
+            if options.windows:
+                self._predictor = Windowed(self._predictor, options.windows)
+        return self._predictor
+
+    def do(self, query: Query) -> None:
+        """Predicts, scores and writes one query; what is wrong with it becomes a problem."""
+        from .truth import matching
+
+        predictor = self.predictor
+        _make(self.options.out)
+        truth = matching(query, self.chains, self.problems)
+        try:
+            key = self._key(query, truth)
+            if (done := self._done(query, key)) is None:
+                done = self._one(query, truth, predictor, key)
+            self.results.append(done)
+        except UserError as error:
+            self.problems.append(named(query, str(error)))
+
+    def _key(self, query: Query, truth: Truth | None) -> str:
+        """What a result depends on, as a hash: input, model and structure."""
+        options, alignment = self.options, query.alignment
+        parts = [alignment.tokens.tobytes(), str(alignment.chains).encode(), (query.letters or "").encode()]
+        parts += [f"{options.run} {options.pretrained} {options.windows} {self.predictor.about}".encode()]
+        parts += [truth.chain.name.encode(), truth.chain.cbeta.tobytes()] if truth else []
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+    def _done(self, query: Query, key: str) -> Result | None:
+        """The result of an earlier run of the same input and model, where `--resume` asks for it.
+
+        Raises:
+            UserError: there are files of this name, and neither `--resume` nor `--overwrite` says what to do.
+        """
+        from .outputs import Result
+
+        files = [self.options.out / f"{query.name}.{kind}" for kind in KINDS_OF_FILES]
+        there = [file for file in files if file.exists()]
+        if not there or self.options.overwrite:
+            return None
+        known = read_json(files[-1]) if files[-1].is_file() else {}
+        if not self.options.resume:
+            raise UserError(
+                f"'{there[0]}' is there already; --resume keeps it if it is of the same input and model, --overwrite "
+                "replaces it, or give another --out."
+            )
+        if not known and all(file.suffix != ".npz" for file in there):
+            return None  # stopped before the arrays were written
+        if known.get("key") != key:
+            raise UserError(
+                f"'{there[0]}' is of another input, model or structure, so that it cannot be resumed; --overwrite "
+                "replaces it, or give another --out."
+            )
+        scores = {name: math.nan if value is None else value for name, value in (known.pop("scores") or {}).items()}
+        return Result(**{name: value for name, value in known.items() if name != "key"}, scores=scores)
+
+    def _one(self, query: Query, truth: Truth | None, predictor: Predictor, key: str) -> Result:
+        from ..read.profile import chain_depths
+        from .outputs import Result, confidence, confident_pairs
+        from .truth import scores
+
+        alignment, options = query.alignment, self.options
+        sequence, rows, chains = alignment.query, alignment.tokens, alignment.chains
+        msa = rows if len(rows) > 1 else None
+        prediction = predictor.predict(rows[0], None, msa, query.letters, chains)
+        depths = chain_depths(rows, chains) if msa is not None else []
+        chain = truth.chain if truth else None
+        result = Result(
+            name=query.name,
+            source=str(query.source),
+            sequence=sequence,
+            rows=len(rows),
+            neff=min(depths) if depths else None,
+            pairs=confident_pairs(prediction, sequence, chain, options.top, chains),
+            confidence=confidence(prediction.contacts, chains),
+            chains=list(chains),
+            between=confident_pairs(prediction, sequence, chain, options.top, chains, between=True) if chains else [],
+            notes=[*query.notes, *prediction.notes, *depth_notes(rows, depths)],
+        )
+        if truth is not None:
+            result.chain, result.scores = truth.chain.name, scores(prediction.contacts, truth, chains)
+            result.notes += [note if chains else f"{truth.chain.name}: {note}" for note in truth.chain.notes]
+        _write(result, prediction, truth, predictor.about, options, key)
+        return result
+
+
+def depth_notes(rows: np.ndarray, depths: list[float]) -> list[str]:
+    """Sentences about an alignment `[rows, residues]` that says no more than its query; `depths` are Neff by chain."""
+    if len(rows) < 2:
+        return []
+    other = (rows != rows[0]) & (rows != GAP)
+    if not other.any():
+        return [f"all {len(rows):,} rows are the query or parts of it: the alignment adds nothing to it"]
+    return (
+        [f"the alignment is shallow (Neff {min(depths):.1f}): it adds little to the sequence"]
+        if min(depths) < 2
+        else []
+    )
+
+
 def main(args: list[str]) -> int:
-    """Run `triune protein contacts` and return its exit code: 2 if an input could not be done.
+    """Runs `triune protein contacts` and returns its exit code: 2 if an input could not be done.
 
     Raises:
         UserError: a mistake in the options.
     """
-    from .metrics import ContactMetrics
-    from .outputs import show
+    from .outputs import mean_scores, show
+    from .truth import read_structures
 
     options = parser().parse_args(args)
     if options.top < 1:
         raise UserError(f"--top is {options.top}, but must be at least 1.")
     if options.chain and not options.structure:
         raise UserError("--chain names a chain of --structure FILE, which was not given.")
-    queries, problems = collect(options.input)
-    chains = read_structures(options.structure, options.chain, problems)
-    metrics, results = ContactMetrics(), []
-    if queries:
-        check_new([file for query in queries for file in _files(query.name, options).values()], options.overwrite)
-        predictor = open_predictor(options.run, options.pretrained, options.device)
-        _make(options.out)
-        with progress("predicting contacts", len(queries), "sequences") as advance:
-            for query in queries:
-                try:
-                    results.append(_one(query, predictor, chains, options, metrics, problems))
-                except UserError as error:
-                    problems.append(_named(query, str(error)))
-                advance(1)
+    queries = Queries(options.input, options.kind, options.force)
+    problems = queries.problems
+    work = Work(options, read_structures(options.structure, options.chain, problems), problems)
+    sizes = queries.sizes()
+    count = 0
+    with progress("predicting contacts", sum(sizes), "MB", 1e6) as advance:
+        for file, size in zip(queries.files, sizes):
+            found = list(queries.of(file))
+            for query in found:
+                work.do(query)
+                advance(size // len(found))
+            count += len(found)
     if options.json:
-        print(json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=2))
+        print(json.dumps([result.to_dict() for result in work.results], ensure_ascii=False, indent=2))
     else:
-        show(results, metrics.compute() if len(results) > 1 else {})
-    _report(problems, len(queries) > 1)
+        show(work.results, mean_scores(work.results) if len(work.results) > 1 else {})
+    report(problems, count > 1)
     return 2 if problems else 0
 
 
@@ -256,97 +258,36 @@ def _make(folder: Path) -> None:
         raise UserError(f"--out '{folder}' cannot be made: {error.strerror}; name another folder.") from error
 
 
-def _named(query: Query, problem: str) -> str:
-    return problem if str(query.source) in problem else f"'{query.source}': {query.name}: {problem}"
-
-
-def _report(problems: Iterable[str], brief: bool) -> None:
-    """Print what went wrong: one sentence each and, unless `brief`, what is shown below it."""
+def report(problems: Iterable[str], brief: bool) -> None:
+    """Prints what went wrong: one sentence each and, unless `brief`, what is shown below it."""
     for problem in problems:
         sentence, *shown = problem.split("\n\n", 1)
         print("\n".join(["error: " + " ".join(sentence.split()), *([] if brief else shown)]), file=sys.stderr)
 
 
-def _one(
-    query: Query, predictor: Predictor, chains: list[Chain], options: argparse.Namespace, metrics: ContactMetrics,
-    problems: list[str],
-) -> Result:  # fmt: skip
-    """Predict, score and write one chain. A structure that does not match is a problem, but no reason not to
-    predict.
-    """
-    from ..read.profile import effective_sequences
-    from .outputs import Result, confidence, confident_pairs
-
-    alignment, notes = query.read()
-    sequence, rows = alignment.query, alignment.tokens
-    letters = query.record.letters if query.record else None
-    prediction = predictor.predict(rows[0], None, rows if len(rows) > 1 else None, letters)
-    neff = effective_sequences(rows) if len(rows) > 1 else None
-    chain = _matching(query, chains, sequence, problems)
-    result = Result(
-        name=query.name,
-        source=str(query.source),
-        sequence=sequence,
-        rows=len(rows),
-        neff=neff,
-        pairs=confident_pairs(prediction, sequence, chain, options.top),
-        confidence=confidence(prediction.contacts),
-        notes=[*notes, *prediction.notes],
-    )
-    truth = None
-    if chain is not None:
-        truth = _score(result, prediction.contacts, chain, metrics)
-    _write(result, prediction, truth, predictor.about, options)
-    return result
-
-
-def _matching(query: Query, chains: list[Chain], sequence: str, problems: list[str]) -> Chain | None:
-    from ..read.structure import select_chain
-
-    if not chains:
-        return None
-    try:
-        return select_chain(chains, sequence)
-    except UserError as error:
-        problems.append(_named(query, f"predicted, but not scored: {error}"))
-        return None
-
-
-def _score(result: Result, contacts: Tensor, chain: Chain, metrics: ContactMetrics) -> Tensor:
-    """Put the scores into the result and the metrics; return the known contacts."""
-    import torch
-
-    from .metrics import contact_targets, precisions
-
-    truth = contact_targets(torch.from_numpy(chain.cbeta), torch.from_numpy(chain.resolved))
-    length = torch.tensor([int(chain.resolved.sum())])
-    found = precisions(contacts[None], truth[None], length)
-    metrics.update(contacts[None], truth[None], length)
-    result.chain, result.scores = chain.name, {name: float(value) for name, value in found.items()}
-    result.notes += [f"{chain.name}: {note}" for note in chain.notes]
-    return truth
-
-
-def _files(name: str, options: argparse.Namespace) -> dict[str, Path]:
-    kinds = ("rr", "npz") if options.no_png else ("png", "rr", "npz")
-    return {kind: options.out / f"{name}.{kind}" for kind in kinds}
-
-
 def _write(
-    result: Result, prediction: Prediction, truth: Tensor | None, method: str, options: argparse.Namespace
+    result: Result, prediction: Prediction, truth: Truth | None, method: str, options: argparse.Namespace, key: str
 ) -> None:
+    """Writes the files of a result, NAME.json last: where it is, the others are."""
     from .outputs import write_arrays, write_rr
     from .plots import contact_map
 
-    files = _files(result.name, options)
-    write_rr(files["rr"], result.name, result.sequence, prediction.contacts, method)
-    write_arrays(files["npz"], result.name, result.sequence, prediction)
-    if "png" in files:
+    kinds = [kind for kind in KINDS_OF_FILES if kind != "png" or not options.no_png]
+    files = {kind: options.out / f"{result.name}.{kind}" for kind in kinds}
+    contacts, distances = prediction.contacts, prediction.distances
+    write_rr(files["rr"], result.name, result.sequence, contacts, method, result.chains)
+    write_arrays(
+        files["npz"], name=result.name, sequence=result.sequence, contacts=contacts.numpy(),
+        distances=None if distances is None else distances.numpy(),
+        chains=np.array(result.chains) if result.chains else None,
+    )  # fmt: skip
+    if not options.no_png:
         caption = f"{len(result.sequence):,} residues, {result.depth()}"
         if result.scores:
             value, chance, ceiling = (result.scores[f"long_p_at_l{kind}"] for kind in ("", "_chance", "_ceiling"))
             caption += f"\nlong-range P@L {value:.3f} (chance {chance:.3f}, ceiling {ceiling:.3f})"
         title = result.name if result.chain in (None, result.name) else f"{result.name} (structure {result.chain})"
-        known = None if truth is None else truth.numpy()
-        contact_map(files["png"], prediction.contacts.numpy(), title, caption, known)
+        known = None if truth is None else truth.contacts.numpy()
+        contact_map(files["png"], contacts.numpy(), title, caption, known, result.chains)
     result.files = {kind: str(file) for kind, file in files.items()}
+    write_json(files["json"], result.to_dict() | {"key": key})

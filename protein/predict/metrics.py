@@ -25,11 +25,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..read.complexes import BETWEEN
+
 CUTOFF = 8.0
 """Ångström between Cβ atoms below which two residues are in contact."""
 
 RANGES: dict[str, tuple[int, int]] = {"short": (6, 11), "medium": (12, 23), "long": (24, 1 << 30)}
 """First and last j - i of each range."""
+
+COMPLEX_RANGES = RANGES | {"between": (BETWEEN, BETWEEN)}
+"""Those within the chains of a complex, and the pairs of residues of two chains."""
 
 TENTHS = {"p_at_l": 10, "p_at_l2": 5, "p_at_l5": 2}
 """Pairs counted by each precision, in tenths of L."""
@@ -41,7 +46,7 @@ NEFF_BINS = (0.0, 10.0, 50.0, 100.0, 300.0, 1000.0, math.inf)
 
 
 def contact_targets(cbeta: Tensor, resolved: Tensor, cutoff: float = CUTOFF) -> Tensor:
-    """Return int8 [..., L, L]: 1 contact, 0 none, -1 to be ignored.
+    """Returns int8 [..., L, L]: 1 contact, 0 none, -1 to be ignored.
 
     Args:
         cbeta: Cβ positions in ångström, [..., L, 3].
@@ -59,7 +64,7 @@ def distances(points: Tensor) -> Tensor:
 
 
 def targets_of(distance: Tensor, resolved: Tensor, cutoff: float = CUTOFF) -> Tensor:
-    """Return `contact_targets` from distances [..., L, L]."""
+    """Returns `contact_targets` from distances [..., L, L]."""
     known = resolved[..., :, None] & resolved[..., None, :] & ~distance.isnan()
     return torch.where(known, (distance < cutoff).to(torch.int8), -1)
 
@@ -69,8 +74,9 @@ def precisions(
     targets: Tensor,
     lengths: Tensor | None = None,
     ranges: dict[str, tuple[int, int]] = RANGES,
+    separation: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the scores of each chain, their chance and their ceiling, each float32 [batch]; NaN where there is no
+    """Returns the scores of each chain, their chance and their ceiling, each float32 [batch]; NaN where there is no
     pair.
 
     The keys are `{range}_{score}{kind}`: `long_p_at_l`, `long_p_at_l5_chance`, `medium_auc_ceiling`, ...
@@ -81,12 +87,13 @@ def precisions(
         targets: as from `contact_targets`, [batch, L, L].
         lengths: L of each chain, [batch]; left out, the number of residues with any known pair.
         ranges: first and last separation of each.
+        separation: of each pair, int `[L, L]`, such as `read.complexes.separations` for a complex; left out, j - i.
     """
     if lengths is None:
         lengths = (targets >= 0).any(-1).sum(-1)
     out: dict[str, Tensor] = {}
     for name, (first, last) in ranges.items():
-        hits, ideal, pairs = _ranked(scores, targets, first, last)
+        hits, ideal, pairs = _ranked(scores, targets, first, last, separation)
         curves = {
             "": hits.cumsum(1),
             "_chance": (hits.sum(1) / pairs)[:, None] * _counted(hits, pairs),
@@ -99,12 +106,12 @@ def precisions(
     return out
 
 
-def _ranked(scores: Tensor, targets: Tensor, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+def _ranked(
+    scores: Tensor, targets: Tensor, first: int, last: int, separation: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Expected hits by rank [batch, ranks], the number of contacts [batch] and of known pairs [batch] of a range."""
-    residues = scores.shape[-1]
-    i, j = torch.triu_indices(residues, residues, min(first, residues), device=scores.device)
-    inside = j - i <= last
-    flat = i[inside] * residues + j[inside]
+    i, j = pairs_apart(scores.shape[-1], first, last, separation, scores.device)
+    flat = i * scores.shape[-1] + j
     target = targets.flatten(1)[:, flat]
     score = scores.flatten(1)[:, flat]
     score = score.to(torch.promote_types(score.dtype, torch.float32))
@@ -114,6 +121,18 @@ def _ranked(scores: Tensor, targets: Tensor, first: int, last: int) -> tuple[Ten
     ranked, order = score.sort(dim=1, descending=True)
     hit = (target == 1).float().gather(1, order)
     return _share_ties(ranked, hit), hit.sum(1), known.sum(1).float()
+
+
+def pairs_apart(
+    residues: int, first: int, last: int = 1 << 30, separation: Tensor | None = None, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The pairs i < j of a range of separations, two int64 `[pairs]`; `separation` as for `precisions`."""
+    if separation is not None:
+        i, j = torch.triu((separation >= first) & (separation <= last), 1).nonzero(as_tuple=True)
+        return i.to(device), j.to(device)
+    i, j = torch.triu_indices(residues, residues, min(first, residues), device=device)
+    inside = j - i <= last
+    return i[inside], j[inside]
 
 
 def _share_ties(ranked: Tensor, hit: Tensor) -> Tensor:
@@ -186,7 +205,7 @@ class ContactMetrics:
         return torch.cat([torch.cat(self._values), torch.cat(self._neff)[:, None]], 1)
 
     def compute(self, values: Tensor | None = None) -> dict[str, float]:
-        """Return the means over the chains that have a score: one number per key, then those of each Neff bin.
+        """Returns the means over the chains that have a score: one number per key, then those of each Neff bin.
 
         The keys of a bin end in `_neff_10_50`; beside them stands `chains_neff_10_50`. Bins without a chain are absent,
         as are keys without a score.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from ...core.files import write_atomic
+from ..read.complexes import BETWEEN, place_in_chain, separations, spans
 from ..read.structure import Chain
-from .dca import top_pairs
-from .metrics import RANGES, SCORES, distances
+from .metrics import COMPLEX_RANGES, RANGES, SCORES, distances, pairs_apart
 from .predictors import Prediction
-
-NEAREST = 6
-"""Pairs closer than this in sequence are not written."""
 
 LONG = RANGES["long"][0]
 TITLES = ("P@L", "P@L/2", "P@L/5", "AUC")
@@ -30,7 +27,7 @@ TITLES = ("P@L", "P@L/2", "P@L/5", "AUC")
 MOST_NOTES = 10
 """Notes that are printed about a batch."""
 
-ABOUT = {"short": "6-11", "medium": "12-23", "long": "24+"}
+ABOUT = {"short": "6-11", "medium": "12-23", "long": "24+", "between": "two chains"}
 
 
 @dataclass
@@ -41,10 +38,12 @@ class Result:
         name: of the sequence; files carry it.
         source: file it came from.
         sequence: letters.
-        rows, neff: of the alignment; 1 and None for a lone sequence.
-        pairs: the most probable long-range pairs, as `confident_pairs` gives them.
+        rows, neff: of the alignment; 1 and None for a lone sequence. Of a complex, the least Neff of its chains.
+        pairs: the most probable long-range pairs within chains, as `confident_pairs` gives them.
         confidence: mean probability of the L/5 most probable long-range pairs: the precision the model expects of
             itself; None for a chain without such pairs.
+        chains: lengths of the chains of a complex, which `sequence` joins; empty for one chain.
+        between: the most probable pairs of residues of two chains.
         chain: name of the chain it was scored with, None without a structure.
         scores: as from `metrics.precisions`, one number each.
         notes: sentences about the input.
@@ -58,6 +57,8 @@ class Result:
     neff: float | None
     pairs: list[dict[str, Any]]
     confidence: float | None
+    chains: list[int] = field(default_factory=list)
+    between: list[dict[str, Any]] = field(default_factory=list)
     chain: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -73,17 +74,48 @@ class Result:
         return "no alignment" if self.neff is None else f"alignment of {self.rows:,} rows, Neff {self.neff:,.1f}"
 
 
-def confident_pairs(prediction: Prediction, sequence: str, chain: Chain | None, count: int) -> list[dict[str, Any]]:
-    """The `count` most probable pairs at least 24 residues apart, best first; i and j count from 1."""
+def top_pairs(
+    scores: Tensor, count: int, first: int = LONG, last: int = RANGES["long"][1], separation: Tensor | None = None
+) -> list[tuple[int, int]]:
+    """The pairs i < j of a range of separations that score highest, best first, 0-based; NaN is no score.
+
+    Args:
+        scores: `[residues, residues]`.
+        count: pairs at most.
+        first, last, separation: as for `metrics.pairs_apart`.
+    """
+    i, j = pairs_apart(len(scores), first, last, separation)
+    known = ~scores[i, j].isnan()
+    i, j = i[known], j[known]
+    best = scores[i, j].topk(min(count, len(i))).indices
+    return list(zip(i[best].tolist(), j[best].tolist()))
+
+
+def confident_pairs(
+    prediction: Prediction, sequence: str, chain: Chain | None, count: int, chains: Sequence[int] = (),
+    between: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The `count` most probable pairs at least 24 residues apart in one chain, or `between` chains, best first.
+
+    i and j count from 1; in a complex each in its own chain, whose letters are `chain_i` and `chain_j`.
+    """
     known = None if chain is None else distances(torch.from_numpy(chain.cbeta))
+    apart = separations(chains, len(sequence)) if chains else None
+    first, last = (BETWEEN, BETWEEN) if between else RANGES["long"]
+    places = place_in_chain(chains, len(sequence))
     found = []
-    for i, j in top_pairs(prediction.contacts, count, LONG):
+    for i, j in top_pairs(prediction.contacts, count, first, last, apart):
+        (chain_i, at_i), (chain_j, at_j) = places[i], places[j]
+        ends = [f"{chain_i}:{sequence[i]}{at_i}", f"{chain_j}:{sequence[j]}{at_j}"]
         pair: dict[str, Any] = {
-            "i": i + 1, "j": j + 1, "residues": f"{sequence[i]}{i + 1}-{sequence[j]}{j + 1}",
+            "i": at_i, "j": at_j, "residues": "-".join(ends if chains else [end[2:] for end in ends]),
             "probability": round(float(prediction.contacts[i, j]), 4),
         }  # fmt: skip
+        if chains:
+            pair |= {"chain_i": chain_i, "chain_j": chain_j}
         if prediction.distances is not None:
-            pair["expected_distance"] = round(float(prediction.distances[i, j]), 2)
+            distance = float(prediction.distances[i, j])
+            pair["expected_distance"] = None if math.isnan(distance) else round(distance, 2)
         if known is not None:
             distance = float(known[i, j])
             pair["true_distance"] = None if math.isnan(distance) else round(distance, 2)
@@ -91,50 +123,53 @@ def confident_pairs(prediction: Prediction, sequence: str, chain: Chain | None, 
     return found
 
 
-def confidence(contacts: Tensor) -> float | None:
-    """Mean probability of the L/5 most probable pairs at least 24 apart."""
-    best = top_pairs(contacts, max(1, len(contacts) // 5), LONG)
+def confidence(contacts: Tensor, chains: Sequence[int] = ()) -> float | None:
+    """Mean probability of the L/5 most probable pairs at least 24 apart in one chain; None without such a pair."""
+    apart = separations(chains, len(contacts)) if chains else None
+    best = top_pairs(contacts, max(1, len(contacts) // 5), separation=apart)
     return float(np.mean([float(contacts[i, j]) for i, j in best])) if best else None
+
+
+def mean_scores(results: list[Result]) -> dict[str, float]:
+    """The means of the scores over the results that have them; a chain without a pair in a range has none there."""
+    scored = [result.scores for result in results if result.scores]
+    keys = dict.fromkeys(key for scores in scored for key in scores)
+    known = {key: [s[key] for s in scored if key in s and not math.isnan(s[key])] for key in keys}
+    return {key: float(np.mean(values)) for key, values in known.items() if values}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def write_rr(target: Path, name: str, sequence: str, contacts: Tensor, method: str) -> None:
-    """Write the contacts in CASP's RR format: `i j 0 8 p`, most probable first.
+def write_rr(
+    target: Path, name: str, sequence: str, contacts: Tensor, method: str, chains: Sequence[int] = (), remark: str = ""
+) -> None:
+    """Writes the contacts in CASP's RR format: `i j 0 8 p`, most probable first; of a complex `A1 B5 0 8 p`.
 
-    Of each range (6-11, 12-23, 24 and more apart) the 5 L most probable pairs, so that every precision up to L of each
-    can be computed from the file.
+    Of each range (6-11, 12-23, 24 and more apart, between chains) the 5 L most probable pairs, so that every precision
+    up to L of each can be computed from the file. NaN is left out.
     """
-    length = len(sequence)
-    i, j = torch.triu_indices(length, length, min(NEAREST, length))
-    p = contacts[i, j]
-    kept = [
-        inside[p[inside].topk(min(5 * length, len(inside))).indices]
-        for first, last in RANGES.values()
-        if len(inside := ((j - i >= first) & (j - i <= last)).nonzero().flatten())
-    ]
-    order = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
-    order = order[p[order].argsort(descending=True, stable=True)]
-    rows = zip((i[order] + 1).tolist(), (j[order] + 1).tolist(), p[order].tolist())
-    head = ["PFRMAT RR", f"TARGET {_ascii(name)}", "AUTHOR triune", f"METHOD {_ascii(method)}", "MODEL 1"]
-    lines = [*head, *textwrap.wrap(sequence, 50), *(f"{a} {b} 0 8 {q:.6f}" for a, b, q in rows), "END", ""]
-    write_atomic(target, "\n".join(lines).encode("ascii"))
+    apart = separations(chains, len(sequence)) if chains else None
+    ranges = (COMPLEX_RANGES if chains else RANGES).values()
+    pairs = [pair for first, last in ranges for pair in top_pairs(contacts, 5 * len(sequence), first, last, apart)]
+    values = contacts.numpy()
+    pairs.sort(key=lambda pair: -float(values[pair]))
+    places = [f"{letter if chains else ''}{at}" for letter, at in place_in_chain(chains, len(sequence))]
+    head = ["PFRMAT RR", f"TARGET {_ascii(name)}", "AUTHOR triune", f"METHOD {_ascii(method)}"]
+    head += [f"REMARK {_ascii(remark)}"] if remark else []
+    letters = [line for span in spans(chains, len(sequence)) for line in textwrap.wrap(sequence[span], 50)]
+    rows = [f"{places[i]} {places[j]} 0 8 {values[i, j]:.6f}" for i, j in pairs]
+    write_atomic(target, "\n".join([*head, "MODEL 1", *letters, *rows, "END", ""]).encode("ascii"))
 
 
 def _ascii(text: str) -> str:
     return text.encode("ascii", "replace").decode("ascii")
 
 
-def write_arrays(target: Path, name: str, sequence: str, prediction: Prediction) -> None:
-    """Write `contacts` and, if there are any, `distances` in ångström, float32 [residues, residues], and the
-    sequence.
-    """
-    arrays: dict[str, Any] = {"name": name, "sequence": sequence, "contacts": prediction.contacts.numpy()}
-    if prediction.distances is not None:
-        arrays["distances"] = prediction.distances.numpy()
+def write_arrays(target: Path, **arrays: Any) -> None:
+    """Writes arrays as compressed `.npz`, those that are None left out."""
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
+    np.savez_compressed(content, **{name: array for name, array in arrays.items() if array is not None})
     write_atomic(target, content.getvalue())
 
 
@@ -142,13 +177,15 @@ def write_arrays(target: Path, name: str, sequence: str, prediction: Prediction)
 
 
 def show(results: list[Result], mean: dict[str, float]) -> None:
-    """Print one result in full, or several as one line each with the mean of their scores."""
+    """Prints one result in full, or several as one line each with the mean of their scores."""
     if len(results) == 1:
         only = results[0]
         print(f"{only.name}: {len(only.sequence):,} residues, {only.depth()}, confidence {_number(only.confidence)}")
         for note in only.notes:
             print(f"  {note}")
         _print(pair_table(only.pairs) if only.pairs else "no pair is 24 or more residues apart")
+        if only.between:
+            _print(pair_table(only.between, "pair between chains"))
         if only.scores:
             print(f"scored with {only.chain}")
             _print(score_table(only.scores))
@@ -163,8 +200,8 @@ def show(results: list[Result], mean: dict[str, float]) -> None:
         print(f"written to {Path(next(iter(results[0].files.values()))).parent}")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _counted(results: Iterable[Result]) -> list[str]:
@@ -197,13 +234,14 @@ def _print(table: Any) -> None:
     (console if console.is_terminal else Console(width=10_000, highlight=False, markup=False)).print(table)
 
 
-def pair_table(pairs: list[dict[str, Any]]) -> Any:
-    """The most probable long-range pairs."""
+def pair_table(pairs: list[dict[str, Any]], title: str = "long-range pair") -> Any:
+    """The most probable pairs of a range."""
     expected, known = ("expected_distance" in pairs[0]), ("true_distance" in pairs[0])
-    table = _table("long-range pair", "apart", "p", *["expected Å"] * expected, *["true Å"] * known)
+    table = _table(title, "apart", "p", *["expected Å"] * expected, *["true Å"] * known)
     for pair in pairs:
-        cells = [pair["residues"], str(pair["j"] - pair["i"]), f"{pair['probability']:.3f}"]
-        cells += [f"{pair['expected_distance']:.1f}"] if expected else []
+        apart = "-" if pair.get("chain_i") != pair.get("chain_j") else str(pair["j"] - pair["i"])
+        cells = [pair["residues"], apart, f"{pair['probability']:.3f}"]
+        cells += [_number(pair["expected_distance"], 1)] if expected else []
         if known:
             distance = pair["true_distance"]
             cells.append("unresolved" if distance is None else f"{distance:.1f}")
@@ -215,6 +253,8 @@ def score_table(scores: dict[str, float]) -> Any:
     """Precision by range, with what chance and a perfect predictor reach below it."""
     table = _table("precision", "apart", *TITLES, left=2)
     for name, about in ABOUT.items():
+        if name == "between" and "between_p_at_l" not in scores:
+            continue
         for kind, label in (("", name), ("_chance", "  chance"), ("_ceiling", "  ceiling")):
             values = [scores.get(f"{name}_{score}{kind}", math.nan) for score in SCORES]
             cells = [_number(value) for value in values]

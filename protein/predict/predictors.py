@@ -21,13 +21,24 @@ from ..language.model import SequenceModel, esm_tokens, sequence_tokens
 from ..pair.config import PairConfig
 from ..pair.memory import check_attention, choose_chunk, estimate, estimate_attention, free_memory, gib
 from ..pair.model import FIRST_BREAK, LAST_BREAK, PairModel
-from ..read.profile import chosen_rows, profile
+from ..read.alphabet import encode
+from ..read.complexes import residue_index, spans
+from ..read.profile import chosen_rows, complex_profile, profile
 
 SHARE = 0.8
 """Part of the free memory that a prediction may take by its estimate, which is no exact one."""
 
 SEEN_WITHOUT = 0.95
 """A model of whose training chains more had a profile has not learned to do without."""
+
+LINKER = "G" * 25
+"""Residues between the chains of a complex in a language model, whose positions cannot jump (Lin et al. 2023)."""
+
+LONGEST = 1022
+"""Residues of the longest crops that ESM-2 and ESM-1b were trained on."""
+
+SHORTEST_WINDOW = 64
+"""Residues."""
 
 ROWS = 128
 """Rows of an alignment for a model that does not say how many it was trained on."""
@@ -57,7 +68,7 @@ class Predictor(Protocol):
 
     def predict(
         self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None,
-        letters: str | None = None,
+        letters: str | None = None, chains: tuple[int, ...] = (),
     ) -> Prediction:  # fmt: skip
         """Predict one chain.
 
@@ -66,6 +77,7 @@ class Predictor(Protocol):
             profile: frequencies of the 20 amino acids, `[residues, 20]`; left out, that of the alignment.
             msa: the alignment, uint8 `[rows, residues]`, the chain first; left out, there is none.
             letters: the chain as it was written, for a model that tells U from C and B from X.
+            chains: lengths of the chains of a complex, which `tokens` joins; none for one chain.
 
         Raises:
             UserError: the chain is too long for the memory.
@@ -114,16 +126,19 @@ class PairPredictor:
 
     def predict(
         self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None,
-        letters: str | None = None,
+        letters: str | None = None, chains: tuple[int, ...] = (),
     ) -> Prediction:  # fmt: skip
         if msa is not None and len(msa) < 2:
             msa = None
-        columns, notes = self._profile(tokens, profile, msa)
+        columns, notes = self._profile(tokens, profile, msa, chains)
         rows = self._rows(tokens, msa, notes)
         depth = 1 if rows is None else len(rows)
         available = int(SHARE * free_memory(self.device))
         chunk = choose_chunk(self.model.config, len(tokens), available, depth)
         inputs = {"tokens": tokens.astype(np.int64), "profile": columns, "msa": rows}
+        if chains:
+            inputs["residue_index"] = residue_index(chains, len(tokens))
+            notes.append("the model was trained on single chains: what it says between chains is a guess")
         batch = {
             name: None if value is None else torch.from_numpy(value)[None].to(self.device)
             for name, value in inputs.items()
@@ -135,7 +150,7 @@ class PairPredictor:
             return Prediction(output.contacts[0].sigmoid().cpu(), distances.cpu(), tuple(notes))
 
     def _profile(
-        self, tokens: np.ndarray, given: np.ndarray | None, msa: np.ndarray | None
+        self, tokens: np.ndarray, given: np.ndarray | None, msa: np.ndarray | None, chains: tuple[int, ...]
     ) -> tuple[np.ndarray, list[str]]:
         """The profile as the model knows profiles, and what to say about it."""
         share = self.inputs["profiles"]
@@ -145,7 +160,7 @@ class PairPredictor:
         if given is not None:
             return given.astype(np.float32), []
         if msa is not None:
-            return profile(msa), []
+            return complex_profile(msa, chains), []
         if share < SEEN_WITHOUT:
             return nothing, ["there is no alignment, hence no profile; a part of the training chains had none either"]
         return profile(tokens[None]), [
@@ -233,17 +248,96 @@ class LanguagePredictor:
 
     def predict(
         self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None,
-        letters: str | None = None,
+        letters: str | None = None, chains: tuple[int, ...] = (),
     ) -> Prediction:  # fmt: skip
-        notes = ["a language model reads the sequence only: the alignment is not used"]
-        check_attention(len(tokens), int(SHARE * free_memory(self.device)))
+        notes = self._notes(len(tokens), msa, chains)
+        linked, kept = _linked(tokens, chains)
+        check_attention(len(linked), int(SHARE * free_memory(self.device)))
         if self.all_letters and letters is not None:
-            ids = sequence_tokens(letters)
+            ids = sequence_tokens(LINKER.join(letters[span] for span in spans(chains, len(letters))))
         else:
-            ids = esm_tokens(torch.from_numpy(tokens.astype(np.int64))[None])
-        with torch.inference_mode(), _memory_is_enough(len(tokens), estimate_attention(len(tokens))):
+            ids = esm_tokens(torch.from_numpy(linked.astype(np.int64))[None])
+        with torch.inference_mode(), _memory_is_enough(len(linked), estimate_attention(len(linked))):
             contacts = self.head(self.model, ids.to(self.device))[0].sigmoid().cpu()
-        return Prediction(contacts, None, tuple(notes if msa is not None and len(msa) > 1 else ()))
+        return Prediction(contacts[kept][:, kept], None, tuple(notes))
+
+    def _notes(self, residues: int, msa: np.ndarray | None, chains: tuple[int, ...]) -> list[str]:
+        notes = []
+        if msa is not None and len(msa) > 1:
+            notes.append("a language model reads the sequence only: the alignment is not used")
+        if chains:
+            notes.append(f"the model was trained on single chains: they are joined by {len(LINKER)} G, as in ESMFold")
+        if self.all_letters and residues + len(LINKER) * max(len(chains) - 1, 0) > LONGEST:
+            notes.append(
+                f"{residues:,} residues are more than the {LONGEST:,} that ESM-2 was trained on: nobody has tested it "
+                f"there; --windows {LONGEST} predicts parts of that length"
+            )
+        return notes
+
+
+def _linked(tokens: np.ndarray, chains: tuple[int, ...]) -> tuple[np.ndarray, Tensor]:
+    """The chains of a complex joined by `LINKER`, uint8 `[residues + linkers]`, and where their residues are there."""
+    parts, kept, at = [], [], 0
+    for span in spans(chains, len(tokens)):
+        if parts:
+            parts.append(encode(LINKER))
+            at += len(LINKER)
+        parts.append(tokens[span])
+        kept.append(torch.arange(at, at + len(tokens[span])))
+        at += len(tokens[span])
+    return np.concatenate(parts), torch.cat(kept)
+
+
+class Windowed:
+    """Predicts long chains in windows that overlap by half, and averages where several windows hold a pair.
+
+    Args:
+        predictor: of the windows.
+        size: residues of a window.
+
+    Raises:
+        UserError: a window is too short for a long-range pair.
+    """
+
+    def __init__(self, predictor: Predictor, size: int) -> None:
+        if size < SHORTEST_WINDOW:
+            raise UserError(f"--windows is {size}, but must be at least {SHORTEST_WINDOW} residues.")
+        self.predictor, self.size = predictor, size
+
+    @property
+    def about(self) -> str:
+        return f"{self.predictor.about}, in windows of {self.size} residues"
+
+    def predict(
+        self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None,
+        letters: str | None = None, chains: tuple[int, ...] = (),
+    ) -> Prediction:  # fmt: skip
+        residues = len(tokens)
+        if residues <= self.size:
+            return self.predictor.predict(tokens, profile, msa, letters, chains)
+        if chains:
+            raise UserError("--windows cannot cut a complex; predict its chains by themselves, or leave it out.")
+        sums, counts, notes = torch.zeros(2, residues, residues), torch.zeros(residues, residues), {}
+        has_distances = True
+        for start in [*range(0, residues - self.size, self.size // 2), residues - self.size]:
+            here = slice(start, start + self.size)
+            found = self.predictor.predict(
+                tokens[here], None if profile is None else profile[here], None if msa is None else msa[:, here],
+                None if letters is None else letters[here],
+            )  # fmt: skip
+            sums[0, here, here] += found.contacts
+            counts[here, here] += 1
+            has_distances = has_distances and found.distances is not None
+            if found.distances is not None:
+                sums[1, here, here] += found.distances
+            notes |= dict.fromkeys(found.notes)
+        unseen = float((counts == 0).float().mean())
+        notes[
+            f"predicted in windows of {self.size:,}: {unseen:.0%} of all pairs are in none and have probability 0"
+        ] = None
+        mean = sums / counts.clamp(min=1)
+        distances = torch.where(counts > 0, mean[1], torch.nan) if has_distances else None
+        return Prediction(mean[0], distances, tuple(notes))
 
 
 @contextmanager

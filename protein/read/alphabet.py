@@ -22,6 +22,18 @@ READ_AS = {"U": "C", "O": "K", "B": "X", "Z": "X", "J": "X"}
 INVALID = 255
 """What a byte that is no residue letter becomes in `TABLE`."""
 
+NUCLEOTIDES = tuple(AMINO_ACIDS.index(letter) for letter in "ACGT")
+"""Numbers of the letters of DNA; the U of RNA is read as C."""
+
+NUCLEOTIDE_SHARE = 0.95
+"""Share of A, C, G, T, U and N among the known letters from which a sequence counts as DNA or RNA."""
+
+FEWEST_LETTERS = 10
+"""A shorter sequence is not judged by its composition."""
+
+MOST_UNKNOWN = 0.5
+"""Share of unknown residues (X) beyond which nothing can be predicted."""
+
 
 def _table() -> np.ndarray:
     table = np.full(256, INVALID, dtype=np.uint8)
@@ -33,11 +45,11 @@ def _table() -> np.ndarray:
 
 
 TABLE = _table()
-"""Number of each byte, uint8 [256]: upper-case letters and `-` only; readers fold case where their format says so."""
+"""Number of each byte, uint8 `[256]`: upper-case letters and `-` only; readers fold case where their format says so."""
 
 
 def encode(sequence: str, name: str = "the sequence") -> np.ndarray:
-    """Return the numbers uint8 [residues] of a sequence in upper-case letters; `-` is a gap.
+    """Returns the numbers uint8 `[residues]` of a sequence in upper-case letters; `-` is a gap.
 
     Raises:
         UserError: a character is no residue letter; `name` says whose it is.
@@ -50,14 +62,44 @@ def encode(sequence: str, name: str = "the sequence") -> np.ndarray:
 
 
 def decode(tokens: np.ndarray) -> str:
-    """Return the letters of numbers [residues]."""
+    """Returns the letters of numbers `[residues]`."""
     return "".join(LETTERS[token] for token in tokens)
 
 
 def unknown_letter(name: str, letter: str, position: int, count: int) -> str:
-    """Return the sentence about a character that is no residue letter."""
+    """Returns the sentence about a character that is no residue letter."""
     more = f" (and {count - 1} more)" if count > 1 else ""
     return (
         f"{name} holds {letter!r} at position {position}{more}, which is no residue letter: allowed are the 20 amino "
-        "acids, X for unknown, B, Z, J, U, O, and - for a gap"
+        "acids, X for unknown, B, Z, J, U, O, and - for a gap."
     )
+
+
+def check_protein(tokens: np.ndarray, name: str, way_out: str = "") -> None:
+    """Refuses what is written in residue letters but is no protein.
+
+    A sequence counts as DNA or RNA when 95 % of its known letters are A, C, G, T, U or N and three of A, C, G and T
+    occur; a random protein of ten residues passes for it once in a million times.
+
+    Args:
+        tokens: numbers of one sequence, uint8 `[residues]`; gaps are left out.
+        name: whose they are, for the message.
+        way_out: what to do if it is a protein nevertheless, such as "--force reads it as a protein".
+
+    Raises:
+        UserError: it is DNA or RNA, or more than half of it is unknown.
+    """
+    residues = tokens[tokens != GAP]
+    known = residues[residues != UNKNOWN]
+    more = f"; {way_out}" if way_out else ""
+    if len(known) < (1 - MOST_UNKNOWN) * len(residues):
+        raise UserError(
+            f"{name} is unknown (X) in {len(residues) - len(known):,} of {len(residues):,} residues, but at least half "
+            f"must be known{more}."
+        )
+    share = np.isin(known, (*NUCLEOTIDES, AMINO_ACIDS.index("N"))).mean() if len(known) else 0.0
+    if len(known) >= FEWEST_LETTERS and share >= NUCLEOTIDE_SHARE and np.isin(NUCLEOTIDES, known).sum() > 2:
+        raise UserError(
+            f"{name} is DNA or RNA ({share:.0%} of its letters are A, C, G, T, U or N), but must be a protein; "
+            f"translate it first{more}."
+        )

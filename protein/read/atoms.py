@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
+import re
+import string
 from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
+
+from ...core.errors import UserError
 
 BACKBONE = ("N", "CA", "C")
 ATOMS = (*BACKBONE, "CB")
@@ -16,6 +21,31 @@ PEPTIDE_BOND = 2.0
 
 # Not in Biopython's table of modified residues.
 OTHER_RESIDUES = {"SEC": "C", "PYL": "K", "UNK": "X", "ASX": "X", "GLX": "X"}
+
+# Protonation states and bridges as AMBER, CHARMM, GROMACS and OPLS name them.
+_STATES = {
+    "H": "HID HIE HIP HIN HIX HSD HSE HSP HSC HISA HISB HISD HISE HISH HISP HIS1 HIS2",
+    "C": "CYX CYM CYN CYS1 CYS2 CYSH CYSM CYSX CYZ CYD CYH CY1 CY2",
+    "D": "ASH ASPH ASPP ASP1 ASPM AS4 ASZ",
+    "E": "GLH GLUH GLUP GLU1 GLUM GL4 GLZ",
+    "K": "LYN LYH LYP LSN LYS1 LYSH LYSN LYZ",
+    "R": "ARN AR0 ARGN",
+    "Y": "TYM TYN TYH TYRM TYRU",
+    "S": "SERD",
+    "Q": "QLN GLN1",
+    "N": "ASN1",
+}
+# What AMBER puts N or C before, at the ends of a chain.
+_ENDED = (
+    "ALA:A ARG:R ASN:N ASP:D CYS:C GLN:Q GLU:E GLY:G HIS:H ILE:I LEU:L LYS:K MET:M PHE:F PRO:P SER:S THR:T TRP:W TYR:Y "
+    "VAL:V HID:H HIE:H HIP:H CYX:C CYM:C ASH:D GLH:E LYN:K"
+)
+MD_RESIDUES: dict[str, str] = {name: letter for letter, names in _STATES.items() for name in names.split()} | {
+    end + name[:-2]: name[-1] for name in _ENDED.split() for end in "NC"
+}
+"""Letters of residue names that are no chemical components, or are others than those of the Protein Data Bank: of an
+ATOM record they are these, of a HETATM record those of the bank (HSE: homoserine)."""
+
 WATER = ("HOH", "WAT", "DOD")
 NOTHING = (".", "?", "")
 
@@ -37,7 +67,7 @@ class Atom(NamedTuple):
 
 
 class Residue(NamedTuple):
-    """A residue that was seen; xyz [4 atoms, 3] in ångström, NaN where absent."""
+    """A residue that was seen; xyz `[4 atoms, 3]` in ångström, NaN where absent."""
 
     letter: str
     name: str
@@ -59,44 +89,118 @@ class Atoms(NamedTuple):
 
 
 def read_pdb(text: str) -> Atoms:
-    """Parse the PDB format."""
-    from Bio.PDB.PDBParser import PDBParser
+    """Parses the PDB format; residue numbers may be hybrid-36.
 
-    structure = PDBParser(PERMISSIVE=True, QUIET=True).get_structure("", io.StringIO(text))
-    assert structure is not None
-    atoms = [
-        Atom(
-            model.serial_num,
-            chain.id,
-            None,
-            residue.id[1],
-            residue.id[2].strip(),
-            residue.resname.strip(),
-            residue.id[0] == " ",
-            atom.id,
-            atom.altloc.strip(),
-            1.0 if atom.occupancy is None else atom.occupancy,
-            tuple(atom.coord.tolist()),
-        )
-        for model in structure
-        for chain in model
-        for residue in chain.get_unpacked_list()
-        if residue.id[0] != "W"
-        for atom in residue.get_unpacked_list()
-        if atom.id in ATOMS
-    ]
+    A chain without a name has that of its segment, as molecular dynamics writes it, or `_`. Where the numbers of a
+    chain start anew, another molecule of the same name begins, called A-2.
+
+    Raises:
+        UserError: a line of an atom does not hold numbers where the format has them.
+    """
+    atoms: list[Atom] = []
     sequences: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if line.startswith("SEQRES"):
-            sequences.setdefault(line[11:12], []).extend(line[19:70].split())
+    model, molecules = 1, Molecules()
+    for number, line in enumerate(text.splitlines(), 1):
+        record = line[:6].rstrip()
+        if record in ("ATOM", "HETATM"):
+            if line[12:16].strip() in ATOMS and (atom := _pdb_atom(line, number, model)) is not None:
+                atoms.append(atom._replace(chain=molecules.name(atom)))
+        elif record == "MODEL":
+            model = int(line[6:].strip()) if line[6:].strip().isdigit() else model + bool(atoms)
+            molecules = Molecules()
+        elif record == "SEQRES":
+            sequences.setdefault(line[11:12].strip() or "_", []).extend(line[19:70].split())
     return Atoms(atoms, sequences)
 
 
+class Molecules:
+    """Tells molecules apart that carry the same name in a PDB file, by numbers that come again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[tuple[int, str]]] = {}
+        self._last: dict[str, tuple[int, str]] = {}
+        self._count: dict[str, int] = {}
+
+    def name(self, atom: Atom) -> str:
+        """The name of the molecule that an atom belongs to."""
+        site = (atom.number, atom.insertion)
+        seen = self._seen.setdefault(atom.chain, set())
+        # The alternatives of a residue may stand behind the others.
+        if site in seen and site != self._last[atom.chain] and atom.standard and not atom.alternative:
+            self._count[atom.chain] = self._count.get(atom.chain, 1) + 1
+            seen.clear()
+        seen.add(site)
+        self._last[atom.chain] = site
+        count = self._count.get(atom.chain, 1)
+        return atom.chain if count == 1 else f"{atom.chain}-{count}"
+
+
+def _pdb_atom(line: str, number: int, model: int) -> Atom | None:
+    """The atom of a line, None without coordinates."""
+    try:
+        xyz = float(line[30:38]), float(line[38:46]), float(line[46:54])
+        occupancy = float(line[54:60]) if line[54:60].strip() else 1.0
+    except ValueError:
+        raise UserError(
+            f"line {number} of the PDB file has {line[30:60]!r} in columns 31 to 60, but must have three coordinates "
+            "and an occupancy there; the file is damaged or of another format."
+        ) from None
+    residue, insertion = residue_number(line[22:27], f"line {number} of the PDB file")
+    if not all(map(math.isfinite, xyz)):
+        return None
+    # Programs for molecular dynamics write names of four letters, the last in a column that is otherwise empty.
+    name = line[17:21].strip()
+    standard = line.startswith("ATOM")
+    return Atom(
+        model=model,
+        chain=line[21:22].strip() or line[72:76].strip() or "_",
+        position=None,
+        number=residue,
+        insertion=insertion,
+        residue=name if name in MD_RESIDUES else line[17:20].strip(),
+        standard=standard,
+        name=line[12:16].strip(),
+        alternative=line[16:17].strip(),
+        occupancy=occupancy,
+        xyz=xyz,
+    )
+
+
+HYBRID = {"upper": string.digits + string.ascii_uppercase, "lower": string.digits + string.ascii_lowercase}
+
+
+def residue_number(text: str, where: str) -> tuple[int, str]:
+    """Returns a residue's number and insertion code from the five columns of the PDB format, or a field of mmCIF.
+
+    Beyond 9999, hybrid-36 (Grosse-Kunstleve et al.) goes on with A000, and after ZZZZ with a000.
+
+    Raises:
+        UserError: it is no number.
+    """
+    if match := re.fullmatch(r"([-+]?\d+)\s*([A-Z]?)", text.strip()):
+        return int(match[1]), match[2]
+    if match := re.fullmatch(r"([A-Z][0-9A-Z]{3}|[a-z][0-9a-z]{3})(.?)", text.strip()):
+        digits = HYBRID["upper" if match[1][0].isupper() else "lower"]
+        value = 0
+        for digit in match[1]:
+            value = value * 36 + digits.index(digit)
+        return value - 10 * 36**3 + 10_000 + (26 * 36**3 if match[1][0].islower() else 0), match[2].strip()
+    raise UserError(f"{where} has {text.strip()!r} as the number of a residue, but must have a whole number there.")
+
+
 def read_mmcif(text: str) -> Atoms:
-    """Parse mmCIF; chains have the names their authors gave, as in the PDB format."""
+    """Parses mmCIF; chains have the names their authors gave, as in the PDB format.
+
+    Raises:
+        UserError: there are no atoms, or a residue number is no number.
+    """
     from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 
     table = MMCIF2Dict(io.StringIO(text))
+    if "_atom_site.label_atom_id" not in table:
+        raise UserError(
+            "it holds no atoms (no _atom_site); is it the definition of a ligand, or measured data without a model?"
+        )
     polymers = _polymers(table)
     rows = len(table["_atom_site.label_atom_id"])
 
@@ -126,13 +230,14 @@ def read_mmcif(text: str) -> Atoms:
         if polymers:
             sequences.setdefault(chain, polymers[entity])
         x, y, z = map(float, xyz)
+        count, code = residue_number(label if number in NOTHING else number, "a row of _atom_site")
         atoms.append(
             Atom(
                 model=int(model),
                 chain=chain,
                 position=int(label) if polymers else None,
-                number=int(label if number in NOTHING else number),
-                insertion="" if insertion in NOTHING else insertion,
+                number=count,
+                insertion=code if insertion in NOTHING else insertion,
                 residue=residue,
                 standard=group == "ATOM",
                 name=name,
@@ -145,7 +250,7 @@ def read_mmcif(text: str) -> Atoms:
 
 
 def _polymers(table: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the residue names of each entity that is a polymer."""
+    """Returns the residue names of each entity that is a polymer."""
     polymers: dict[str, list[str]] = {}
     keys = (f"_entity_poly_seq.{name}" for name in ("entity_id", "num", "mon_id"))
     for entity, number, residue in zip(*(table.get(key, []) for key in keys)):
@@ -159,10 +264,19 @@ def _polymers(table: dict[str, list[str]]) -> dict[str, list[str]]:
 # -- residues ---------------------------------------------------------------------------------------------------------
 
 
-def letter_of(residue: str) -> str | None:
-    """Return the letter of an amino acid, a modified one being that of its parent; None for anything else."""
-    from Bio.Data.PDBData import protein_letters_3to1_extended as letters
+def letter_of(residue: str, standard: bool = False) -> str | None:
+    """Returns the letter of an amino acid, a modified one being that of its parent; None for anything else.
 
+    Args:
+        residue: its name.
+        standard: it stands in ATOM records, where names are also those of molecular dynamics.
+    """
+    from Bio.Data.PDBData import protein_letters_3to1, protein_letters_3to1_extended
+
+    letters = protein_letters_3to1 | (MD_RESIDUES if standard else {})
+    if residue in letters:
+        return letters[residue]
+    letters = {**MD_RESIDUES, **protein_letters_3to1_extended}
     letter = letters.get(residue) or OTHER_RESIDUES.get(residue)
     return letter if letter is None or len(letter) == 1 else "X"
 
@@ -175,7 +289,7 @@ def is_modified(residue: str) -> bool:
 
 
 def residues_of(atoms: list[Atom]) -> list[Residue]:
-    """Return the residues of one chain of one model, in order, without ligands."""
+    """Returns the residues of one chain of one model, in order, without ligands."""
     sites: dict[tuple[object, ...], list[Atom]] = {}
     for atom in atoms:
         key = (atom.number, atom.insertion) if atom.position is None else (atom.position,)
@@ -192,11 +306,12 @@ def _residue(atoms: list[Atom]) -> Residue | None:
     alternatives = [key for key in weight if key[1]]
     # Of equal occupancies the first in the alphabet.
     name, chosen = min(alternatives or weight, key=lambda key: (-weight[key], key[1]))
-    letter = letter_of(name)
+    letter = letter_of(name, atoms[0].standard)
     xyz = np.full((len(ATOMS), 3), np.nan, dtype=np.float32)
     for atom in atoms:
-        if atom.residue == name and atom.alternative in ("", chosen):
-            xyz[ATOMS.index(atom.name)] = atom.xyz
+        # Of an atom that stands there twice, the first counts.
+        if atom.residue == name and atom.alternative in ("", chosen) and np.isnan(xyz[at := ATOMS.index(atom.name), 0]):
+            xyz[at] = atom.xyz
     if letter is None and np.isnan(xyz[: len(BACKBONE)]).any():
         return None
     first = atoms[0]

@@ -1,12 +1,18 @@
-"""Lay one sequence on another: which residue of the one is which of the other."""
+"""Lays one sequence on another: which residue of the one is which of the other.
+
+Residue numbers come first and letters check them; letters alone decide only where numbers cannot, and residues that
+letters could put at several places are put nowhere.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.files import few
 
 LEAST_IDENTITY = 0.9
 """Share of aligned residues that must agree for two sequences to count as the same protein."""
@@ -14,34 +20,195 @@ LEAST_IDENTITY = 0.9
 LEAST_OVERLAP = 0.5
 """Share of the shorter sequence that must be aligned."""
 
-
 MOST_LINES = 40
 """Lines of an alignment that are shown."""
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the residues of one sequence lie in another.
+
+    Args:
+        where: int64 `[residues]`, -1 for one that lies nowhere, or whose place is not certain.
+        substituted: residues that lie where the other sequence has another letter, such as A12V: its letter, the place
+            counted from 1, the letter of this one.
+        notes: what was decided on the way.
+    """
+
+    where: np.ndarray
+    substituted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def place(part: str, whole: str, index: np.ndarray | None = None, first: int | None = None) -> Placement:
+    """Lays `part` on `whole`.
+
+    With `index`, every offset of the numbers is tried, and the one taken at which at least 90 % of the letters agree.
+    Of several equally good ones (repeats) it is the one at which residue n is the n-th of `whole`; if that is none of
+    them, the place is not known. Where the numbers fit at no offset, or letters contradict them, an alignment of the
+    letters decides.
+
+    Args:
+        part: letters of the residues that are to be placed.
+        whole: letters of the sequence they are placed on.
+        index: int `[residues of part]`, rising positions along the protein; None where only the order is known.
+        first: the number of the residue at index 0, in the author's count; None where there is none.
+
+    Raises:
+        UserError: they are not the same protein, and the alignment of the two is shown; or the place is not certain.
+    """
+    if part == whole:
+        return Placement(np.arange(len(part)))
+    if index is None:
+        return _result(part, whole, *_by_letters(part, whole))
+    where, notes = _by_numbers(part, whole, index, first)
+    if where is not None and not _differing(part, whole, where).any():
+        return _result(part, whole, where, notes)
+    try:
+        other, more = _by_letters(part, whole)
+    except UserError:
+        if where is None:
+            raise
+        return _result(part, whole, where, notes)
+    if where is None:
+        return _result(part, whole, other, [*more, "residue numbers do not fit the sequence: placed by letters"])
+    return _result(part, whole, *_reconciled(part, whole, where, other, notes))
+
+
+def _result(part: str, whole: str, where: np.ndarray, notes: list[str]) -> Placement:
+    differing = np.flatnonzero(_differing(part, whole, where))
+    names = tuple(f"{whole[where[at]]}{where[at] + 1}{part[at]}" for at in differing.tolist())
+    if names:
+        placed = int((where >= 0).sum())
+        notes = [*notes, f"{len(names)} of {placed} residues differ from the sequence: {few(names)}"]
+    return Placement(where, names, tuple(notes))
+
+
+def _differing(part: str, whole: str, where: np.ndarray) -> np.ndarray:
+    """Which residues lie on another letter, bool `[residues of part]`; X agrees with every letter."""
+    letters, others = _letters(part), _letters(whole)[np.maximum(where, 0)]
+    unknown = (letters == ord("X")) | (others == ord("X"))
+    return (where >= 0) & (letters != others) & ~unknown
+
+
+def _letters(sequence: str) -> np.ndarray:
+    return np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _by_numbers(part: str, whole: str, index: np.ndarray, first: int | None) -> tuple[np.ndarray | None, list[str]]:
+    """Positions at one offset from the numbers and what to say of them, or None where the letters agree at no offset.
+
+    Raises:
+        UserError: they agree at several, and the author's count does not tell which.
+    """
+    at = np.asarray(index, dtype=np.int64) - int(index[0])
+    if (np.diff(at) < 1).any():
+        return None, []
+    named = None if first is None else first + int(index[0]) - 1
+    agreeing = _offsets(part, whole, at)
+    if not agreeing:
+        return None, []
+    most = max(agreeing.values())
+    best = [offset for offset, same in agreeing.items() if same == most]
+    exact = most == sum(letter != "X" for letter in part)
+    if len(best) == 1 and (len(agreeing) == 1 or named in best or (exact and named not in agreeing)):
+        return _at_offset(at, best[0], len(whole)), []
+    if named in best:
+        where = _at_offset(at, int(named), len(whole))
+        return where, [f"its letters fit at {len(best)} places: placed by its residue numbers"]
+    places = few([f"{max(offset, 0) + 1}-{min(offset + int(at[-1]) + 1, len(whole))}" for offset in sorted(agreeing)])
+    raise UserError(
+        f"the chain fits the sequence at {len(agreeing)} places (residues {places}), and its residue numbers do not "
+        "tell which; give a file whose numbers count along the sequence, or one with SEQRES."
+    )
+
+
+def _at_offset(at: np.ndarray, offset: int, length: int) -> np.ndarray:
+    where = at + offset
+    return np.where((where >= 0) & (where < length), where, -1)
+
+
+def _offsets(part: str, whole: str, at: np.ndarray) -> dict[int, int]:
+    """The offsets at which the letters agree as those of the same protein do, and how many agree at each."""
+    letters, others = _letters(part), _letters(whole)
+    known = letters != ord("X")
+    found = {}
+    least = LEAST_OVERLAP * min(len(part), len(whole))
+    for offset in range(-int(at[-1]), len(whole)):
+        low, high = np.searchsorted(at, (-offset, len(whole) - offset))
+        if high - low < least:
+            continue
+        there = others[at[low:high] + offset]
+        same = (letters[low:high] == there) | (there == ord("X")) | ~known[low:high]
+        if same.mean() >= LEAST_IDENTITY:
+            found[offset] = int((letters[low:high] == there).sum())
+    return found
+
+
+def _reconciled(
+    part: str, whole: str, where: np.ndarray, other: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, list[str]]:
+    """One placement of residues that numbers put at `where` and letters at `other`."""
+    apart = (where >= 0) & (other >= 0) & (where != other)
+    if not apart.any():
+        return where, notes
+    wrong_by_number = _differing(part, whole, where)[apart].mean()
+    if wrong_by_number > 0.5 and not _differing(part, whole, other)[apart].any():
+        return other, [*notes, f"{int(apart.sum())} residues are placed by their letters, which contradict the numbers"]
+    kept = np.where(apart, -1, where)
+    return kept, [*notes, f"{int(apart.sum())} residues are left out: letters and numbers place them differently"]
+
+
+# -- letters ----------------------------------------------------------------------------------------------------------
+
+
 def positions(part: str, whole: str) -> np.ndarray:
-    """Return where each residue of `part` lies in `whole`, int64 [residues of part], -1 for one that lies nowhere.
+    """Returns where each residue of `part` lies in `whole` by its letters, int64 `[residues of part]`, -1 for one that
+    lies nowhere or whose place is not certain.
 
     Raises:
         UserError: they are not the same protein; the alignment of the two is shown.
     """
-    if part == whole:
-        return np.arange(len(part))
+    return place(part, whole).where
+
+
+def _by_letters(part: str, whole: str) -> tuple[np.ndarray, list[str]]:
     # A stretch, as a construct of its protein; the same answer as the alignment's, without its cost.
-    if len(part) > 20 and whole.count(part) == 1:
-        return whole.index(part) + np.arange(len(part))
+    if len(part) > 20 and (at := whole.find(part)) >= 0 and whole.find(part, at + 1) < 0:
+        return at + np.arange(len(part)), []
     alignment = aligner().align(whole, part)[0]
-    where = np.full(len(part), -1)
-    same = 0
-    for (start, end), (first, last) in zip(*alignment.aligned):
-        where[first:last] = np.arange(start, end)
-        same += sum(_agree(a, b) for a, b in zip(whole[start:end], part[first:last]))
-    aligned = int((where >= 0).sum())
+    where = _aligned(alignment, len(part))
+    placed = where >= 0
+    same = int((placed & ~_differing(part, whole, where)).sum())
+    aligned = int(placed.sum())
     if aligned < LEAST_OVERLAP * min(len(part), len(whole)) or same < LEAST_IDENTITY * aligned:
         raise UserError(
             f"the two sequences are not the same protein: {same} of {aligned} aligned residues agree (at least "
             f"{LEAST_IDENTITY:.0%} should), of {len(whole)} and {len(part)}\n\n{_shown(str(alignment))}"
         )
+    # The best alignment of the reversed sequences prefers gaps at the other side: where the two differ, others are as
+    # good.
+    back = _aligned(aligner().align(whole[::-1], part[::-1])[0], len(part))[::-1]
+    backward = np.where(back >= 0, len(whole) - 1 - back, -1)
+    uncertain = where != backward
+    certain = np.where(uncertain, -1, where)
+    if not uncertain.any():
+        return where, []
+    if (certain >= 0).sum() < LEAST_OVERLAP * min(len(part), len(whole)):
+        raise UserError(
+            f"{int(uncertain.sum())} of {len(part)} residues fit the sequence at several places, and nothing tells "
+            "which; give a file whose residue numbers count along the sequence, or one with SEQRES."
+        )
+    return certain, [f"{int(uncertain.sum())} residues fit the sequence at several places and are left out"]
+
+
+def _aligned(alignment: Any, residues: int) -> np.ndarray:
+    where = np.full(residues, -1)
+    for (start, end), (first, last) in zip(*alignment.aligned):
+        where[first:last] = np.arange(start, end)
     return where
 
 
@@ -52,22 +219,8 @@ def _shown(alignment: str) -> str:
     return "\n".join(lines[:MOST_LINES] + more)
 
 
-def identity(one: str, other: str) -> float:
-    """Return the share of agreeing residues among the aligned ones; 0 if less than half of the shorter is aligned."""
-    alignment = aligner().align(one, other)[0]
-    same = aligned = 0
-    for (start, end), (first, last) in zip(*alignment.aligned):
-        same += sum(_agree(a, b) for a, b in zip(one[start:end], other[first:last]))
-        aligned += end - start
-    return same / aligned if aligned >= LEAST_OVERLAP * min(len(one), len(other)) else 0.0
-
-
-def _agree(a: str, b: str) -> bool:
-    return a == b or "X" in (a, b)
-
-
 def aligner() -> Any:
-    """Return a global aligner that wants exact stretches and lets loops and ends be missing."""
+    """Returns a global aligner that wants exact stretches and lets loops and ends be missing."""
     from Bio.Align import PairwiseAligner
 
     return PairwiseAligner(

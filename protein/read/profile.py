@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .alphabet import AMINO_ACIDS, GAP
+from .complexes import spans
 
 IDENTITY = 0.8
 """Rows at least this identical share one vote."""
@@ -31,12 +33,12 @@ def one_hot(tokens: Tensor, states: int, dtype: torch.dtype = torch.float32) -> 
 
 
 def sequence_weights(tokens: np.ndarray | Tensor, identity: float = IDENTITY) -> Tensor:
-    """Weight of each row, float32 [rows]: 1 / number of rows (itself among them) that are at least `identity` alike.
+    """Weight of each row, float32 `[rows]`: 1 / number of rows (itself among them) that are at least `identity` alike.
 
     Alike is the share of all columns in which two rows agree, gaps included (Morcos et al. 2011, as in EVfold).
 
     Args:
-        tokens: uint8 [rows, columns].
+        tokens: uint8 `[rows, columns]`.
         identity: share of columns.
     """
     tokens = torch.as_tensor(tokens)
@@ -60,8 +62,26 @@ def informative_rows(tokens: Tensor) -> Tensor:
 
 
 def effective_sequences(tokens: np.ndarray | Tensor) -> float:
-    """Neff: the sum of the `sequence_weights` of the informative rows."""
+    """Neff: the sum of the `sequence_weights` of the informative rows of `[rows, columns]`."""
     return float(sequence_weights(informative_rows(torch.as_tensor(tokens))).sum())
+
+
+def chain_depths(tokens: np.ndarray, chains: Sequence[int]) -> list[float]:
+    """Neff of each chain, over the rows that are informative about that chain, paired or not."""
+    return [effective_sequences(rows) for rows in chain_rows(tokens, chains)]
+
+
+def chain_rows(tokens: np.ndarray, chains: Sequence[int]) -> list[np.ndarray]:
+    """The columns of each chain, of the rows of `[rows, columns]` that have a residue there."""
+    return [
+        columns[(columns != GAP).any(1)] for columns in (tokens[:, span] for span in spans(chains, tokens.shape[1]))
+    ]
+
+
+def paired_rows(tokens: np.ndarray, one: slice, other: slice) -> np.ndarray:
+    """The columns of two chains, of the rows that are informative about both, uint8 `[rows, columns of both]`."""
+    informative = [(tokens[:, span] == GAP).mean(1) < MAX_GAPS for span in (one, other)]
+    return np.concatenate([tokens[:, one], tokens[:, other]], axis=1)[informative[0] & informative[1]]
 
 
 def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
@@ -74,8 +94,13 @@ def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
     return np.concatenate([[0], np.sort(np.argsort(-keys)[: rows - 1]) + 1])
 
 
+def complex_profile(tokens: np.ndarray, chains: Sequence[int]) -> np.ndarray:
+    """The `profile` of each chain, float32 `[columns, 20]`, from all rows that have a residue in it."""
+    return np.concatenate([profile(rows) for rows in chain_rows(tokens, chains)])
+
+
 def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
-    """Frequencies of the amino acids in each column, float32 [columns, 20], rows weighted, gaps left out.
+    """Frequencies of the amino acids in each column, float32 `[columns, 20]`, rows weighted, gaps left out.
 
     To what was seen is added what BLOSUM62 (Henikoff and Henikoff 1992) expects in its place, as in PSI-BLAST
     (Altschul et al. 1997): ((n - 1) seen + pseudocount expected) / (n - 1 + pseudocount), n being the weighted rows
@@ -83,7 +108,7 @@ def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
     protein.
 
     Args:
-        tokens: uint8 [rows, columns].
+        tokens: uint8 `[rows, columns]`.
         pseudocount: how many rows the expectation weighs.
     """
     weights = sequence_weights(tokens).numpy()

@@ -6,6 +6,7 @@ with positions for the residues that were seen.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import UserError
-from .alignment import read_content
+from ...core.files import few
 from .atoms import BACKBONE, Atom, Residue, is_modified, letter_of, read_mmcif, read_pdb, residues_of
-from .matching import LEAST_IDENTITY, positions
+from .matching import Placement, place
+from .text import read_content, text_of
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 
@@ -28,10 +30,12 @@ class Chain:
     Args:
         name: of the file and the chain, such as 1abc_A.
         sequence: letters of all residues, seen or not.
-        backbone: float32 [residues, 3, 3], N, CA, C in ångström; NaN where not seen.
-        cbeta: float32 [residues, 3], NaN where unresolved; imputed from the backbone where absent.
-        residue_index: int64 [residues], positions along the protein; they jump where residues are missing.
+        backbone: float32 `[residues, 3, 3]`, N, CA, C in ångström; NaN where not seen.
+        cbeta: float32 `[residues, 3]`, NaN where unresolved; imputed from the backbone where absent.
+        residue_index: int64 `[residues]`, positions along the protein; they jump where residues are missing.
+        first: the number that the file gives to the residue at position 0; None where its numbers do not count along.
         notes: what was decided in reading.
+        file: it was read from; chains of one file can be put together.
     """
 
     name: str
@@ -39,33 +43,37 @@ class Chain:
     backbone: np.ndarray
     cbeta: np.ndarray
     residue_index: np.ndarray
+    first: int | None = None
+    file: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
     def resolved(self) -> np.ndarray:
-        """Whether a residue has a Cβ position, bool [residues]."""
+        """Whether a residue has a Cβ position, bool `[residues]`."""
         return ~np.isnan(self.cbeta[:, 0])
 
     def on(self, sequence: str) -> Chain:
-        """Return this chain with the residues of `sequence`, unresolved where it has none.
+        """Returns this chain with the residues of `sequence`, unresolved where it has none.
 
         Raises:
-            UserError: it is another protein; the alignment of the two is shown.
+            UserError: it is another protein, and the alignment of the two is shown; or its place is not certain.
         """
         if sequence == self.sequence:
             return self
-        try:
-            where = positions(self.sequence, sequence)
-        except UserError as error:
-            raise UserError(f"chain {self.name} (query) does not match the sequence (target): {error}") from None
+        return self.laid(place(self.sequence, sequence, self.residue_index, self.first), sequence)
+
+    def laid(self, placement: Placement, sequence: str) -> Chain:
+        """Returns this chain as `placement` puts it on `sequence`."""
+        where = placement.where
         placed = _placed(self.backbone, self.cbeta, where, len(sequence))
         absent = len(sequence) - len(np.unique(where[where >= 0]))
-        notes = [*self.notes, f"{absent} residues of the sequence are not in the chain"] if absent else self.notes
-        return replace(self, sequence=sequence, residue_index=np.arange(len(sequence)), notes=notes, **placed)
+        notes = [*self.notes, *placement.notes]
+        notes += [f"{absent} residues of the sequence are not in the chain"] if absent else []
+        return replace(self, sequence=sequence, residue_index=np.arange(len(sequence)), first=1, notes=notes, **placed)
 
 
 def imputed_cbeta(backbone: np.ndarray) -> np.ndarray:
-    """Return where Cβ lies for N, CA, C positions [..., 3, 3]: ideal geometry, NaN where one of them is.
+    """Returns where Cβ lies for N, CA, C positions `[..., 3, 3]`: ideal geometry, NaN where one of them is.
 
     With b = CA - N, c = C - CA: CA - 0.58273431 b×c + 0.56802827 b - 0.54067466 c (trRosetta).
     """
@@ -78,7 +86,7 @@ def imputed_cbeta(backbone: np.ndarray) -> np.ndarray:
 
 
 def structure_files(folder: str | Path) -> list[Path]:
-    """Return the structure files of a folder, at any depth.
+    """Returns the structure files of a folder, at any depth.
 
     Raises:
         UserError: there is no such folder, or no structure in it.
@@ -97,7 +105,7 @@ def structure_files(folder: str | Path) -> list[Path]:
 
 
 def read_chains(file: str | Path, chain: str | None = None, model: int | None = None) -> list[Chain]:
-    """Read the protein chains of a PDB or mmCIF file, possibly gzipped, in the order of the file.
+    """Reads the protein chains of a PDB or mmCIF file, possibly gzipped, in the order of the file.
 
     Cβ is the atom of the file; it is imputed from N, CA and C where it is absent. Of several locations of a residue the
     one of highest occupancy is taken for all its atoms, of several models the first.
@@ -110,16 +118,18 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
     Raises:
         UserError: the file cannot be parsed, or has no such model or chain, no protein, or no chain with positions.
     """
-    content = read_content(file).decode("latin-1")
+    text = text_of(file, read_content(file))
     name = Path(file).name.removesuffix(".gz")
-    is_mmcif = name.lower().endswith((".cif", ".mmcif")) or content.lstrip().startswith("data_")
+    is_mmcif = name.lower().endswith((".cif", ".mmcif")) or re.match(r"(#.*\s+)*data_", text) is not None
     format = "mmCIF" if is_mmcif else "PDB"
     try:
-        atoms, sequences = read_mmcif(content) if is_mmcif else read_pdb(content)
+        atoms, sequences = read_mmcif(text) if is_mmcif else read_pdb(text)
+    except UserError as error:
+        raise UserError(f"'{file}' cannot be read as {format}: {error}") from error
     except Exception as error:  # Biopython raises what it meets: KeyError, ValueError, its own
-        raise UserError(f"'{file}' cannot be read as {format}: {type(error).__name__}: {error}") from error
+        raise UserError(f"'{file}' cannot be read as {format}: {type(error).__name__}: {error}.") from error
     if not atoms:
-        raise UserError(f"'{file}' holds no protein: no N, CA, C or CB atom was found in it (read as {format})")
+        raise UserError(f"'{file}' holds no protein: no N, CA, C or CB atom was found in it (read as {format}).")
     notes: list[str] = []
     atoms = _one_model(file, atoms, model, notes)
     by_chain: dict[str, list[Atom]] = {}
@@ -130,7 +140,7 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
         raise UserError(f"there is no protein chain '{chain}' in '{file}'; its chains are {_list(residues)}")
     stem = Path(name).stem
     chains = [
-        _chain(f"{stem}_{key}", found, sequences.get(key, []), notes)
+        replace(_chain(f"{stem}_{key}", found, sequences.get(key, []), notes), file=str(file))
         for key, found in residues.items()
         if chain in (None, key)
     ]
@@ -143,18 +153,75 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
 
 
 def select_chain(chains: list[Chain], sequence: str) -> Chain:
-    """Return the chain that is the protein of `sequence`, laid on it.
+    """Returns the chain that is the protein of `sequence`, laid on it: of several the one that differs least, then the
+    one of which most was seen, then the first; a note names the others.
 
     Raises:
         UserError: none is; the alignment with the one that comes closest in length is shown.
     """
-    for one in sorted(chains, key=lambda one: (one.sequence != sequence, abs(len(one.sequence) - len(sequence)))):
+    fitting: list[tuple[int, int, Chain]] = []
+    problems: dict[str, UserError] = {}
+    for one in chains:
         try:
-            return one.on(sequence)
-        except UserError:
+            placement = place(one.sequence, sequence, one.residue_index, one.first)
+        except UserError as error:
+            problems[one.name] = UserError(f"chain {one.name} (query) does not match the sequence (target): {error}")
             continue
-    closest = min(chains, key=lambda one: abs(len(one.sequence) - len(sequence)))
-    return closest.on(sequence)
+        laid = one if one.sequence == sequence else one.laid(placement, sequence)
+        fitting.append((len(placement.substituted), -int(laid.resolved.sum()), laid))
+    if not fitting:
+        closest = min(chains, key=lambda one: abs(len(one.sequence) - len(sequence)))
+        raise problems[closest.name]
+    fitting.sort(key=lambda found: found[:2])
+    best = fitting[0][2]
+    others = [chain.name for _, _, chain in fitting[1:]]
+    if not others:
+        return best
+    return replace(best, notes=[*best.notes, f"{few(others)} fit the sequence, too; {best.name} is used"])
+
+
+def select_complex(chains: list[Chain], sequences: list[str]) -> Chain:
+    """Returns the chains of one file that are the proteins of `sequences`, each laid on its own and all joined.
+
+    Args:
+        chains: of one file or several.
+        sequences: of the chains of the complex; two that are the same take two chains.
+
+    Raises:
+        UserError: no file has all of them; what the first lacks is said.
+    """
+    problem: UserError | None = None
+    for file in dict.fromkeys(chain.file for chain in chains):
+        left = [chain for chain in chains if chain.file == file]
+        parts: list[Chain] = []
+        try:
+            for number, sequence in enumerate(sequences, 1):
+                if not left:
+                    raise UserError(
+                        f"there are {len(sequences)} chains in the complex, but only {number - 1} in '{file}'"
+                    )
+                parts.append(select_chain(left, sequence))
+                left = [chain for chain in left if chain.name != parts[-1].name]
+        except UserError as error:
+            problem = problem or error
+            continue
+        return _joined(parts)
+    assert problem is not None
+    raise problem
+
+
+def _joined(parts: list[Chain]) -> Chain:
+    lengths = [len(part.sequence) for part in parts]
+    index = np.concatenate([part.residue_index + start for part, start in zip(parts, np.cumsum([0, *lengths[:-1]]))])
+    return Chain(
+        name="+".join(part.name for part in parts),
+        sequence="".join(part.sequence for part in parts),
+        backbone=np.concatenate([part.backbone for part in parts]),
+        cbeta=np.concatenate([part.cbeta for part in parts]),
+        residue_index=index,
+        file=parts[0].file,
+        notes=[f"{part.name}: {note}" for part in parts for note in part.notes],
+    )
 
 
 def _list(residues: dict[str, list[Residue]]) -> str:
@@ -179,11 +246,12 @@ def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[
     letters = "".join(residue.letter for residue in residues)
     notes = notes + _notes(residues, absent & ~np.isnan(cbeta[:, 0]))
     whole, where, index = _on_entity(letters, residues, sequence, notes)
+    first = _first(residues, where, index)
     placed = _placed(backbone, cbeta, where, len(whole))
     unseen = int(np.isnan(placed["cbeta"][:, 0]).sum())
     if unseen:
         notes.append(f"{unseen} of {len(whole)} residues have no position")
-    return Chain(name, whole, residue_index=index, notes=notes, **placed)
+    return Chain(name, whole, placed["backbone"], placed["cbeta"], index, first, notes=notes)
 
 
 def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -199,34 +267,29 @@ def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: 
 def _on_entity(
     letters: str, residues: list[Residue], names: list[str], notes: list[str]
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Return the whole sequence, where the residues lie in it, and the position of each residue of the sequence."""
+    """Returns the whole sequence, where the residues lie in it, and the position of each residue of the sequence."""
     whole = "".join(letter_of(name) or "X" for name in names)
     given = [residue.position for residue in residues]
     if whole and all(position is not None and position <= len(whole) for position in given):
         return whole, np.array(given, dtype=np.int64) - 1, np.arange(len(whole))
     numbers = np.array([residue.number for residue in residues])
-    if whole:
-        where = _by_number(letters, numbers, whole)
-        try:
-            return whole, positions(letters, whole) if where is None else where, np.arange(len(whole))
-        except UserError:
-            notes.append("SEQRES is of another protein and was not used")
     # Insertion codes repeat a number and some files start anew: at least one further each time.
     index = np.cumsum(np.maximum(np.diff(numbers, prepend=numbers[:1] - 1), 1)) - 1
+    if whole:
+        try:
+            found = place(letters, whole, index, int(numbers[0]))
+            notes += found.notes
+            return whole, found.where, np.arange(len(whole))
+        except UserError as error:
+            notes.append(f"SEQRES was not used: {str(error).splitlines()[0].rstrip('.')}")
     return letters, np.arange(len(letters)), index
 
 
-def _by_number(letters: str, numbers: np.ndarray, whole: str) -> np.ndarray | None:
-    """Place residues in the whole sequence by their numbers, where one offset makes nearly all letters agree."""
-    seen, entity = np.array(list(letters)), np.array(list(whole))
-    steps = np.diff(numbers)
-    if (steps < 1).any():
-        return None
-    where = numbers - numbers[0]
-    offsets = range(len(whole) - int(where[-1]))
-    agree = [float((entity[where + offset] == seen).mean()) for offset in offsets]
-    best = int(np.argmax(agree)) if agree else 0
-    return where + best if agree and agree[best] >= LEAST_IDENTITY else None
+def _first(residues: list[Residue], where: np.ndarray, index: np.ndarray) -> int | None:
+    """The number at position 0 of the chain, where all numbers (or all but a few) count along from it."""
+    numbers = np.array([residue.number for residue in residues])[where >= 0]
+    starts, counts = np.unique(numbers - index[where[where >= 0]], return_counts=True)
+    return int(starts[counts.argmax()]) if counts.max() > len(numbers) / 2 else None
 
 
 def _notes(residues: Iterable[Residue], imputed: np.ndarray) -> list[str]:

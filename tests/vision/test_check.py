@@ -13,7 +13,7 @@ from rich.console import Console
 
 from triune.core.errors import UserError
 from triune.vision.check import Report, examine, main, show
-from triune.vision.data.collection import find
+from triune.vision.data.find import Where, find
 from triune.vision.data.scan import scan
 
 
@@ -64,7 +64,7 @@ def messy(tmp_path: Path, cache: Path) -> Path:
 
 
 def report_on(root: Path, cache: Path) -> Report:
-    collection = find(str(root), None, None, None, None, cache)
+    collection = find(Where(str(root)), cache)
     records = {side: scan(images, cache, side) for side, images in collection.sides.items()}
     return examine(str(root), collection, records)
 
@@ -108,10 +108,9 @@ def test_exit_code_and_json(messy: Path, clean: Path, capsys: pytest.CaptureFixt
     assert values["ok"] is True
     assert values["training"]["image_size"] == [224, 224]
     assert values["training"]["in_memory"] is True
-    assert "steps" not in values["training"]  # too few images for one batch
-    assert values["training"]["largest_batch_size"] == 18
+    assert values["training"]["batch_size"] == 18, "all that are left to train on, as fit takes them"
     assert main([str(clean)]) == 0
-    assert "--data.batch_size 18 or less" in " ".join(capsys.readouterr().out.split())
+    assert "steps of 18 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_time_and_memory_of_training(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.vision.classify import Classifier, collect, main
+from triune.vision.data.folders import walk
 from triune.vision.evaluate.calibration import store_temperature
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.preprocessing import Preprocessing
@@ -174,3 +175,23 @@ def test_help_imports_no_torch():
     assert done.returncode == 0, done.stderr
     assert "--attention" in done.stdout
     assert "--dynamic-batch" in done.stdout
+
+
+def test_a_run_of_ours_is_opened_without_the_families_of_other_libraries(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triune.vision.checkpoints.pretrained", None)
+    assert Classifier.load(run, "cpu").names
+
+
+def test_classify_finds_the_images_that_training_finds(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "cat/._a.png", ".ipynb_checkpoints/b.png", "@eaDir/c.png"):
+        (tmp_path / "real" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "real" / name).write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.png").write_bytes(b"x")
+    (tmp_path / "real" / "linked").symlink_to(tmp_path / "elsewhere")
+    files, problems = collect([str(tmp_path / "real")])
+    assert [Path(file).name for file in files] == ["a.png", "d.png"]
+    assert files == walk(tmp_path / "real")[0]
+    assert not problems

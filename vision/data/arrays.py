@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core.errors import UserError, nearest
 from ...core.files import open_regular
-from .collection import Collection, Images, Paths, Side
+from .collection import Collection, Images, Paths, Side, side_of
 
 _IDX = re.compile(r"(?P<part>.+?)[-.]images[-.]idx3[-.]ubyte(?P<gz>\.gz)?$")
 _MAX_GROWTH = 1032  # the most that a byte of gzip can stand for
@@ -30,7 +30,7 @@ def digits() -> Collection:
     # Each pixel counts the inked dots of a 4×4 square, 0 to 16.
     array = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = _images(array, labels.astype(np.int64), "digit")
-    return Collection([str(digit) for digit in range(10)], {"train": images}, mirror=False)
+    return Collection([str(digit) for digit in range(10)], {"train": images}, numbered=True, mirror=False)
 
 
 def _images(array: np.ndarray, labels: np.ndarray, name: str) -> Images:
@@ -49,9 +49,8 @@ def idx(folder: Path) -> Collection:
         UserError: a file is missing, cut short, or not in this format.
     """
     sides: dict[Side, Images] = {}
-    known: dict[str, Side] = {"train": "train", "t10k": "test", "test": "test", "val": "val", "valid": "val"}
     for part, path in idx_files(folder).items():
-        side = known.get(part)
+        side = "test" if part == "t10k" else side_of(part)
         if side is None:
             continue
         names = [path.name.replace("images", "labels").replace("idx3", "idx1")]
@@ -63,11 +62,11 @@ def idx(folder: Path) -> Collection:
         if len(array) != len(labels):
             raise UserError(f"'{path}' holds {len(array):,} images, but '{beside}' {len(labels):,} labels.")
         sides[side] = _images(array, labels, part)
-    if "train" not in sides:
+    if not sides:
         raise UserError(f"'{folder}' holds no train-images-idx3-ubyte, only {', '.join(idx_files(folder))}.")
     classes = 1 + max(int(side.labels.max(initial=0)) for side in sides.values())
     # Files of this kind hold digits as often as clothes, and no hint which.
-    return Collection([str(i) for i in range(classes)], sides, mirror=False)
+    return Collection([str(i) for i in range(classes)], sides, numbered=True, mirror=False)
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
@@ -101,15 +100,11 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
 
 def named(dataset: str, root: str | None, cache: Path) -> Collection:
-    """A set that torchvision knows, downloaded into `root` (or the cache) if it is not there yet; or `hf:owner/name`.
+    """A set that torchvision knows, downloaded into `root` (or the cache) if it is not there yet.
 
     Raises:
         UserError: an unknown name, or no way to download it.
     """
-    if dataset.startswith("hf:"):
-        from . import rows
-
-        return rows.hub(dataset.removeprefix("hf:"))
     if dataset not in NAMED:
         raise UserError(
             f"data.dataset is '{dataset}'{nearest(dataset, NAMED)}, but must be one of {', '.join(NAMED)}, or "
@@ -138,10 +133,10 @@ def _torchvision(dataset: str, folder: Path) -> Collection:
         for side, data in loaded.items():
             paths = [str(path) for path in (data._images if dataset == "OxfordIIITPet" else data._image_files)]
             sides[side] = Images(paths, np.array(data._labels, dtype=np.int64), Paths(paths))
-        return Collection(list(loaded["train"].classes), sides)
+        return Collection(list(loaded["train"].classes), sides, numbered=True)
     loaded = {side: kind(str(folder), train=side == "train", download=True) for side in ("train", "test")}
     sides = {
         side: _images(np.asarray(data.data), np.array(data.targets, dtype=np.int64), f"{dataset} {side}")
         for side, data in loaded.items()
     }
-    return Collection(list(loaded["train"].classes), sides, mirror=dataset != "MNIST")
+    return Collection(list(loaded["train"].classes), sides, numbered=True, mirror=dataset != "MNIST")

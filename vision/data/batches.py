@@ -26,6 +26,7 @@ from .augment import random_box
 from .collection import Images
 from .images import read_image
 from .loader import Draw
+from .scan import Kept
 
 
 class InMemory:
@@ -91,15 +92,18 @@ def _batch(draw: Draw, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
 def load(images: Images, index: int, channels: int) -> Image.Image:
     """Decode one image of a side: mode L or RGB. Raises UnreadableImage."""
     if images.array is None:
-        return read_image(images.source(index), channels, images.names[index])
+        return read_image(images.source(index), channels, images.names[index], images.decoding)
     return Image.fromarray(images.array[images.rows[index]]).convert("L" if channels == 1 else "RGB")
 
 
 def pixels_in_memory(
-    images: Images, size: tuple[int, int], channels: int, preprocessing: Preprocessing, cache: Path, label: str
-) -> Tensor:
-    """All images of a side fitted to `size`: uint8 `[images, channels, height, width]`; from the cache if it knows
-    them.
+    images: Images, size: tuple[int, int], channels: int, preprocessing: Preprocessing, cache: Path, label: str,
+    kept: Kept,
+) -> Tensor:  # fmt: skip
+    """All images of a side fitted to `size`: uint8 `[images, channels, height, width]`.
+
+    They come from the cache if it knows them, out of `kept` (which is emptied) if `scan` has decoded them just now, and
+    else from the files.
     """
     if images.array is not None and images.array.shape[1:3] == size and preprocessing.crop_pct == 1:
         grey = images.array.ndim == 3
@@ -119,11 +123,18 @@ def pixels_in_memory(
             pass  # damaged: made anew
     pixels = torch.empty(shape, dtype=torch.uint8)
 
+    missing = []
+    for index, row in enumerate(images.rows.tolist()):
+        if (found := kept.pop((id(images.encoded), row), None)) is not None:
+            pixels[index] = torch.from_numpy(found)
+        else:
+            missing.append(index)
+
     def one(index: int) -> None:
         pixels[index] = preprocessing.pixels(load(images, index, channels), size)
 
-    with ThreadPoolExecutor(min(32, usable_cores())) as pool, progress(label, len(images), "images") as advance:
-        for _ in pool.map(one, range(len(images))):
+    with ThreadPoolExecutor(min(32, usable_cores())) as pool, progress(label, len(missing), "images") as advance:
+        for _ in pool.map(one, missing):
             advance(1)
     if known is not None:
         _remember(pixels.numpy(), known)
@@ -138,7 +149,8 @@ def _cached(
     if None in keys:
         return None
     fit = [size, channels, preprocessing.interpolation, preprocessing.crop_pct, preprocessing.resize]
-    return cache / "images" / f"{hashlib.sha256(json.dumps([1, fit, keys]).encode()).hexdigest()[:24]}.npy"
+    fit += [images.decoding.grey_bits] if images.decoding.grey_bits != 16 else []
+    return cache / "images" / f"{hashlib.sha256(json.dumps([2, fit, keys]).encode()).hexdigest()[:24]}.npy"
 
 
 def _remember(array: np.ndarray, path: Path) -> None:

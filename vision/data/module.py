@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.files import few
 from ...core.training.data import ResumableData
 from ...core.training.run.machine import default_workers
 from ...core.work import cache_folder
-from ..preprocessing import IMAGENET, Interpolation, Preprocessing
+from ..preprocessing import Interpolation, Preprocessing
 from .augment import AugmentConfig, change_pixels, erase, mix
-from .batches import FromFiles, InMemory, channel_statistics, common_size, load, pixels_in_memory
-from .collection import SIDES, Collection, Images, Side, find
+from .batches import FromFiles, InMemory, load
+from .collection import SIDES, Images, Side
+from .find import Where, find
+from .gather import Settings, colour_note, gather
+from .images import MAX_PIXELS
 from .loader import Batches, InOrder, Shuffled
-from .scan import Record, scan
-from .split import check_classes, count_copies, drop_unreadable, hold_out
+from .trained import Trained, resolved
 
-SMALL_SIDE = 64
-"""Images of up to this many pixels a side are trained on as they are, and cropped at random from these pixels."""
 MEMORY = 4.0
 """GB of pixels that are kept in memory unless told otherwise."""
 
@@ -45,7 +46,8 @@ class ImageData(ResumableData):
         test_root: the same for `test`. Left out: root's own test/, else the validation images.
         dataset: a set that torchvision downloads: CIFAR10, CIFAR100, MNIST, FashionMNIST, Flowers102 or OxfordIIITPet;
             or hf:owner/name from the Hugging Face hub.
-        labels: names of the classes, where the data only have numbers.
+        labels: names of the classes: a mapping from what the data call them, {"0": "zero", "10": "ten"}; or a list, in
+            the order of their numbers.
         val_fraction: the part of each class to hold out when no validation images are given.
         on_error: `stop` before the first step when an image cannot be read, or `skip` such images and count them.
         image_size: pixels, or height and width. Left out: that of the images if all are alike and small, else 224.
@@ -61,6 +63,7 @@ class ImageData(ResumableData):
             crop.
         seed: chooses what is held out, the order of training and every random change.
         workers: processes that decode files. Left out: by the machine; none for images in memory.
+        max_megapixels: larger images cannot be read; a file of a few kB can claim any size.
         memory: images are kept in memory, decoded, up to this many GB of pixels. Random crops (augment.crop `resized`)
             of images above 64 pixels a side are cut out of the files instead, which are then decoded for each batch.
         cache: folder for decoded pixels and downloads. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
@@ -73,7 +76,10 @@ class ImageData(ResumableData):
         skipped: images left out because they cannot be read.
         duplicates: copies of other images within training and validation.
         leaked: training images left out because validation or test has the same pixels.
+        notes: sentences about what was left out, and how something was read that can be read in two ways.
     """
+
+    PATHS = ("root", "val_root", "test_root", "cache")
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class ImageData(ResumableData):
         val_root: str | None = None,
         test_root: str | None = None,
         dataset: str | None = None,
-        labels: list[str] | None = None,
+        labels: dict[str, str] | list[str] | None = None,
         val_fraction: float = 0.1,
         on_error: Literal["stop", "skip"] = "stop",
         image_size: int | list[int] | None = None,
@@ -94,15 +100,18 @@ class ImageData(ResumableData):
         resize: Literal["crop", "squash"] | None = None,
         seed: int = 0,
         workers: int | None = None,
+        max_megapixels: float = MAX_PIXELS / 1e6,
         memory: float = MEMORY,
         cache: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction must lie between 0 and 1 (such as 0.1), not {val_fraction}.")
+            raise UserError(f"data.val_fraction is {val_fraction}, but must lie between 0 and 1 (such as 0.1).")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers or 0, 0), ("seed", seed, 0)):
             if value < least:
-                raise UserError(f"data.{name} must be at least {least}, not {value}.")
+                raise UserError(f"data.{name} is {value}, but must be at least {least}.")
+        if not 0 < max_megapixels <= 10_000:
+            raise UserError(f"data.max_megapixels is {max_megapixels}, but must be above 0 and at most 10,000.")
         if channels not in (None, 1, 3):
             raise UserError(f"data.channels is {channels}, but must be 1 (grey) or 3 (colour).")
         sides = [image_size] if isinstance(image_size, int) else list(image_size or [1])
@@ -116,12 +125,17 @@ class ImageData(ResumableData):
         self.channels: Any = channels
         self.labels: Any = labels
         self.batch_size, self.workers, self.memory, self.cache = batch_size, workers, memory, cache
+        self.max_megapixels = max_megapixels
         self.augment = augment or AugmentConfig()
         self.statistics = statistics
+        self._where = Where(root, val_root, test_root, dataset, labels)
         chosen: dict[str, Any] = {"interpolation": interpolation, "crop_pct": crop_pct, "resize": resize}
         self._chosen = {name: value for name, value in chosen.items() if value is not None}
         self.preprocessing = Preprocessing(**self._chosen)
-        self._adopted = False
+        self._adopted, self._content = False, ""
+        self._trained: Trained | None = None
+        self._keys: list[str] | None = None
+        self.notes: list[str] = []
         self.classes = self.skipped = self.duplicates = self.leaked = 0
         self.names: dict[Side, list[str]] = {}
         self._images: dict[Side, Images] = {}
@@ -159,6 +173,19 @@ class ImageData(ResumableData):
             taken += [f"{name} {', '.join(f'{v:.3g}' for v in getattr(own, name))}" for name in ("mean", "std")]
         return "its " + ", ".join(taken) if taken else ""
 
+    def continue_as(self, trained: Trained) -> None:
+        """Prepare for scoring a trained model on its own or other images: call it before `setup`.
+
+        Raises:
+            UserError: other channels were chosen.
+        """
+        if self.channels not in (None, trained.channels):
+            raise UserError(f"data.channels is {self.channels}, but the model reads {trained.channels}; leave it out.")
+        self._trained, self._adopted = trained, True
+        self.channels, self.statistics = trained.channels, "auto"
+        self.image_size = self.image_size or trained.image_size
+        self.preprocessing = dataclasses.replace(trained.preprocessing, **self._chosen)
+
     # -- from files to sides ------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -173,84 +200,69 @@ class ImageData(ResumableData):
         """
         if self._images:
             return
-        cache = cache_folder(self.cache)
-        collection = find(self.root, self.val_root, self.test_root, self.dataset, self.labels, cache)
-        check_classes(collection)
-        records = {side: scan(images, cache, f"checking {side} images") for side, images in collection.sides.items()}
-        self.skipped = drop_unreadable(collection, records, self.on_error)
-        check_classes(collection)
-        self._separate(collection, records)
-        self._choose_shape(records)
-        self._images, self._mirror = collection.sides, collection.mirror
-        self.labels, self.classes = collection.classes, len(collection.classes)
+        cache, trained = cache_folder(self.cache), self._trained
+        side = {"validate": "val", "test": "test", "predict": "test"}.get(self._verb)
+        if trained is None or side is None:
+            collection = find(self._where, cache)
+        else:
+            alone = side == "test" or resolved(self.root) != trained.root
+            collection = trained.find(self._where, side, alone, cache)
+
+        def changed(content: str) -> None:
+            if trained is not None and side is not None:
+                trained.changed(self.root, side, content, collection.notes)
+
+        found = gather(collection, self._settings(), cache, changed)
+        (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
+        self._pixels, self._content = found.pixels, found.content
+        self.skipped, self.leaked, self.duplicates = found.skipped, found.leaked, found.duplicates
+        self._images, self._mirror, self.notes = collection.sides, bool(collection.mirror), collection.notes
+        self.labels, self.classes, self._keys = collection.classes, len(collection.classes), collection.keys
         self.names = {side: images.names for side, images in collection.sides.items()}
-        if self._fits_in_memory():
-            self._pixels = {
-                side: pixels_in_memory(
-                    images, self.image_size, self.channels, self.preprocessing, cache, f"reading {side} images"
-                )
-                for side, images in collection.sides.items()
-            }
-        self._choose_statistics()
+        if trained is not None and side is not None:
+            self._keys = trained.classes
+            self.notes += colour_note(found.records[side if side == "val" else self.scored], self.channels)
 
-    def _separate(self, collection: Collection, records: dict[Side, list[Record]]) -> None:
-        """Hold out validation images if there are none, and take from training what another side also has."""
-        digests = {side: [record.digest for record in found] for side, found in records.items()}
-        others = {digest for side in digests if side != "train" for digest in digests[side]}
-        clean = np.array([digest not in others for digest in digests["train"]], dtype=bool)
-        self.leaked = int((~clean).sum())
-        self._keep(collection, records, "train", np.flatnonzero(clean))
-        train = [record.digest for record in records["train"]]
-        self.duplicates = count_copies(train) + count_copies(digests.get("val", []))
-        if "val" not in collection.sides:
-            held = hold_out(train, collection.sides["train"].labels, self.val_fraction, self.seed)
-            whole, known = collection.sides["train"], records["train"]
-            collection.sides["val"], records["val"] = whole, known
-            self._keep(collection, records, "val", np.flatnonzero(held))
-            self._keep(collection, records, "train", np.flatnonzero(~held))
-        check_classes(collection)
+    @property
+    def _verb(self) -> str:
+        """What Lightning does: fit, validate, test or predict; empty outside of it."""
+        return str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else ""
 
-    @staticmethod
-    def _keep(collection: Collection, records: dict[Side, list[Record]], side: Side, index: np.ndarray) -> None:
-        collection.sides[side] = collection.sides[side].select(index)
-        records[side] = [records[side][i] for i in index]
+    def _settings(self) -> Settings:
+        return Settings(
+            image_size=self.image_size, channels=self.channels, preprocessing=self.preprocessing,
+            bits=self.preprocessing.grey_bits if self._trained else None,
+            from_files=self.augment.crop == "resized", fitted=self._adopted and self.statistics == "auto",
+            memory=self.memory, max_pixels=round(self.max_megapixels * 1e6), on_error=self.on_error,
+            val_fraction=self.val_fraction, seed=self.seed, statistics=self.statistics,
+        )  # fmt: skip
 
-    def _choose_shape(self, records: dict[Side, list[Record]]) -> None:
-        known = [record for found in records.values() for record in found]
-        self.image_size, self.channels = chosen_shape(known, self.image_size, self.channels)
+    @property
+    def trained(self) -> Trained:
+        """What a model that is trained on these images needs to know of them later; after `setup`."""
+        return Trained(
+            self._keys, self.labels, self.image_size, self.channels, self.preprocessing, resolved(self.root),
+            self._content,
+        )  # fmt: skip
 
-    def _fits_in_memory(self) -> bool:
-        height, width = self.image_size
-        total = sum(len(images) for images in self._images.values()) * self.channels * height * width
-        from_files = self.augment.crop == "resized" and max(height, width) > SMALL_SIDE
-        return not from_files and total <= self.memory * 1e9
-
-    def _choose_statistics(self) -> None:
-        if self._adopted and self.statistics == "auto":
-            return
-        mean, std = [0.5], [0.5]
-        if self.statistics == "auto" and self._pixels:
-            mean, std = channel_statistics(self._pixels["train"])
-        elif self.statistics != "half" and self.channels == 3:
-            mean, std = IMAGENET
-        self.preprocessing = dataclasses.replace(self.preprocessing, mean=list(mean), std=list(std))
+    @property
+    def scored(self) -> Side:
+        """The side that `test` scores: validation if there is no test side."""
+        return "test" if "test" in self._images else "val"
 
     def check_labels(self, labels: list[str], where: str) -> None:
-        """Compare the classes with those of a model.
-
-        Raises:
-            UserError: they differ.
-        """
+        """Compare the classes with those of a model. Raises UserError when they differ."""
+        if labels == self.labels or (self._trained and sorted(labels) == sorted(self.labels)):
+            return
         if len(labels) != self.classes:
             raise UserError(
-                f"The data have {self.classes} classes, but {where} was trained on {len(labels)}: {_few(labels)}."
+                f"The data have {self.classes} classes, but {where} was trained on {len(labels)}: {few(labels)}."
             )
-        wrong = [(a, b) for a, b in zip(labels, self.labels) if a != b]
-        if wrong:
-            raise UserError(
-                f"The data's classes are not those of {where}: '{wrong[0][1]}' stands where '{wrong[0][0]}' was"
-                f"{f', and {len(wrong) - 1} more differ' if len(wrong) > 1 else ''}; rename the class folders."
-            )
+        mine, theirs = next((a, b) for a, b in zip(self.labels, labels) if a != b)
+        raise UserError(
+            f"The data's classes are not those of {where}: '{mine}' stands where '{theirs}' was; rename the class "
+            "folders."
+        )
 
     def counts(self, side: Side) -> list[int]:
         """Images of each class on a side."""
@@ -271,13 +283,32 @@ class ImageData(ResumableData):
         f = self.figures()
         words = {"train": "to train", "val": "to validate", "test": "to test"}
         counts = [f"{f[f'images_{side}']:,} {words[side]} on" for side in SIDES if side in self._images]
-        parts = [
-            f"{self.classes:,} classes",
-            ", ".join(counts[:-1]) + f" and {counts[-1]}",
-            f"{f['image_size']} pixels",
-        ]
+        total = ", ".join(counts[:-1]) + f" and {counts[-1]}" if len(counts) > 1 else counts[0]
+        parts = [f"{self.classes:,} classes", total, f"{f['image_size']} pixels"]
         parts += [f"{f[name]:,} {name}" for name in ("skipped", "duplicates", "leaked") if f[name]]
-        return f"{f['data']}: {', '.join(parts)}"
+        return " ".join([f"{f['data']}: {', '.join([*parts, self._mirroring()])}.", *self.notes, *self._remarks()])
+
+    def _mirroring(self) -> str:
+        signs = "the classes are characters, numbers or directions"
+        if self._flips:
+            return "mirrored at random" + ("" if self._mirror else f" (data.augment.flip), though {signs}")
+        return "not mirrored" + ("" if self._mirror else f" ({signs})")
+
+    @property
+    def _flips(self) -> bool:
+        return self._mirror if self.augment.flip is None else self.augment.flip
+
+    def _remarks(self) -> list[str]:
+        """What a person should know of how training reads the images."""
+        found, crop = [], self.preprocessing.crop_pct
+        if self.augment.crop != "resized" and crop < 1:
+            found.append(
+                f"Training sees the central {crop**2:.0%} of each image, as validation does (crop_pct {crop:g}); "
+                "--data.augment.crop resized uses all of it."
+            )
+        if self.batch < self.batch_size:
+            found.append(f"A batch has all {self.batch:,} training images of a device, fewer than --data.batch_size.")
+        return found
 
     def figures(self) -> dict[str, Any]:
         """Images of each side, classes, size, and what was left out, after `setup()`."""
@@ -298,17 +329,18 @@ class ImageData(ResumableData):
         """Batches of training; each iteration is one epoch, or what is left of it after a resume.
 
         Raises:
-            UserError: the images do not fill one batch.
+            UserError: there are fewer images than devices.
         """
         count, (rank, world) = len(self._images["train"]), self.ranks()
-        if count < self.batch_size * world:
-            devices = f" on {world} devices" if world > 1 else ""
-            raise UserError(
-                f"There are {count:,} training images, fewer than one batch of {self.batch_size:,}{devices}: "
-                f"lower --data.batch_size to {count // world:,} or less."
-            )
-        order = Shuffled(count, self.batch_size, rank, world, self.seed, self.augment.repeats, position=self.position)
+        if not self.batch:
+            raise UserError(f"There are {count:,} training images, but {world} devices need at least one each.")
+        order = Shuffled(count, self.batch, rank, world, self.seed, self.augment.repeats, position=self.position)
         return Batches(self._source("train"), order, self._workers, self.pin)
+
+    @property
+    def batch(self) -> int:
+        """Images of a training batch on one device: `batch_size`, or all there are where these are fewer."""
+        return min(self.batch_size, len(self._images["train"]) // self.ranks()[1])
 
     def val_dataloader(self) -> Batches:
         """Batches that hold every validation image once."""
@@ -316,7 +348,7 @@ class ImageData(ResumableData):
 
     def test_dataloader(self) -> Batches:
         """Batches that hold every test image once; of validation if there is no test."""
-        return self._in_order("test" if "test" in self._images else "val")
+        return self._in_order(self.scored)
 
     def predict_dataloader(self) -> Batches:
         """The batches of `test_dataloader`."""
@@ -362,27 +394,6 @@ class ImageData(ResumableData):
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {
-            "images": len(self._images["train"]),
-            "batch_size": self.batch_size,
-            "devices": self.ranks()[1],
-            "seed": self.seed,
-            "repeats": self.augment.repeats,
-        }
-
-
-def chosen_shape(
-    known: list[Record], image_size: int | list[int] | tuple[int, ...] | None, channels: int | None
-) -> tuple[tuple[int, int], int]:
-    """(height, width) and channels of training: what is given, else what suits readable images; see `ImageData`."""
-    if image_size is None:
-        common = common_size([(record.height, record.width) for record in known])
-        image_size = common if common and max(common) <= SMALL_SIDE else 224
-    sides = [image_size] if isinstance(image_size, int) else list(image_size)
-    if channels is None:
-        grey = all(record.mode in ("1", "L", "LA", "I", "F") or record.mode.startswith("I;16") for record in known)
-        channels = 1 if grey else 3
-    return (sides[0], sides[-1]), channels
-
-
-def _few(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+            "images": len(self._images["train"]), "batch_size": self.batch, "devices": self.ranks()[1],
+            "seed": self.seed, "repeats": self.augment.repeats,
+        }  # fmt: skip

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import UserError
-from .collection import Collection, Images, Side
-
-_SIDES: dict[str, Side] = {
-    "train": "train",
-    "validation": "val",
-    "valid": "val",
-    "val": "val",
-    "dev": "val",
-    "test": "test",
-}
+from .collection import Collection, Images, Side, side_of
 
 
 class Rows:
@@ -56,8 +48,8 @@ def parquet(path: Path) -> Collection:
         return _collection({"train": datasets.load_from_disk(str(path))}, str(path))
     files: dict[str, list[str]] = {}
     for file in [path] if path.is_file() else sorted(path.glob("*.parquet")):
-        name = next((name for name in _SIDES if file.name.lower().startswith(name)), "train")
-        files.setdefault(name, []).append(str(file))
+        side = side_of(re.split(r"[^a-zA-Z]", file.name)[0]) or "train"
+        files.setdefault(side, []).append(str(file))
     return _collection(datasets.load_dataset("parquet", data_files=files), str(path))
 
 
@@ -78,26 +70,40 @@ def hub(name: str) -> Collection:
 
 def _collection(tables: Any, where: str) -> Collection:
     datasets = _datasets()
-    parts: dict[Side, Any] = {_SIDES[name]: table for name, table in tables.items() if name in _SIDES}
-    if "train" not in parts:
-        raise UserError(f"'{where}' has no train split, only {', '.join(tables)}.")
-    features = parts["train"].features
+    parts: dict[Side, Any] = {side: table for name, table in tables.items() if (side := side_of(name))}
+    if not parts:
+        raise UserError(f"'{where}' has no split called train, validation or test, only {', '.join(tables)}.")
+    features = parts.get("train", next(iter(parts.values()))).features
     image = next((n for n, kind in features.items() if isinstance(kind, datasets.Image)), None)
     image = image or ("image" if "image" in features else None)
-    label = next((n for n, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    label = label or next((n for n in ("label", "labels", "class", "fine_label") if n in features), None)
-    if image is None or label is None:
+    candidates = [n for n, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    candidates += [n for n in ("label", "labels", "class", "fine_label") if n in features and n not in candidates]
+    if image is None or not candidates:
         raise UserError(f"'{where}' needs a column with images and one with labels, but has {', '.join(features)}.")
-    kind = features[label]
-    texts = {side: table[label] for side, table in parts.items()}
-    known = kind.names if isinstance(kind, datasets.ClassLabel) else sorted({str(x) for t in texts.values() for x in t})
-    of = {value: i for i, value in enumerate(known)}
+    label = candidates[0]
+    notes = [f"The classes of '{where}' are those of the column '{label}'."] if len(candidates) > 1 else []
+    values = {side: list(table[label]) for side, table in parts.items()}
+    for side in [side for side in values if side != "train" and all(x is None or x == -1 for x in values[side])]:
+        notes.append(f"The {side} split of '{where}' has no labels and is left out.")
+        del parts[side], values[side]
+    classes, of = _classes(features[label], values)
     sides: dict[Side, Images] = {}
     for side, table in parts.items():
-        named = isinstance(kind, datasets.ClassLabel)
-        labels = np.array([x if named else of[str(x)] for x in texts[side]], dtype=np.int64)
-        if (labels < 0).any():
-            raise UserError(f"'{where}' has {int((labels < 0).sum()):,} rows without a label in its {side} split.")
+        missing = sum(x not in of for x in values[side])
+        if missing:
+            raise UserError(f"'{where}' has {missing:,} rows without a label in its {side} split.")
+        labels = np.array([of[x] for x in values[side]], dtype=np.int64)
         images = Rows(table.cast_column(image, datasets.Image(decode=False)), image)
         sides[side] = Images([f"{where} {side} row {i}" for i in range(len(labels))], labels, images)
-    return Collection([str(name) for name in known], sides)
+    return Collection(classes, sides, numbered=hasattr(features[label], "names"), notes=notes)
+
+
+def _classes(kind: Any, values: dict[Side, list[Any]]) -> tuple[list[str], dict[Any, int]]:
+    """Names of the classes, and the class of each value of the column; a null has none."""
+    if hasattr(kind, "names"):
+        return [str(name) for name in kind.names], {i: i for i in range(len(kind.names))}
+    found = {x for column in values.values() for x in column if x is not None}
+    # Whole numbers in their own order, anything else as text.
+    numbers = all(isinstance(x, int) for x in found)
+    known = sorted(found) if numbers else sorted(found, key=str)
+    return [str(x) for x in known], {x: i for i, x in enumerate(known)}

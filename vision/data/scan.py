@@ -6,19 +6,36 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...core.training.run.machine import usable_cores
 from ...core.work import progress
 from .collection import Images
-from .images import FORMAT_OF, UnreadableImage, decode, open_image
+from .images import (
+    FORMAT_OF,
+    Decoding,
+    UnreadableImage,
+    decode,
+    is_wide,
+    open_image,
+    own_white,
+)  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 """Of what is remembered; raised when decoding or the record changes."""
+_FULL_RANGE = 1 << 14
+"""A 16-bit grey image with such a value uses all 16 bits."""
+
+Kept = dict[tuple[int, int], np.ndarray]
+"""Pixels of images that were decoded on the way, by the number of their source (`id` of `Images.encoded`) and their row
+in it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,8 @@ class Record:
         digest: hash of the decoded pixels, equal for equal pictures in different files.
         problem: why it cannot be decoded; empty if it can.
         remarks: what is odd about it.
+        peak: largest value of a 16-bit image, as far as it is known; 0 for other images.
+        white: of 16-bit grey, the value that is white by the file itself; 0 if the file does not say it.
     """
 
     width: int = 0
@@ -41,31 +60,64 @@ class Record:
     digest: str = ""
     problem: str = ""
     remarks: tuple[str, ...] = ()
+    peak: int = 0
+    white: int = 0
+
+    @property
+    def open_range(self) -> bool:
+        """It is 16-bit grey whose range the whole data set has to tell."""
+        return self.peak > 0 and not self.white and is_wide(self.mode)
 
 
-def look(source: str | bytes, name: str) -> Record:
-    """Decode one image. Never raises for what is wrong with it."""
+Fit = Callable[[Image.Image], np.ndarray]
+"""From a decoded image (mode RGB) to the pixels that are kept, uint8 [channels, height, width]."""
+
+
+def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) -> tuple[Record, Any]:
+    """The record of one image and, of one that can be decoded, what `fit` makes of it (else None).
+
+    Never raises for what is wrong with it.
+    """
+    values = None
     try:
-        image, name = open_image(source, name)
+        opened = open_image(source, name, decoding.max_pixels)
+        image, name, white = opened.image, opened.name, opened.white
         width, height = image.size
         mode, kind = image.mode, image.format or ""
-        remarks = _remarks(name, kind, mode, width, height, bool(getattr(image, "is_animated", False)))
-        pixels = np.asarray(decode(image, name))
+        deep = _deep_colour(image)
+        remarks = _remarks(name, kind, mode, width, height, bool(getattr(image, "is_animated", False)), deep)
+        if is_wide(mode):
+            image.load()
+            values = np.asarray(image)
+        decoded = decode(opened, 3, decoding)
     except UnreadableImage as error:
-        return Record(problem=error.reason)
+        return Record(problem=error.reason), None
     except Exception as error:
-        return Record(problem=f"is damaged ({error})")
+        return Record(problem=f"is damaged ({error})"), None
+    pixels = np.asarray(decoded)
+    peak = (int(pixels.max()) << 8 | 255) if deep else 0
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.tobytes())
-    return Record(width, height, mode, kind, digest.hexdigest(), "", remarks)
+    if values is not None:
+        peak, white = int(values.max()), own_white(values, white)
+        if peak < _FULL_RANGE:  # in 8 bits, images of few bits would look alike
+            digest.update(values.tobytes())
+    record = Record(width, height, mode, kind, digest.hexdigest(), "", remarks, peak, white)
+    return record, None if fit is None else fit(decoded)
 
 
-def _remarks(name: str, kind: str, mode: str, width: int, height: int, animated: bool) -> tuple[str, ...]:
+def _deep_colour(image: Image.Image) -> bool:
+    """Colour of 16 bits, of which Pillow keeps the upper 8."""
+    tiles = getattr(image, "tile", None)
+    return bool(tiles) and not is_wide(image.mode) and ";16" in str(tiles[0][3])
+
+
+def _remarks(name: str, kind: str, mode: str, width: int, height: int, animated: bool, deep: bool) -> tuple[str, ...]:
     promised = FORMAT_OF.get(Path(name).suffix.lower())
     tests = {
         "named otherwise": promised is not None and kind not in (promised, "MPO"),
         "animated": animated,
-        "16 bits": mode == "I" or mode.startswith("I;16"),
+        "16 bits": is_wide(mode) or deep,
         "float": mode == "F",
         "transparent": mode in ("RGBA", "LA", "PA"),
         "CMYK": mode == "CMYK",
@@ -75,8 +127,16 @@ def _remarks(name: str, kind: str, mode: str, width: int, height: int, animated:
     return tuple(remark for remark, applies in tests.items() if applies)
 
 
-def scan(images: Images, cache: Path, label: str) -> list[Record]:
-    """Look at all files of a side, in parallel, with a progress bar; files known by (path, size, time) are not read."""
+def scan(images: Images, cache: Path, label: str, fit: Fit | None = None, kept: Kept | None = None) -> list[Record]:
+    """Look at all files of a side, in parallel, with a progress bar; files known by (path, size, time) are not read.
+
+    Args:
+        images: the side.
+        cache: folder where records are remembered.
+        label: of the progress bar.
+        fit: applied to each image that is decoded, whose result goes into `kept`.
+        kept: see `Kept`.
+    """
     if images.array is not None:
         return [_array_record(images.array[row]) for row in images.rows]
     records: list[Record | None] = [None] * len(images)
@@ -85,21 +145,24 @@ def scan(images: Images, cache: Path, label: str) -> list[Record]:
         known = memory.recall(keys)
         missing = []
         for index, key in enumerate(keys):
-            if key in known:
+            # A problem with the size depends on a setting, and is not remembered; a known file has none.
+            if key in known and known[key].width * known[key].height <= images.decoding.max_pixels:
                 records[index] = known[key]
             else:
                 missing.append(index)
 
-        def one(index: int) -> Record:
+        def one(index: int) -> tuple[Record, Any]:
             try:
-                return look(images.source(index), images.names[index])
+                return look(images.source(index), images.names[index], images.decoding, fit)
             except OSError as error:
-                return Record(problem=f"cannot be read ({error.strerror})")
+                return Record(problem=f"cannot be read ({error.strerror})"), None
 
         with ThreadPoolExecutor(min(32, usable_cores())) as pool, progress(label, len(missing), "images") as advance:
-            for index, record in zip(missing, pool.map(one, missing, chunksize=1)):
+            for index, (record, pixels) in zip(missing, pool.map(one, missing, chunksize=1)):
                 records[index] = record
                 memory.add(keys[index], record)
+                if kept is not None and pixels is not None:
+                    kept[id(images.encoded), int(images.rows[index])] = pixels
                 advance(1)
     return [record for record in records if record is not None]
 

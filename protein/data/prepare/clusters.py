@@ -37,7 +37,7 @@ Advance = Callable[[int], None]
 
 
 def mmseqs_clusters(sequences: list[str], identity: float = IDENTITY, threads: int = 1) -> np.ndarray:
-    """Return the number of each sequence's cluster, int64 [sequences], as `mmseqs easy-cluster` finds them.
+    """Returns the number of each sequence's cluster, int64 [sequences], as `mmseqs easy-cluster` finds them.
 
     Relatives are linked singly; at least half of the shorter sequence must be aligned.
 
@@ -69,7 +69,7 @@ def has_mmseqs() -> bool:
 def filtered_clusters(
     sequences: list[str], identity: float = IDENTITY, advance: Advance = lambda _: None
 ) -> np.ndarray:
-    """Return the number of each sequence's cluster, int64 [sequences], by single linkage of related pairs.
+    """Returns the number of each sequence's cluster, int64 [sequences], by single linkage of related pairs.
 
     Args:
         sequences: letters.
@@ -98,7 +98,7 @@ def pairs_to_align(sequences: int) -> int:
 
 
 def candidates(sequences: list[str]) -> list[tuple[int, int]]:
-    """Return the pairs a < b that are most alike in their words, best first."""
+    """Returns the pairs a < b that are most alike in their words, best first."""
     words = _words(sequences)
     wanted = pairs_to_align(len(sequences))
     scores, numbers = torch.empty(0), torch.empty(0, dtype=torch.long)
@@ -140,7 +140,7 @@ def _aligner() -> Any:
 
 
 def relation(one: str, other: str) -> float:
-    """Return the identity of two sequences, 0 if they show no relation.
+    """Returns the identity of two sequences, 0 if they show no relation.
 
     It is the share of equal residues in the best local alignment, where that covers at least half of the shorter
     sequence and is better than chance.
@@ -159,7 +159,7 @@ def relation(one: str, other: str) -> float:
 
 
 def split_by_cluster(clusters: np.ndarray, shares: dict[str, float], seed: int = 0) -> np.ndarray:
-    """Return the side of each sequence, str [sequences]: whole clusters, at random, the rest for `train`.
+    """Returns the side of each sequence, str [sequences]: whole clusters, at random, the rest for `train`.
 
     A cluster that alone exceeds a share is left to training.
 
@@ -184,7 +184,7 @@ def split_by_cluster(clusters: np.ndarray, shares: dict[str, float], seed: int =
 def separate(
     sequences: list[str], side: np.ndarray, identity: float = IDENTITY, advance: Advance = lambda _: None
 ) -> np.ndarray:
-    """Return the sides after every held-out sequence that has a relative in training went there, too.
+    """Returns the sides after every held-out sequence that has a relative in training went there, too.
 
     Clusters do not see to that alone: members are compared with a representative only, and fast searches miss some.
 
@@ -207,7 +207,7 @@ def separate(
 def closest_relatives(
     sequences: list[str], held: np.ndarray, train: np.ndarray, nearest: int = 20, advance: Advance = lambda _: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the identity of the closest relative of each held-out sequence among others, and its number.
+    """Returns the identity of the closest relative of each held-out sequence among others, and its number.
 
     Args:
         sequences: letters.
@@ -243,27 +243,27 @@ class Audit(NamedTuple):
         identity: float [held out], that of the closest training sequence (see `relation`), 0 without one.
         closest: int64 [held out], the number of that sequence.
         identical: held-out sequences that are training sequences.
-        same_source: held-out sequences from a source that training sequences come from.
+        same_file: held-out sequences from a file that training sequences come from.
     """
 
     held: np.ndarray
     identity: np.ndarray
     closest: np.ndarray
     identical: int
-    same_source: int
+    same_file: int
 
 
-def audit(sequences: list[str], side: np.ndarray, sources: list[str], advance: Advance = lambda _: None) -> Audit:
+def audit(sequences: list[str], side: np.ndarray, files: list[str], advance: Advance = lambda _: None) -> Audit:
     """Look for relatives of the held-out sequences in training.
 
     Args:
         sequences: letters.
         side: str [sequences].
-        sources: what each came from, such as a file.
+        files: what each came from.
         advance: called with the number of held-out sequences done.
     """
     train, held = np.flatnonzero(side == "train"), np.flatnonzero(side != "train")
     identity, closest = closest_relatives(sequences, held, train, advance=advance)
-    known, known_sources = {sequences[number] for number in train}, {sources[number] for number in train}
+    known, known_files = {sequences[number] for number in train}, {files[number] for number in train}
     identical = sum(sequences[number] in known for number in held)
-    return Audit(held, identity, closest, identical, sum(sources[number] in known_sources for number in held))
+    return Audit(held, identity, closest, identical, sum(files[number] in known_files for number in held))

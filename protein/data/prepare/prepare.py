@@ -79,7 +79,7 @@ class Tally:
     short: int = 0
     long: int = 0
     twins: int = 0
-    notes: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def bad(self, file: str, error: UserError) -> None:
         """Note a bad file, or stop at it."""
@@ -102,10 +102,11 @@ def main(args: list[str]) -> int:
     with _new_folder(options.out, options.overwrite) as folder:
         writer = Writer(folder)
         try:
-            sequences, sources = _write(writer, options, alignments, table, tally)
+            sequences, files = _write(writer, options, alignments, table, tally)
             _assign(writer.rows, sequences, table, options)
-            found = _audited(writer.rows, sequences, sources)
-            (folder / "skipped.txt").write_text("".join(f"{line}\n" for line in tally.skipped), encoding="utf-8")
+            found = _audited(writer.rows, sequences, files)
+            for name, lines in (("skipped.txt", tally.skipped), ("notes.txt", tally.notes)):
+                (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             writer.finish({"source": _source(options), "seed": options.seed, "identity": options.identity})
         finally:
             writer.close()
@@ -138,25 +139,27 @@ def _write(
 ) -> tuple[list[str], list[str]]:
     """Write every chain that is wanted; return the sequence of each and where it came from."""
     sequences: list[str] = []
-    sources: list[str] = []
+    files: list[str] = []
     names: set[str] = set()
     count, parts = _parts(options, tally)
     with progress("reading chains", count) as advance:
         for part in parts:
             for found in part:
                 if (table is None or found.entry.name in table) and _wanted(found, options, names, tally):
-                    writer.add(_joined(found, options, alignments, tally))
+                    joined = _with_alignment(found, options, alignments, tally)
+                    tally.notes += [f"{joined.entry.name}: {note}" for note in joined.notes]
+                    writer.add(joined.entry)
                     sequences.append(decode(found.entry.tokens))
-                    sources.append(found.source)
+                    files.append(found.file)
             advance(1)
-    if not sources:
+    if not files:
         reasons = f"; the first file that was left out: {tally.skipped[0]}" if tally.skipped else ""
         raise UserError(f"no chain is left from '{_source(options)}' ({_left_out(tally)}){reasons}")
-    return sequences, sources
+    return sequences, files
 
 
 def _parts(options: argparse.Namespace, tally: Tally) -> tuple[int, Iterable[list[Found]]]:
-    """Return how many parts there are, and them: the chains of a file, or single chains."""
+    """Returns how many parts there are, and them: the chains of a file, or single chains."""
     if options.structures:
         files = structure_files(options.structures)
         return len(files), from_structures(files, tally.bad)
@@ -175,21 +178,21 @@ def _wanted(found: Found, options: argparse.Namespace, names: set[str], tally: T
         tally.long += 1
     elif found.entry.name in names:
         tally.twins += 1
-        tally.bad(found.source, UserError(f"'{found.source}': another file has a chain {found.entry.name}"))
+        tally.bad(found.file, UserError(f"'{found.file}': another file has a chain {found.entry.name}."))
     else:
         names.add(found.entry.name)
         return True
     return False
 
 
-def _joined(found: Found, options: argparse.Namespace, alignments: Alignments, tally: Tally) -> Any:
+def _with_alignment(found: Found, options: argparse.Namespace, alignments: Alignments, tally: Tally) -> Found:
     if (named := alignments.named(found.aliases)) is None:
-        return found.entry
+        return found
     try:
-        return with_alignment(found.entry, *named, options.rows, options.seed)
+        return with_alignment(found, *named, options.rows, options.seed)
     except UserError as error:
         tally.bad(named[0], error)
-        return found.entry
+        return found
 
 
 def _assign(
@@ -213,11 +216,11 @@ def _assign(
         row["cluster"], row["split"] = rows[cluster]["name"], name
 
 
-def _audited(rows: list[dict[str, Any]], sequences: list[str], sources: list[str]) -> Audit:
+def _audited(rows: list[dict[str, Any]], sequences: list[str], files: list[str]) -> Audit:
     """Look for relatives of held-out chains in training and put their identity into the rows."""
     side = np.array([row["split"] for row in rows])
     with progress("checking the split", int((side != "train").sum())) as advance:
-        found = audit(sequences, side, sources, advance=advance)
+        found = audit(sequences, side, files, advance=advance)
     for number, identity in zip(found.held.tolist(), found.identity.tolist()):
         rows[number]["relative"] = f"{identity:.3f}"
     return found
@@ -232,7 +235,7 @@ def _left_out(tally: Tally) -> str:
 
 
 def summary(rows: list[dict[str, Any]], alignments: int, tally: Tally) -> str:
-    """Return what the set holds and what was left out."""
+    """Returns what the set holds and what was left out."""
     residues = sum(row["length"] for row in rows)
     clusters = len({row["cluster"] for row in rows})
     aligned = [row for row in rows if row["rows"]]
@@ -243,6 +246,11 @@ def summary(rows: list[dict[str, Any]], alignments: int, tally: Tally) -> str:
     if alignments:
         neff = np.median([float(row["neff"]) for row in aligned]) if aligned else 0
         lines.append(f"{len(aligned):,} chains have an alignment (of {alignments:,} given), median Neff {neff:.0f}")
+    if tally.notes:
+        carriers = len({line.split(": ")[0] for line in tally.notes})
+        lines.append(
+            f"{carriers:,} chains with remarks on how they were read, see notes.txt; the first: {tally.notes[0]}"
+        )
     lines += [f"left out: {line.splitlines()[0]}" for line in tally.skipped[:SHOWN]]
     if len(tally.skipped) > SHOWN:
         lines.append(f"left out: {len(tally.skipped) - SHOWN} more")
@@ -252,7 +260,7 @@ def summary(rows: list[dict[str, Any]], alignments: int, tally: Tally) -> str:
 
 
 def audit_text(found: Audit, rows: list[dict[str, Any]]) -> str:
-    """Return the audit in words."""
+    """Returns the audit in words."""
     if not len(found.held):
         return "leakage audit: nothing is held out"
     worst = int(found.identity.argmax())
@@ -263,7 +271,7 @@ def audit_text(found: Audit, rows: list[dict[str, Any]]) -> str:
     return (
         f"leakage audit: of {len(found.held):,} held-out chains {found.identical:,} have the sequence of a training "
         f"chain, {(found.identity >= IDENTITY).sum():,} a relative of {IDENTITY:.0%} identity or more over at least "
-        f"half of the shorter one{closest}, {found.same_source:,} come from a file that training chains come from"
+        f"half of the shorter one{closest}, {found.same_file:,} come from a file that training chains come from"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,23 +12,35 @@ import numpy as np
 
 from ....core.errors import UserError
 from ....core.files import MAX_GROWTH, check_regular, most_unpacked, parsing, read_arrays, read_table
-from ...read.alignment import SUFFIXES as ALIGNMENT_SUFFIXES
-from ...read.alignment import Alignment, parse_alignment, read_content
+from ...read.alignment import Alignment, parse_alignment
 from ...read.alphabet import GAP, TABLE, UNKNOWN, decode, encode
-from ...read.matching import positions
+from ...read.complexes import parts
+from ...read.formats import SUFFIXES as ALIGNMENT_SUFFIXES
+from ...read.matching import place
 from ...read.profile import chosen_rows, effective_sequences, profile
 from ...read.structure import Chain, imputed_cbeta, read_chains
+from ...read.text import read_content
 from ..store import Entry
 
 BadFile = Callable[[str, UserError], None]
 
 
 class Found(NamedTuple):
-    """A chain, the file it came from, and names under which its alignment may be found, best first."""
+    """A chain, and where it was found.
+
+    Args:
+        entry: the chain.
+        file: it came from.
+        aliases: names under which its alignment may be found, best first.
+        first: the number that the file gives to the residue at position 0, None where there is none.
+        notes: what was decided in reading.
+    """
 
     entry: Entry
-    source: str
+    file: str
     aliases: tuple[str, ...]
+    first: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 # -- chains -----------------------------------------------------------------------------------------------------------
@@ -49,7 +62,10 @@ def from_structures(files: list[Path], bad: BadFile) -> Iterator[list[Found]]:
                 best[chain.sequence] = chain
         stem = Path(file.name.removesuffix(".gz")).stem
         alone = (stem,) if len(best) == 1 else ()
-        yield [Found(_entry(chain), str(file), (chain.name, *alone)) for chain in best.values()]
+        yield [
+            Found(_entry(chain), str(file), (chain.name, *alone), chain.first, tuple(chain.notes))
+            for chain in best.values()
+        ]
 
 
 def _entry(chain: Chain) -> Entry:
@@ -57,7 +73,7 @@ def _entry(chain: Chain) -> Entry:
 
 
 def from_arrays(file: str | Path) -> list[Found]:
-    """Return the chains of an `.npz` with name, length, sequence, backbone and profile (see the README of the data).
+    """Returns the chains of an `.npz` with name, length, sequence, backbone and profile (see the README of the data).
 
     Raises:
         UserError: the file cannot be read or lacks an array.
@@ -91,7 +107,7 @@ def _chains_of(data: dict[str, np.ndarray]) -> list[Found]:
 
 
 def read_split(file: str | Path) -> dict[str, tuple[str, str]]:
-    """Return (split, cluster) by chain from a table with the columns chain, cluster and split.
+    """Returns (split, cluster) by chain from a table with the columns chain, cluster and split.
 
     Raises:
         UserError: the file cannot be read, lacks a column or names another split than train, val or test.
@@ -120,17 +136,17 @@ class Alignments:
 
     def __init__(self, places: list[str]) -> None:
         self._found: dict[str, Path | bytes] = {}
-        for place in map(Path, places):
+        for source in map(Path, places):
             before = len(self._found)
-            if place.is_dir():
-                for file in sorted(place.rglob("*")):
+            if source.is_dir():
+                for file in sorted(source.rglob("*")):
                     self._take(file.name, file)
-            elif place.is_file():
-                self._unpack(place)
+            elif source.is_file():
+                self._unpack(source)
             else:
-                raise UserError(f"there is no '{place}': --alignments takes folders and tar files")
+                raise UserError(f"there is no '{source}': --alignments takes folders and tar files")
             if len(self._found) == before:
-                raise UserError(f"'{place}' holds no alignment: no file ends in {', '.join(ALIGNMENT_SUFFIXES)}")
+                raise UserError(f"'{source}' holds no alignment: no file ends in {', '.join(ALIGNMENT_SUFFIXES)}")
 
     def __len__(self) -> int:
         return len(self._found)
@@ -153,7 +169,7 @@ class Alignments:
                     self._take(Path(member.name).name, stream.read())
 
     def named(self, aliases: tuple[str, ...]) -> tuple[str, Path | bytes] | None:
-        """Return the file name and the place or content of the first alignment that has one of the names."""
+        """Returns the file name and the place or content of the first alignment that has one of the names."""
         for alias in aliases:
             for suffix in ALIGNMENT_SUFFIXES:
                 if (content := self._found.get(alias + suffix)) is not None:
@@ -161,11 +177,11 @@ class Alignments:
         return None
 
 
-def with_alignment(entry: Entry, name: str, content: Path | bytes, rows: int, seed: int) -> Entry:
-    """Return the chain with an alignment laid on it, its Neff and, if it has none, the profile.
+def with_alignment(found: Found, name: str, content: Path | bytes, rows: int, seed: int) -> Found:
+    """Returns the chain with an alignment laid on it, its Neff and, if it has none, the profile.
 
     Args:
-        entry: the chain.
+        found: the chain.
         name: of the alignment's file.
         content: its content, or where it lies.
         rows: most rows to keep, the query among them; others are drawn at random, the rarer the likelier.
@@ -175,25 +191,28 @@ def with_alignment(entry: Entry, name: str, content: Path | bytes, rows: int, se
         UserError: the alignment cannot be read or its query is another protein.
     """
     raw = content if isinstance(content, bytes) else read_content(content)
-    alignment = parse_alignment(name, raw)
-    sequence = decode(entry.tokens)
-    if alignment.query != sequence:
-        alignment = _laid_on(alignment, sequence, name)
-    tokens = alignment.tokens
+    alignment, notes = _laid_on(parse_alignment(name, raw), found, name)
+    tokens, entry = alignment.tokens, found.entry
     neff = effective_sequences(tokens)
     columns = entry.profile if entry.profile is not None else profile(tokens)
     kept = alignment.rows(chosen_rows(tokens, rows, seed))
-    return entry._replace(msa=kept.tokens, deletions=kept.deletions, neff=neff, profile=columns)
+    entry = entry._replace(msa=kept.tokens, deletions=kept.deletions, neff=neff, profile=columns)
+    return found._replace(entry=entry, notes=(*found.notes, *(f"{name}: {note}" for note in notes)))
 
 
-def _laid_on(alignment: Alignment, sequence: str, name: str) -> Alignment:
-    try:
-        where = positions(alignment.query, sequence)
-    except UserError as error:
-        raise UserError(f"'{name}': the query does not match the chain: {error}") from None
-    here = where >= 0
-    tokens = np.full((len(alignment.names), len(sequence)), GAP, dtype=np.uint8)
-    deletions = np.zeros_like(tokens)
-    tokens[:, where[here]], deletions[:, where[here]] = alignment.tokens[:, here], alignment.deletions[:, here]
-    tokens[0] = encode(sequence)
-    return Alignment(alignment.names, tokens, deletions)
+def _laid_on(alignment: Alignment, found: Found, name: str) -> tuple[Alignment, list[str]]:
+    """The alignment with the columns of a chain, of a complex that of the chain that fits, and what to say of it."""
+    sequence, problems = decode(found.entry.tokens), []
+    for part in parts(alignment):
+        try:
+            placement = place(sequence, part.query, found.entry.positions, found.first)
+        except UserError as error:
+            problems.append(error)
+            continue
+        here, where = placement.where >= 0, placement.where
+        tokens = np.full((len(part.names), len(sequence)), GAP, dtype=np.uint8)
+        deletions = np.zeros_like(tokens)
+        tokens[:, here], deletions[:, here] = part.tokens[:, where[here]], part.deletions[:, where[here]]
+        tokens[0] = found.entry.tokens
+        return replace(part, tokens=tokens, deletions=deletions), [*alignment.notes, *placement.notes]
+    raise UserError(f"'{name}': the query does not match the chain: {problems[0]}") from None

@@ -22,11 +22,11 @@ from triune.protein.pair.config import PairConfig
 from triune.protein.pair.memory import check_attention, choose_chunk, estimate, estimate_attention
 from triune.protein.pair.model import PairModel
 from triune.protein.predict import predictors
-from triune.protein.predict.contacts import collect
 from triune.protein.predict.metrics import contact_targets, distances, precisions
 from triune.protein.predict.outputs import batch_table, confidence, pair_table, score_table, write_rr
 from triune.protein.predict.plots import BLUE, GREY, PALE, RED, contact_map, known_cells
 from triune.protein.predict.predictors import PairPredictor, Prediction, expected_distances, predictor_for
+from triune.protein.predict.queries import Queries
 from triune.protein.read.alphabet import AMINO_ACIDS, encode
 from triune.protein.read.profile import profile
 
@@ -186,17 +186,22 @@ def test_a_batch_is_done_but_for_its_mistakes(run: str, structure: Path, capsys:
     args = ["many.fasta", "folder", "broken.a3m", "gone.fasta", "--run", run, "--structure", structure]
     assert contacts(*args, "--no-png", "--out", "out") == 2
     out, err = capsys.readouterr()
-    assert sorted(path.name for path in Path("out").glob("*.rr")) == ["good-2.rr", "good.rr", "other_name.rr"]
+    assert sorted(path.name for path in Path("out").glob("*.rr")) == [
+        "good-2.rr",
+        "good-3.rr",
+        "good.rr",
+        "other_name.rr",
+    ]
     lines = said(err)
     assert len(lines) == 6
     assert all(line.startswith("error: ") for line in lines)
     for words in (
         "sequence 2 ('bad') holds '1' at position 5",
-        "sequences 1 and 4 are both named 'good'",
         "short has 3 residues",
         "Row 5 has 61 aligned columns, the query has 60; lowercase letters are insertions in A3M; is this a FASTA?",
         "'gone.fasta' cannot be read (No such file",
         "other_name: predicted, but not scored: chain made_A (query) does not match",
+        "good-2: predicted, but not scored: chain made_A (query) does not match",
     ):
         assert sum(words in line for line in lines) == 1, words
     assert "mean of 2 chains with a structure" in out
@@ -236,7 +241,7 @@ def test_structures_from_a_folder(run: str, structure: Path, capsys: pytest.Capt
             ["--structure", "made.pdb", "--chain", "Z"],
             "there is no protein chain 'Z' in 'made.pdb'; its chains are A (58",
         ),
-        (["--out", "one.fasta"], "one.fasta' is no folder, so"),
+        (["--out", "one.fasta"], "--out 'one.fasta' cannot be made"),
         (["--device", "cudo"], "--device cudo cannot be used here"),
     ],
 )
@@ -257,14 +262,14 @@ def test_aligned_fasta_is_known_by_its_gaps() -> None:
     gapped[2] = SEQUENCE[:30] + "acd" + "-" * 30
     Path("insertions.fasta").write_text("".join(f">{n}\n{row}\n" for n, row in enumerate(gapped)))
     Path("free.fasta").write_text(f">a\n{SEQUENCE}\n>b\n{SEQUENCE[::-1]}\n>c\n{OTHER}\n")
-    queries, problems = collect([Path("rows.fasta"), Path("insertions.fasta"), Path("free.fasta")])
-    assert not problems
-    assert [(query.name, query.format) for query in queries] == [
-        ("rows", "fasta"), ("insertions", "a3m"), ("a", None), ("b", None), ("c", None),
+    queries = Queries([Path("rows.fasta"), Path("insertions.fasta"), Path("free.fasta")])
+    found = [query for file in queries.files for query in queries.of(file)]
+    assert not queries.problems
+    assert [(query.name, query.letters is None) for query in found] == [
+        ("rows", True), ("insertions", True), ("a", False), ("b", False), ("c", False),
     ]  # fmt: skip
-    alignment, _ = queries[1].read()
-    assert alignment.query == SEQUENCE
-    assert alignment.deletions[2, 30] == 3
+    assert found[1].alignment.query == SEQUENCE
+    assert found[1].alignment.deletions[2, 30] == 3
 
 
 # -- what is predicted ------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from triune.protein.predict.dca import (
     mean_field_dca,
     memory_needed,
     scores_of,
-    top_pairs,
 )
 from triune.protein.predict.metrics import contact_targets, precisions
+from triune.protein.predict.outputs import top_pairs
 from triune.protein.read.alignment import parse_alignment
 from triune.protein.read.alphabet import GAP, decode
 from triune.protein.read.profile import sequence_weights
@@ -163,7 +163,7 @@ def test_main_prints_pairs_writes_scores_and_does_the_other_inputs(tmp_path, cap
     assert main([str(bad), str(good), "--out", str(tmp_path / "out"), "--top", "3"]) == 2
     printed = capsys.readouterr()
     assert "30 residues, 80 rows, Neff 80.0" in printed.out
-    assert len(printed.out.splitlines()) == 4
+    assert len(printed.out.splitlines()) == 5
     assert "Row 2 has 4 aligned columns, the query has 3" in printed.err
     saved = np.load(tmp_path / "out" / "good.dca.npz")
     assert saved["scores"].shape == (30, 30)
@@ -189,9 +189,9 @@ def test_a_structure_scores_the_prediction(maker, tmp_path, capsys):
     with pytest.raises(UserError, match="there is no protein chain 'C'"):
         main([str(alignment), "--structure", str(tmp_path / "1abc.pdb"), "--chain", "C"])
     other = tmp_path / "other.aln"
-    other.write_text("W" * 30 + "\n" + "W" * 30 + "\n")
-    with pytest.raises(UserError, match="does not match the sequence"):
-        main([str(other), "--structure", str(tmp_path / "1abc.pdb")])
+    other.write_text("".join(f"{decode(row)}\n" for row in family(80, 40, seed=9)))
+    assert main([str(other), "--structure", str(tmp_path / "1abc.pdb")]) == 2
+    assert "does not match the sequence" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_refused_before_it_is_tried(tmp_path):

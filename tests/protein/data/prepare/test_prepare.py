@@ -274,7 +274,7 @@ def test_the_audit_sees_copies_and_relatives():
     assert 0.4 < found.identity[1] < 0.9
     assert found.identity[2] == 0
     assert found.closest.tolist() == [0, 0, 0]
-    assert (found.identical, found.same_source) == (1, 1)
+    assert (found.identical, found.same_file) == (1, 1)
     assert len(audit(sequences, np.array(["train"] * 5), ["a"] * 5).held) == 0
 
 
