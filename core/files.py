@@ -20,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from zipfile import ZipInfo
+
     import numpy as np
     from torch import Tensor
 
@@ -50,6 +52,31 @@ def refuse_special(path: Path) -> None:
         return
     if what := kind_of(mode):
         raise UserError(f"'{path}' is {what}; give the name of a file to write.")
+
+
+def check_new(paths: Sequence[Path], overwrite: bool) -> None:
+    """Looks, before the work begins, at the files that a command will write.
+
+    Raises:
+        UserError: one is something else than a regular file, lies below something that is no folder, or exists and may
+            not be replaced.
+    """
+    for path in paths:
+        refuse_special(path)
+        above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        if not above.is_dir():
+            raise UserError(f"'{above}' is no folder, so '{path}' cannot be written; give another name.")
+    held = [] if overwrite else [f"'{path}'" for path in paths if path.exists()]
+    if held:
+        one = len(held) == 1
+        raise UserError(
+            f"{few(held)} {'exists' if one else 'exist'} already; give another name, or replace "
+            f"{'it' if one else 'them'} with --overwrite."
+        )
+
+
+OVERWRITE = "replace files that exist already"
+"""What `--overwrite` does, in the help of every command that has it."""
 
 
 @contextlib.contextmanager
@@ -180,15 +207,25 @@ def parsing(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
             raise
         # What these show is a number or a name alone, which says nothing by itself.
         bare = isinstance(error, (KeyError, IndexError, AssertionError, MemoryError, RecursionError))
-        why = type(error).__name__ if bare or not str(error).strip() else str(error).strip().splitlines()[0][:200]
+        text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        why = type(error).__name__ if bare or not text.strip() else text.strip().splitlines()[0][:200]
         raise UserError(
-            f"'{path}' cannot be read as {kind} ({why.rstrip('.')}); it was cut short, damaged or is another file."
+            f"'{path}' cannot be read as {kind} ({why.rstrip('.')}); it was cut short or damaged, or is another file."
         ) from error
 
 
 def most_unpacked(path: Path) -> int:
     """Bytes that a packed file may unpack to."""
     return MAX_GROWTH * path.stat().st_size + FREE_BYTES
+
+
+def check_growth(path: Path, members: Sequence[ZipInfo]) -> None:
+    """Raises UserError when the members of a zip archive claim to unpack to more than `most_unpacked` bytes."""
+    if (total := sum(member.file_size for member in members)) > most_unpacked(path):
+        raise UserError(
+            f"'{path}' unpacks to {total:,} bytes, more than {MAX_GROWTH} times its size; it is damaged or not what it "
+            "seems."
+        )
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
@@ -254,11 +291,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path, found = check_regular(path), {}
     with parsing(path, "a NumPy archive"), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if (total := sum(member.file_size for member in members)) > most_unpacked(path):
-            raise UserError(
-                f"'{path}' unpacks to {total:,} bytes, more than {MAX_GROWTH} times its size; it is damaged or not "
-                "what it seems."
-            )
+        check_growth(path, members)
         for member in members:
             with archive.open(member) as file:
                 found[member.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)

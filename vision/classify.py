@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.files import OVERWRITE, check_new
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=Path, metavar="OUT.png",
         help=f"draw where the model looks and what hiding each patch does, for the first {MOST_EXPLAINED} images",
     )  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--json", action="store_true", help="print one JSON list of {file, classes} and nothing else")
     p.add_argument("--max-megapixels", type=float, default=80, help="larger images are not read (default 80)")
     p.add_argument("--batch-size", type=int, default=32, help="images at a time (default 32)")
@@ -178,6 +180,7 @@ def main(args: list[str]) -> int:
         raise UserError(f"--max-megapixels is {options.max_megapixels}, but must be above 0 and at most 10,000.")
     if options.attention and options.attention.suffix.lower() != ".png":
         raise UserError(f"--attention writes a PNG picture; '{options.attention}' must end in .png.")
+    check_new([options.attention] if options.attention else [], options.overwrite)
     files, problems = collect(options.images)
     classifier = replace(Classifier.load(options.run, options.device), max_pixels=round(options.max_megapixels * 1e6))
     for problem in problems:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.files import refuse_special
+from ..core.files import OVERWRITE, check_new, refuse_special
 from .classify import Classifier
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: as trained)"
     )
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--image", type=Path, help="an image to compare on (default: a photograph that matplotlib ships)")
     return p
 
@@ -68,6 +69,7 @@ def main(args: list[str]) -> int:
     target: Path = options.onnx or options.torch_export
     if target.is_dir():
         raise UserError(f"'{target}' is a folder; name the file to write, such as {target / 'model.onnx'}.")
+    check_new([target], options.overwrite)
     if options.onnx:
         _need_onnx()
     classifier = Classifier.load(options.run, "cpu")

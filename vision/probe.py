@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.files import write_atomic
+from ..core.files import OVERWRITE, check_new, write_atomic
 from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
 from .data.module import ImageData
@@ -58,6 +58,7 @@ def parser() -> Any:
     p.add_argument("--device", type=str | None, default=None, help="cpu, cuda, … (default: a GPU if there is one)")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     p.add_argument("--out", type=str | None, default=None, help="also write the JSON to this file")
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_class_arguments(ImageData, "data", skip={"augment"}, fail_untyped=False)
     return p
 
@@ -68,6 +69,7 @@ def main(args: list[str]) -> int:
     options = p.instantiate_classes(p.parse_args(args))
     if options.limit is not None and options.limit < 10:
         raise UserError(f"--limit is {options.limit}, but must be at least 10 training images.")
+    check_new([Path(options.out)] if options.out else [], options.overwrite)
     side = "test" if options.test else "val"
     result = probe(options.model, options.data, options.limit, options.device, side)
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import few, listing, read_json, read_safetensors
+from ..files import check_growth, check_regular, few, listing, parsing, read_arrays, read_json, read_safetensors
 from .native import CONFIG, WEIGHTS
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -216,32 +216,29 @@ def read_pickle(path: Path) -> Any:
     import argparse
     import pickle
     import warnings
+    import zipfile
 
-    try:
-        # fair-esm's files hold their training options; a Namespace is a plain record.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+    check_regular(path)
+    if zipfile.is_zipfile(path):
+        with parsing(path, "a PyTorch file"), zipfile.ZipFile(path) as archive:
+            check_growth(path, archive.infolist())
+    # fair-esm's files hold their training options; a Namespace is a plain record.
+    with (
+        parsing(path, "a PyTorch file"),
+        torch.serialization.safe_globals([argparse.Namespace]),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global) [`']?([\w.]+)", str(error))
-        what = f"it contains {found[1]}" if found else str(error).splitlines()[0]
-        raise UserError(
-            f"'{path}' is a pickle that could run code when it is read ({what}), so it is refused; take the "
-            "safetensors file, or convert it where you trust it."
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"'{path}' cannot be read ({str(error).splitlines()[0]}); it was cut short or damaged."
-        ) from None
+        except pickle.UnpicklingError as error:
+            found = re.search(r"(?:GLOBAL|global) [`']?([\w.]+)", str(error))
+            what = f"it contains {found[1]}" if found else str(error).splitlines()[0]
+            raise UserError(
+                f"'{path}' is a pickle that could run code when it is read ({what}), so it is refused; take the "
+                "safetensors file, or convert it where you trust it."
+            ) from None
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' cannot be read as a NumPy archive ({error}); it was cut short or damaged.") from None
+    arrays = read_arrays(path)
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiu"}

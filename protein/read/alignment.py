@@ -275,6 +275,8 @@ def _with_case(file: str | Path, records: list[Record]) -> Alignment:
     for row, (name, letters, _) in enumerate(records):
         raw = letters.encode("latin-1", "replace")
         aligned = raw.translate(None, insertions)
+        if not columns:
+            break
         if len(aligned) != columns:
             raise UserError(
                 f"'{file}': Row {row + 1} has {len(aligned):,} aligned columns, the query has {columns:,}; lowercase "

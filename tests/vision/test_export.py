@@ -90,7 +90,7 @@ def test_a_file_that_differs_is_not_kept(folder, tmp_path, capsys, monkeypatch):
     target = tmp_path / "model.pt2"
     target.write_text("what was here before")
     monkeypatch.setattr(export, "read_torch", lambda path: lambda images: torch.zeros(len(images), 3))
-    assert export.main([str(folder), "--torch-export", str(target)]) == 1
+    assert export.main([str(folder), "--torch-export", str(target), "--overwrite"]) == 1
     assert "was not kept" in capsys.readouterr().err
     assert target.read_text() == "what was here before"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]

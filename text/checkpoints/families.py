@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import TRANSPOSED, Layout, Rule, WeightMap, heads_interleaved, pairs_interleaved
 from ...core.config import RotaryConfig, TransformerConfig
 from ...core.errors import UserError
-from ...core.files import read_json
+from ...core.files import parsing, read_json
 from ..encoder import TextEncoderConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
@@ -303,9 +302,9 @@ def _glass_config(source: Source) -> dict[str, Any] | None:
     if source.file is None or source.file.suffix != ".npz":
         return None
     try:
-        with np.load(source.file, allow_pickle=False) as archive:
+        with parsing(source.file, "a NumPy archive"), np.load(source.file, allow_pickle=False) as archive:
             content = json.loads(str(archive["__config__"])) if "__config__" in archive.files else None
-    except (ValueError, OSError, zipfile.BadZipFile):
+    except UserError:
         return None  # reading its weights says what is wrong
     return content if isinstance(content, dict) and "d_model" in content else None
 

@@ -46,6 +46,8 @@ SEED = 1337
 RUN_VARIABLE = "TRIUNE_RUN"
 SCORING = ("validate", "test", "predict")
 """Verbs that use a run; all others train."""
+SECTIONS = ("trainer", "model", "data")
+"""What the options of a YAML file stand below."""
 ABOUT = {
     "fit": "Train a model. Every option can also stand in a YAML file (--config).",
     "validate": "Score the best weights of a run on its whole validation set.",
@@ -367,6 +369,12 @@ def check_yaml(path: Path) -> Path:
         raise UserError(
             f"--config {path} {found}; it must hold options, such as `trainer:` and below it `max_steps: 500`."
         )
+    for name, value in content.items():
+        if value in ({}, []) or (name in SECTIONS and not isinstance(value, dict)):
+            found = f"is {value}" if value else "is empty"
+            raise UserError(
+                f"--config {path}: `{name}` {found}, but must hold options; put them below it, or remove the line."
+            )
     return path
 
 
