@@ -7,11 +7,9 @@ underneath and is stored as a standard `tokenizer.json`, which other libraries r
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,20 +20,20 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.errors import UserError
-from ..core.files import MAX_JSON_BYTES, parsing, read_bytes, read_json, write_atomic
+from ..core.files import parsing, write_atomic, write_json
+from .cutting import PIECE, cut
+from .specials import CONFIG, GENERATION, apply_specials, read_specials
+from .streaming import StreamDecoder
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
 USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
-# Texts longer than this many characters are cut, so that memory stays bounded and all cores take part.
-PIECE = 1 << 18
 # Pieces that are encoded at once.
 GROUP = 128
-# GPT-2's pattern gives a single newline between two visible ASCII characters a word of its own, whatever stands around
-# it: a cut right behind it never changes the tokens.
-SAFE_CUT = re.compile(r"(?<=[!-~]\n)(?=[!-~])")
+# Characters that a BPE learns from at once; the library holds some hundred bytes for each of a few hundred pieces.
+TRAINING_PIECE = 1 << 14
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -58,14 +56,20 @@ class Tokenizer:
     itself places `eos_id`. Make one with `bytes`, `characters`, `train_bpe` or `load`.
 
     Args:
-        backend: the Hugging Face tokenizer.
+        backend: the Hugging Face tokenizer; its post-processor says what stands around a text.
         eos: the token that ends a text; None looks for the usual names.
         ends: numbers of further tokens at which generation ends: an instructed model ends its turn with one of its own.
         chat_template: the Jinja template of a conversation, as published; kept for those who use it.
+        bos: the token that begins a text; None: the one that the post-processor puts before it.
     """
 
     def __init__(
-        self, backend: HFTokenizer, eos: str | None = None, ends: Iterable[int] = (), chat_template: str | None = None
+        self,
+        backend: HFTokenizer,
+        eos: str | None = None,
+        ends: Iterable[int] = (),
+        chat_template: str | None = None,
+        bos: str | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -75,6 +79,8 @@ class Tokenizer:
         self.eos_id: int | None = next((i for i in map(backend.token_to_id, names) if i is not None), None)
         self.end_ids = frozenset(ends) | (frozenset() if self.eos_id is None else {self.eos_id})
         self.chat_template = chat_template
+        known = None if bos is None else backend.token_to_id(bos)
+        self.bos_id: int | None = known if known is not None or not self.beginning else self.beginning[0]
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -90,9 +96,14 @@ class Tokenizer:
     @classmethod
     def characters(cls, text: Iterable[str]) -> Tokenizer:
         """One token for each distinct character of `text` (a string or several), sorted by code point, and no other."""
-        distinct = sorted(set(text) if isinstance(text, str) else set().union(*text))
+        seen: set[str] = set()
+        for part in [text] if isinstance(text, str) else text:
+            seen.update(part)
+        distinct = sorted(seen)
         if not distinct:
-            raise UserError("a character vocabulary needs at least one character, but the text is empty")
+            raise UserError(
+                "The text is empty, but a character vocabulary needs at least one character; give more text."
+            )
         backend = HFTokenizer(models.BPE(vocab={c: i for i, c in enumerate(distinct)}, merges=[]))
         backend.decoder = decoders.Fuse()
         return cls(backend)
@@ -102,9 +113,12 @@ class Tokenizer:
         """Train a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
 
         A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
+        Memory does not grow with the length of a text: it is handed over in pieces.
         """
         if vocab_size < 257:
-            raise UserError(f"a BPE needs a vocabulary of at least 257 (256 bytes and {END_OF_TEXT}), not {vocab_size}")
+            raise UserError(
+                f"vocab_size is {vocab_size}, but must be at least 257 (256 bytes and {END_OF_TEXT}); raise it."
+            )
         backend = _byte_level_bpe(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -112,7 +126,7 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator((piece for text in texts for piece in cut(text, TRAINING_PIECE)), trainer)
         return cls(backend)
 
     @classmethod
@@ -128,7 +142,7 @@ class Tokenizer:
             return cls._read(path, lambda: HFTokenizer.from_file(str(path)))
         if not path.is_dir():
             raise UserError(
-                f"'{path}' is no tokenizer: give bpe, bytes, characters, a tokenizer.json or a folder that holds one"
+                f"'{path}' is no tokenizer; give bpe, bytes, characters, a tokenizer.json or a folder that holds one."
             )
         if (path / "tokenizer.json").is_file():
             return cls.load(path / "tokenizer.json")
@@ -136,31 +150,37 @@ class Tokenizer:
             if (path / vocab).is_file() and (path / merges).is_file():
                 return cls._read(path / vocab, lambda v=path / vocab, m=path / merges: _gpt2(v, m))
         raise UserError(
-            f"folder '{path}' holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, "
-            "or encoder.json and vocab.bpe"
+            f"Folder '{path}' holds no tokenizer; it needs a tokenizer.json, or vocab.json and merges.txt, or "
+            "encoder.json and vocab.bpe."
         )
 
     @classmethod
     def _read(cls, file: Path, read: Any) -> Tokenizer:
         """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
         with parsing(file, "a tokenizer"):
-            return cls(read(), **_settings(file.parent))
+            backend, specials = read(), read_specials(file.parent)
+            apply_specials(backend, specials)
+            return cls(backend, specials.eos, specials.ends, specials.chat_template, specials.bos)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json` into `folder`, a `tokenizer_config.json` that names the end-of-text token, and, where
-        there are several ends, a `generation_config.json` with all."""
+        """Write `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
+        so that transformers reads the same; where there are several ends, a `generation_config.json` with all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        if self.eos_id is not None:
-            config["eos_token"] = self.backend.id_to_token(self.eos_id)
+        for name, number in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
+            if number is not None:
+                config[name] = self.backend.id_to_token(number)
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         if len(self.end_ids) > 1:
-            ends = {"eos_token_id": sorted(self.end_ids)}
-            write_atomic(folder / "generation_config.json", json.dumps(ends, indent=2).encode())
-        write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+            write_json(folder / GENERATION, {"eos_token_id": sorted(self.end_ids)})
+        write_json(folder / CONFIG, config)
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+
+    def add_ends(self, tokens: Iterable[int]) -> None:
+        """Let generation end at these tokens, too, as far as they are special ones."""
+        self.end_ids |= self._special_ids & frozenset(tokens)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -177,12 +197,21 @@ class Tokenizer:
 
     @cached_property
     def beginning(self) -> list[int]:
-        """What stands before a text that the model shall continue: its beginning-of-text token, for models that have
-        one.
-        """
+        """What stands before every text, in training as in use: the start token, for tokenizers that place one."""
+        return self._around[0]
+
+    @cached_property
+    def ending(self) -> list[int]:
+        """What stands behind every text that is complete: what the post-processor places there, else `eos_id`."""
+        return self._around[1] or ([] if self.eos_id is None else [self.eos_id])
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        inner = len(self.backend.encode("a", add_special_tokens=False).ids)
         encoding = self.backend.encode("a", add_special_tokens=True)
-        count = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
-        return encoding.ids[:count]
+        mask = encoding.special_tokens_mask
+        first = next((i for i, special in enumerate(mask) if not special), 0)
+        return encoding.ids[:first], encoding.ids[first + inner :]
 
     @cached_property
     def _json(self) -> dict[str, Any]:
@@ -215,7 +244,7 @@ class Tokenizer:
 
     @cached_property
     def _may_cut(self) -> bool:
-        """Whether `SAFE_CUT` holds: GPT-2's own pattern, and nothing that looks at the text before it."""
+        """Whether `cut` is safe: GPT-2's own pattern, and nothing that looks at the text before it."""
         pre = self._json["pre_tokenizer"] or {}
         gpt2 = pre.get("type") == "ByteLevel" and pre.get("use_regex") and not pre.get("add_prefix_space")
         plain = all(token.special for token in self.backend.get_added_tokens_decoder().values())
@@ -238,7 +267,7 @@ class Tokenizer:
             return [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int64) for text in texts]
         if self._character_table is not None:
             return [self._encode_characters(text, self._character_table) for text in texts]
-        pieces = [_cut(text) if self._may_cut and len(text) > PIECE else [text] for text in texts]
+        pieces = [list(cut(text, PIECE)) if self._may_cut else [text] for text in texts]
         flat = [piece for several in pieces for piece in several]
         for piece in flat:
             _utf8(piece)
@@ -257,8 +286,8 @@ class Tokenizer:
         if (unknown := np.flatnonzero(tokens < 0)).size:
             at = int(unknown[0])
             raise UserError(
-                f"character {text[at]!r} (U+{ord(text[at]):04X}) at offset {at} is not among the {self.vocab_size} "
-                "characters of the vocabulary; remove it, or train with --data.tokenizer bytes or bpe"
+                f"Character {text[at]!r} (U+{ord(text[at]):04X}) at offset {at} is not among the {self.vocab_size} "
+                "characters of the vocabulary; remove it, or train with --data.tokenizer bytes or bpe."
             )
         return tokens
 
@@ -275,42 +304,9 @@ class Tokenizer:
             return bytes(BYTE_OF[c] for c in self.backend.id_to_token(token) or "" if c in BYTE_OF)
         return self.decode([token]).encode()
 
-    def stream(self) -> StreamDecoder:
-        """Return a decoder for tokens that arrive one at a time."""
-        return StreamDecoder(self)
-
-
-class StreamDecoder:
-    """Decode a stream of tokens so that only whole characters come out.
-
-    The texts of all `push`es and the final `flush` together are `Tokenizer.decode` of all the tokens (of a tokenizer
-    with byte fallback, whose decoder rewrites a whole run of bytes: as long as they are valid UTF-8).
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if tokenizer._is_byte_level else None
-        self._ids: list[int] = []
-        self._printed = ""
-
-    def push(self, token: int) -> str:
-        """Add one token; return the text that is now complete, often empty."""
-        if self._utf8 is not None:
-            return self._utf8.decode(self._tokenizer.token_bytes(int(token)))
-        # Other decoders look at neighbouring tokens (leading spaces, byte fallback), so decode what came so far.
-        self._ids.append(int(token))
-        text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith("\ufffd") else self._advance(text)
-
-    def flush(self) -> str:
-        """Return what is left, an unfinished character as U+FFFD."""
-        if self._utf8 is not None:
-            return self._utf8.decode(b"", final=True)
-        return self._advance(self._tokenizer.decode(self._ids))
-
-    def _advance(self, text: str) -> str:
-        new, self._printed = text[len(self._printed) :], text
-        return new
+    def stream(self, after: Iterable[int] = ()) -> StreamDecoder:
+        """Return a decoder for tokens that arrive one at a time, behind the tokens `after`."""
+        return StreamDecoder(self.backend, self.token_bytes if self._is_byte_level else None, after)
 
 
 def _byte_level_bpe(model: models.BPE) -> HFTokenizer:
@@ -333,35 +329,11 @@ def beside(folder: Path) -> Tokenizer | None:
     return Tokenizer.load(folder) if found else None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """End-of-text tokens and chat template from the files that transformers writes beside a tokenizer, old and new."""
-    files = ("tokenizer_config.json", "generation_config.json")
-    config, generation = (read_json(folder / f) if (folder / f).is_file() else {} for f in files)
-    eos, ends, template = config.get("eos_token"), generation.get("eos_token_id"), config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if (folder / "chat_template.jinja").is_file():
-        template = read_bytes(folder / "chat_template.jinja", MAX_JSON_BYTES).decode("utf-8")
-    return {
-        "eos": eos.get("content") if isinstance(eos, dict) else eos,
-        "ends": ends if isinstance(ends, list) else [] if ends is None else [ends],
-        "chat_template": template,
-    }
-
-
 def _utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"character {text[error.start]!r} at offset {error.start} is half a surrogate pair and not Unicode text"
+            f"Character {text[error.start]!r} at offset {error.start} is half a surrogate pair, which is no text; "
+            "remove it."
         ) from None
-
-
-def _cut(text: str) -> list[str]:
-    """Cut a text into pieces of about `PIECE` characters whose tokens, joined, are the tokens of the whole."""
-    pieces, start = [], 0
-    while len(text) - start > PIECE and (cut := SAFE_CUT.search(text, start + PIECE)):
-        pieces.append(text[start : cut.start()])
-        start = cut.start()
-    return [*pieces, text[start:]]

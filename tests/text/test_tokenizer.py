@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from triune.core.errors import UserError
 from triune.core.files import write_atomic
 from triune.text import tokenizer as module
+from triune.text.cutting import cut
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SAMPLE = "def main():\n    print('hello, wörld')\n\nThe quick brown fox <|endoftext|> jumps. 😀 naïve\n" * 20
@@ -100,8 +101,8 @@ def test_cutting_a_long_text_changes_no_token(monkeypatch):
     text = (SAMPLE + "\n\n\n  spaces  \n \nx\n\ty\r\nz 'll\n123\n") * 5
     whole = BPE.encode(text)
     monkeypatch.setattr(module, "PIECE", 50)
-    assert len(module._cut(text)) > 10
-    assert "".join(module._cut(text)) == text
+    assert len(list(cut(text, 50))) > 10
+    assert "".join(cut(text, 50)) == text
     np.testing.assert_array_equal(BPE.encode(text), whole)
     np.testing.assert_array_equal(BPE.encode_batch([text, "", "a"])[0], whole)
 

@@ -1,97 +1,43 @@
-"""Conversations: rows of JSON in, one text by the model's chat template, and which part of it are the answers."""
+"""Conversations as a model's chat template writes them: what it is asked, what it is to answer, both as tokens."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import open_regular, parse_json
 from ..tokenizer import Tokenizer
-from .corpus import MAX_ROW_BYTES
-from .rendering import Refused, Renderer
+from .messages import ANSWERS, USUAL_ROLES, Conversation, Message
+from .rendering import BEGIN, END, Refused, Renderer
 
 PLAIN = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + (eos_token or '') + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 """For tokenizers without a template of their own: `user: …` and `assistant: …`, each ended by the end-of-text token."""
-
-ANSWERS = "assistant"
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-"""Names of other data sets for the usual roles."""
-
-Message = dict[str, str]
-
-
-class Conversation(NamedTuple):
-    """Messages `{"role", "content"}` and where they came from, `file:row`."""
-
-    name: str
-    messages: list[Message]
+ANYTHING = "\ufdd2"
+"""Stands for an answer that is not known yet."""
+THOUGHT = "</think>"
+SAFE_STARTS = ("\n", ".\n", ":", ". ", "a\n", "\n\n", "0", "a")
+"""Texts to encode an answer behind, when the tokenizer joins it with what really stands before it."""
 
 
-def read_conversations(files: list[str]) -> Iterator[Conversation]:
-    """The conversations of JSON-lines files (.jsonl, .jsonl.gz), one in each row.
+class Sample(NamedTuple):
+    """A text to train on.
 
-    A row holds `messages` (role, content), `conversations` (from, value), `prompt` and `completion` (or `response`), or
-    `instruction` (with `input`) and `output`.
-
-    Raises:
-        UserError: a file is missing or damaged, or a row is none of these; names file and row.
+    tokens: int64 `[tokens]`.
+    answers: bool `[tokens]`, what is learned.
     """
-    for file in files:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise UserError(f"data.chats names '{file}', which is no file; give files of JSON rows (.jsonl).")
-        try:
-            with open_regular(path) as rows:
-                for number, line in enumerate(iter(lambda r=rows: r.readline(MAX_ROW_BYTES), b""), 1):
-                    if line.strip():
-                        yield Conversation(f"{file}:{number}", _messages(line, f"{file}, row {number}"))
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"'{file}' cannot be read ({error}); is it a .jsonl file?") from None
 
-
-def _messages(line: bytes, where: str) -> list[Message]:
-    row = parse_json(line, where)
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where} holds a {type(row).__name__}, but must hold an object with `messages`.")
-    if isinstance(row.get("messages"), list):
-        found = [(m.get("role"), m.get("content")) for m in row["messages"] if isinstance(m, Mapping)]
-    elif isinstance(row.get("conversations"), list):
-        found = [(m.get("from"), m.get("value")) for m in row["conversations"] if isinstance(m, Mapping)]
-    elif "prompt" in row and ("completion" in row or "response" in row):
-        found = [("user", row["prompt"]), (ANSWERS, row.get("completion", row.get("response")))]
-    elif "instruction" in row and "output" in row:
-        given = f"\n\n{row['input']}" if row.get("input") else ""
-        found = [("user", f"{row['instruction']}{given}"), (ANSWERS, row["output"])]
-    else:
-        raise UserError(
-            f"{where} has {', '.join(map(str, list(row)[:6])) or 'nothing'}, but must have `messages` (role, content), "
-            "`conversations` (from, value), `prompt` and `completion`, or `instruction` and `output`."
-        )
-    messages = [{"role": ROLES.get(str(role), str(role)), "content": _text(content, where)} for role, content in found]
-    if not any(m["role"] == ANSWERS and m["content"].strip() for m in messages):
-        raise UserError(f"{where} has no answer (role {ANSWERS}), so there is nothing to learn; remove the row.")
-    return messages
-
-
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, list):  # parts, of which only text has a meaning here
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    if not isinstance(content, str):
-        raise UserError(f"{where} has a message whose content is a {type(content).__name__}, but must be a text.")
-    return content
+    tokens: np.ndarray
+    answers: np.ndarray
 
 
 class ChatTemplate:
-    """How a model writes conversations: a Jinja template as Hugging Face's tokenizers keep it (see `rendering`).
+    """How a model writes conversations: a Jinja template as Hugging Face's tokenizers keep it, run in a process of its
+    own.
 
     Args:
         tokenizer: its `chat_template` is used; `PLAIN` when it has none.
@@ -103,51 +49,170 @@ class ChatTemplate:
         self.is_plain = not tokenizer.chat_template
         self._renderer = Renderer(self.source)
 
-    def render(self, messages: list[Message], answer: bool = False) -> str:
-        """The text of a conversation; with `answer` up to where the model shall begin to write."""
-        backend, eos = self.tokenizer.backend, self.tokenizer.eos_id
-        first = self.tokenizer.beginning
-        names = {
-            "eos_token": "" if eos is None else backend.id_to_token(eos),
-            "bos_token": backend.id_to_token(first[0]) if first else "",
-        }
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def samples(self, conversation: Conversation) -> list[Sample]:
+        """What is learned from a conversation; every answer stands behind exactly the tokens that `ask` gives in use.
+
+        One sample holds all answers as long as the tokens of each question begin with all that came before. Where the
+        template or the tokenizer writes earlier turns differently once later ones follow (thoughts that are left out,
+        tokens that join over the border), a new sample begins, with the whole conversation so far before its answer.
+
+        Raises:
+            UserError: a message holds a special token, which would be taken for the end of a turn, or something that
+                the template leaves out.
+        """
+        self._check(conversation)
+        samples: list[Sample] = []
+        for turn in conversation.answers:
+            prompt, answer = self._turn(conversation, turn)
+            asked = self._ids(prompt)
+            said, learned = self._behind(prompt, asked, answer)
+            before = samples.pop() if samples and _begins(asked, samples[-1].tokens) else None
+            known = np.zeros(len(asked), dtype=bool)
+            if before is not None:
+                known[: len(before.answers)] = before.answers
+            samples.append(Sample(np.concatenate([asked, said]), np.concatenate([known, learned])))
+        return samples
+
+    def _turn(self, conversation: Conversation, turn: int) -> tuple[str, str]:
+        """The text before an answer, and the answer with the token that ends it, its marks within."""
+        messages, tools = conversation.messages, conversation.tools
+        thinks = bool(self._thought(messages[turn]))
+        prompt = self.prompt(messages[:turn], tools, thinks)
+        marked = self.render(messages[: turn + 1], False, tools, thinks)
+        whole = _unmarked(marked)
+        message = messages[turn]
+        visible = message["content"].rsplit(THOUGHT, 1)[-1].strip()
+        if whole.startswith(prompt):
+            answer = _behind_characters(marked, len(prompt))
+            if visible not in _unmarked(answer):
+                raise self._drops(conversation.name, turn, "this answer")
+            if not self._thought(message) or self._thought(message) in _unmarked(answer):
+                return prompt, self._ended(answer)
+        if not self._thought(message) or visible not in whole:
+            raise UserError(
+                f"{conversation.name}: the chat template writes the question before message {turn + 1} differently "
+                "once it is answered, so the answer cannot be told apart; remove the row, or use another template."
+            )
+        # The template leaves out thoughts that were written, although it asks for them: they are put back.
+        prompt = _unmarked(self.render(messages[:turn], True, tools, True))
+        content = message["content"]
+        if "reasoning_content" in message:
+            content = f"<think>\n{message['reasoning_content']}\n{THOUGHT}\n\n{content}"
+        joined = next((n for n in range(min(len(prompt), len(content)), 0, -1) if prompt.endswith(content[:n])), 0)
+        tail = whole[whole.rindex(visible) + len(visible) :]
+        return prompt, self._ended(content[joined:].rstrip() + tail)
+
+    def _ended(self, answer: str) -> str:
+        """An answer up to the last special token in it, at which generation ends; else without its last line ends."""
+        ends = [answer.rfind(token) + len(token) for token in self._specials if token in answer]
+        if not ends:
+            return answer.rstrip("\n" + END) + (END if answer.rstrip("\n").endswith(END) else "")
+        return answer[: max(ends)] + (END if answer[: max(ends)].count(BEGIN) > answer[: max(ends)].count(END) else "")
+
+    def _behind(self, prompt: str, asked: np.ndarray, answer: str) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of an answer as the model writes them behind `asked`, and which of them are learned."""
+        text = _unmarked(answer)
+        for start, known in [(prompt, asked), *((start, self._ids(start)) for start in SAFE_STARTS)]:
+            encoding = self._encode(start + text)
+            ids = np.array(encoding.ids, dtype=np.int64)
+            if _begins(ids, known) and (len(known) == len(ids) or encoding.offsets[len(known)][0] >= len(start)):
+                offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[len(known) :] - len(start)
+                return ids[len(known) :], _learned(answer, offsets)
+        encoding = self._encode(text)
+        return np.array(encoding.ids, dtype=np.int64), _learned(answer, np.array(encoding.offsets).reshape(-1, 2))
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def prompt(self, messages: list[Message], tools: list[Any] | None = None, thinks: bool = False) -> str:
+        """The text after which the model answers, the same in training and in use.
+
+        It is what the template gives with `add_generation_prompt`; of that only what really stands before an answer,
+        where a template announces answers otherwise than it writes them (DeepSeek's opening `<think>`).
+        """
+        asked = _unmarked(self.render(messages, True, tools, thinks))
+        answer: Message = {"role": ANSWERS, "content": ANYTHING}
+        if thinks:
+            answer["reasoning_content"] = ANYTHING
+        try:
+            answered = _unmarked(self.render([*messages, answer], False, tools, thinks))
+        except UserError:
+            return asked
+        if answered.startswith(asked) or thinks:
+            return asked
+        common = _common([asked, answered])
+        if messages and messages[-1]["content"].strip() not in common:
+            raise UserError(
+                "The chat template leaves out the question once it is answered, so answers cannot be told apart; use a "
+                "model with another template."
+            )
+        return common
+
+    def ask(self, messages: list[Message] | str, tools: list[Any] | None = None, thinks: bool = False) -> np.ndarray:
+        """The tokens int64 `[tokens]` after which the model answers a question, or the last of several `messages`.
+
+        Raises:
+            UserError: see `samples`.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        self._check(Conversation("The prompt", messages, tools=tools))
+        return self._ids(self.prompt(messages, tools, thinks))
+
+    def render(
+        self, messages: list[Message], answer: bool = False, tools: list[Any] | None = None, thinks: bool = False
+    ) -> str:
+        """The text of a conversation, with marks around what the template says that the model writes; with `answer` up
+        to where the model shall begin to write."""
+        names: dict[str, Any] = {"enable_thinking": thinks} | ({"tools": tools} if tools else {})
+        for name, number in (("eos_token", self.tokenizer.eos_id), ("bos_token", self.tokenizer.bos_id)):
+            names[name] = "" if number is None else self.tokenizer.backend.id_to_token(number)
         try:
             return self._renderer.render(messages=messages, add_generation_prompt=answer, **names)
         except Refused as error:
             raise UserError(f"The chat template of the tokenizer refuses these messages ({error}).") from None
 
-    def encode(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int64 `[tokens]` as Hugging Face's `apply_chat_template` gives them, and bool `[tokens]`: the answers.
+    # -- parts --------------------------------------------------------------------------------------------------------
 
-        An answer reaches from behind what announces it to the end of its message, the end-of-turn token included.
-
-        Raises:
-            UserError: a message holds a special token, which would be taken for the end of a turn, or the template
-                rewrites earlier turns, so that answers cannot be told apart.
-        """
-        self._refuse_specials(conversation)
-        text = self.render(conversation.messages)
-        spans = list(self._answers(conversation, text))
-        encoding = self._encode(text)
-        starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        answers = np.zeros(len(starts), dtype=bool)
-        for start, end in spans:
-            answers |= (starts >= start) & (starts < end)
-        return np.array(encoding.ids, dtype=np.int64), answers
-
-    def ask(self, question: str) -> np.ndarray:
-        """The tokens after which the model answers a user's `question`. Raises UserError as `encode` does."""
-        conversation = Conversation("The prompt", [{"role": "user", "content": question}])
-        self._refuse_specials(conversation)
-        return np.array(self._encode(self.render(conversation.messages, answer=True)).ids, dtype=np.int64)
-
-    def _refuse_specials(self, conversation: Conversation) -> None:
-        for message in conversation.messages:
-            if found := next((token for token in self._specials if token in message["content"]), None):
+    def _check(self, conversation: Conversation) -> None:
+        """What a template leaves out without a word, or takes for something else, is refused."""
+        for number, message in enumerate(conversation.messages, 1):
+            where, texts = f"{conversation.name}, message {number},", [message["content"]]
+            texts += [message[key] for key in ("reasoning_content",) if isinstance(message.get(key), str)]
+            for text in texts:
+                found = next((token for token in [*self._specials, BEGIN, END, ANYTHING] if token in text), None)
+                if found:
+                    raise UserError(
+                        f"{where} holds the special token '{found}', where it would end the turn; take it out."
+                    )
+            role = message["role"]
+            if role not in USUAL_ROLES and not any(f"{quote}{role}{quote}" in self.source for quote in "'\""):
                 raise UserError(
-                    f"{conversation.name} holds the special token '{found}' in a message, where it would end the turn; "
-                    "take it out."
+                    f"{where} has the role '{role}', which is none of {', '.join(USUAL_ROLES)} and does not stand in "
+                    "the chat template; change it."
                 )
+            if message.get("tool_calls") and "tool_calls" not in self.source:
+                raise self._drops(conversation.name, number - 1, "calls of functions")
+        if conversation.tools and "tools" not in self.source:
+            raise self._drops(conversation.name, 0, "`tools`")
+
+    def _drops(self, name: str, turn: int, what: str) -> UserError:
+        return UserError(
+            f"{name}, message {turn + 1}: the chat template leaves out {what}; remove the row, or use a model whose "
+            "template writes them."
+        )
+
+    @staticmethod
+    def _thought(message: Message) -> str:
+        """What an answer says before it is given."""
+        if message.get("reasoning_content"):
+            return str(message["reasoning_content"]).strip()
+        before, found, _ = message["content"].rpartition(THOUGHT)
+        return before.replace("<think>", "").strip() if found else ""
+
+    def _ids(self, text: str) -> np.ndarray:
+        return np.array(self._encode(text).ids, dtype=np.int64)
 
     def _encode(self, text: str) -> Any:
         """With the template's special tokens as such, unlike `Tokenizer.encode`."""
@@ -158,22 +223,51 @@ class ChatTemplate:
         finally:
             backend.encode_special_tokens = True
 
-    def _answers(self, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
-        """First and last character of each answer."""
-        messages = conversation.messages
-        for turn, message in enumerate(messages):
-            if message["role"] != ANSWERS:
-                continue
-            before, after = self.render(messages[:turn], answer=True), self.render(messages[: turn + 1])
-            if not (text.startswith(after.rstrip()) and after.startswith(before)):
-                raise UserError(
-                    f"The chat template writes earlier turns of {conversation.name} differently once later ones "
-                    "follow, so the answers cannot be told apart; cut the conversation at its first answer."
-                )
-            yield len(before), len(after.rstrip("\n"))
-
     @cached_property
     def _specials(self) -> list[str]:
         return [
             str(token.content) for token in self.tokenizer.backend.get_added_tokens_decoder().values() if token.special
         ]
+
+
+def _common(texts: list[str]) -> str:
+    """The letters that all texts begin with."""
+    count = 0
+    for letters in zip(*texts):
+        if len(set(letters)) > 1:
+            break
+        count += 1
+    return texts[0][:count]
+
+
+def _begins(tokens: np.ndarray, start: np.ndarray) -> bool:
+    return len(tokens) >= len(start) and bool((tokens[: len(start)] == start).all())
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(BEGIN, "").replace(END, "")
+
+
+def _behind_characters(marked: str, count: int) -> str:
+    """A marked text without its first `count` characters, which do not count the marks; a mark that is open stays."""
+    at = seen = 0
+    while at < len(marked) and (seen < count or marked[at] in (BEGIN, END)):
+        seen += marked[at] not in (BEGIN, END)
+        at += 1
+    inside = marked[:at].count(BEGIN) > marked[:at].count(END)
+    return (BEGIN if inside else "") + marked[at:]
+
+
+def _learned(marked: str, offsets: np.ndarray) -> np.ndarray:
+    """Which tokens lie within marks, bool `[tokens]`; all of them where there are no marks. Offsets `[tokens, 2]`."""
+    if BEGIN not in marked:
+        return np.ones(len(offsets), dtype=bool)
+    inside, depth = [], 0
+    for character in marked:
+        if character in (BEGIN, END):
+            depth += 1 if character == BEGIN else -1
+        else:
+            inside.append(depth > 0)
+    count = np.concatenate([[0], np.cumsum(inside)])
+    starts, ends = np.clip(offsets, 0, len(inside)).T
+    return count[ends] > count[starts]

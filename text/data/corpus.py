@@ -10,7 +10,6 @@ import glob
 import hashlib
 import os
 import sysconfig
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 
 from ...core.checkpoints.source import PACKAGE, in_package
 from ...core.errors import UserError, nearest
-from ...core.files import check_regular, open_regular, parse_json, parsing
+from ...core.files import check_regular, few, parsing
+from .rows import Row, encoding_of, rows
 
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.
@@ -30,10 +30,6 @@ TEXT = frozenset(
 )
 # Parts of the standard library that are not on every machine, or that repeat others.
 NOT_STANDARD = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
-
-
-MAX_ROW_BYTES = 64 << 20
-"""Longest row of a file of rows; a packed file of a few kB can hold one of any length."""
 
 
 class Document(NamedTuple):
@@ -59,30 +55,65 @@ class Corpus:
         files: pairs of a file and whether the user named it himself. A named file must be a readable text; one that was
             found in a folder is passed over, and counted in `skipped`, when it is not.
         text_field: the field that holds the text in files of rows.
+        skip_bad: rows that cannot be used are passed over and counted, instead of stopping at the first.
+
+    Attributes:
+        skipped: what was passed over in the last walk, by reason.
+        notes: how files were read that could be read in two ways, after a walk.
     """
 
     files: list[tuple[Path, bool]]
     text_field: str = "text"
+    skip_bad: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped = Counter({k: n for k, n in self.skipped.items() if k in FOUND_BY_NAME})
+        self.notes = []
         for file, named in self.files:
             if file.name.lower().endswith(ROWS):
                 yield from self._rows(file)
                 continue
             try:
-                yield Document(str(file), read_text(file))
+                text = read_text(file)
             except NotText as error:
                 if named:
                     raise
                 self.skipped[error.kind] += 1
+                continue
+            if file.suffix.lower() == ".json" and self._holds_rows(file, text, named):
+                yield from self._rows(file)
+            else:
+                yield Document(str(file), text)
+
+    def _holds_rows(self, file: Path, text: str, named: bool) -> bool:
+        """Whether a .json file is an array of rows with texts; else its letters are the text."""
+        first = next(rows(file), None) if text.lstrip().startswith("[") else None
+        if first is None or not isinstance(first.value, dict):
+            return False
+        if self.text_field in first.value:
+            self.notes.append(f"{file.name} read as rows, not as the letters of its JSON")
+            return True
+        if named:
+            raise UserError(
+                f"'{file}' is an array of objects without a field '{self.text_field}'{_there(first.value)}; choose one "
+                "with --data.text_field, or name the file .txt to train on its JSON as it is written."
+            )
+        return False
 
     def _rows(self, file: Path) -> Iterator[Document]:
-        rows = _parquet(file, self.text_field) if file.suffix.lower() == ".parquet" else _jsonl(file, self.text_field)
-        for document in rows:
-            if document.text:
-                yield document
+        parquet = file.suffix.lower() == ".parquet"
+        for row in _parquet(file, self.text_field) if parquet else rows(file):
+            try:
+                text = _field(row, self.text_field)
+            except UserError:
+                if not self.skip_bad:
+                    raise
+                self.skipped["row that cannot be used"] += 1
+                continue
+            if text:
+                yield Document(row.where, text)
             else:
                 self.skipped["empty row"] += 1
 
@@ -94,10 +125,8 @@ class Corpus:
         """
         documents = [_survey(document.text) for document in self]
         if not documents:
-            names = ", ".join(str(file) for file, _ in self.files[:3])
-            raise UserError(
-                f"no text in {names}{' …' if len(self.files) > 3 else ''}: every file or row of it is empty"
-            )
+            names = few([str(file) for file, _ in self.files], 3)
+            raise UserError(f"There is no text in {names}: every file or row of it is empty; give others.")
         return documents
 
 
@@ -125,7 +154,7 @@ def _survey(text: str) -> Survey:
 # -- finding files ----------------------------------------------------------------------------------------------------
 
 
-def find(patterns: str | Iterable[str] | None, text_field: str = "text") -> Corpus:
+def find(patterns: str | Iterable[str] | None, text_field: str = "text", skip_bad: bool = False) -> Corpus:
     """Return the corpus of files, folders, globs and `package:NAME/PATH` (what an installed package brings); None is
     the source of the Python standard library.
 
@@ -135,13 +164,13 @@ def find(patterns: str | Iterable[str] | None, text_field: str = "text") -> Corp
         UserError: a file or folder does not exist, a glob matches nothing, a folder holds no text file.
     """
     if patterns is None:
-        return Corpus([(file, False) for file in standard_library()], text_field)
+        return Corpus([(file, False) for file in standard_library()], text_field, skip_bad)
     found: dict[Path, tuple[Path, bool]] = {}
     skipped: Counter[str] = Counter()
     listed: set[Path] = set()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
-        raise UserError("data.files is an empty list: name at least one file, folder or glob")
+        raise UserError("data.files is an empty list; name at least one file, folder or glob.")
     for path in (path for pattern in patterns for path in _expand(pattern)):
         if path.is_dir():
             if path.resolve() not in listed:
@@ -150,7 +179,7 @@ def find(patterns: str | Iterable[str] | None, text_field: str = "text") -> Corp
                     found.setdefault(file.resolve(), (file, False))
         else:
             found[path.resolve()] = (path, True)
-    return Corpus(list(found.values()), text_field, skipped)
+    return Corpus(list(found.values()), text_field, skip_bad, skipped)
 
 
 def standard_library() -> list[Path]:
@@ -161,7 +190,7 @@ def standard_library() -> list[Path]:
         folders[:] = sorted(name for name in folders if name not in NOT_STANDARD)
         files += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
     if not files:
-        raise UserError(f"'{root}' holds no source of the Python standard library; name a text with --data.files")
+        raise UserError(f"'{root}' holds no source of the Python standard library; name a text with --data.files.")
     return files
 
 
@@ -172,12 +201,12 @@ def _expand(pattern: str) -> list[Path]:
     if glob.has_magic(pattern):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
-            raise UserError(f"no file matches '{pattern}' (looked from '{Path.cwd()}')")
+            raise UserError(f"No file matches '{pattern}' (looked from '{Path.cwd()}'); give another pattern.")
         return matches
     parent = path.parent
     if not parent.is_dir():
-        raise UserError(f"there is no file '{path}': the folder '{parent}' does not exist")
-    raise UserError(f"there is no file '{path}'{nearest(path.name, os.listdir(parent))}")
+        raise UserError(f"There is no file '{path}': the folder '{parent}' does not exist; give one that does.")
+    raise UserError(f"There is no file '{path}'{nearest(path.name, os.listdir(parent))}; give one that exists.")
 
 
 def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
@@ -191,7 +220,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
             else:
                 skipped["no text suffix"] += 1
     if not files:
-        raise UserError(f"folder '{folder}' holds no text file (such as .txt, .md, .py or .jsonl)")
+        raise UserError(f"Folder '{folder}' holds no text file (such as .txt, .md, .py or .jsonl); give another.")
     return files
 
 
@@ -199,15 +228,33 @@ def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 
 def read_text(file: Path) -> str:
-    """Return the content of a UTF-8 file, its line ends as they are.
+    """Return the content of a text file, its line ends as they are, without a byte-order mark.
+
+    It is UTF-8, or what its byte-order mark says (UTF-16 or UTF-32).
 
     Raises:
-        UserError: the file cannot be opened, is empty, holds a NUL byte or is not UTF-8.
+        UserError: the file cannot be opened, is empty, holds a NUL character or is not in its encoding.
     """
     content = _read(file)
     if not content:
-        raise NotText(f"'{file}' is empty: name a file that holds text", "empty")
-    return _decode(content, str(file))
+        raise NotText(f"'{file}' is empty; name a file that holds text.", "empty")
+    encoding, mark = encoding_of(content[:4])
+    if encoding == "utf-8" and (at := content.find(b"\0")) >= 0:
+        utf16 = content[1:64:2].count(0) > 16 or content[0:64:2].count(0) > 16
+        why = ", as UTF-16 does, but has no byte-order mark; save it as UTF-8" if utf16 else "; name a text"
+        raise NotText(f"'{file}' is a binary file, not text: it holds a NUL byte at offset {at}{why}.", "binary")
+    try:
+        text = content[mark:].decode(encoding)
+    except UnicodeDecodeError as error:
+        offset = mark + error.start
+        raise NotText(
+            f"'{file}' is not {encoding.upper()} text: byte 0x{content[offset]:02x} at offset {offset}; convert it "
+            "first, for example with iconv -f latin1 -t utf-8.",
+            f"not {encoding.upper()}",
+        ) from None
+    if not text:
+        raise NotText(f"'{file}' is empty but for a byte-order mark; name a file that holds text.", "empty")
+    return text
 
 
 def _read(file: Path) -> bytes:
@@ -216,63 +263,51 @@ def _read(file: Path) -> bytes:
     except UserError as error:
         raise NotText(str(error), "not a regular file") from None
     except OSError as error:
-        raise NotText(f"'{file}' cannot be read: {error.strerror}", "unreadable") from error
-
-
-def _decode(content: bytes, name: str, offset: int = 0) -> str:
-    if (at := content.find(b"\0")) >= 0:
-        raise NotText(f"'{name}' is a binary file, not text: it holds a NUL byte at offset {offset + at}", "binary")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
         raise NotText(
-            f"'{name}' is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {offset + error.start}; "
-            "convert it first, for example with iconv -f latin1 -t utf-8",
-            "not UTF-8",
-        ) from None
+            f"'{file}' cannot be read ({error.strerror}); allow it, or give another.", "unreadable"
+        ) from error
 
 
-def _jsonl(file: Path, text_field: str) -> Iterator[Document]:
-    offset = 0
-    try:
-        with open_regular(file) as rows:
-            for number, line in enumerate(iter(lambda: rows.readline(MAX_ROW_BYTES + 1), b""), 1):
-                where = f"{file}:{number}"
-                if len(line) > MAX_ROW_BYTES:
-                    raise UserError(f"{where} is longer than {MAX_ROW_BYTES / 1e6:,.0f} MB; cut it into several rows.")
-                if line.strip():
-                    row = parse_json(_decode(line, str(file), offset), where)
-                    yield Document(where, _field(row, text_field, where))
-                offset += len(line)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{file}' cannot be read: {error}") from error
+def _field(row: Row, text_field: str) -> str:
+    """The text of a row. Raises UserError when it has none."""
+    if row.error:
+        raise row.error
+    if not isinstance(row.value, dict):
+        kind = type(row.value).__name__
+        raise UserError(f'{row.where} holds no JSON object but {kind}; write {{"{text_field}": "…"}}.')
+    if text_field not in row.value:
+        raise UserError(
+            f"{row.where} has no field '{text_field}'{_there(row.value)}; choose one with --data.text_field."
+        )
+    text = row.value[text_field]
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise UserError(
+            f"{row.where}: field '{text_field}' holds {kind}, not text; choose another with --data.text_field."
+        )
+    return text
 
 
-def _field(row: Any, text_field: str, where: str) -> str:
-    if not isinstance(row, dict):
-        raise UserError(f'{where} holds no JSON object but {type(row).__name__}: expected {{"{text_field}": "…"}}')
-    if text_field not in row:
-        there = ", ".join(sorted(row)) or "none"
-        raise UserError(f"{where} has no field '{text_field}'; its fields are: {there} (choose with --data.text_field)")
-    if not isinstance(row[text_field], str):
-        kind = type(row[text_field]).__name__
-        raise UserError(f"{where}: field '{text_field}' holds {kind}, not text (choose another with --data.text_field)")
-    return row[text_field]
+def _there(row: dict[str, Any]) -> str:
+    """The fields of a row, for a message."""
+    there = f"; its fields are: {few(sorted(row), 8) or 'none'}"
+    lists = [name for name in ("messages", "conversations") if isinstance(row.get(name), list)]
+    return f"{there}; these are conversations, which --data.chats reads" if lists else there
 
 
-def _parquet(file: Path, text_field: str) -> Iterator[Document]:
+def _parquet(file: Path, text_field: str) -> Iterator[Row]:
     try:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"'{file}' needs pyarrow: pip install 'triune[datasets]'") from error
+        raise UserError(f"'{file}' needs pyarrow; install it with pip install 'triune[datasets]'.") from error
     with parsing(file, "Parquet"):
         table = parquet.ParquetFile(check_regular(file))
     if text_field not in table.schema_arrow.names:
-        there = ", ".join(table.schema_arrow.names)
         raise UserError(
-            f"'{file}' has no column '{text_field}'; its columns are: {there} (choose with --data.text_field)"
+            f"'{file}' has no column '{text_field}'; its columns are: {few(table.schema_arrow.names, 8)}; choose one "
+            "with --data.text_field."
         )
-    row, batches = 0, table.iter_batches(columns=[text_field])
+    number, batches = 0, table.iter_batches(columns=[text_field])
     while True:
         with parsing(file, "Parquet"):
             batch = next(batches, None)
@@ -280,5 +315,5 @@ def _parquet(file: Path, text_field: str) -> Iterator[Document]:
         if batch is None:
             return
         for text in texts:
-            yield Document(f"{file}:{row}", _field({text_field: text or ""}, text_field, f"{file}:{row}"))
-            row += 1
+            yield Row(f"{file}:{number}", {text_field: "" if text is None else text})
+            number += 1

@@ -6,15 +6,13 @@ import os
 from typing import Any
 
 from ...core.errors import UserError
-from ...core.training import data
 from ...core.training.data import Batches, ResumableData
 from ...core.work import cache_folder
 from ..tokenizer import Tokenizer
+from .conversations import OnError, PreparedChats
 from .corpus import find
-from .packing import ChatSides
-from .split import Side, Sides
-from .tokens import TokenArray, make_tokenizer, tokenise
-from .windows import InOrder, Shuffled, Windows, training_windows
+from .documents import PreparedDocuments
+from .prepared import Place, Prepared
 
 
 class TextData(ResumableData):
@@ -29,9 +27,9 @@ class TextData(ResumableData):
     Args:
         files: text files, folders (searched for text files at any depth), globs, or files of rows (.jsonl, .jsonl.gz,
             .parquet). Left out: the source code of the Python standard library, about 11 MB that is on every machine.
-        chats: instead of `files`, conversations in JSON rows (.jsonl; `messages`, or `prompt` and `completion`, …),
-            written out by the chat template of the tokenizer and packed whole into rows; only the answers are learned
-            and scored.
+        chats: instead of `files`, conversations in JSON rows (.jsonl or .json; `messages`, or `prompt` and
+            `completion`, …), written out by the chat template of the tokenizer and packed whole into rows; only the
+            answers are learned and scored. `triune text check` shows what is learned.
         val_files: the same, for validation. Left out: a part of `files` is held out.
         val_fraction: the part to hold out without `val_files`: of a single document its end, of several about that
             share of the bytes in whole documents.
@@ -44,6 +42,9 @@ class TextData(ResumableData):
         text_field: the field that holds the text in files of rows.
         seed: chooses which documents are held out, and the order of training.
         workers: processes that prepare batches. Left out: 1 with a GPU on a machine of more than two cores, else 0.
+        columns: for `chats` with other names than the usual: prompt, completion, context, system, tools, messages,
+            role or content, each with the name that the rows use, such as `--data.columns.prompt question_text`.
+        on_error: stop at rows that cannot be used, or skip them; they are counted and named.
         cache: folder for tokenised text. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
 
     Attributes (after `setup`):
@@ -70,34 +71,26 @@ class TextData(ResumableData):
         workers: int | None = None,
         cache: str | None = None,
         chats: list[str] | str | None = None,
+        columns: dict[str, str] | None = None,
+        on_error: OnError = "stop",
     ) -> None:
         super().__init__()
         if chats is not None and (files is not None or val_files is not None):
             raise UserError("data.chats and data.files are both given; train on conversations or on text.")
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction must lie between 0 and 1 (such as 0.1), not {val_fraction}")
-        if tokenizer in ("bpe", None) and vocab_size < 257:
-            raise UserError(
-                f"data.vocab_size of a BPE must be at least 257 (256 bytes and end of text), not {vocab_size}"
-            )
-        for name, value, least in (
-            ("context", context, 1),
-            ("batch_size", batch_size, 1),
-            ("workers", workers or 0, 0),
-        ):
-            if value < least:
-                raise UserError(f"data.{name} must be at least {least}, not {value}")
-        if seed < 0:
-            raise UserError(f"data.seed must not be negative, but is {seed}")
+        if columns and chats is None:
+            raise UserError("data.columns is given without data.chats; it maps the columns of conversations.")
+        if on_error not in ("stop", "skip"):
+            raise UserError(f"data.on_error is {on_error}, but must be stop or skip; choose one.")
+        self._check_options(val_fraction, tokenizer, vocab_size, context, batch_size, workers, seed)
         self.files, self.val_files, self.val_fraction = files, val_files, val_fraction
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.context, self.batch_size, self.seed = context, batch_size, seed
         self.text_field, self.workers, self.cache = text_field, workers, cache
         self.chats = [chats] if isinstance(chats, str) else chats
+        self.columns = columns
+        self.on_error: OnError = on_error
         self.val_bytes = self.val_targets = 0
-        self._chats: ChatSides | None = None
-        self._sides: Sides | None = None
-        self._arrays: dict[Side, TokenArray] = {}
+        self._prepared: Prepared | None = None
         self._adopted: Tokenizer | None = None
 
     def adopt(self, tokenizer: Tokenizer | None, source: str) -> None:
@@ -119,38 +112,56 @@ class TextData(ResumableData):
             )
         self._adopted = tokenizer
 
-    # -- from files to token arrays -----------------------------------------------------------------------------------
+    @staticmethod
+    def _check_options(
+        val_fraction: float, tokenizer: str | None, vocab_size: int, context: int, batch_size: int,
+        workers: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        if not 0 < val_fraction < 1:
+            raise UserError(
+                f"data.val_fraction is {val_fraction}, but must lie between 0 and 1; give 0.1, for example."
+            )
+        least = {
+            "context": (context, 1),
+            "batch_size": (batch_size, 1),
+            "workers": (workers or 0, 0),
+            "seed": (seed, 0),
+        }
+        if tokenizer in ("bpe", None):
+            least["vocab_size"] = (vocab_size, 257)
+        for name, (value, bound) in least.items():
+            if value < bound:
+                why = " (256 bytes and the end of text)" if name == "vocab_size" else ""
+                raise UserError(f"data.{name} is {value}, but must be at least {bound}{why}; raise it.")
+
+    # -- from files to tokens -----------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Fill the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files, make the tokenizer and open (or build) the token arrays; a second call does nothing.
+        """Read the files, make the tokenizer and open (or build) the tokens; a second call does nothing.
 
         Raises:
             UserError: for every mistake in the files or settings, with what to do about it.
         """
-        if self._arrays or self._chats:
+        if self._prepared:
             return
-        if self.chats is not None:
-            self._setup_chats(self.chats)
-            return
-        cache = cache_folder(self.cache)
-        corpus = find(self.files, self.text_field)
-        val = None if self.val_files is None else find(self.val_files, self.text_field)
-        sides = Sides(corpus, val, self.val_fraction, self.seed)
-        tokenizer = self._adopted
-        if tokenizer is None:
-            tokenizer = make_tokenizer(self.tokenizer_kind or "bpe", self.vocab_size, sides, cache)
-        arrays = tokenise(sides, tokenizer, cache)
-        self._check_lengths(arrays)
-        self._sides, self._arrays = sides, arrays
-        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
-        self.val_bytes = arrays["val"].bytes - arrays["val"].first_bytes
-        self.val_targets = arrays["val"].tokens - arrays["val"].documents
+        prepared = self._prepared = self._read_documents() if self.chats is None else self._read_chats(self.chats)
+        self.tokenizer, self.vocab_size = prepared.tokenizer, prepared.tokenizer.vocab_size
+        self.val_bytes, self.val_targets = prepared.val_bytes, prepared.val_targets
 
-    def _setup_chats(self, files: list[str]) -> None:
+    def _read_documents(self) -> PreparedDocuments:
+        skip = self.on_error == "skip"
+        corpus = find(self.files, self.text_field, skip)
+        val = None if self.val_files is None else find(self.val_files, self.text_field, skip)
+        return PreparedDocuments.read(
+            corpus, val, self.val_fraction, self.seed, self._adopted, self.tokenizer_kind, self.vocab_size,
+            self.context, cache_folder(self.cache),
+        )  # fmt: skip
+
+    def _read_chats(self, files: list[str]) -> PreparedChats:
         tokenizer, kind = self._adopted, self.tokenizer_kind
         if tokenizer is None:
             if kind in (None, "bpe", "characters"):
@@ -159,57 +170,23 @@ class TextData(ResumableData):
                     "--data.tokenizer PATH or bytes."
                 )
             tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.load(kind)
-        self._chats = ChatSides.read(files, self.val_fraction, self.seed, tokenizer, self.context)
-        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
-        self.val_bytes, self.val_targets = self._chats.val.chats.bytes, self._chats.val.chats.targets
+        return PreparedChats.read(
+            files, self.columns, self.on_error, self.val_fraction, self.seed, tokenizer, self.context
+        )
 
-    def _check_lengths(self, arrays: dict[Side, TokenArray]) -> None:
-        train, val = arrays["train"].tokens, arrays["val"].tokens
-        if train <= self.context:
-            raise UserError(
-                f"the training text has {train:,} tokens, fewer than one window of {self.context:,} and the "
-                "token behind it: lower --data.context or give more text"
-            )
-        if val < 2:
-            raise UserError(
-                f"the validation text has {val} tokens, which leaves nothing to predict: "
-                "raise --data.val_fraction or give more text"
-            )
+    @property
+    def prepared(self) -> Prepared:
+        """The data as tokens, after `setup()`."""
+        assert self._prepared is not None, "setup() comes first"
+        return self._prepared
 
     def describe(self) -> str:
         """One line about the data, after `setup()`."""
-        if self._chats:
-            return self._chats.describe()
-        f = self.figures()
-        documents = f["documents_train"] + f["documents_val"] if self._sides and f["documents_train"] > 1 else 1
-        parts = [
-            f"{documents:,} document{'s' if documents > 1 else ''}",
-            f"{f['tokens_train']:,} tokens to train and {f['tokens_val']:,} to validate on",
-            f"vocabulary {f['vocabulary']:,}",
-        ]
-        if f["duplicates"]:
-            parts.append(f"{f['duplicates']:,} duplicates kept on one side")
-        if f["skipped"]:
-            parts.append("skipped " + ", ".join(f"{count:,} {why}" for why, count in f["skipped"].items()))
-        return ", ".join(parts)
+        return self.prepared.describe()
 
-    def figures(self) -> dict[str, Any]:
-        """Documents, bytes and tokens of both sides, vocabulary, duplicates and skipped files, after `setup()`."""
-        if self._chats:
-            return self._chats.figures() | {"vocabulary": self.vocab_size}
-        assert self._sides is not None, "figures() needs setup()"
-        counts = {
-            f"{what}_{side}": getattr(array, what)
-            for what in ("documents", "bytes", "tokens")
-            for side, array in self._arrays.items()
-        }
-        return {
-            **counts,
-            "vocabulary": self.vocab_size,
-            "duplicates": self._sides.split.duplicates,
-            "skipped": self._sides.skipped,
-            "cache": str(self._arrays["train"].folder),
-        }
+    def counts(self) -> dict[str, Any]:
+        """Documents or conversations, tokens and what was left out, after `setup()`."""
+        return self.prepared.counts()
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -219,35 +196,12 @@ class TextData(ResumableData):
         Raises:
             UserError: the text does not fill one batch.
         """
-        rank, world = self.ranks()
-        if self._chats:
-            rows = self._chats.train
-            if len(rows) < self.batch_size * world:
-                raise UserError(
-                    f"the conversations fill {len(rows):,} rows of {self.context:,} tokens, fewer than one batch of "
-                    f"{self.batch_size * world:,}: lower --data.batch_size or --data.context"
-                )
-            chats = data.Shuffled(len(rows), self.batch_size, rank, world, self.seed, self.position)
-            return Batches(rows, chats, self._workers, self.pin)
-        array = self._arrays["train"]
-        windows = training_windows(array.tokens, self.context)
-        if windows < self.batch_size * world:
-            devices = f" on {world} devices" if world > 1 else ""
-            raise UserError(
-                f"the training text ({array.tokens:,} tokens) fills {windows:,} windows of {self.context:,}, fewer "
-                f"than one batch of {self.batch_size:,}{devices}: lower --data.batch_size or --data.context"
-            )
-        order = Shuffled(array.tokens, self.context, self.batch_size, rank, world, self.seed, self.position)
-        return Batches(self._windows(array), order, self._workers, self.pin)
+        order = self.prepared.training_order(self._place, self.seed, self.position)
+        return Batches(self.prepared.batches("train"), order, self._workers, self.pin)
 
     def val_dataloader(self) -> Batches:
         """Return the batches that score the whole validation text once."""
-        if self._chats:
-            chats = data.InOrder(len(self._chats.val), self.batch_size, *self.ranks())
-            return Batches(self._chats.val, chats, 0, self.pin)
-        array = self._arrays["val"]
-        order = InOrder(array.tokens, self.context, self.batch_size, *self.ranks())
-        return Batches(self._windows(array), order, 0, self.pin)
+        return Batches(self.prepared.batches("val"), self.prepared.validation_order(self._place), 0, self.pin)
 
     def test_dataloader(self) -> Batches:
         """Return the validation batches: text has no third side unless `val_files` names it."""
@@ -257,10 +211,9 @@ class TextData(ResumableData):
         """Return the validation batches."""
         return self.val_dataloader()
 
-    def _windows(self, array: TokenArray) -> Windows:
-        # The same keys on both sides, so that a compiled model sees one form of batch.
-        packed = any(side.documents > 1 for side in self._arrays.values())
-        return Windows(array, self.context, packed)
+    @property
+    def _place(self) -> Place:
+        return Place(self.batch_size, *self.ranks())
 
     @property
     def _workers(self) -> int:
@@ -271,7 +224,7 @@ class TextData(ResumableData):
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {
-            "text": len(self._chats.train) if self._chats else self._arrays["train"].folder.name,
+            "text": self.prepared.identity,
             "context": self.context,
             "batch_size": self.batch_size,
             "devices": self.ranks()[1],

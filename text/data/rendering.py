@@ -22,6 +22,8 @@ MEMORY = 512 << 20
 """Bytes of address space of the process, Python included."""
 MAX_TEXT = 64 << 20
 """Longest text in characters."""
+BEGIN, END = "\ufdd0", "\ufdd1"
+"""Stand around what a template marks with `{% generation %}` as written by the model; no real text holds them."""
 
 
 class Refused(Exception):
@@ -92,11 +94,31 @@ def _environment() -> Any:
     def stop(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    extensions = [loopcontrols, _generation()]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = stop
     environment.globals["strftime_now"] = _strftime
     return environment
+
+
+def _generation() -> Any:
+    """The tag around what the model is to learn (transformers); its text stands between `BEGIN` and `END`."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Any) -> str:
+            return BEGIN + caller() + END
+
+    return Generation
 
 
 def _strftime(form: str) -> str:

@@ -13,6 +13,7 @@ from ...core.errors import UserError
 from .corpus import Corpus, Survey, digest
 
 Side = Literal["train", "val"]
+SIDES: tuple[Side, ...] = ("train", "val")
 
 
 class Piece(NamedTuple):
@@ -93,7 +94,9 @@ class Sides:
         else:
             self.split = split(self._documents, fraction, seed)
         if all(document.digest in self.split.held_out for document in self._documents):
-            raise UserError("every document of data.files is also in data.val_files: none is left to train on")
+            raise UserError(
+                "Every document of data.files is also in data.val_files, so none is left to train on; give other files."
+            )
 
     def __iter__(self) -> Iterator[Piece]:
         if self.split.cut is not None:
@@ -115,7 +118,7 @@ class Sides:
 
     def _check(self, name: str, content: bytes) -> None:
         if content not in self._known:
-            raise UserError(f"'{name}' changed while it was read: start again when it is complete")
+            raise UserError(f"'{name}' changed while it was read; start again when it is complete.")
 
     @cached_property
     def _known(self) -> frozenset[bytes]:
@@ -131,6 +134,11 @@ class Sides:
         """Files and rows that were passed over, by reason."""
         both = self.corpus.skipped + (self.val.skipped if self.val else Counter())
         return {reason: number for reason, number in both.items() if number}
+
+    @property
+    def notes(self) -> list[str]:
+        """How files were read that could be read in two ways."""
+        return list(dict.fromkeys([*self.corpus.notes, *(self.val.notes if self.val else [])]))
 
     @cached_property
     def fingerprint(self) -> str:

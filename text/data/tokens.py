@@ -15,7 +15,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,10 +25,9 @@ from ...core.errors import UserError
 from ...core.files import write_atomic
 from ...core.work import progress
 from ..tokenizer import Tokenizer
-from .split import Piece, Side, Sides
+from .split import SIDES, Piece, Side, Sides
 
 FORMAT = 1
-SIDES: tuple[Side, ...] = ("train", "val")
 # Characters handed to the tokenizer at once: enough for all cores, little enough for memory.
 GROUP = 4 << 20
 
@@ -93,7 +92,10 @@ def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, Toke
     Raises:
         UserError: the cache folder cannot be written, or a text holds a character the tokenizer does not know.
     """
-    key = _key(FORMAT, sides.fingerprint, tokenizer.fingerprint, tokenizer.eos_id)
+    # Where only the end-of-text token stands behind a text, the key is that of older entries, which stay valid.
+    usual = not tokenizer.beginning and tokenizer.ending in ([], [tokenizer.eos_id])
+    around = [] if usual else [tokenizer.beginning, tokenizer.ending]
+    key = _key(FORMAT, sides.fingerprint, tokenizer.fingerprint, tokenizer.eos_id, *around)
     folder = cache / "tokens" / key
     if (known := _load(folder)) is not None:
         return known
@@ -157,11 +159,13 @@ class _Writer:
     def add(self, piece: Piece, ids: np.ndarray) -> None:
         if not piece.text:
             return
+        ids = np.concatenate([self._tokenizer.beginning, ids, self._tokenizer.ending if piece.ends else []])
+        ids = ids.astype(np.int64)
+        if not len(ids):
+            return
         self._starts.append(self._tokens)
         self._bytes += len(piece.text.encode())
         self._first_bytes += len(self._tokenizer.token_bytes(int(ids[0])))
-        if piece.ends and self._tokenizer.eos_id is not None:
-            ids = np.append(ids, self._tokenizer.eos_id)
         content = ids.astype(self._dtype).tobytes()
         self._checksum = zlib.crc32(content, self._checksum)
         self._file.write(content)
@@ -240,10 +244,5 @@ def _writing(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the cache folder '{cache}' cannot be written ({error.strerror}): choose another with --data.cache"
+            f"The cache folder '{cache}' cannot be written ({error.strerror}); choose another with --data.cache."
         ) from error
-
-
-def describe(array: TokenArray) -> dict[str, int]:
-    """Return the counts of one side."""
-    return {name: value for name, value in asdict(array).items() if isinstance(value, int)}

@@ -60,7 +60,7 @@ class Windows(Dataset[dict[str, Tensor]]):
         return batch
 
 
-class Shuffled(data.Shuffled):
+class ShuffledWindows(data.Shuffled):
     """The order of training: window starts [batch] of one rank, batch after batch.
 
     In epoch e the windows tile the stream from a random phase in [0, context), in random order and each once; both come
@@ -89,11 +89,11 @@ class Shuffled(data.Shuffled):
         return self.take(position)
 
 
-class InOrder:
+class WindowsInOrder:
     """The order of validation: every window once, one behind the other, so that every token is scored once.
 
     The ranks take disjoint windows and equally many batches of equal shape; what is too much lies behind the end of the
-    stream, where everything is ignored. Arguments as for `Shuffled`.
+    stream, where everything is ignored. Arguments as for `ShuffledWindows`.
     """
 
     def __init__(self, tokens: int, context: int, batch_size: int, rank: int = 0, world: int = 1) -> None:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.training.data import Draw
-from triune.text.data.chat import ChatTemplate, Conversation, read_conversations
+from triune.text.data.chat import ChatTemplate
+from triune.text.data.conversations import Usable, split
+from triune.text.data.messages import Conversation, read_conversations
 from triune.text.data.module import TextData
-from triune.text.data.packing import PADDING, ChatRows, pack, split, tokenise
+from triune.text.data.packing import PADDING, ChatRows, Chats, join, pack
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.text.tokenizer import Tokenizer
 
@@ -46,6 +48,26 @@ def talk(question: str, answer: str) -> Conversation:
     return Conversation(question, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
+def encode(template: ChatTemplate, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
+    """The only sample of a conversation."""
+    (sample,) = template.samples(conversation)
+    return sample.tokens, sample.answers
+
+
+def tokenise(several: list[Conversation], template: ChatTemplate, context: int) -> Chats:
+    samples = [sample for conversation in several for sample in template.samples(conversation)]
+    return join(samples, template.tokenizer, context)
+
+
+def read(*files: str, **columns: str) -> list[Conversation]:
+    """The conversations of files; an error in any row is raised."""
+    found = list(read_conversations(list(files), columns))
+    for one in found:
+        if isinstance(one, UserError):
+            raise one
+    return found  # type: ignore[return-value]
+
+
 def write(path: Path, *rows: object) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -63,79 +85,77 @@ def write(path: Path, *rows: object) -> str:
     ],
 )  # fmt: skip
 def test_all_usual_forms_are_read(tmp_path: Path, row: object) -> None:
-    (found,) = read_conversations([write(tmp_path / "x.jsonl", row)])
+    (found,) = read(write(tmp_path / "x.jsonl", row))
     assert found.messages == talk("q", "a").messages
 
 
 def test_compressed_rows(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
         file.write('{"prompt": "q", "response": "a"}\n\n{"prompt": "r", "response": "b"}\n')
-    names = [conversation.name for conversation in read_conversations([str(tmp_path / "x.jsonl.gz")])]
+    names = [conversation.name for conversation in read(str(tmp_path / "x.jsonl.gz"))]
     assert names == [f"{tmp_path}/x.jsonl.gz:1", f"{tmp_path}/x.jsonl.gz:3"]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"text": "hello"}', "row 1 has text, but must have `messages`"),
-        ("[1]", "row 1 holds a list"),
-        ("{", "row 1 is not valid JSON"),
-        ('{"messages": [{"role": "user", "content": "q"}]}', "row 1 has no answer"),
-        ('{"prompt": 3, "completion": "a"}', "content is a int"),
+        ('{"text": "hello"}', "x.jsonl:1 has text, but must have `messages`"),
+        ("[1]", "x.jsonl:1 holds a int"),
+        ("{", "x.jsonl:1 is not valid JSON"),
+        ('{"messages": [{"role": "user", "content": "q"}]}', "x.jsonl:1 has no answer"),
+        ('{"prompt": 3, "completion": "a"}', "message 1 has a content that is a int"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(UserError, match=said):
-        list(read_conversations([str(tmp_path / "x.jsonl")]))
+        read(str(tmp_path / "x.jsonl"))
 
 
 def test_answers_reach_to_the_end_of_their_turn() -> None:
     tokenizer = chatml()
-    tokens, answers = ChatTemplate(tokenizer).encode(Conversation("x:1", TALK))
+    tokens, answers = encode(ChatTemplate(tokenizer), Conversation("x:1", TALK))
     assert tokenizer.decode(tokens[answers], skip_special=False) == "Four.<|im_end|>Any time!\n\nBye<|im_end|>"
     assert (tokens == tokenizer.backend.token_to_id("<|im_start|>")).sum() == 4  # special tokens, not their letters
 
 
 def test_without_a_template_the_plain_one_serves() -> None:
     template = ChatTemplate(Tokenizer.bytes())
-    tokens, answers = template.encode(talk("Hi", "Ho"))
+    tokens, answers = encode(template, talk("Hi", "Ho"))
     assert template.is_plain
-    assert (
-        template.tokenizer.decode(tokens, skip_special=False) == "user: Hi<|endoftext|>\nassistant: Ho<|endoftext|>\n"
-    )
+    assert template.tokenizer.decode(tokens, skip_special=False) == "user: Hi<|endoftext|>\nassistant: Ho<|endoftext|>"
     assert template.tokenizer.decode(tokens[answers], skip_special=False) == "Ho<|endoftext|>"
 
 
 def test_a_question_ends_where_the_answer_begins() -> None:
     template = ChatTemplate(chatml())
-    tokens, answers = template.encode(talk("Hi", "Ho"))
+    tokens, answers = encode(template, talk("Hi", "Ho"))
     assert template.ask("Hi").tolist() == tokens[: int(answers.argmax())].tolist()
 
 
 def test_a_message_cannot_end_its_own_turn() -> None:
-    with pytest.raises(UserError, match=r"q<\|im_end\|> holds the special token '<\|im_end\|>'"):
-        ChatTemplate(chatml()).encode(talk("q<|im_end|>", "a"))
+    with pytest.raises(UserError, match=r"message 1, holds the special token '<\|im_end\|>'"):
+        encode(ChatTemplate(chatml()), talk("q<|im_end|>", "a"))
 
 
 def test_templates_are_sandboxed_and_may_refuse() -> None:
     tokenizer = chatml()
     tokenizer.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(UserError, match="refuses these messages"):
-        ChatTemplate(tokenizer).encode(talk("q", "a"))
+        encode(ChatTemplate(tokenizer), talk("q", "a"))
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match="roles must alternate"):
-        ChatTemplate(tokenizer).encode(talk("q", "a"))
+        encode(ChatTemplate(tokenizer), talk("q", "a"))
     tokenizer.chat_template = "{% for"
     with pytest.raises(UserError, match="not valid"):
-        ChatTemplate(tokenizer).encode(talk("q", "a"))
+        encode(ChatTemplate(tokenizer), talk("q", "a"))
 
 
-def test_a_template_that_forgets_earlier_turns_is_refused() -> None:
+def test_a_template_that_writes_the_question_differently_once_it_is_answered_is_refused() -> None:
     tokenizer = chatml()
     tokenizer.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(UserError, match="cannot be told apart"):
-        ChatTemplate(tokenizer).encode(Conversation("x:1", TALK))
+    with pytest.raises(UserError, match="leaves out the question once it is answered"):
+        encode(ChatTemplate(tokenizer), Conversation("x:1", [TALK[0], TALK[3]]))
 
 
 @given(st.lists(st.integers(2, 17), min_size=1, max_size=40))
@@ -146,20 +166,19 @@ def test_packing_holds_each_once_and_fits(lengths: list[int]) -> None:
 
 
 def test_equal_conversations_stay_on_one_side() -> None:
-    conversations = [talk(str(i % 5), "a") for i in range(40)]
-    train, val = split(conversations, 0.2, seed=0)
-    assert {c.name for c in train} | {c.name for c in val} == set("01234")
-    assert not {c.name for c in train} & {c.name for c in val}
-    assert len(train) + len(val) == 40
+    conversations = [Usable(talk(str(i % 5), "a"), []) for i in range(40)]
+    train, val = ({one.conversation.name for one in side} for side in split(conversations, 0.2, seed=0))
+    assert train | val == set("01234")
+    assert not train & val
+    assert sum(map(len, split(conversations, 0.2, seed=0))) == 40
     with pytest.raises(UserError, match="1 distinct"):
-        split([talk("q", "a")] * 3, 0.2, seed=0)
+        split([Usable(talk("q", "a"), [])] * 3, 0.2, seed=0)
 
 
-def test_long_conversations_are_cut_and_counted() -> None:
-    chats = tokenise([talk("q", "a" * 500), talk("q", "a")], ChatTemplate(Tokenizer.bytes()), 64, "chats")
-    assert (len(chats), chats.cut) == (2, 1)
-    with pytest.raises(UserError, match="No conversation has an answer within 8 tokens"):
-        tokenise([talk("q" * 50, "a")], ChatTemplate(Tokenizer.bytes()), 8, "chats")
+def test_what_lies_beyond_the_context_is_counted_as_what_it_is() -> None:
+    template = ChatTemplate(Tokenizer.bytes())
+    chats = tokenise([talk("q", "a" * 500), talk("q", "a"), talk("q" * 500, "a")], template, 64)
+    assert (len(chats), chats.cut, chats.beyond) == (2, 1, 1)
 
 
 def test_packed_loss_is_that_of_the_conversations_alone() -> None:
@@ -171,14 +190,14 @@ def test_packed_loss_is_that_of_the_conversations_alone() -> None:
     model = LanguageModel(LanguageModelConfig(300, config)).double()
 
     def loss(several: list[Conversation]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = ChatRows(tokenise(several, template, 128, "chats"), 128)
+        rows = ChatRows(tokenise(several, template, 128), 128)
         batch = rows[Draw(0, np.append(np.arange(len(rows)), -1))]
         assert batch["tokens"].shape == (len(rows) + 1, 128)
         assert (batch["documents"][-1] == PADDING).all() and (batch["targets"][-1] == -100).all()
         return model.loss(batch["tokens"], batch["targets"], batch["documents"])
 
     total, count = loss(talks)
-    assert len(ChatRows(tokenise(talks, template, 128, "chats"), 128)) == 1
+    assert len(ChatRows(tokenise(talks, template, 128), 128)) == 1
     total.backward()
     together = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
@@ -206,8 +225,7 @@ def test_data_module_learns_answers_only(tmp_path: Path) -> None:
 
 
 def _held_out(data: TextData) -> list[int]:
-    assert data._chats is not None
-    text = data.tokenizer.decode(data._chats.val.chats.tokens)
+    text = data.tokenizer.decode(data.prepared.batches("val").chats.tokens)  # type: ignore[attr-defined]
     return [int(word) for word in re.findall(r"answer (\d+)", text)]
 
 

@@ -22,7 +22,7 @@ from triune.text.data import corpus, tokens
 from triune.text.data.corpus import Survey, find
 from triune.text.data.module import TextData
 from triune.text.data.split import split
-from triune.text.data.windows import InOrder, Shuffled, training_windows
+from triune.text.data.windows import ShuffledWindows, WindowsInOrder, training_windows
 from triune.text.tokenizer import Tokenizer
 
 FOX = "The quick brown fox jumps over the lazy dog, again and again.\n"
@@ -119,9 +119,9 @@ BAD_FILES = {
     "nofield.jsonl": (b'{"text": "a"}\n{"body": "b", "id": 1}\n', r"nofield.jsonl:2 has no field 'text'.*body, id"),
     "invalid.jsonl": (b'{"text": "a"}\n{"text": \n', r"invalid.jsonl:2 is not valid JSON"),
     "number.jsonl": (b'{"text": 3}\n', r"number.jsonl:1: field 'text' holds int"),
-    "list.jsonl": (b"[1]\n", "no JSON object but list"),
+    "list.jsonl": (b"[1]\n", "no JSON object but int"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', "byte 0xe9 at offset 24"),
-    "norows.jsonl": (b"\n\n", "no text in"),
+    "norows.jsonl": (b"\n\n", "There is no text in"),
     "broken.jsonl.gz": (b"no gzip", "cannot be read"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 1000)[:-20], "cannot be read"),
 }
@@ -137,11 +137,11 @@ def test_a_bad_file_is_named_with_what_is_wrong(name, tmp_path, data):
 
 def test_a_path_that_is_not_there(tmp_path, data):
     write(tmp_path / "shakespeare.txt", FOX)
-    with pytest.raises(UserError, match=r"no file '.*shakespear.txt' \(did you mean 'shakespeare.txt'\?\)"):
+    with pytest.raises(UserError, match=r"There is no file '.*shakespear.txt' \(did you mean 'shakespeare.txt'\?\)"):
         data(tmp_path / "shakespear.txt").setup()
     with pytest.raises(UserError, match=r"folder '.*nowhere' does not exist"):
         data(tmp_path / "nowhere" / "a.txt").setup()
-    with pytest.raises(UserError, match="no file matches"):
+    with pytest.raises(UserError, match="No file matches"):
         data(tmp_path / "*.nothing").setup()
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match="holds no text file"):
@@ -153,13 +153,13 @@ def test_a_path_that_is_not_there(tmp_path, data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 0.0}, "val_fraction must lie between 0 and 1"),
-        ({"val_fraction": 1.0}, "val_fraction must lie between 0 and 1"),
-        ({"tokenizer": "bpe", "vocab_size": 256}, "at least 257"),
-        ({"context": 0}, "data.context must be at least 1"),
-        ({"batch_size": 0}, "data.batch_size must be at least 1"),
-        ({"workers": -1}, "data.workers must be at least 0"),
-        ({"seed": -1}, "seed must not be negative"),
+        ({"val_fraction": 0.0}, "val_fraction is .*, but must lie between 0 and 1"),
+        ({"val_fraction": 1.0}, "val_fraction is .*, but must lie between 0 and 1"),
+        ({"tokenizer": "bpe", "vocab_size": 256}, "data.vocab_size is 256, but must be at least 257"),
+        ({"context": 0}, "data.context is 0, but must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size is 0, but must be at least 1"),
+        ({"workers": -1}, "data.workers is -1, but must be at least 0"),
+        ({"seed": -1}, "data.seed is -1, but must be at least 0"),
     ],
 )
 def test_impossible_settings(options, message, data):
@@ -175,12 +175,12 @@ def test_a_text_that_is_too_short(tmp_path, data):
         data(file, val_fraction=0.01).setup()
     module = data(file, batch_size=8)
     module.setup()
-    with pytest.raises(UserError, match=r"fills 2 windows of 16, fewer than one batch of 8: lower --data.batch_size"):
+    with pytest.raises(UserError, match=r"fills 2 windows of 16, fewer than one batch of 8; lower --data.batch_size"):
         module.train_dataloader()
 
 
 def test_a_tokenizer_that_is_none(tmp_path, data):
-    with pytest.raises(UserError, match="'word' is no tokenizer: give bpe, bytes, characters"):
+    with pytest.raises(UserError, match="'word' is no tokenizer; give bpe, bytes, characters"):
         data(write(tmp_path / "a.txt", FOX), tokenizer="word").setup()
 
 
@@ -188,7 +188,7 @@ def test_an_unknown_character_names_its_document(tmp_path, data):
     Tokenizer.characters(FOX).save(tmp_path / "tok")
     write(tmp_path / "d" / "a.txt", FOX * 9)
     write(tmp_path / "d" / "b.txt", "fox é")
-    with pytest.raises(UserError, match=r"b.txt: character 'é' \(U\+00E9\) at offset 4"):
+    with pytest.raises(UserError, match=r"b.txt: Character 'é' \(U\+00E9\) at offset 4"):
         data(tmp_path / "d", tokenizer=str(tmp_path / "tok")).setup()
 
 
@@ -199,7 +199,7 @@ def test_one_document_is_cut_by_characters(tmp_path, data):
     text = "".join(chr(0x3B1 + i % 20) for i in range(1001))
     module = data(write(tmp_path / "a.txt", text), tokenizer="characters")
     module.setup()
-    train, val = (module._arrays[side].open()[0] for side in ("train", "val"))
+    train, val = (module.prepared.arrays[side].open()[0] for side in ("train", "val"))
     assert module.tokenizer.decode(train) == text[: int(1001 * 0.9)]
     assert module.tokenizer.decode(val) == text[int(1001 * 0.9) :]
     assert "documents" not in next(iter(module.train_dataloader()))
@@ -208,7 +208,7 @@ def test_one_document_is_cut_by_characters(tmp_path, data):
 def test_a_cut_document_has_no_end_of_text(tmp_path, data):
     module = data(write(tmp_path / "a.txt", FOX * 20))
     module.setup()
-    assert all(module.tokenizer.eos_id not in module._arrays[side].open()[0] for side in ("train", "val"))
+    assert all(module.tokenizer.eos_id not in module.prepared.arrays[side].open()[0] for side in ("train", "val"))
 
 
 def test_whole_documents_are_held_out_whatever_their_names(tmp_path, data):
@@ -219,7 +219,7 @@ def test_whole_documents_are_held_out_whatever_their_names(tmp_path, data):
     def held_out(folder, **options):
         module = data(folder, val_fraction=0.2, **options)
         module.setup()
-        stream, starts = module._arrays["val"].open()
+        stream, starts = module.prepared.arrays["val"].open()
         assert all(stream[start - 1] == module.tokenizer.eos_id for start in [*starts[1:], len(stream)])
         return {module.tokenizer.decode(part) for part in np.split(stream, starts[1:])}
 
@@ -252,11 +252,11 @@ def test_equal_documents_stay_on_one_side(tmp_path, data):
     module.setup()
     texts = [
         [module.tokenizer.decode(part) for part in np.split(stream, starts[1:])]
-        for stream, starts in (module._arrays[side].open() for side in ("train", "val"))
+        for stream, starts in (module.prepared.arrays[side].open() for side in ("train", "val"))
     ]
     assert not set(texts[0]) & set(texts[1])
     assert all(side.count(text) == 2 for side in texts for text in side)
-    assert module.figures()["duplicates"] == 10
+    assert module.counts()["duplicates"] == 10
 
 
 def test_copies_of_one_document_are_one_document(tmp_path, data):
@@ -264,14 +264,14 @@ def test_copies_of_one_document_are_one_document(tmp_path, data):
         write(tmp_path / "x" / f"{i}.txt", FOX * 10)
     module = data(tmp_path / "x")
     module.setup()
-    assert module.figures() | {"documents_train": 1, "bytes_train": int(len(FOX) * 9)} == module.figures()
+    assert module.counts() | {"documents_train": 1, "bytes_train": int(len(FOX) * 9)} == module.counts()
 
 
 def test_val_files_are_the_validation_side_and_leave_the_training_side(tmp_path, data):
     folder = folder_of(tmp_path / "x", 5)
     module = data(folder, val_files=str(folder / "03.txt"))
     module.setup()
-    about = module.figures()
+    about = module.counts()
     assert (about["documents_train"], about["documents_val"], about["duplicates"]) == (4, 1, 1)
     with pytest.raises(UserError, match="none is left to train on"):
         data(folder, val_files=str(folder)).setup()
@@ -281,20 +281,20 @@ def test_val_files_are_the_validation_side_and_leave_the_training_side(tmp_path,
 
 
 def entry(module) -> Path:
-    return module._arrays["train"].folder
+    return module.prepared.arrays["train"].folder
 
 
 def test_the_second_time_nothing_is_tokenised_and_content_counts_not_names(tmp_path, data, monkeypatch):
     first = data(write(tmp_path / "a.txt", FOX * 20), tokenizer="bpe", vocab_size=300)
     first.setup()
-    stream = first._arrays["train"].open()[0].copy()
+    stream = first.prepared.arrays["train"].open()[0].copy()
     assert stream.dtype == np.uint16
     monkeypatch.setattr(Tokenizer, "encode_batch", None)
     monkeypatch.setattr(Tokenizer, "train_bpe", None)
     again = data(write(tmp_path / "b.txt", FOX * 20), tokenizer="bpe", vocab_size=300, context=8)
     again.setup()
     assert entry(again) == entry(first)
-    np.testing.assert_array_equal(again._arrays["train"].open()[0], stream)
+    np.testing.assert_array_equal(again.prepared.arrays["train"].open()[0], stream)
     assert again.val_bytes == first.val_bytes
 
 
@@ -311,7 +311,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path, data):
     text = "".join(map(chr, [*range(0x11000, 0x20, -1)])).encode("utf-8", "ignore").decode()
     module = data(write(tmp_path / "a.txt", text), tokenizer="characters")
     module.setup()
-    stream = module._arrays["train"].open()[0]
+    stream = module.prepared.arrays["train"].open()[0]
     assert stream.dtype == np.uint32
     assert stream.max() > 1 << 16
     assert module.tokenizer.decode(stream) == text[: int(len(text) * 0.9)]
@@ -372,7 +372,7 @@ def test_two_builders_at_once_agree(tmp_path, data):
         thread.start()
     for thread in threads:
         thread.join()
-    streams = [module._arrays["train"].open()[0] for module in modules]
+    streams = [module.prepared.arrays["train"].open()[0] for module in modules]
     assert all(np.array_equal(streams[0], stream) for stream in streams[1:])
     assert len(list(entry(modules[0]).iterdir())) == 5
 
@@ -385,7 +385,7 @@ def test_a_file_that_changes_between_the_two_walks_is_noticed(tmp_path, data, mo
         write(file, FOX * 30)
         return make(*arguments)
 
-    monkeypatch.setattr("triune.text.data.module.make_tokenizer", change)
+    monkeypatch.setattr("triune.text.data.documents.make_tokenizer", change)
     with pytest.raises(UserError, match="changed while it was read"):
         data(file).setup()
 
@@ -408,7 +408,7 @@ def test_an_epoch_visits_every_window_once_and_the_ranks_share_them(count, conte
     windows = training_windows(count, context)
     if windows < batch * world:
         return
-    orders = [Shuffled(count, context, batch, rank, world, seed=3) for rank in range(world)]
+    orders = [ShuffledWindows(count, context, batch, rank, world, seed=3) for rank in range(world)]
     length = len(orders[0])
     starts = np.array([[order.batch(epoch * length + i) for i in range(length)] for order in orders]).ravel()
     assert len(set(starts)) == len(starts) == length * batch * world > windows - batch * world
@@ -419,7 +419,7 @@ def test_an_epoch_visits_every_window_once_and_the_ranks_share_them(count, conte
 
 def test_epochs_differ_in_order_and_phase_and_follow_the_seed():
     def epochs(seed):
-        order = Shuffled(10_000, 64, 8, seed=seed)
+        order = ShuffledWindows(10_000, 64, 8, seed=seed)
         return [np.concatenate(list(order)) for _ in range(3)]
 
     a, b, c = epochs(0), epochs(0), epochs(1)
@@ -430,8 +430,8 @@ def test_epochs_differ_in_order_and_phase_and_follow_the_seed():
 
 
 def test_ranks_are_the_parts_of_the_batch_of_one_process():
-    whole = Shuffled(5000, 16, 6, seed=5)
-    parts = [Shuffled(5000, 16, 2, rank, 3, seed=5) for rank in range(3)]
+    whole = ShuffledWindows(5000, 16, 6, seed=5)
+    parts = [ShuffledWindows(5000, 16, 2, rank, 3, seed=5) for rank in range(3)]
     assert len(whole) == len(parts[0])
     for position in (0, 7, len(whole) + 3):
         joined = np.concatenate([part.batch(position) for part in parts])
@@ -441,9 +441,9 @@ def test_ranks_are_the_parts_of_the_batch_of_one_process():
 def test_training_batches_are_the_text(tmp_path, data):
     module = data(write(tmp_path / "a.txt", "".join(chr(33 + i % 90) for i in range(2000))), tokenizer="characters")
     module.setup()
-    stream = module._arrays["train"].open()[0].astype(np.int64)
+    stream = module.prepared.arrays["train"].open()[0].astype(np.int64)
     loader = module.train_dataloader()
-    for starts, batch in zip(Shuffled(len(stream), 16, 4), loader, strict=True):
+    for starts, batch in zip(ShuffledWindows(len(stream), 16, 4), loader, strict=True):
         assert batch["tokens"].shape == batch["targets"].shape == (4, 16)
         assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
         assert batch["tokens"].is_contiguous()
@@ -455,10 +455,10 @@ def test_training_batches_are_the_text(tmp_path, data):
 def test_documents_are_numbered_and_the_first_token_of_each_is_no_target(tmp_path, data):
     module = data(folder_of(tmp_path / "x", 20, 5), val_fraction=0.2)
     module.setup()
-    stream, starts = module._arrays["train"].open()
+    stream, starts = module.prepared.arrays["train"].open()
     assert module.tokenizer.eos_id in stream
     seen = 0
-    for order, batch in zip(Shuffled(len(stream), 16, 4), module.train_dataloader(), strict=True):
+    for order, batch in zip(ShuffledWindows(len(stream), 16, 4), module.train_dataloader(), strict=True):
         at = torch.from_numpy(order)[:, None] + torch.arange(17)
         number = torch.from_numpy(np.searchsorted(starts, at.numpy(), side="right") - 1)
         first = torch.from_numpy(np.isin(at[:, 1:].numpy(), starts))
@@ -475,11 +475,11 @@ def test_validation_scores_every_token_once(several, world, tmp_path, data):
     source = folder_of(tmp_path / "x", 20, 45) if several else write(tmp_path / "a.txt", "naïve 😀 " * 300)
     module = data(source, val_fraction=0.3, batch_size=3)
     module.setup()
-    stream, starts = module._arrays["val"].open()
-    windows = module._windows(module._arrays["val"])
+    stream, starts = module.prepared.arrays["val"].open()
+    windows = module.prepared.batches("val")
     counted, shapes, targets = 0, set(), []
     for rank in range(world):
-        loader = Batches(windows, InOrder(len(stream), 16, 3, rank, world), 0, False)
+        loader = Batches(windows, WindowsInOrder(len(stream), 16, 3, rank, world), 0, False)
         counted += len(list(loader)) == len(loader) == math.ceil(math.ceil((len(stream) - 1) / 16) / (3 * world))
         for batch in loader:
             shapes.add(tuple(batch["tokens"].shape))
@@ -515,7 +515,7 @@ def test_workers_read_the_same_batches(tmp_path, data):
 def test_pickled_windows_do_not_carry_the_corpus(tmp_path, data):
     module = data(write(tmp_path / "a.txt", FOX * 5000))
     module.setup()
-    windows = module._windows(module._arrays["train"])
+    windows = module.prepared.batches("train")
     before = windows[np.arange(4)]
     pickled = pickle.dumps(windows)
     assert len(pickled) < 2000
@@ -685,7 +685,7 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(data):
         pytest.skip(f"no {file}: set TRIUNE_DATA to the folder that holds text/tinyshakespeare.txt")
     module = data(file, tokenizer="characters", context=64, batch_size=12)
     module.setup()
-    about = module.figures()
+    about = module.counts()
     assert (about["vocabulary"], about["tokens_train"], about["tokens_val"]) == (65, 1_003_854, 111_540)
     assert module.val_bytes == 111_539
     assert sum(int((batch["targets"] != -100).sum()) for batch in module.val_dataloader()) == 111_539

@@ -68,4 +68,4 @@ def test_the_command_line_gets_one_sentence() -> None:
     tokenizer = Tokenizer.bytes()
     tokenizer.chat_template = "{{ 1 / 0 }}"
     with pytest.raises(UserError, match=r"chat template of the tokenizer refuses these messages \(division by zero\)"):
-        ChatTemplate(tokenizer).encode(Conversation("x:1", TALK))
+        ChatTemplate(tokenizer).samples(Conversation("x:1", TALK))

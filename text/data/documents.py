@@ -1,0 +1,107 @@
+"""Plain text prepared for training: tokenised once into a cache, read in windows of equal length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UserError
+from ...core.training.data import Order
+from ..tokenizer import Tokenizer
+from .corpus import Corpus
+from .prepared import Place
+from .split import Side, Sides
+from .tokens import TokenArray, make_tokenizer, tokenise
+from .windows import ShuffledWindows, Windows, WindowsInOrder, training_windows
+
+
+class PreparedDocuments:
+    """Documents as token arrays; see `Prepared` for what the attributes and methods mean.
+
+    Args:
+        sides: the documents with their sides.
+        arrays: their tokens.
+        tokenizer: what made them.
+        context: tokens of a window.
+
+    Raises:
+        UserError: one side is too short.
+    """
+
+    def __init__(self, sides: Sides, arrays: dict[Side, TokenArray], tokenizer: Tokenizer, context: int) -> None:
+        self.sides, self.arrays, self.tokenizer, self.context = sides, arrays, tokenizer, context
+        self.val_bytes = arrays["val"].bytes - arrays["val"].first_bytes
+        self.val_targets = arrays["val"].tokens - arrays["val"].documents
+        self.identity: str | int = arrays["train"].folder.name
+        self._check_lengths()
+
+    @classmethod
+    def read(
+        cls, corpus: Corpus, val: Corpus | None, fraction: float, seed: int,
+        tokenizer: Tokenizer | None, kind: str | None, vocab_size: int, context: int, cache: Path,
+    ) -> PreparedDocuments:  # fmt: skip
+        """Survey, split and tokenise; where `tokenizer` is None, make the one called `kind`."""
+        sides = Sides(corpus, val, fraction, seed)
+        if tokenizer is None:
+            tokenizer = make_tokenizer(kind or "bpe", vocab_size, sides, cache)
+        return cls(sides, tokenise(sides, tokenizer, cache), tokenizer, context)
+
+    def _check_lengths(self) -> None:
+        train, val = self.arrays["train"].tokens, self.arrays["val"].tokens
+        if train <= self.context:
+            raise UserError(
+                f"The training text has {train:,} tokens, fewer than one window of {self.context:,} and the token "
+                "behind it; lower --data.context or give more text."
+            )
+        if val < 2:
+            raise UserError(
+                f"The validation text has {val} tokens, which leaves nothing to predict; raise --data.val_fraction or "
+                "give more text."
+            )
+
+    def describe(self) -> str:
+        c = self.counts()
+        documents = c["documents_train"] + c["documents_val"] if c["documents_train"] > 1 else 1
+        parts = [
+            f"{documents:,} document{'s' if documents > 1 else ''}",
+            f"{c['tokens_train']:,} tokens to train and {c['tokens_val']:,} to validate on",
+            f"vocabulary {c['vocabulary']:,}",
+        ]
+        if c["duplicates"]:
+            parts.append(f"{c['duplicates']:,} duplicates kept on one side")
+        if c["skipped"]:
+            parts.append("skipped " + ", ".join(f"{count:,} {why}" for why, count in c["skipped"].items()))
+        return ", ".join([*parts, *self.sides.notes])
+
+    def counts(self) -> dict[str, Any]:
+        counts = {
+            f"{what}_{side}": getattr(array, what)
+            for what in ("documents", "bytes", "tokens")
+            for side, array in self.arrays.items()
+        }
+        return {
+            **counts,
+            "vocabulary": self.tokenizer.vocab_size,
+            "duplicates": self.sides.split.duplicates,
+            "skipped": self.sides.skipped,
+            "cache": str(self.arrays["train"].folder),
+        }
+
+    def batches(self, side: Side) -> Windows:
+        # The same keys on both sides, so that a compiled model sees one form of batch.
+        packed = any(array.documents > 1 for array in self.arrays.values())
+        return Windows(self.arrays[side], self.context, packed)
+
+    def training_order(self, place: Place, seed: int, position: Any) -> Order:
+        array, wanted = self.arrays["train"], place.batch_size * place.world
+        windows = training_windows(array.tokens, self.context)
+        if windows < wanted:
+            devices = f" on {place.world} devices" if place.world > 1 else ""
+            raise UserError(
+                f"The training text ({array.tokens:,} tokens) fills {windows:,} windows of {self.context:,}, fewer "
+                f"than one batch of {place.batch_size:,}{devices}; lower --data.batch_size or --data.context."
+            )
+        return ShuffledWindows(array.tokens, self.context, *place, seed, position)
+
+    def validation_order(self, place: Place) -> Order:
+        return WindowsInOrder(self.arrays["val"].tokens, self.context, *place)

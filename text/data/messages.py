@@ -1,0 +1,248 @@
+"""Rows of chat data sets to conversations: which columns hold what, who speaks, and what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import UserError, nearest
+from ...core.files import few, parse_json
+from .rows import Row, rows
+
+ANSWERS = "assistant"
+ROLES = {
+    "human": "user", "prompter": "user", "gpt": ANSWERS, "chatgpt": ANSWERS, "bot": ANSWERS, "model": ANSWERS,
+    "ai": ANSWERS, "observation": "tool", "function": "tool", "function_call": ANSWERS,
+}  # fmt: skip
+"""Names of other data sets for the usual roles."""
+USUAL_ROLES = ("system", "developer", "user", ANSWERS, "tool", "ipython")
+
+LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+"""Columns that hold the messages of a conversation."""
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "instruction", "question", "query", "problem"),
+    "context": ("context", "input"),
+    "completion": ("completion", "response", "output", "answer"),
+    "system": ("system", "system_prompt"),
+    "tools": ("tools",),
+}
+"""What a row of one question and its answer may hold, and the columns that do in the usual data sets. A row with two of
+one line is ambiguous."""
+FORMS = (
+    "`messages` or `conversations` (a list of role and content, or from and value), or a question (`prompt`, "
+    "`instruction`, `question`, `query`) and its answer (`completion`, `response`, `output`, `answer`)"
+)
+
+Message = dict[str, Any]
+
+
+class Conversation(NamedTuple):
+    """Messages `{"role", "content", …}`, and where they came from, `file:row`.
+
+    `learned`: the numbers of the messages to learn, all of them the assistant's; None: every answer.
+    `tools`: descriptions of functions that the template may show to the model.
+    """
+
+    name: str
+    messages: list[Message]
+    learned: frozenset[int] | None = None
+    tools: list[Any] | None = None
+
+    @property
+    def answers(self) -> list[int]:
+        """The numbers of the messages to learn: not what the assistant says before anybody spoke, nor an empty turn."""
+        asked, found = False, []
+        for number, message in enumerate(self.messages):
+            asked = asked or message["role"] not in (ANSWERS, "system", "developer")
+            says = message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")
+            wanted = self.learned is None or number in self.learned
+            if asked and wanted and says and message["role"] == ANSWERS:
+                found.append(number)
+        return found
+
+
+def read_conversations(
+    files: list[str], columns: Mapping[str, str] | None = None
+) -> Iterator[Conversation | UserError]:
+    """The conversations of files of rows; for a row that cannot be used the error that says why.
+
+    A row holds a list of messages, or a question and its answer; see `docs/inputs.md`.
+
+    Args:
+        files: .jsonl, .jsonl.gz, or .json with one array.
+        columns: the names that this data set uses: `{"prompt": "q"}` reads questions from the column q. Keys are those
+            of `COLUMNS`, `messages`, and `role` and `content` of a message.
+
+    Raises:
+        UserError: a file is missing or damaged, or `columns` maps something unknown.
+    """
+    mapped = dict(columns or {})
+    known = ["messages", "role", "content", *COLUMNS]
+    for name in mapped:
+        if name not in known:
+            raise UserError(
+                f"data.columns has {name}{nearest(name, known)}, but must map some of {', '.join(known)} to the names "
+                "that the rows use."
+            )
+    for file in files:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UserError(f"data.chats names '{file}', which is no file; give files of JSON rows (.jsonl).")
+        for row in rows(path):
+            try:
+                yield _conversation(row, mapped)
+            except UserError as error:
+                yield error
+
+
+def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
+    if row.error:
+        raise row.error
+    where, value = row.where, row.value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} holds a {type(value).__name__}, but must hold an object with {FORMS}.")
+    found = _messages(value, where, columns)
+    tools, system = _column(value, where, "tools", columns), _column(value, where, "system", columns)
+    messages = [
+        _message(message, f"{where}, message {number}", columns) for number, (message, _) in enumerate(found, 1)
+    ]
+    learned = [learned and _wanted(message) for message, learned in found]
+    if system is not None and system != "":
+        if not isinstance(system, str):
+            raise UserError(f"{where} has a `system` column that holds a {type(system).__name__}, but must be a text.")
+        first = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        if first not in (None, system):
+            raise UserError(f"{where} has a `system` column and another system message; keep one of them.")
+        if first is None:
+            messages, learned = [{"role": "system", "content": system}, *messages], [False, *learned]
+    if isinstance(tools, str) and tools.strip():
+        tools = parse_json(tools, f"{where}: column `tools`")
+    if tools and not isinstance(tools, list):
+        raise UserError(f"{where} has `tools` that are a {type(tools).__name__}, but must be a list of functions.")
+    numbers = frozenset(number for number, wanted in enumerate(learned) if wanted)
+    conversation = Conversation(where, messages, numbers, tools or None)
+    if not conversation.answers:
+        said = any(message["role"] == ANSWERS for message in messages)
+        why = "no answer that follows a question and is to be learned" if said else f"no answer (role {ANSWERS})"
+        raise UserError(f"{where} has {why}, so there is nothing to learn; remove the row.")
+    return conversation
+
+
+def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> list[tuple[Any, bool]]:
+    """The messages of a row as they stand there, each with whether it may be learned."""
+    if "messages" in columns:
+        names = [columns["messages"]]
+    else:
+        names = [] if {"prompt", "completion"} & set(columns) else [n for n in LISTS if isinstance(row.get(n), list)]
+    if len(names) > 1:
+        raise UserError(f"{where} has {' and '.join(names)}; say which to read with --data.columns.messages NAME.")
+    if names:
+        several = row.get(names[0])
+        if not isinstance(several, list):
+            raise UserError(f"{where} has no list of messages in column '{names[0]}'; change --data.columns.")
+        return [(message, True) for message in several]
+    question, answer = (_column(row, where, name, columns) for name in ("prompt", "completion"))
+    context = _column(row, where, "context", columns)
+    names = {n: next((c for c in COLUMNS[n] if c in row), n) for n in ("prompt", "completion")} | dict(columns)
+    if question is None and isinstance(context, str) and "input" in row and not {*COLUMNS["prompt"]} & set(row):
+        question, context = context, None  # `input` and `output` alone
+    elif question is None and names["prompt"] in row and names["completion"] in row:
+        raise UserError(f"{where}: `{names['prompt']}` is null, but must be a text; remove the row.")
+    if question is None or (answer is None and names["completion"] not in row):
+        raise UserError(f"{where} has {few(list(map(str, row)), 6) or 'nothing'}, but must have {FORMS}.{_hint(row)}")
+    if answer is None:
+        raise UserError(f"{where}: `{names['completion']}` is null, but must be a text; remove the row.")
+    if isinstance(question, str) and context is not None and context != "":
+        if not isinstance(context, str):
+            raise UserError(f"{where} has a context that is a {type(context).__name__}, but must be a text.")
+        question = f"{question}\n\n{context}" if question else context
+    asked = question if isinstance(question, list) else [{"role": "user", "content": question}]
+    answered = answer if isinstance(answer, list) else [{"role": ANSWERS, "content": answer}]
+    return [(message, False) for message in asked] + [(message, True) for message in answered]
+
+
+def _hint(row: Mapping[str, Any]) -> str:
+    if "text" in row:
+        return " Rows of `text` are read by --data.files."
+    if "chosen" in row:
+        return " For pairs of answers say which to learn: --data.columns.completion chosen."
+    return " Other names are mapped, for example with --data.columns.prompt NAME."
+
+
+def _column(row: Mapping[str, Any], where: str, name: str, columns: Mapping[str, str]) -> Any:
+    if name in columns:
+        if columns[name] not in row:
+            raise UserError(
+                f"{where} has no column '{columns[name]}', which data.columns names as {name}; it has "
+                f"{few(list(map(str, row)), 6) or 'nothing'}."
+            )
+        return row[columns[name]]
+    there = [column for column in COLUMNS[name] if row.get(column) not in (None, "")]
+    taken = set(columns.values())
+    there = [column for column in there if column not in taken]
+    if len(there) > 1:
+        raise UserError(f"{where} has {' and '.join(there)}; say which to read with --data.columns.{name} NAME.")
+    return (
+        row[there[0]] if there else next((row[c] for c in COLUMNS[name] if row.get(c) == "" and c not in taken), None)
+    )
+
+
+def _message(message: Any, where: str, columns: Mapping[str, str]) -> Message:
+    """A message with `role` and `content`, and what else a template may read."""
+    if not isinstance(message, Mapping):
+        raise UserError(f"{where} is a {type(message).__name__}, but must be an object with role and content.")
+    role = _first(message, [columns["role"]] if "role" in columns else ["role", "from"])
+    if not isinstance(role, str) or not role.strip():
+        raise UserError(f"{where} has no role; say who speaks ({', '.join(USUAL_ROLES[:4])}).")
+    role = role.strip().lower()
+    kept = {key: message[key] for key in ("name", "tool_call_id", "reasoning_content") if message.get(key) is not None}
+    calls = _calls(message, where)
+    content = _first(message, [columns["content"]] if "content" in columns else ["content", "value"])
+    if content is None and calls:
+        content = ""
+    text = _text(content, where)
+    return {"role": ROLES.get(role, role), "content": text, **kept, **({"tool_calls": calls} if calls else {})}
+
+
+def _first(message: Mapping[str, Any], keys: list[str]) -> Any:
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _calls(message: Mapping[str, Any], where: str) -> list[Any]:
+    """Calls of functions; arguments that are written as JSON become the values they stand for, as templates expect."""
+    calls = message.get("tool_calls")
+    if calls is None and isinstance(message.get("function_call"), Mapping):
+        calls = [{"type": "function", "function": message["function_call"]}]
+    if not calls:
+        return []
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise UserError(f"{where} has `tool_calls` that are no list of objects.")
+    found = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+            arguments = parse_json(function["arguments"] or "{}", f"{where}: the arguments of a call")
+            call = {**call, "function": {**function, "arguments": arguments}}
+        found.append(call)
+    return found
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+            if kind != "text" or not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                raise UserError(f"{where} has a part of type {kind}, which a text model cannot read; remove the row.")
+        content = "".join(part["text"] for part in content)
+    if content is None:
+        raise UserError(f"{where} has no content (it is null), but must hold a text; remove the row.")
+    if not isinstance(content, str):
+        raise UserError(f"{where} has a content that is a {type(content).__name__}, but must be a text.")
+    return content
+
+
+def _wanted(message: Any) -> bool:
+    """Data sets may say which answers are learned: `weight` 0 or 1 (OpenAI), `train` or `training` true or false."""
+    marks = [message.get(key) for key in ("weight", "train", "training") if message.get(key) is not None]
+    return all(bool(mark) for mark in marks)

@@ -1,0 +1,92 @@
+"""What the files beside a tokenizer say about the tokens that begin and end a text, and the template of chats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import processors
+
+from ..core.files import MAX_JSON_BYTES, read_bytes, read_json
+
+CONFIG, GENERATION, MAP = "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
+BEGINS_BY_CLASS = frozenset({"Llama", "CodeLlama", "Gemma", "Cohere"})
+"""Classes of Hugging Face's tokenizers that put the start token before a text unless their config says otherwise, when
+`tokenizer.json` has no post-processor."""
+
+
+@dataclass(frozen=True)
+class Specials:
+    """The settings of one tokenizer.
+
+    Args:
+        bos: the token that begins a text, by its letters.
+        eos: the token that ends one.
+        ends: numbers of all tokens at which generation ends.
+        chat_template: in Jinja's language.
+        add_bos: whether `bos` stands before every text; None: what `tokenizer.json` says.
+        add_eos: whether `eos` stands behind every text; None: what `tokenizer.json` says.
+        kind: name of Hugging Face's class.
+    """
+
+    bos: str | None = None
+    eos: str | None = None
+    ends: tuple[int, ...] = ()
+    chat_template: str | None = None
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    kind: str = ""
+
+
+def read_specials(folder: Path) -> Specials:
+    """The settings in the files that transformers writes beside a tokenizer, of old versions and new."""
+    config, generation, named = (_optional(folder / name) for name in (CONFIG, GENERATION, MAP))
+    ends, template = generation.get("eos_token_id"), config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if (folder / TEMPLATE).is_file():
+        template = read_bytes(folder / TEMPLATE, MAX_JSON_BYTES).decode("utf-8")
+    return Specials(
+        bos=_letters(config.get("bos_token")) or _letters(named.get("bos_token")),
+        eos=_letters(config.get("eos_token")) or _letters(named.get("eos_token")),
+        ends=tuple(end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)),
+        chat_template=template,
+        add_bos=config.get("add_bos_token"),
+        add_eos=config.get("add_eos_token"),
+        kind=str(config.get("tokenizer_class") or ""),
+    )
+
+
+def apply_specials(backend: HFTokenizer, specials: Specials) -> None:
+    """Make `backend` put the tokens around a text that `specials` ask for, by the rule of transformers 5: a flag in the
+    config replaces the post-processor of `tokenizer.json`; without a flag and without a post-processor the class
+    decides.
+    """
+    family = specials.kind.removesuffix("Fast").removesuffix("Tokenizer")
+    by_class = backend.post_processor is None and family in BEGINS_BY_CLASS
+    if specials.add_bos is None and specials.add_eos is None and not by_class:
+        return
+    wanted_bos = by_class if specials.add_bos is None else specials.add_bos
+    bos, eos = (
+        token if token and wanted and backend.token_to_id(token) is not None else None
+        for token, wanted in ((specials.bos, wanted_bos), (specials.eos, specials.add_eos))
+    )
+    if bos is None and eos is None and backend.post_processor is None:
+        return
+    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=" ".join(filter(None, [bos, "$A", eos])),
+        pair=None,
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([bos, eos]) if token],
+    )
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _letters(token: Any) -> str | None:
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
