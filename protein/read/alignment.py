@@ -137,7 +137,7 @@ def blocks_of(file: str | Path, text: str, format: Format) -> Iterable[Block]:
 def _stockholm(file: str | Path, text: str) -> Iterator[Block]:
     from Bio import AlignIO
 
-    for part in re.split(r"(?m)^//[ \t]*$", text.replace("\r\n", "\n").replace("\r", "\n")):
+    for part in re.split(r"(?m)^//[ \t]*$", text):
         if not part.strip():
             continue
         block = part.strip() if part.strip().startswith("# STOCKHOLM") else "# STOCKHOLM 1.0\n" + part.strip()
@@ -155,7 +155,7 @@ def _stockholm(file: str | Path, text: str) -> Iterator[Block]:
 def _clustal(text: str) -> list[Record]:
     # Biopython's parser never ends when the file does so early.
     rows: dict[str, list[str]] = {}
-    for line in io.StringIO(text, newline=None).readlines()[1:]:
+    for line in text.split("\n")[1:]:
         # Lines of the consensus start with a space; a third word counts residues.
         if line[:1].strip() and len(words := line.split()) > 1:
             rows.setdefault(words[0], []).append(words[1])

@@ -20,6 +20,17 @@ LEAST_IDENTITY = 0.9
 LEAST_OVERLAP = 0.5
 """Share of the shorter sequence that must be aligned."""
 
+CLEARLY = 3
+"""Letters by which one place must agree better than any other, and as many more for each that does not agree there."""
+
+SHORTEST_STRETCH = 5
+"""Residues that letters alone can place."""
+
+WORD, EDGE = 8, 3
+"""Residues of a stretch that tell its place, and those at its ends that do not."""
+
+WAY_OUT = "give a file whose residue numbers count along the sequence, or one with SEQRES"
+
 MOST_LINES = 40
 """Lines of an alignment that are shown."""
 
@@ -40,7 +51,14 @@ class Placement:
     notes: tuple[str, ...] = ()
 
 
-def place(part: str, whole: str, index: np.ndarray | None = None, first: int | None = None) -> Placement:
+def place(
+    part: str,
+    whole: str,
+    index: np.ndarray | None = None,
+    first: int | None = None,
+    complete: bool = True,
+    counted: bool = True,
+) -> Placement:
     """Lays `part` on `whole`.
 
     With `index`, every offset of the numbers is tried, and the one taken at which at least 90 % of the letters agree.
@@ -53,6 +71,9 @@ def place(part: str, whole: str, index: np.ndarray | None = None, first: int | N
         whole: letters of the sequence they are placed on.
         index: int `[residues of part]`, rising positions along the protein; None where only the order is known.
         first: the number of the residue at index 0, in the author's count; None where there is none.
+        complete: `part` is a whole sequence; else of residues that were seen, among which any others may be missing, so
+            that letters place only what occurs once.
+        counted: the numbers count what is missing; else they are followed only where all letters agree.
 
     Raises:
         UserError: they are not the same protein, and the alignment of the two is shown; or the place is not certain.
@@ -60,27 +81,34 @@ def place(part: str, whole: str, index: np.ndarray | None = None, first: int | N
     if part == whole:
         return Placement(np.arange(len(part)))
     if index is None:
-        return _result(part, whole, *_by_letters(part, whole))
+        return _result(part, whole, *_by_letters(part, whole, complete))
     where, notes = _by_numbers(part, whole, index, first)
-    if where is not None and not _differing(part, whole, where).any():
+    if where is not None and (where >= 0).all() and not _differing(part, whole, where).any():
         return _result(part, whole, where, notes)
+    where = where if counted else None
     try:
-        other, more = _by_letters(part, whole)
+        other, more = _by_letters(part, whole, complete)
     except UserError:
-        if where is None:
+        if where is None or (where < 0).mean() > 1 - LEAST_IDENTITY:
             raise
-        return _result(part, whole, where, notes)
+        return _result(part, whole, _doubtful_left_out(part, whole, where), notes)
     if where is None:
         return _result(part, whole, other, [*more, "residue numbers do not fit the sequence: placed by letters"])
     return _result(part, whole, *_reconciled(part, whole, where, other, notes))
 
 
 def _result(part: str, whole: str, where: np.ndarray, notes: list[str]) -> Placement:
+    placed = int((where >= 0).sum())
+    if placed < LEAST_OVERLAP * min(len(part), len(whole)):
+        raise UserError(
+            f"the place of {len(part) - placed} of {len(part)} residues in the sequence is not certain; {WAY_OUT}."
+        )
     differing = np.flatnonzero(_differing(part, whole, where))
     names = tuple(f"{whole[where[at]]}{where[at] + 1}{part[at]}" for at in differing.tolist())
     if names:
-        placed = int((where >= 0).sum())
         notes = [*notes, f"{len(names)} of {placed} residues differ from the sequence: {few(names)}"]
+    if placed < len(part):
+        notes = [*notes, f"{len(part) - placed} of {len(part)} residues of the chain have no place in the sequence"]
     return Placement(where, names, tuple(notes))
 
 
@@ -113,16 +141,20 @@ def _by_numbers(part: str, whole: str, index: np.ndarray, first: int | None) -> 
         return None, []
     most = max(agreeing.values())
     best = [offset for offset, same in agreeing.items() if same == most]
-    exact = most == sum(letter != "X" for letter in part)
-    if len(best) == 1 and (len(agreeing) == 1 or named in best or (exact and named not in agreeing)):
+    second = max((same for same in agreeing.values() if same < most), default=0)
+    mismatches = sum(letter != "X" for letter in part) - most
+    exact = not mismatches and named not in agreeing
+    clear = len(agreeing) == 1 or most - second > CLEARLY * (1 + mismatches)
+    if len(best) == 1 and (named in best or exact or clear):
         return _at_offset(at, best[0], len(whole)), []
     if named in best:
         where = _at_offset(at, int(named), len(whole))
         return where, [f"its letters fit at {len(best)} places: placed by its residue numbers"]
-    places = few([f"{max(offset, 0) + 1}-{min(offset + int(at[-1]) + 1, len(whole))}" for offset in sorted(agreeing)])
+    found = [_at_offset(at, offset, len(whole)) for offset in sorted(agreeing)]
+    places = few([f"{where[where >= 0][0] + 1}-{where[where >= 0][-1] + 1}" for where in found])
     raise UserError(
         f"the chain fits the sequence at {len(agreeing)} places (residues {places}), and its residue numbers do not "
-        "tell which; give a file whose numbers count along the sequence, or one with SEQRES."
+        f"tell which; {WAY_OUT}."
     )
 
 
@@ -154,12 +186,38 @@ def _reconciled(
     """One placement of residues that numbers put at `where` and letters at `other`."""
     apart = (where >= 0) & (other >= 0) & (where != other)
     if not apart.any():
-        return where, notes
-    wrong_by_number = _differing(part, whole, where)[apart].mean()
-    if wrong_by_number > 0.5 and not _differing(part, whole, other)[apart].any():
+        return _filled(_doubtful_left_out(part, whole, where), other, notes)
+    wrong, others_wrong = _differing(part, whole, where), _differing(part, whole, other)
+    more = int(((other >= 0) & ~others_wrong).sum()) - int(((where >= 0) & ~wrong).sum())
+    refuted = wrong[apart].mean() > 0.5 and not others_wrong[apart].any()
+    if refuted or more > CLEARLY * (1 + int(others_wrong.sum())):
         return other, [*notes, f"{int(apart.sum())} residues are placed by their letters, which contradict the numbers"]
     kept = np.where(apart, -1, where)
     return kept, [*notes, f"{int(apart.sum())} residues are left out: letters and numbers place them differently"]
+
+
+def _filled(where: np.ndarray, other: np.ndarray, notes: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Positions by numbers and, of residues that numbers put outside of the sequence, those by letters."""
+    filled = np.where(where < 0, other, where)
+    more = int(((filled >= 0) & (where < 0)).sum())
+    if not more or (np.diff(filled[filled >= 0]) < 1).any():
+        return where, notes
+    return filled, [*notes, f"{more} residues are placed by their letters, which their numbers would put outside"]
+
+
+def _doubtful_left_out(part: str, whole: str, where: np.ndarray) -> np.ndarray:
+    """Positions without the ends of stretches at which two residues or more differ, and without short stretches in
+    which one does: more likely, the numbers do not count what is missing there.
+    """
+    agree = (where >= 0) & ~_differing(part, whole, where)
+    kept = where.copy()
+    for start, end in _stretches(where):
+        before, behind = _loose_ends(agree[start:end])
+        most = 0 if end - start < SHORTEST_STRETCH else 1
+        for here in (slice(start, start + before), slice(end - behind, end)):
+            if (~agree[here]).sum() > most:
+                kept[here] = -1
+    return kept
 
 
 # -- letters ----------------------------------------------------------------------------------------------------------
@@ -175,9 +233,9 @@ def positions(part: str, whole: str) -> np.ndarray:
     return place(part, whole).where
 
 
-def _by_letters(part: str, whole: str) -> tuple[np.ndarray, list[str]]:
+def _by_letters(part: str, whole: str, complete: bool) -> tuple[np.ndarray, list[str]]:
     # A stretch, as a construct of its protein; the same answer as the alignment's, without its cost.
-    if len(part) > 20 and (at := whole.find(part)) >= 0 and whole.find(part, at + 1) < 0:
+    if complete and len(part) > 20 and (at := whole.find(part)) >= 0 and whole.find(part, at + 1) < 0:
         return at + np.arange(len(part)), []
     alignment = aligner().align(whole, part)[0]
     where = _aligned(alignment, len(part))
@@ -193,16 +251,58 @@ def _by_letters(part: str, whole: str) -> tuple[np.ndarray, list[str]]:
     # good.
     back = _aligned(aligner().align(whole[::-1], part[::-1])[0], len(part))[::-1]
     backward = np.where(back >= 0, len(whole) - 1 - back, -1)
-    uncertain = where != backward
-    certain = np.where(uncertain, -1, where)
+    kept = _trimmed(part, whole, where) if complete else _anchored(part, whole, where)
+    certain = np.where(where == backward, kept, -1)
+    uncertain = (where >= 0) & (certain < 0)
     if not uncertain.any():
         return where, []
     if (certain >= 0).sum() < LEAST_OVERLAP * min(len(part), len(whole)):
         raise UserError(
             f"{int(uncertain.sum())} of {len(part)} residues fit the sequence at several places, and nothing tells "
-            "which; give a file whose residue numbers count along the sequence, or one with SEQRES."
+            f"which; {WAY_OUT}."
         )
     return certain, [f"{int(uncertain.sum())} residues fit the sequence at several places and are left out"]
+
+
+def _trimmed(part: str, whole: str, where: np.ndarray) -> np.ndarray:
+    """Positions without what an alignment of letters cannot place: at both ends of each stretch without a gap, the
+    residues before three that agree, and whole stretches of fewer than five.
+    """
+    agree = (where >= 0) & ~_differing(part, whole, where)
+    kept = where.copy()
+    for start, end in _stretches(where):
+        before, behind = _loose_ends(agree[start:end])
+        if end - start < SHORTEST_STRETCH:
+            before = end - start
+        kept[start : start + before] = kept[end - behind : end] = -1
+    return kept
+
+
+def _anchored(part: str, whole: str, where: np.ndarray) -> np.ndarray:
+    """Positions of the residues in words of eight that agree and occur once, without the three next to each gap, which
+    may agree there by chance.
+    """
+    agree = (where >= 0) & ~_differing(part, whole, where)
+    kept = np.full_like(where, -1)
+    for start, end in _stretches(where):
+        inner = start + (EDGE if where[start] > 0 else 0), end - (EDGE if where[end - 1] < len(whole) - 1 else 0)
+        for at in range(start, end - WORD + 1):
+            word, here = part[at : at + WORD], slice(max(at, inner[0]), min(at + WORD, inner[1]))
+            if agree[at : at + WORD].all() and whole.find(word, whole.find(word) + 1) < 0:
+                kept[here] = where[here]
+    return kept
+
+
+def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each run of residues whose positions follow each other."""
+    borders = (np.flatnonzero(np.diff(where) != 1) + 1).tolist()
+    return list(zip([0, *borders], [*borders, len(where)]))
+
+
+def _loose_ends(agree: np.ndarray) -> tuple[int, int]:
+    """Residues of a stretch before the first three in a row that agree, and behind the last three."""
+    threes = np.flatnonzero(agree[:-2] & agree[1:-1] & agree[2:]) if len(agree) > 2 else np.empty(0, dtype=int)
+    return (int(threes[0]), len(agree) - int(threes[-1]) - 3) if len(threes) else (len(agree), 0)
 
 
 def _aligned(alignment: Any, residues: int) -> np.ndarray:

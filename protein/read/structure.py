@@ -16,9 +16,12 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import few
-from .atoms import BACKBONE, Atom, Residue, is_modified, letter_of, read_mmcif, read_pdb, residues_of
+from .atoms import BACKBONE, PEPTIDE_BOND, Atom, Residue, is_modified, letter_of, read_mmcif, read_pdb, residues_of
 from .matching import Placement, place
 from .text import read_content, text_of
+
+BROKEN = 3.0
+"""Ångström between C and the next N from which residues are missing between them."""
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 
@@ -34,6 +37,8 @@ class Chain:
         cbeta: float32 `[residues, 3]`, NaN where unresolved; imputed from the backbone where absent.
         residue_index: int64 `[residues]`, positions along the protein; they jump where residues are missing.
         first: the number that the file gives to the residue at position 0; None where its numbers do not count along.
+        complete: the file gives the sequence; else only residues that were seen are known.
+        counted: its numbers count missing residues; they do not where the chain is broken and they go on.
         notes: what was decided in reading.
         file: it was read from; chains of one file can be put together.
     """
@@ -44,6 +49,8 @@ class Chain:
     cbeta: np.ndarray
     residue_index: np.ndarray
     first: int | None = None
+    complete: bool = False
+    counted: bool = True
     file: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -60,7 +67,11 @@ class Chain:
         """
         if sequence == self.sequence:
             return self
-        return self.laid(place(self.sequence, sequence, self.residue_index, self.first), sequence)
+        return self.laid(self.place_on(sequence), sequence)
+
+    def place_on(self, sequence: str) -> Placement:
+        """Returns where the residues of this chain lie in `sequence`. Raises UserError as `on` does."""
+        return place(self.sequence, sequence, self.residue_index, self.first, self.complete, self.counted)
 
     def laid(self, placement: Placement, sequence: str) -> Chain:
         """Returns this chain as `placement` puts it on `sequence`."""
@@ -163,7 +174,7 @@ def select_chain(chains: list[Chain], sequence: str) -> Chain:
     problems: dict[str, UserError] = {}
     for one in chains:
         try:
-            placement = place(one.sequence, sequence, one.residue_index, one.first)
+            placement = one.place_on(sequence)
         except UserError as error:
             problems[one.name] = UserError(f"chain {one.name} (query) does not match the sequence (target): {error}")
             continue
@@ -245,13 +256,14 @@ def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[
     cbeta = np.where(absent[:, None], imputed_cbeta(backbone), cbeta)
     letters = "".join(residue.letter for residue in residues)
     notes = notes + _notes(residues, absent & ~np.isnan(cbeta[:, 0]))
-    whole, where, index = _on_entity(letters, residues, sequence, notes)
+    whole, where, index, complete = _on_entity(letters, residues, sequence, notes)
     first = _first(residues, where, index)
     placed = _placed(backbone, cbeta, where, len(whole))
     unseen = int(np.isnan(placed["cbeta"][:, 0]).sum())
     if unseen:
         notes.append(f"{unseen} of {len(whole)} residues have no position")
-    return Chain(name, whole, placed["backbone"], placed["cbeta"], index, first, notes=notes)
+    counted = complete or not _broken(residues)
+    return Chain(name, whole, placed["backbone"], placed["cbeta"], index, first, complete, counted, notes=notes)
 
 
 def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -266,23 +278,37 @@ def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: 
 
 def _on_entity(
     letters: str, residues: list[Residue], names: list[str], notes: list[str]
-) -> tuple[str, np.ndarray, np.ndarray]:
-    """Returns the whole sequence, where the residues lie in it, and the position of each residue of the sequence."""
+) -> tuple[str, np.ndarray, np.ndarray, bool]:
+    """Returns the whole sequence, where the residues lie in it, the position of each residue of the sequence, and
+    whether the sequence is that of the entity.
+    """
     whole = "".join(letter_of(name) or "X" for name in names)
     given = [residue.position for residue in residues]
     if whole and all(position is not None and position <= len(whole) for position in given):
-        return whole, np.array(given, dtype=np.int64) - 1, np.arange(len(whole))
+        return whole, np.array(given, dtype=np.int64) - 1, np.arange(len(whole)), True
     numbers = np.array([residue.number for residue in residues])
     # Insertion codes repeat a number and some files start anew: at least one further each time.
     index = np.cumsum(np.maximum(np.diff(numbers, prepend=numbers[:1] - 1), 1)) - 1
     if whole:
         try:
-            found = place(letters, whole, index, int(numbers[0]))
+            found = place(letters, whole, index, int(numbers[0]), False, not _broken(residues))
             notes += found.notes
-            return whole, found.where, np.arange(len(whole))
+            return whole, found.where, np.arange(len(whole)), True
         except UserError as error:
             notes.append(f"SEQRES was not used: {str(error).splitlines()[0].rstrip('.')}")
-    return letters, np.arange(len(letters)), index
+    return letters, np.arange(len(letters)), index, False
+
+
+def _broken(residues: list[Residue]) -> bool:
+    """Whether the numbers of neighbours follow each other where the chain is broken: they do not count what is missing.
+
+    A file in which most neighbours are not bound, such as a made-up one, says nothing.
+    """
+    numbers = np.array([residue.number for residue in residues])
+    atoms = np.stack([residue.xyz for residue in residues])
+    bonds = np.linalg.norm(atoms[:-1, BACKBONE.index("C")] - atoms[1:, BACKBONE.index("N")], axis=1)
+    bonds = bonds[(np.diff(numbers) == 1) & ~np.isnan(bonds)]
+    return bool((bonds > BROKEN).any() and (bonds < PEPTIDE_BOND).mean() > 0.8)
 
 
 def _first(residues: list[Residue], where: np.ndarray, index: np.ndarray) -> int | None:

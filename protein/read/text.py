@@ -66,7 +66,7 @@ def read_content(file: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 def text_of(file: str | Path, content: bytes) -> str:
     """Returns the text of a file: by its byte-order mark, as UTF-16 where every second byte is 0, as UTF-8, or else
-    as Latin-1; blank lines at the start are left out.
+    as Latin-1. Lines end in a line feed, and blank ones at the start are left out.
 
     Raises:
         UserError: the content does not follow its byte-order mark, or there is nothing but white space.
@@ -78,7 +78,7 @@ def text_of(file: str | Path, content: bytes) -> str:
         if encoding:
             raise UserError(f"'{file}' begins as {encoding.upper()} but is not ({error.reason}).") from None
         text = content.decode("latin-1")
-    text = text.lstrip("\ufeff \t\r\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff \t\n")
     if not text:
         raise UserError(f"'{file}' is empty; it should hold a sequence, an alignment or a structure.")
     return text
@@ -96,8 +96,8 @@ def _utf16(content: bytes) -> str | None:
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """Yields the lines that are not blank, stripped, whatever ends them."""
-    for line in io.StringIO(text, newline=None):
+    """Yields the lines that are not blank, stripped."""
+    for line in io.StringIO(text):
         if line := line.strip():
             yield line
 

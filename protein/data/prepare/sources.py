@@ -33,6 +33,7 @@ class Found(NamedTuple):
         file: it came from.
         aliases: names under which its alignment may be found, best first.
         first: the number that the file gives to the residue at position 0, None where there is none.
+        complete: its sequence is that of the protein, not only of the residues that were seen.
         notes: what was decided in reading.
     """
 
@@ -40,6 +41,7 @@ class Found(NamedTuple):
     file: str
     aliases: tuple[str, ...]
     first: int | None = None
+    complete: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -63,7 +65,7 @@ def from_structures(files: list[Path], bad: BadFile) -> Iterator[list[Found]]:
         stem = Path(file.name.removesuffix(".gz")).stem
         alone = (stem,) if len(best) == 1 else ()
         yield [
-            Found(_entry(chain), str(file), (chain.name, *alone), chain.first, tuple(chain.notes))
+            Found(_entry(chain), str(file), (chain.name, *alone), chain.first, chain.complete, tuple(chain.notes))
             for chain in best.values()
         ]
 
@@ -205,7 +207,7 @@ def _laid_on(alignment: Alignment, found: Found, name: str) -> tuple[Alignment, 
     sequence, problems = decode(found.entry.tokens), []
     for part in parts(alignment):
         try:
-            placement = place(sequence, part.query, found.entry.positions, found.first)
+            placement = place(sequence, part.query, found.entry.positions, found.first, found.complete)
         except UserError as error:
             problems.append(error)
             continue

@@ -214,7 +214,7 @@ def test_another_protein_is_refused_with_both_sequences_shown(maker, tmp_path):
 
 
 def test_positions():
-    assert positions("KVL", "MKVLA").tolist() == [1, 2, 3]
+    assert positions("MKVLAGDW", "G" + SEQUENCE).tolist() == list(range(1, 9))
     assert positions(SEQUENCE[3:], SEQUENCE).tolist() == list(range(3, 25))
     # A tag that the whole does not have lies nowhere.
     assert positions("GS" + SEQUENCE, SEQUENCE).tolist() == [-1, -1, *range(25)]
