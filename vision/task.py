@@ -25,6 +25,8 @@ from ..core.training.optimizers import OptimizerConfig
 from ..core.training.schedules import ScheduleConfig
 from ..core.training.tuning import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import ImageData
+from .data.names import refuse_other
+from .data.trained import read_trained
 from .evaluate import plots as pictures
 from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
 from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
@@ -38,6 +40,10 @@ SMALL = TransformerConfig(
 )
 """An encoder for small data sets: with few tokens, LayerNorm and a learned table take about two thirds of the time of
 RMSNorm, QK-norm and rotary positions."""
+NO_TEST = (
+    "There is no test set: these are the validation images, which chose the weights. Calibrated figures are "
+    "cross-fitted. --data.test_root FOLDER scores others."
+)
 
 
 class VisionTask(TrainingModule):
@@ -247,6 +253,9 @@ class VisionTask(TrainingModule):
         judged = judge(self.predicted[0], self.predicted[1], self._names)
         return {"top1": judged.top1, "top5": judged.top5, "ece": judged.ece}
 
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end(self.data.scored)  # validation images must not be called test images
+
     @property
     def _names(self) -> list[str]:
         assert isinstance(self.model, VisionTransformer)
@@ -255,16 +264,19 @@ class VisionTask(TrainingModule):
     def figures(self, run: Any) -> dict[str, Any]:
         """Further figures of the evaluation just made: calibration and, on validation images, the baselines.
 
-        The temperature is fitted on validation images; test images are judged with the one stored with the run's model.
+        The temperature is fitted on validation images, and judged by cross-fitting: no image by a temperature that it
+        helped to choose. Test images are judged with the one stored with the run's model.
         """
         if self.predicted is None:
             return {}
         logits, labels, _ = self.predicted
-        if self.trainer.state.fn == "test":
+        testing = self.trainer.state.fn == "test"
+        if testing and self.data.scored == "test":
             return self._test_figures(logits, labels, run)
         self.calibration = calibrate(logits, labels, self._names)
-        self.baselines = self._baselines()
+        self.baselines = self._baselines() if "train" in self.data.names and not testing else []
         return {
+            **({"scored": NO_TEST} if testing else {}),
             **self.calibration.to_summary(),
             **{f"baseline_{b.name.replace(' ', '_')}": b.top1 for b in self.baselines},
             "skipped_images": self.data.skipped,
@@ -309,7 +321,8 @@ class VisionTask(TrainingModule):
         side = "test" if "test_top1" in figures else "val"
         if f"{side}_top1" not in figures or "nll" not in figures:
             return "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
-        title = f"{figures[f'{side}_images']:,} {'test' if side == 'test' else 'validation'} images"
+        count = figures[f"{side}_images"]
+        title = f"{count:,} {'test' if side == 'test' else 'validation'} image{'s' * (count != 1)}"
         rows = [(title, "top-1", "top-5", "NLL", "ECE")]
         top1, top5 = (f"{figures[f'{side}_{name}']:.2%}" for name in ("top1", "top5"))
         rows.append(("this model", top1, top5, f"{figures['nll']:.4f}", f"{figures['ece']:.2%}"))
@@ -319,7 +332,14 @@ class VisionTask(TrainingModule):
         for baseline in self.baselines if side == "val" else []:
             note = baseline.note if baseline.top1 is None else ""
             rows.append((baseline.name, "—" if baseline.top1 is None else f"{baseline.top1:.2%}", note, "", ""))
-        return "\n".join(f"{row[0]:26}{row[1]:>8}  {row[2]:>7}  {row[3]:>7}  {row[4]:>7}".rstrip() for row in rows)
+        lines = [f"{row[0]:26}{row[1]:>8}  {row[2]:>7}  {row[3]:>7}  {row[4]:>7}".rstrip() for row in rows]
+        return "\n".join(
+            [
+                *lines,
+                *([figures["scored"]] if "scored" in figures else []),
+                *(self.data.notes if self.data.scores else []),
+            ]
+        )
 
     def finish(self, run: Any) -> None:
         """Draw the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
@@ -362,11 +382,17 @@ class VisionTask(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["labels"] = self._names
+        checkpoint["images"] = self.data.trained.to_dict()
+
+    def before_scoring(self, checkpoint: Path, data: Any) -> None:
+        """Let the data prepare images, and name classes, as those of the training were."""
+        if isinstance(data, ImageData) and (trained := read_trained(checkpoint)) is not None:
+            data.continue_as(trained)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError when the data have other classes than the checkpoint."""
-        if "labels" in checkpoint and self._trainer is not None:
-            self.data.check_labels(checkpoint["labels"], "the checkpoint")
+        if "labels" in checkpoint and self._trainer is not None and not self.data.scores:
+            refuse_other(self.data.labels, checkpoint["labels"], "the checkpoint")
         super().on_load_checkpoint(checkpoint)
 
 

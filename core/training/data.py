@@ -161,6 +161,9 @@ class Batches:
 class ResumableData(LightningDataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
 
+    PATHS: tuple[str, ...] = ()
+    """Arguments that are paths: they are recorded whole, so that a run can be scored from any folder."""
+
     def __init__(self) -> None:
         super().__init__()
         self._resumed: dict[str, Any] | None = None

@@ -434,6 +434,12 @@ class TrainingModule(LightningModule):
                 checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in state.items()}
         checkpoint["ema"] = self.ema.state_dict()
 
+    def before_scoring(self, checkpoint: Path, data: Any) -> None:
+        """Called by `validate`, `test` and `predict` before the data are set up and `checkpoint` is loaded.
+
+        What the checkpoint says of the training's data can be given to `data` here.
+        """
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint.get("rng")
         if self.ema is not None and "ema" in checkpoint:

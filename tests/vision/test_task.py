@@ -6,10 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
@@ -155,11 +157,33 @@ def test_validate_gives_the_same_figures_and_table(run, capsys):
     assert json.loads((run / "validation.json").read_text())["ece"] == summary["ece"]
 
 
-def test_test_judges_with_the_stored_temperature(run, capsys):
-    figures = run_vision("test", [str(run)])  # the digits have no test side: validation once more
-    assert figures["test_top1"] == load_summary(run)["val_top1"]
+def test_a_labelled_folder_is_scored_by_the_run_alone(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("3", "7"):  # two of ten classes, in colour where training was grey
+        (tmp_path / "new" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "new" / name / f"{i}.png")
+    figures = run_vision("test", [str(run), "--data.test_root", str(tmp_path / "new")])
+    assert figures["test_images"] == 8
     assert figures["temperature"] == load_summary(run)["temperature"]
-    assert "test images" in capsys.readouterr().out
+    assert [name for name, value in figures["per_class"].items() if value is not None] == ["3", "7"]
+    out = capsys.readouterr().out
+    assert "8 test images" in out
+    assert "8 colour images are read as grey, as the model was trained." in out
+    assert "no test image of '0', '1', '2', '4' and 4 more" in out
+
+
+def test_without_a_test_set_validation_is_scored_and_named_so(run, capsys):
+    figures = run_vision("test", [str(run)])
+    summary = load_summary(run)
+    assert not [name for name in figures if name.startswith("test_")]
+    assert figures["val_top1"] == summary["val_top1"]
+    assert figures["nll_calibrated"] == summary["nll_calibrated"], "cross-fitted, as validate says it"
+    assert "no test set" in figures["scored"]
+    out = capsys.readouterr().out
+    assert "450 validation images" in out
+    assert "There is no test set" in out
 
 
 def test_the_exported_model_is_the_judged_one(run):

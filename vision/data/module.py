@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
-from ...core.files import few
 from ...core.training.data import ResumableData
 from ...core.training.run.machine import default_workers
 from ...core.work import cache_folder
@@ -132,7 +131,7 @@ class ImageData(ResumableData):
         chosen: dict[str, Any] = {"interpolation": interpolation, "crop_pct": crop_pct, "resize": resize}
         self._chosen = {name: value for name, value in chosen.items() if value is not None}
         self.preprocessing = Preprocessing(**self._chosen)
-        self._adopted, self._content = False, ""
+        self._adopted, self._content, self._numbered = False, "", False
         self._trained: Trained | None = None
         self._keys: list[str] | None = None
         self.notes: list[str] = []
@@ -219,6 +218,7 @@ class ImageData(ResumableData):
         self._images, self._mirror, self.notes = collection.sides, bool(collection.mirror), collection.notes
         self.labels, self.classes, self._keys = collection.classes, len(collection.classes), collection.keys
         self.names = {side: images.names for side, images in collection.sides.items()}
+        self._numbered = collection.numbered
         if trained is not None and side is not None:
             self._keys = trained.classes
             self.notes += colour_note(found.records[side if side == "val" else self.scored], self.channels)
@@ -241,28 +241,19 @@ class ImageData(ResumableData):
     def trained(self) -> Trained:
         """What a model that is trained on these images needs to know of them later; after `setup`."""
         return Trained(
-            self._keys, self.labels, self.image_size, self.channels, self.preprocessing, resolved(self.root),
-            self._content,
+            self._keys, self._numbered, self.labels, self.image_size, self.channels, self.preprocessing,
+            resolved(self.root), self._content,
         )  # fmt: skip
+
+    @property
+    def scores(self) -> bool:
+        """Whether a trained model is scored, rather than one trained."""
+        return self._trained is not None
 
     @property
     def scored(self) -> Side:
         """The side that `test` scores: validation if there is no test side."""
         return "test" if "test" in self._images else "val"
-
-    def check_labels(self, labels: list[str], where: str) -> None:
-        """Compare the classes with those of a model. Raises UserError when they differ."""
-        if labels == self.labels or (self._trained and sorted(labels) == sorted(self.labels)):
-            return
-        if len(labels) != self.classes:
-            raise UserError(
-                f"The data have {self.classes} classes, but {where} was trained on {len(labels)}: {few(labels)}."
-            )
-        mine, theirs = next((a, b) for a, b in zip(self.labels, labels) if a != b)
-        raise UserError(
-            f"The data's classes are not those of {where}: '{mine}' stands where '{theirs}' was; rename the class "
-            "folders."
-        )
 
     def counts(self, side: Side) -> list[int]:
         """Images of each class on a side."""

@@ -19,7 +19,7 @@ _PREFIXES = re.compile(r"(class|digit|number|letter|char|character|sample|symbol
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """A key that sorts as people count: "2" before "10", "class 2" before "class 10"."""
     parts = re.split(r"([0-9]+)", name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
 
 
 def same(name: str) -> str:
@@ -102,6 +102,20 @@ def _listed(labels: list[str], classes: Sequence[str], numbered: bool) -> list[s
             f"mapping, such as {{'{taken[0]}': '{of[taken[0]]}', …}}, if that is meant."
         )
     return [of[name] for name in classes]
+
+
+def refuse_other(mine: Sequence[str], theirs: Sequence[str], where: str) -> None:
+    """Raise UserError when the classes of the data, `mine`, are not those of a model, `theirs`."""
+    if len(theirs) != len(mine):
+        raise UserError(
+            f"The data have {len(mine)} classes, but {where} was trained on {len(theirs)}: {few(list(theirs))}."
+        )
+    for here, there in zip(mine, theirs):
+        if here != there:
+            raise UserError(
+                f"The data's classes are not those of {where}: '{here}' stands where '{there}' was; rename the class "
+                "folders, or leave out data.labels."
+            )
 
 
 def mirrors(names: Sequence[str]) -> bool:

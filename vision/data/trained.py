@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ...core.checkpoints.native import CONFIG, load_config
 from ...core.errors import UserError
+from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .collection import Collection, Side
 from .find import Where, at, find, note_missing, side_in
-from .names import join, same
+from .names import given, join, refuse_other, same
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Trained:
     Args:
         classes: what the data called the classes (such as the names of folders), in the order of the logits; None in
             checkpoints that do not say it.
+        numbered: see `Collection`.
         labels: their names, in the same order.
         image_size: height and width in pixels.
         channels: of the inputs.
@@ -32,6 +37,7 @@ class Trained:
     """
 
     classes: list[str] | None
+    numbered: bool
     labels: list[str]
     image_size: tuple[int, int]
     channels: int
@@ -62,6 +68,8 @@ class Trained:
         Raises:
             UserError: nothing there, or a class that the training did not have.
         """
+        if self.classes is not None and where.labels is not None:
+            refuse_other(given(where.labels, self.classes, self.numbered), self.labels, "the checkpoint")
         other = where.test_root if side == "test" else where.val_root
         if other is not None:
             name = f"data.{side}_root '{other}'"
@@ -125,6 +133,21 @@ class Trained:
                 )
             return self.classes
         return self.labels if texts <= by_label.keys() else self.classes
+
+
+def read_trained(checkpoint: Path) -> Trained | None:
+    """What a checkpoint of Lightning, or the model folder of its run, says of its training; None if neither does."""
+    content: Any = {}
+    if checkpoint.is_file():
+        with contextlib.suppress(Exception):  # a damaged file is reported by who loads the weights
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if isinstance(content, dict) and isinstance(content.get("images"), dict):
+        return Trained.from_dict(content["images"])
+    folder = checkpoint.parent.parent / "model"
+    if not (folder / CONFIG).is_file():
+        return None
+    config = VisionTransformerConfig.from_dict(load_config(folder, "VisionTransformer")["model"])
+    return Trained(None, False, config.labels, config.size, config.channels, config.preprocessing)
 
 
 def resolved(root: str | None) -> str | None:

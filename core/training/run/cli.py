@@ -126,7 +126,10 @@ class TaskCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Put in what the user left open: threads and precision. Both land in config.yaml."""
+        """Put in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
+        for name in getattr(self.datamodule_class, "PATHS", ()):
+            if (value := self.config.data.get(name)) is not None:
+                self.config.data[name] = str(Path(value).expanduser().absolute())
         config, trainer = self.config, self.config.trainer
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         accelerator = str(trainer.accelerator)
@@ -257,6 +260,7 @@ def _fit(cli: TaskCLI) -> dict[str, Any]:
 
 def _evaluate(cli: TaskCLI) -> dict[str, Any]:
     checkpoint = _checkpoint(cli)
+    cli.model.before_scoring(Path(checkpoint), cli.datamodule)
     method = getattr(cli.trainer, cli.verb)
     figures = dict((method(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False) or [{}])[0])
     figures = report.complete(cli, figures)
@@ -268,7 +272,9 @@ def _evaluate(cli: TaskCLI) -> dict[str, Any]:
 
 
 def _predict(cli: TaskCLI) -> dict[str, Any]:
-    predictions = cli.trainer.predict(cli.model, cli.datamodule, ckpt_path=_checkpoint(cli))
+    checkpoint = _checkpoint(cli)
+    cli.model.before_scoring(Path(checkpoint), cli.datamodule)
+    predictions = cli.trainer.predict(cli.model, cli.datamodule, ckpt_path=checkpoint)
     target = (cli.run.path if cli.run else Path()) / "predictions.pt"
     if cli.trainer.is_global_zero:
         torch.save(predictions, target)

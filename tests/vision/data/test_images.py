@@ -177,3 +177,69 @@ def test_damaged_exif_does_not_hide_the_picture() -> None:
     picture = noise(8, 8)
     data = encoded(picture, exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12")
     assert (pixels(data) == np.asarray(picture)).all()
+
+
+# --- how bright 16 bits are -------------------------------------------------------------------------------------------
+
+RAMP = np.array([[0, 1023, 2047, 4095]], dtype=np.uint16)
+BRIGHT = [[0, 64, 127, 255]]
+
+
+def tiff(values: np.ndarray, tags: dict[int, int]) -> bytes:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    directory = ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory.tagtype[tag] = 3
+        directory[tag] = value
+    return encoded(Image.fromarray(values), "TIFF", tiffinfo=directory)
+
+
+@pytest.mark.parametrize("tag", [281, 341])
+@pytest.mark.parametrize("value", [4095, 3100])
+def test_tiff_fields_say_the_range(tag: int, value: int) -> None:
+    ramp = np.minimum(RAMP, value)
+    expected = np.rint(ramp * (255 / 4095)).astype(int).tolist()
+    assert pixels(tiff(ramp, {tag: value}), 1).tolist() == expected, "the field names the bits, not each image's white"
+
+
+def test_a_field_that_the_values_contradict_is_not_used() -> None:
+    assert pixels(tiff(RAMP * 16, {281: 4095}), 1)[0, 3] == 255
+
+
+def png_with_sbit(values: np.ndarray, bits: int) -> bytes:
+    whole = encoded(Image.fromarray(values))
+    body = b"sBIT" + bytes([bits])
+    chunk = struct.pack(">I", 1) + body + struct.pack(">I", zlib.crc32(body))
+    return whole[:33] + chunk + whole[33:]
+
+
+def test_png_says_its_bits_whether_or_not_they_were_stretched() -> None:
+    assert pixels(png_with_sbit(RAMP, 12), 1).tolist() == BRIGHT
+    assert pixels(png_with_sbit(RAMP << 4, 12), 1).tolist() == BRIGHT, "shifted to the top, as the specification wants"
+    assert pixels(png_with_sbit((RAMP << 4) | (RAMP >> 8), 12), 1).tolist() == BRIGHT, "with the upper bits repeated"
+
+
+def test_pgm_says_its_largest_value() -> None:
+    content = b"P5 4 1 4095\n" + RAMP.astype(">u2").tobytes()
+    assert pixels(content, 1).tolist() == BRIGHT
+
+
+def test_white_is_zero_in_tiff() -> None:
+    values = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    assert pixels(tiff(values, {262: 0}), 1).tolist() == [[255, 127, 0]]
+
+
+def test_bits_of_the_data_set() -> None:
+    content = encoded(Image.fromarray(RAMP), "TIFF")
+    twelve = images.Decoding(grey_bits=12)
+    assert np.asarray(read_image(content, 1, decoding=twelve)).tolist() == BRIGHT
+    with pytest.raises(UnreadableImage, match="values up to 65,520, but those of its data set have 12 bits"):
+        read_image(encoded(Image.fromarray(RAMP * 16), "TIFF"), 1, decoding=twelve)
+
+
+def test_more_pixels_when_told(tmp_path: Path) -> None:
+    content = encoded(Image.new("1", (12_000, 7_500)))
+    with pytest.raises(UnreadableImage, match="max_megapixels"):
+        read_image(content)
+    assert read_image(content, 1, decoding=images.Decoding(100_000_000)).size == (12_000, 7_500)

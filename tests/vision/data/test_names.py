@@ -1,0 +1,114 @@
+"""Names meet classes by key: the option `labels`, mirrored classes, and models that meet other folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triune.core.errors import UserError
+from triune.vision.data.collection import Collection, Images, Paths
+from triune.vision.data.find import Where, find
+from triune.vision.data.names import given, join, mirrors, natural
+from triune.vision.data.trained import Trained
+from triune.vision.preprocessing import Preprocessing
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = sorted(str(i) for i in range(11))  # as folders come: 0, 1, 10, 2, …
+
+
+def test_a_list_belongs_to_numbers_by_value() -> None:
+    names = dict(zip(NUMBERS, given(WORDS, NUMBERS, False), strict=True))
+    assert names["2"] == "two"
+    assert names["10"] == "ten"
+    padded = [f"{i:02d}" for i in range(11)]
+    assert given(WORDS, padded, False) == WORDS
+
+
+def test_a_mapping_names_classes_by_key() -> None:
+    assert given({"b": "bird", "a": "ant"}, ["a", "b", "c"], False) == ["ant", "bird", "c"]
+    assert given({2: "two", 10: "ten"}, ["10", "2"], False) == ["ten", "two"], "YAML's keys are numbers"
+    assert given({2: "two"}, ["02", "10"], False) == ["two", "10"]
+    with pytest.raises(UserError, match=r"names 'd'.*classes of the data are a, b, c"):
+        given({"d": "x"}, ["a", "b", "c"], False)
+
+
+def test_the_names_themselves_in_any_order_change_nothing() -> None:
+    assert given(["dog", "cat"], ["cat", "dog"], False) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        (["a"], ["x", "y"], "names 1 classes, but the data have 2"),
+        (["a", "a"], ["x", "y"], "two classes the name 'a'"),
+        (["one", "ten", "two"], ["class1", "class10", "class2"], "give a mapping"),
+        (["b", "z", "y"], ["a", "b", "c"], "the name of another class"),
+        ({"a": "same", "b": "same"}, ["a", "b"], "two classes the name 'same'"),
+    ],
+)
+def test_what_can_be_meant_in_two_ways_is_refused(labels: Any, classes: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        given(labels, classes, False)
+
+
+def test_numbered_data_keep_their_order() -> None:
+    assert given(["Hund", "Katze"], ["dog", "cat"], True) == ["Hund", "Katze"]
+
+
+def test_the_option_reaches_the_images(tmp_path: Path, pictures: Any) -> None:
+    root = pictures.fill(tmp_path, {str(i): 1 for i in range(11)})
+    found = find(Where(str(root), labels=WORDS), tmp_path)
+    for name, label in zip(found.sides["train"].names, found.sides["train"].labels, strict=True):
+        assert found.classes[label] == WORDS[int(Path(name).parent.name)]
+
+
+def test_natural_order() -> None:
+    assert sorted(["b", "a10", "a2", "10", "9"], key=natural) == ["9", "10", "a2", "a10", "b"]
+
+
+def test_join_by_unicode_text() -> None:
+    assert join(["e\u0301", "b"], ["b", "\u00e9"], "x").tolist() == [1, 0]
+    with pytest.raises(UserError, match="equal as Unicode"):
+        join([], ["e\u0301", "\u00e9"], "x")
+    with pytest.raises(UserError, match=r"has 'Cat' that training lacks, did you mean 'cat'|has 'Cat'"):
+        join(["Cat"], ["cat", "dog"], "x")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (list("0123456789"), False), (WORDS, False), (["a", "b", "d"], False), (["digit_0", "digit_1"], False),
+        (["turn left", "turn right", "stop"], False), (["\u732b", "\u72ac"], False), (["cat", "dog"], True),
+        (["0_cat", "1_dog"], True), (["bright", "dark"], True),
+    ],
+)  # fmt: skip
+def test_which_classes_may_be_mirrored(names: list[str], expected: bool) -> None:
+    assert mirrors(names) is expected
+
+
+def trained(classes: list[str] | None, labels: list[str]) -> Trained:
+    return Trained(classes, False, labels, (8, 8), 3, Preprocessing())
+
+
+def folder_of(names: list[str]) -> Collection:
+    classes = sorted(set(names))
+    return Collection(classes, {"test": Images(names, join(names, classes, ""), Paths(names))})
+
+
+def test_a_model_meets_folders_by_what_they_were_called_or_are_named() -> None:
+    for names in (["10", "2", "2"], ["ten", "two", "two"]):
+        found = folder_of(names)
+        trained(NUMBERS, given(WORDS, NUMBERS, False)).join(found, "x")
+        assert [found.classes[i] for i in found.sides["test"].labels] == ["ten", "two", "two"]
+        assert len(found.classes) == 11
+    with pytest.raises(UserError, match="'eleven' that training lacks"):
+        trained(NUMBERS, NUMBERS).join(folder_of(["eleven"]), "x")
+    with pytest.raises(UserError, match="also names that it gave to others"):
+        trained(["a", "b"], ["b", "a"]).join(folder_of(["a"]), "x")
+
+
+def test_what_a_checkpoint_holds_comes_back() -> None:
+    known = trained(["0"], ["zero"])
+    assert Trained.from_dict(known.to_dict()) == known
