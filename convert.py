@@ -13,23 +13,19 @@ import torch
 from torch import nn
 
 from .core.checkpoints.family import Pretrained
-from .core.checkpoints.source import Source
+from .core.checkpoints.source import Source, open_source
 from .core.config import RotaryConfig, TransformerConfig
 from .core.errors import UserError
+from .core.task import named
+from .tasks import tasks
 
-ROOMS = ("text", "vision", "protein")
-LIBRARIES = ("triune", "hf", "timm", "torchvision", "fair-esm")
-OURS = {"LanguageModel": "text", "TextEncoder": "text", "VisionTransformer": "vision", "SequenceModel": "protein"}
+ROOMS = {name: task for name, task in tasks().items() if task.checkpoints}
+OURS = {architecture: name for name, task in ROOMS.items() for architecture in task.architectures}
 """Tasks of the architectures in triune's own format."""
-MODULES = {
-    "triune": "triune",
-    "hf": "transformers",
-    "timm": "timm",
-    "torchvision": "torchvision",
-    "fair-esm": "fair-esm",
-    "gguf": "GGUF",
-}
+MODULES = {"triune": "triune", "gguf": "GGUF"} | {k: v for task in ROOMS.values() for k, v in task.libraries.items()}
 """What people call a library."""
+LIBRARIES = [name for name in MODULES if name != "gguf"]
+"""Whose formats can be written."""
 ENOUGH = 1e-4
 """A larger difference of outputs of order one is not rounding."""
 
@@ -72,7 +68,7 @@ def convert(args: list[str]) -> int:
 
 def task_of(name: str) -> str:
     """The task whose checkpoint this is. Raises UserError, listing what is supported, when it is nobody's."""
-    source = _room("vision").find(name)  # also knows timm's names
+    source = _find(name)
     if source.is_ours:
         architecture = str(source.config.get("architecture"))
         if architecture not in OURS:
@@ -87,6 +83,19 @@ def task_of(name: str) -> str:
     raise UserError(_nobodys(source))
 
 
+def _find(name: str) -> Source:
+    """The checkpoint of that name. Tasks that know names beyond files and the hub are asked first."""
+    problem: UserError | None = None
+    for finder in (task.find for task in ROOMS.values() if task.find):
+        try:
+            return named(finder)(name)
+        except UserError as error:
+            problem = problem or error
+    if problem:
+        raise problem
+    return open_source(name)
+
+
 def _nobodys(source: Source) -> str:
     found = source.config.get("model_type") or source.config.get("architecture")
     supported = "; ".join(
@@ -96,15 +105,8 @@ def _nobodys(source: Source) -> str:
     return f"'{source.name}' {what}; supported are {supported}."
 
 
-_PRETRAINED = {
-    "vision": "triune.vision.checkpoints.pretrained",
-    "protein": "triune.protein.language.checkpoints.pretrained",
-    "text": "triune.text.checkpoints.pretrained",
-}
-
-
 def _room(task: str) -> Any:
-    return import_module(_PRETRAINED[task])
+    return import_module(ROOMS[task].checkpoints)
 
 
 def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str) -> str:
@@ -144,7 +146,7 @@ def _lines(task: str, pretrained: Pretrained) -> list[tuple[str, str]]:
     kind = "triune" if family is None else f"{family.name}, {MODULES.get(family.library, family.library)}"
     core = config.transformer.resolved()
     lines = [("checkpoint", f"{pretrained.source.name} ({kind}; task {task})"), ("parameters", _size(pretrained.model))]
-    return lines + _core(core) + [*_OF_TASK[task](config, pretrained)]
+    return lines + _core(core) + _room(task).facts(pretrained)
 
 
 def _size(model: nn.Module) -> str:
@@ -164,45 +166,6 @@ def _core(core: TransformerConfig) -> list[tuple[str, str]]:
     windows = sorted({str(core.window_at(layer)) for layer in range(core.depth)} - {"None"})
     lines = [("blocks", blocks), ("positions", f"{core.position}{turned}")]
     return lines + ([("window", f"{' and '.join(windows)} tokens")] if windows else [])
-
-
-def _text(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
-    tokenizer = pretrained.companion
-    known = f"tokenizer with {tokenizer.vocab_size:,} tokens" if tokenizer is not None else "no tokenizer"
-    name = pretrained.source.name
-    lines = [("vocabulary", f"{config.vocab_size:,}; {known}"), ("context", f"{config.transformer.context:,} tokens")]
-    if config.transformer.causal:
-        lines += [
-            ("write", f"triune text generate {name} --prompt 'Once'"),
-            ("fine-tune", f"triune text fit --model.pretrained {name} --data.files FILES --model.lora.rank 8"),
-        ]
-    return lines
-
-
-def _vision(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
-    (height, width), patch = config.size, config.patch
-    name = pretrained.source.name
-    return [
-        ("images", f"{height}x{width}x{config.channels}, patches of {patch[0]}x{patch[1]}, pool {config.pool}"),
-        ("table", f"{config.position} positions, stretched as {config.resample} does"),
-        ("classes", f"{config.classes}" if config.classes else "none: a backbone"),
-        ("probe", f"triune vision probe --model {name} --data.root FOLDER"),
-        ("fine-tune", f"triune vision fit --model.pretrained {name} --data.root FOLDER"),
-    ]
-
-
-def _protein(config: Any, pretrained: Pretrained) -> list[tuple[str, str]]:
-    head = pretrained.companion
-    name = pretrained.source.name
-    weights = "no contact head" if head is None else f"contact head with {int(head.weight.count_nonzero())} maps"
-    return [
-        ("vocabulary", f"{config.vocab_size}; {weights}"),
-        ("contacts", f"triune protein contacts x.fasta --pretrained {name}"),
-        ("fine-tune", f"triune protein fit --model.pretrained {name}"),
-    ]
-
-
-_OF_TASK = {"text": _text, "vision": _vision, "protein": _protein}
 
 
 def _show(lines: Sequence[tuple[str, str]]) -> None:

@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from triune import cli
+from triune import cli, tasks
 from triune.core.errors import UserError
+from triune.core.task import Task, Verb, named
 
 LIGHT = """
 import sys, triune.cli
@@ -32,20 +33,23 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
 def test_help_names_every_task_and_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     overview = capsys.readouterr().out
-    for task, verbs in cli.VERBS.items():
-        assert cli.main([task]) == 0
+    for name, task in tasks.tasks().items():
+        assert cli.main([name]) == 0
         about = capsys.readouterr().out
-        assert task in overview
-        assert all(verb in overview and verb in about for verb in verbs)
+        assert name in overview and task.about in overview
+        assert all(verb in overview and verb in about for verb in task.verbs)
     assert max(map(len, overview.splitlines())) <= 120
 
 
-def test_every_entry_is_written_like_an_import() -> None:
-    for verbs in cli.VERBS.values():
-        for entry in verbs.values():
-            for name in [entry] if isinstance(entry, str) else entry:
-                assert name.startswith("triune.")
-                assert name.count(":") == 1
+@pytest.mark.parametrize("name", tasks.NAMES)
+def test_every_verb_has_its_code(name: str) -> None:
+    task = tasks.task(name)
+    for verb in task.verbs.values():
+        assert bool(verb.main) != bool(verb.module and verb.data)
+        assert verb.about
+        for entry in filter(None, (verb.main, verb.module, verb.data)):
+            assert callable(named(entry))
+    assert callable(named(task.demo)) and (not task.find or callable(named(task.find)))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,9 +76,10 @@ def test_mistakes_exit_with_2(args: list[str], message: str, capsys: pytest.Capt
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A task "toy" with a verb "go" whose `main` a test can set."""
-    module = ModuleType("triune_toy")
-    monkeypatch.setitem(sys.modules, "triune_toy", module)
-    monkeypatch.setitem(cli.VERBS, "toy", {"go": "triune_toy:main"})
+    module = ModuleType("triune.toy")
+    module.TASK = Task("toys", {"go": Verb("go", "triune.toy:main")})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triune.toy", module)
+    monkeypatch.setattr(tasks, "NAMES", (*tasks.NAMES, "toy"))
     return module
 
 

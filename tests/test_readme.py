@@ -33,12 +33,13 @@ def test_the_example_of_an_own_modality_runs_and_learns(tmp_path, monkeypatch):
 
 
 def test_every_command_is_known():
-    from triune.cli import COMMANDS, VERBS
+    from triune.cli import COMMANDS
+    from triune.tasks import tasks
 
     commands = re.findall(r"triune (\w+)(?: (\w+))?", "\n".join(blocks("sh")))
     assert commands
     for task, verb in commands:
-        assert task in COMMANDS or task == "recipes" or verb in VERBS[task], f"triune {task} {verb}"
+        assert task in COMMANDS or task == "recipes" or verb in tasks()[task].verbs, f"triune {task} {verb}"
 
 
 def test_the_recipes_it_names_exist():

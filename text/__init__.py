@@ -1,0 +1,25 @@
+"""Language models of text. Standard library only, because `triune --help` reads this."""
+
+from __future__ import annotations
+
+from ..core.task import Task, Verb, training
+
+TASK = Task(
+    about="language models: train on your text, write more of it",
+    verbs={
+        **training("triune.text.task:TextTask", "triune.text.data.module:TextData"),
+        "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
+    },
+    examples="""\
+  triune text fit                                           train on Python's standard library
+  triune text fit --config shakespeare-char-cpu --data.files input.txt
+  triune text fit --run DIR --resume true                   continue where it stopped
+  triune text validate RUN                                  the same metrics again
+  triune text generate RUN --prompt 'Once'                  let it write""",
+    checkpoints="triune.text.checkpoints.pretrained",
+    architectures=("LanguageModel", "TextEncoder"),
+    libraries={"hf": "transformers"},
+    demo="triune.text.demo:main",
+    smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),
+    shown=("val_loss", "val_bits_per_byte"),
+)

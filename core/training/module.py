@@ -37,8 +37,15 @@ class Loss(NamedTuple):
     """A loss before normalisation.
 
     total: scalar, differentiable: the SUM of the losses of the real units of this micro-batch.
-    count: scalar: the number of those units (tokens, images, residue pairs).
+    count: scalar: the number of those units (tokens, images, residue pairs); a plain number where the host knows it.
     """
+
+    total: Tensor
+    count: Tensor | float
+
+
+class Sums(NamedTuple):
+    """A `Loss` whose count is a tensor beside its total: scalars on the device."""
 
     total: Tensor
     count: Tensor
@@ -89,10 +96,10 @@ class TrainingModule(LightningModule):
         self.compile_blocks = compile
         self.tuning = Tuning.chosen(pretrained, lora, freeze)
         self.model: nn.Module | None = None
-        self.last_batch: Loss | None = None
+        self.last_batch: Sums | None = None
         self.last_loss: Tensor | None = None
         self.last_grad_norm: Tensor | None = None
-        self.evaluated: Loss | None = None  # sums over the last whole evaluation
+        self.evaluated: Sums | None = None  # sums over the last whole evaluation
         self._window: Tensor | None = None  # [total, count] of the micro-batches since the last optimizer step
         self._nominal: Tensor | None = None
         self._sums: Tensor | None = None  # [total, count] of the evaluation so far
@@ -147,6 +154,11 @@ class TrainingModule(LightningModule):
     def loss(self, batch: Any) -> Loss:
         """Loss of one micro-batch, in training (`self.training`) and evaluation."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(batch).")
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Calls the model with the same arguments."""
+        assert self.model is not None, "forward before configure_model"
+        return self.model(*inputs, **named)
 
     def slots(self, batch: Any) -> int:
         """Positions of a batch, padding included, from shapes alone; real units are `Loss.count`."""
@@ -225,8 +237,8 @@ class TrainingModule(LightningModule):
     # --- a training step ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        total, count = self.loss(batch)
-        self.last_batch = Loss(total.detach(), count.detach())
+        total, count = self._summed(batch)
+        self.last_batch = Sums(total.detach(), count.detach())
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
             loss = total / count.clamp(min=1)
             self.last_loss = loss.detach()
@@ -238,6 +250,26 @@ class TrainingModule(LightningModule):
         if self._nominal is None:
             self._nominal = self._choose_nominal(count)
         return total / self._nominal
+
+    def _summed(self, batch: Any) -> Sums:
+        """The task's loss with its count as a tensor. Raises UserError for a loss of another form."""
+        found: Any = self.loss(batch)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and found[0].dim() == 0):
+            what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise UserError(
+                f"`{type(self).__name__}.loss` returns {what}, but must return Loss(total, count), two scalars: the sum"
+                " of the losses of the batch and the number of units it sums over. Of a mean it cannot be known how"
+                " many units it is over, so give both."
+            )
+        total, count = found
+        if isinstance(count, Tensor) and count.dim() == 0:
+            return Sums(total, count)
+        if isinstance(count, int | float):
+            return Sums(total, torch.full((), count, device=total.device))  # without waiting for the device
+        what = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else f"a {type(count).__name__}"
+        raise UserError(
+            f"The count that `{type(self).__name__}.loss` returns is {what}, but must be a number or a scalar tensor."
+        )
 
     # Lightning inspects the signature at every step; one that lies ready is found faster.
     training_step.__signature__ = inspect.signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
@@ -314,7 +346,7 @@ class TrainingModule(LightningModule):
 
     def _evaluation_step(self, batch: Any) -> None:
         try:
-            total, count = self.loss(batch)
+            total, count = self._summed(batch)
             sums = torch.stack((total.to(_wide(total)), count.to(_wide(total))))
             self._sums = sums if self._sums is None else self._sums + sums
             self.update_metrics(batch)
@@ -330,7 +362,7 @@ class TrainingModule(LightningModule):
             return
         if self.trainer.world_size > 1:
             dist.all_reduce(self._sums)
-        self.evaluated = Loss(*self._sums.unbind())
+        self.evaluated = Sums(*self._sums.unbind())
         metrics = {"loss": self.evaluated.total / self.evaluated.count, **self.compute_metrics()}
         for name, value in metrics.items():
             # Equal on all ranks already; `sync_dist` only quiets Lightning's warning.

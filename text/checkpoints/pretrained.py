@@ -262,3 +262,18 @@ def _original(folder: Path) -> nn.Module:
     original = getattr(transformers, architecture)
     # The eager attention is the only one that has soft-capped scores.
     return original.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def facts(pretrained: Pretrained) -> list[tuple[str, str]]:
+    """What `triune info` says about a checkpoint of this task: pairs of name and text."""
+    config: Any = pretrained.model.config
+    tokenizer = pretrained.companion
+    known = f"tokenizer with {tokenizer.vocab_size:,} tokens" if tokenizer is not None else "no tokenizer"
+    name = pretrained.source.name
+    lines = [("vocabulary", f"{config.vocab_size:,}; {known}"), ("context", f"{config.transformer.context:,} tokens")]
+    if config.transformer.causal:
+        lines += [
+            ("write", f"triune text generate {name} --prompt 'Once'"),
+            ("fine-tune", f"triune text fit --model.pretrained {name} --data.files FILES --model.lora.rank 8"),
+        ]
+    return lines

@@ -273,3 +273,17 @@ def _hf_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
         backbone: Any = getattr(model, model.base_model_prefix)
         return {"tokens": backbone(images).last_hidden_state, "logits": found.logits}
     return {"tokens": found.last_hidden_state}
+
+
+def facts(pretrained: Pretrained) -> list[tuple[str, str]]:
+    """What `triune info` says about a checkpoint of this task: pairs of name and text."""
+    config: Any = pretrained.model.config
+    (height, width), patch = config.size, config.patch
+    name = pretrained.source.name
+    return [
+        ("images", f"{height}x{width}x{config.channels}, patches of {patch[0]}x{patch[1]}, pool {config.pool}"),
+        ("table", f"{config.position} positions, stretched as {config.resample} does"),
+        ("classes", f"{config.classes}" if config.classes else "none: a backbone"),
+        ("probe", f"triune vision probe --model {name} --data.root FOLDER"),
+        ("fine-tune", f"triune vision fit --model.pretrained {name} --data.root FOLDER"),
+    ]

@@ -14,6 +14,7 @@ differ. The contact regression of a checkpoint is the `companion` of its model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,3 +150,16 @@ def _made_up_chains() -> Tensor:
         row[residues + 1], row[residues + 2 :] = EOS, PAD
     tokens[0, 5:9] = MASK
     return tokens
+
+
+def facts(pretrained: Pretrained) -> list[tuple[str, str]]:
+    """What `triune info` says about a checkpoint of this task: pairs of name and text."""
+    config: Any = pretrained.model.config
+    head = pretrained.companion
+    name = pretrained.source.name
+    weights = "no contact head" if head is None else f"contact head with {int(head.weight.count_nonzero())} maps"
+    return [
+        ("vocabulary", f"{config.vocab_size}; {weights}"),
+        ("contacts", f"triune protein contacts x.fasta --pretrained {name}"),
+        ("fine-tune", f"triune protein fit --model.pretrained {name}"),
+    ]
