@@ -44,7 +44,7 @@ class OptimizerConfig:
         pretrained_lr: for fine-tuning: peak learning rate of weights from a checkpoint; default 5e-5.
         lora_lr: for fine-tuning: peak learning rate of LoRA's factors; default 1.5e-3.
         embedding_lr: peak learning rate of embeddings and positions; default: as the parameters around them.
-        head_lr: peak learning rate of the matrices after the blocks; default: as the parameters around them.
+        head_lr: peak learning rate of matrices after the blocks and of their biases; default: as parameters around.
         weight_decay: decoupled decay of matrices (ndim >= 2): each step takes lr * weight_decay of the weight away.
             Norms, biases, gains and other vectors are never decayed.
         embedding_decay: the same for embeddings, positions and special tokens.
@@ -195,9 +195,12 @@ class MuonAdamW(torch.optim.Optimizer):
 class Place(NamedTuple):
     """What a parameter is and where it stands."""
 
-    role: Literal["matrices", "inputs", "embeddings", "heads", "vectors", "factors"]
+    role: Literal["matrices", "inputs", "embeddings", "heads", "vectors", "head vectors", "factors"]
     block: int  # -1 before the blocks, i inside block i, `blocks` after them
     blocks: int
+
+
+HEAD_VECTORS: Literal["head vectors"] = "head vectors"  # biases beside the weights of heads
 
 
 def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
@@ -239,6 +242,10 @@ def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
         else:
             role = "heads" if seen_blocks else "inputs"
         found[name] = Place(role, block, blocks)
+    for name, place in found.items():
+        beside = found.get(f"{name.rpartition('.')[0]}.weight")
+        if place.role == "vectors" and beside is not None and beside.role == "heads":
+            found[name] = place._replace(role=HEAD_VECTORS)
     return found
 
 
@@ -264,7 +271,7 @@ def parameter_groups(
       `embedding_decay`.
     - inputs: other weights registered before the blocks (patch and input projections). AdamW, `weight_decay`.
     - heads: other weights registered after the blocks. AdamW, `weight_decay`.
-    - vectors: ndim < 2 (norms, gains, biases). AdamW, never decayed.
+    - vectors: ndim < 2 (norms, gains, biases). AdamW, never decayed. Biases of heads train at `head_lr` if it is given.
     - factors: of LoRA. AdamW, `weight_decay` (towards the weights of the checkpoint), `lora_lr`. Not Muon, which makes
       all singular values of an update equal: a factor has few, so each step would move all `rank` directions equally
       far, also those that the gradient hardly speaks of, and its scale by shape is meant for a whole matrix, not for
@@ -293,12 +300,14 @@ def parameter_groups(
 
 
 def _kind(config: OptimizerConfig, place: Place, p: Tensor, loaded: bool, tuning: bool) -> _Kind:
-    loaded = loaded or place.role == "factors"
+    loaded, role = loaded or place.role == "factors", place.role
+    if role == HEAD_VECTORS and config.head_lr is None:
+        role = "vectors"
     muon = config.name == "muon" if loaded else config.name != "adamw"
     algorithm = "muon" if muon and place.role == "matrices" and p.ndim == 2 else "adamw"
     if config.layer_decay is None or (tuning and not loaded):
-        return _Kind(place.role, algorithm, loaded, None, 1.0)
-    return _Kind(place.role, algorithm, loaded, place.block + 1, config.layer_decay ** (place.blocks - place.block))
+        return _Kind(role, algorithm, loaded, None, 1.0)
+    return _Kind(role, algorithm, loaded, place.block + 1, config.layer_decay ** (place.blocks - place.block))
 
 
 def _uses_main_lr(config: OptimizerConfig, kind: _Kind) -> bool:
@@ -312,8 +321,10 @@ def _group(config: OptimizerConfig, kind: _Kind) -> dict[str, Any]:
         base = config.pretrained_lr or PRETRAINED_LR
     else:
         base = config.main_lr if _uses_main_lr(config, kind) else config.adamw_lr
-    own = {"embeddings": config.embedding_lr, "heads": config.head_lr}.get(kind.role)
-    decay = {"embeddings": config.embedding_decay, "vectors": 0.0}.get(kind.role, config.weight_decay)
+    own = {"embeddings": config.embedding_lr, "heads": config.head_lr, HEAD_VECTORS: config.head_lr}.get(kind.role)
+    decay = {"embeddings": config.embedding_decay, "vectors": 0.0, HEAD_VECTORS: 0.0}.get(
+        kind.role, config.weight_decay
+    )
     name = kind.role if kind.algorithm == "muon" or kind.role != "matrices" else f"{kind.role} (adamw)"
     if kind.loaded:
         name = name if kind.role == "factors" else LOADED + name
@@ -384,14 +395,8 @@ class GroupRow(NamedTuple):
 
 def describe_groups(groups: Iterable[dict[str, Any]]) -> list[GroupRow]:
     """Rows of a table of optimizer groups, for printing."""
-    return [
-        GroupRow(
-            group["name"],
-            len(group["params"]),
-            sum(p.numel() for p in group["params"]),
-            group["algorithm"],
-            group.get("initial_lr", group["lr"]),
-            group["weight_decay"],
-        )
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        sizes, lr = [p.numel() for p in group["params"]], group.get("initial_lr", group["lr"])
+        rows.append(GroupRow(group["name"], len(sizes), sum(sizes), group["algorithm"], lr, group["weight_decay"]))
+    return rows

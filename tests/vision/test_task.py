@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -18,10 +19,12 @@ from triune.core.errors import UserError
 from triune.core.training.run.cli import TaskCLI, run_task
 from triune.core.training.run.folder import load_summary
 from triune.core.training.run.recipes import folder, list_recipes
+from triune.vision.data.augment import AugmentConfig
 from triune.vision.data.module import ImageData
 from triune.vision.evaluate.calibration import read_temperature
 from triune.vision.evaluate.metrics import judge
 from triune.vision.model import VisionTransformer
+from triune.vision.preprocessing import Preprocessing
 from triune.vision.task import VisionTask, patch_for
 
 TINY = TransformerConfig(dim=16, depth=1, heads=2, position="none", norm="layernorm", init_residual="zero")
@@ -114,6 +117,21 @@ def test_wrong_settings_are_said():
 )
 def test_patches_suit_the_image(size, patch):
     assert patch_for(size) == patch
+
+
+def test_fine_tuning_keeps_the_rule_for_mirrors_and_sees_whole_images():
+    recipe = next(recipe for recipe in list_recipes(folder("triune.vision")) if recipe.name == "finetune")
+    augment = AugmentConfig(**yaml.safe_load(recipe.path.read_text())["data"]["augment"])
+    data = ImageData(augment=augment)
+    data.adopt(Preprocessing(crop_pct=0.875), (8, 8), 1, "a checkpoint")
+    data.setup()
+    assert augment.flip is None
+    assert "not mirrored (the classes are characters" in data.describe()
+    assert augment.crop == "resized"
+    plain = ImageData()
+    plain.adopt(Preprocessing(crop_pct=0.875), (8, 8), 1, "a checkpoint")
+    plain.setup()
+    assert "sees the central 77% of each image" in plain.describe()
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

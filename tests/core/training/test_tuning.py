@@ -380,7 +380,7 @@ def test_the_weights_of_a_checkpoint_have_a_small_rate_and_adamw():
     found = groups(checkpoint(), OptimizerConfig(head_lr=0.003))
     assert {found[name] for name in BASE} == {("adamw", PRETRAINED_LR)}
     assert found["head.weight"] == ("adamw", 0.003)
-    assert found["head.bias"] == ("adamw", 0.01)
+    assert found["head.bias"] == ("adamw", 0.003), "a head's bias trains as its matrix does"
     muon = groups(checkpoint(), OptimizerConfig(name="muon", pretrained_lr=1e-4))
     assert muon["transformer.blocks.0.attn.q.weight"] == ("muon", 1e-4)
     assert muon["transformer.blocks.0.norm1.weight"] == ("adamw", 1e-4)
