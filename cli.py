@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from traceback import print_exception
 
 from .core.task import Task, named
@@ -22,6 +23,9 @@ COMMANDS: dict[str, str] = {
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 (a bug or an interruption) or 2 (a mistake in the input)."""
     words = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
@@ -38,11 +42,12 @@ def main(args: list[str] | None = None) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_user_error(error):
+        refused = isinstance(error, OSError) and error.errno is not None
+        if not refused and not is_user_error(error):
             raise
         if traceback:
             print_exception(error)
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        print(f"error: {refusal(error) if isinstance(error, OSError) else sentence(error)}", file=sys.stderr)
         return 2
 
 
@@ -50,6 +55,12 @@ def is_user_error(error: BaseException) -> bool:
     """Whether an exception is the user's to mend; knows without importing the core when nothing has imported it."""
     errors = sys.modules.get("triune.core.errors")
     return errors is not None and isinstance(error, errors.UserError)
+
+
+def refusal(error: OSError) -> str:
+    """What the operating system refused, in a sentence: a full disk, a folder that may not be written, a lost file."""
+    name = f"'{os.fsdecode(error.filename)}'" if isinstance(error.filename, (str, bytes)) else "A file"
+    return f"{name} cannot be read or written ({error.strerror}); make room, allow it, or give another name."
 
 
 def sentence(error: BaseException) -> str:
@@ -74,6 +85,11 @@ def dispatch(words: list[str]) -> int:
 
         print(f"triune {__version__}")
         return 0
+    if odd := [word for word in words if not word.isascii()]:
+        from .core.files import check_name
+
+        for word in odd:
+            check_name(word)
     command, rest = words[0], words[1:]
     if command == "recipes":
         print(recipes_table())

@@ -152,11 +152,7 @@ def check_regular(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is none, it is a folder, a pipe, a socket or a device, or its name is not UTF-8.
     """
-    path = Path(path)
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"The name of '{shown(path)}' is not UTF-8; rename it.") from None
+    path = Path(check_name(path))
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL character
@@ -166,6 +162,16 @@ def check_regular(path: str | os.PathLike[str]) -> Path:
         hint = "write what comes out of it to a file and give that" if what == "a pipe" else "give the name of a file"
         raise UserError(f"'{path}' is {what}, but must be a regular file; {hint}.")
     return path
+
+
+def check_name(name: str | os.PathLike[str]) -> str:
+    """The same name, once it is known to be text. Raises UserError for bytes that are not UTF-8."""
+    name = os.fspath(name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"The name of '{shown(name)}' is not UTF-8; rename it.") from None
+    return name
 
 
 def shown(name: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core.errors import UserError
-from ...core.files import few
+from ...core.files import check_name, few
 from .collection import SIDES, Collection, Images, Paths, Side, side_of
 from .images import EXTENSIONS
 from .names import join
@@ -31,14 +31,14 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
     """The image files at any depth, sorted within each folder, and the number of other files by their ending.
 
     Hidden files and folders are passed over, and linked folders are followed, each once. `fit`, `check` and `classify`
-    all find images with this.
+    all find images with this. Raises UserError for a name that is not UTF-8: tables, caches and pictures hold names.
     """
     found: list[str] = []
     others: Counter[str] = Counter()
     for path, files in _visited(folder):
         for name in files:
             if is_image(name):
-                found.append(os.path.join(path, name))
+                found.append(check_name(os.path.join(path, name)))
             elif not name.startswith("."):
                 others[os.path.splitext(name)[1].lower() or "no ending"] += 1
     return found, others

@@ -241,7 +241,7 @@ def test_structures_from_a_folder(run: str, structure: Path, capsys: pytest.Capt
             ["--structure", "made.pdb", "--chain", "Z"],
             "there is no protein chain 'Z' in 'made.pdb'; its chains are A (58",
         ),
-        (["--out", "one.fasta"], "one.fasta' is no folder, so"),
+        (["--out", "one.fasta"], "--out 'one.fasta' cannot be made"),
         (["--device", "cudo"], "--device cudo cannot be used here"),
     ],
 )

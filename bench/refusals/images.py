@@ -1,0 +1,87 @@
+"""Images, folders, archives and IDX files that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Iterator
+
+from .made import Case, Content, claimed, folder, idx, packed, picture, pipe, table, tarred
+
+IMAGES = "vision fit --run run --data.cache cache --data.root {}"
+CHECK = "vision check --cache cache {}"
+CLASSIFY = "vision classify {} --run ok/vit"
+GOOD = picture()
+PAIRS: dict[str, Content] = {"x/a/1.png": GOOD, "x/b/1.png": picture(colour=9)}
+LABELS = idx((2,), b"\0\1")
+PACKED_IDX = gzip.compress(idx((2, 2, 2), bytes(8)))
+
+BROKEN: list[tuple[str, Content, str]] = [
+    ("a pipe", pipe, "pipe"),
+    ("an empty file", b"", "empty"),
+    ("a text", b"hello", "text file"),
+    ("a web page", b"<html>", "web page"),
+    ("a cut image", GOOD[:40], "cut short|damaged"),
+    ("zero bytes only", bytes(99), "zero bytes"),
+    ("a PDF", b"%PDF-1.4", "PDF"),
+    ("an image of 10^10 pixels", GOOD[:16] + struct.pack(">II", 100_000, 100_000) + GOOD[24:], "too large|damaged"),
+]
+PLACES = [
+    ("no such folder", "none", {}, "does not exist"),
+    ("a pipe as folder", "x", {"x": pipe}, "file|pipe"),
+    ("an empty folder", "x", {"x": folder}, "no class folders"),
+    ("one class", "x", {"x/a/1.png": GOOD}, "one class"),
+    ("a class without images", "x", PAIRS | {"x/c": folder}, "no images"),
+    ("a text for a folder", "x.txt", {"x.txt": b"a"}, "is a file"),
+    ("a file name that is not UTF-8", "x", PAIRS | {"x/a/caf\udce9.png": picture(colour=5)}, "UTF-8"),
+    ("a class name that is not UTF-8", "x", PAIRS | {"x/caf\udce9/1.png": picture(colour=5)}, "UTF-8"),
+]
+ARCHIVES: list[tuple[str, str, bytes, str]] = [
+    ("no zip", "x.zip", b"hello", "as an archive"),
+    ("a cut zip", "x.zip", packed(a=GOOD)[:-30], "as an archive"),
+    ("a zip that leaves its folder", "x.zip", packed(**{"../evil.png": GOOD}), "unsafe|outside"),
+    ("a tar that leaves its folder", "x.tar", tarred(("../evil.png", GOOD, b"0")), "archive|outside|shard"),
+    ("an absolute path", "x.tar.gz", tarred(("/evil.png", GOOD, b"0"), mode="w:gz"), "class|archive|outside"),
+    ("a link", "x.tar.gz", tarred(("a/1.png", b"", b"2"), mode="w:gz"), "link or a device"),
+    ("a hard link", "x.tar.gz", tarred(("a/1.png", b"", b"1"), mode="w:gz"), "link or a device"),
+    ("a device", "x.tar.gz", tarred(("a/1.png", b"", b"3"), mode="w:gz"), "link or a device"),
+    ("a pipe", "x.tar.gz", tarred(("a/1.png", b"", b"6"), mode="w:gz"), "link or a device"),
+    ("no tar", "x.tar.gz", gzip.compress(b"hello" * 500), "as an archive"),
+    ("a damaged tar.xz", "x.tar.xz", b"\xfd7zXZ\0\0\x04hello", "as an archive"),
+    ("a damaged tar.bz2", "x.tar.bz2", b"BZh9hello", "as an archive"),
+    ("a bomb", "x.tar.gz", gzip.compress(claimed(1 << 40)), "unpacks to more"),
+]
+HEADERS: list[tuple[str, Content, str]] = [
+    ("no header", b"hello", "not an IDX file"),
+    ("nothing", b"", "not an IDX file"),
+    ("floats", idx((2, 2, 2), bytes(32), 13), "not an IDX file"),
+    ("a claim of 2^96 bytes", idx((2**32 - 1,) * 3), "claims"),
+    ("no images", idx((0, 28, 28)), "claims"),
+    ("fewer bytes than claimed", idx((2, 2, 2), bytes(4)), "claims|should hold"),
+    ("more bytes than claimed", idx((2, 2, 2), bytes(40)), "should hold"),
+    ("other labels", idx((3, 2, 2), bytes(12)), "3 images, but"),
+]
+
+
+def cases() -> Iterator[Case]:
+    """All of this room."""
+    yield from table(
+        "images", IMAGES, [(about, "x", PAIRS | {"x/a/2.png": bad}, words) for about, bad, words in BROKEN]
+    )
+    yield from table("images", IMAGES, PLACES)
+    yield from table("a look at images", CHECK, PLACES[:3] + PLACES[5:])
+    yield from table(
+        "image archives", IMAGES, [(about, name, {name: bad}, words) for about, name, bad, words in ARCHIVES]
+    )
+    labels: dict[str, Content] = {"x/train-labels-idx1-ubyte": LABELS}
+    rows = [(about, "x", labels | {"x/train-images-idx3-ubyte": bad}, words) for about, bad, words in HEADERS]
+    packed_ones: list[tuple[str, Content, str]] = [
+        ("damaged gzip", PACKED_IDX[:20] + b"\xff" * 9, "cannot be read|should hold"),
+        ("a pipe", pipe, "pipe"),
+    ]
+    rows += [(about, "x", labels | {"x/train-images-idx3-ubyte.gz": bad}, words) for about, bad, words in packed_ones]
+    rows.append(("no labels", "x", {"x/train-images-idx3-ubyte": LABELS}, "no labels"))
+    yield from table("IDX", IMAGES, rows)
+    yield from table("classify", CLASSIFY, [(about, "y.png", {"y.png": bad}, words) for about, bad, words in BROKEN])
+    nothing = [("no such file", "none.png", {}, "does not exist"), ("an empty folder", "f", {"f": folder}, "no image")]
+    yield from table("classify", CLASSIFY, nothing)
