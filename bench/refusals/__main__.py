@@ -35,7 +35,7 @@ def main() -> None:
             place.mkdir()
             (place / "ok").symlink_to(Path(name, "good"))
             code, sentence = run(case, place)
-            if code != 2 or not re.search(case.words, sentence):
+            if code != 2 or not re.search(case.words, sentence, re.IGNORECASE):
                 failed += 1
                 print(f"{case.room} | {case.about} | {case.command} | {code} {sentence}", flush=True)
             cell = sentence.removeprefix("error: ").replace("|", "\\|")

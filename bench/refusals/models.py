@@ -17,7 +17,7 @@ FILES: list[tuple[str, str, dict[str, Content], str]] = [
     ("a bomb", "x.pt", {"x.pt": packed(data=bytes(100 << 20))}, "times its size"),
     ("a bomb of arrays", "x.npz", {"x.npz": packed(data=bytes(100 << 20))}, "times its size"),
     ("a GGUF of 2^63 tensors", "x.gguf", {"x.gguf": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0)}, "GGUF"),
-    ("a GGUF of version 99", "x.gguf", {"x.gguf": b"GGUF" + struct.pack("<IQQ", 99, 0, 0)}, "version 99"),
+    ("a GGUF of version 99", "x.gguf", {"x.gguf": b"GGUF" + struct.pack("<IQQ", 99, 0, 0)}, "version 99|GGUF"),
 ]
 CONFIGS: list[tuple[str, Content, str]] = [
     ("an unknown model", b'{"model_type": "x"}', "not supported"),

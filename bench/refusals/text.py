@@ -40,7 +40,7 @@ def cases() -> Iterator[Case]:
     conversations = [
         ("no answer", [message | {"role": "user"}], "no answer"),
         ("a number as content", [message | {"content": 3}], "must be a text"),
-        ("one conversation", [message], "at least 2"),
+        ("one conversation", [{"role": "user", "content": "q"}, message], "at least 2"),
     ]
     rows = [(about, json.dumps({"messages": found}).encode(), words) for about, found, words in conversations]
     yield from table("conversations", CHATS, single(".jsonl", [*rows, ("an empty file", b"", "at least 2")]))
