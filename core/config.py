@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,20 @@ from .errors import UserError, nearest
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
 """Names of the linear layers of a block, as `bias` lists them."""
+TRAINING_ONLY = ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual")
+"""Settings of `TransformerConfig` that matter in training and at its start, and that no output of a trained model
+depends on.
+"""
+
+
+SCALING_USES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "linear": (),
+    "ntk": (),
+    "llama3": ("original_context", "low_frequency_factor", "high_frequency_factor"),
+    "yarn": ("original_context", "beta_fast", "beta_slow", "attention_factor"),
+}
+"""Settings of `RotaryConfig` that each kind of scaling reads besides `factor`."""
 
 
 def _check(condition: bool, field_name: str, value: object, allowed: str) -> None:
@@ -99,6 +114,17 @@ class RotaryConfig:
         ):  # fmt: skip
             above = self.scaling != scaling or getattr(self, low) < getattr(self, high)
             _check(above, f"rotary.{high}", getattr(self, high), f"above rotary.{low} ({getattr(self, low)})")
+
+    def canonical(self, head_dim: int) -> RotaryConfig:
+        """The same rotation of heads of `head_dim` channels in one spelling, as `TransformerConfig.canonical` says."""
+        none = self.scaling == "none" or (self.factor == 1 and self.scaling in ("linear", "ntk"))
+        scaling = "none" if none else self.scaling
+        unused = {name for names in SCALING_USES.values() for name in names} - {*SCALING_USES[scaling]}
+        plain: dict[str, Any] = {name: getattr(RotaryConfig(), name) for name in unused}
+        if scaling == "yarn" and self.attention_factor is None:
+            plain["attention_factor"] = 0.1 * math.log(self.factor) + 1
+        factor, fraction = 1.0 if none else self.factor, self.rotated_dim(head_dim) / head_dim
+        return dataclasses.replace(self, scaling=scaling, factor=factor, fraction=fraction, **plain)
 
     def rotated_dim(self, head_dim: int) -> int:
         """Channels of a head that are rotated; the rest carries no position."""
@@ -210,6 +236,31 @@ class TransformerConfig:
             final_norm=self.placement != "post" if self.final_norm is None else self.final_norm,
         )
 
+    def canonical(self) -> TransformerConfig:
+        """The same function in one spelling: two configs describe the same function where these are equal.
+
+        What is computed is written out, what has no effect gets its default, and so do `TRAINING_ONLY` settings. A
+        gain of one and no gain are the same function, and so are all initial values of a learned `layer_scale`.
+        """
+        full, plain = self.resolved(), TransformerConfig()
+        rotary = [r and r.canonical(full.head_dim or 0) for r in map(full.rotary_at, range(full.depth))]
+        turned = any(rotary)
+        table = full.position in ("learned", "sinusoidal")
+        return dataclasses.replace(
+            full,
+            window=uniform([full.window_at(layer) for layer in range(full.depth)]),
+            position=full.position if turned or full.position != "rotary" else "none",
+            context=full.context if table else plain.context,
+            rotary=uniform(rotary) if turned else plain.rotary,
+            norm_weight="plain" if full.norm_weight == "none" and full.norm == "rmsnorm" else full.norm_weight,
+            norm_bias=full.norm_bias and full.norm == "layernorm" and full.norm_weight != "none",
+            inner_norm=sorted(set(full.inner_norm)),
+            attention_scale=(full.head_dim or 0) ** -0.5 if full.attention_scale is None else full.attention_scale,
+            bias=[name for name in Linears if full.has_bias(name) and (full.gated or name != "gate")],
+            layer_scale=None if full.layer_scale is None else 1.0,
+            **{name: getattr(plain, name) for name in TRAINING_ONLY},
+        )
+
     def _near_multiple(self) -> str:
         below = self.dim // self.heads * self.heads
         return " or ".join(str(n) for n in (below, below + self.heads) if n)
@@ -307,6 +358,11 @@ class TransformerConfig:
         elif isinstance(rotary, list):
             values["rotary"] = [r and RotaryConfig(**check_keys(RotaryConfig, r, "transformer.rotary")) for r in rotary]
         return cls(**values)
+
+
+def uniform(values: Sequence[Any]) -> Any:
+    """One value for all layers if they have the same, else the list."""
+    return values[0] if all(value == values[0] for value in values) else list(values)
 
 
 def check_keys(cls: type, values: Any, where: str) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..config import RotaryConfig, TransformerConfig
 from ..errors import UserError
 from ..files import replaced_folder, umask, write_json
 from .native import CONFIG, WEIGHTS
@@ -59,6 +60,29 @@ class Pretrained:
     source: Source
     family: Family | None = None
     companion: Any = None
+
+    def __post_init__(self) -> None:
+        self.source.release()  # the model has the weights
+
+
+def differences(config: Any, other: Any, without: Collection[str] = ()) -> list[str]:
+    """Settings in which two configs of models describe different functions, such as "transformer.ffn 'relu2'".
+
+    Args:
+        config, other: dataclasses of one kind; a `TransformerConfig` in them is compared in its `canonical` form.
+        without: names of fields that no output depends on.
+    """
+    if type(config) is not type(other):
+        return [type(config).__name__]
+    one, two = (c.canonical() if isinstance(c, TransformerConfig) else c for c in (config, other))
+    found: list[str] = []
+    for name in (field.name for field in fields(config) if field.name not in without):
+        given = getattr(config, name)
+        if isinstance(given, TransformerConfig):
+            found += [f"{name}.{odd}" for odd in differences(given, getattr(other, name))]
+        elif getattr(one, name) != getattr(two, name):
+            found.append(name if isinstance(given, list | RotaryConfig) else f"{name} {given!r}")
+    return found
 
 
 def recognise(source: Source, families: Sequence[Family], what: str) -> Family:

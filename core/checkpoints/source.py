@@ -6,11 +6,11 @@ Nothing here knows a family: a `Source` is what lies on disk, and `weights.py` h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,9 +30,12 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on disk.
+    """A checkpoint on disk. What was read of it is kept until `release`, because a file is recognised by its content.
 
     Args:
         name: as the user wrote it, for messages.
@@ -41,6 +44,17 @@ class Source:
 
     name: str
     path: Path
+    _contents: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, read: Callable[[Path], T]) -> T:
+        """What `read` makes of the path: called the first time, and kept."""
+        if read not in self._contents:
+            self._contents[read] = read(self.path)
+        return self._contents[read]
+
+    def release(self) -> None:
+        """Let go of all that `once` and `tensors` keep."""
+        self._contents.clear()
 
     @property
     def folder(self) -> Path:
@@ -69,8 +83,11 @@ class Source:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under their own names, as stored. Raises UserError when weights are missing or damaged."""
+        return dict(self.once(self._read))
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
         if self.file:
-            return read_tensors(self.file)
+            return read_tensors(path)
         for name in INDEXES:
             if (self.path / name).is_file():
                 return self._shards(self.path / name)

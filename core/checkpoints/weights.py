@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .native import few
+from ..files import few
+from ..layers import Norm
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,10 @@ class WeightMap:
             yield from zip(entry.ours, parts, strict=True)
 
     def to_theirs(self, model: nn.Module) -> dict[str, Tensor]:
-        """Our weights under their names."""
+        """Our weights under their names; a norm of ours without a gain has a gain of one there."""
         own = unique_state(model)
+        gains = {f"{n}.weight": m.dim for n, m in model.named_modules() if isinstance(m, Norm) and m.weight is None}
+        own |= {name: torch.ones(dim) for name, dim in gains.items()}
         theirs = {
             entry.theirs: entry.layout.join([own[name] for name in entry.ours]) for entry in self.entries(list(own))
         }

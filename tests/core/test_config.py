@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -163,3 +164,51 @@ def test_bias_choices() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TransformerConfig().dim = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+SAME_FUNCTION = [
+    (
+        {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth": 0.3, "init_std": None, "init_residual": "zero"},
+        {},
+    ),
+    ({"attention_scale": 0.25}, {}),  # of heads of 16 channels
+    ({"kv_heads": 4, "head_dim": 16, "ffn_dim": 256, "final_norm": True}, {}),
+    ({"window": [None, None]}, {}),
+    ({"window": [7, 7]}, {"window": 7}),
+    ({"bias": ["q", "k", "v", "out", "up", "down"]}, {}),  # without a gate
+    ({"norm": "rmsnorm", "norm_weight": "none"}, {"norm": "rmsnorm"}),
+    ({"norm": "rmsnorm", "norm_bias": False}, {"norm": "rmsnorm"}),
+    ({"layer_scale": 0.1}, {"layer_scale": 1e-5}),
+    ({"inner_norm": ["ffn", "attention"]}, {"inner_norm": ["attention", "ffn"]}),
+    ({"context": 77}, {}),
+    ({"position": "none", "rotary": RotaryConfig(base=7)}, {"position": "none"}),
+    ({"rotary": [None, None]}, {"position": "none"}),
+    ({"rotary": [RotaryConfig(), RotaryConfig(factor=3)]}, {}),
+    ({"rotary": RotaryConfig(fraction=0.51)}, {"rotary": RotaryConfig(fraction=0.5)}),
+    ({"rotary": RotaryConfig(scaling="linear", original_context=5)}, {}),
+    (
+        {"rotary": RotaryConfig(scaling="yarn", factor=4, original_context=8, attention_factor=None)},
+        {"rotary": RotaryConfig(scaling="yarn", factor=4, original_context=8, attention_factor=0.1 * math.log(4) + 1)},
+    ),
+]
+OTHER_FUNCTION = [
+    {"attention_scale": 1.0}, {"window": 7}, {"window": [7, None]}, {"bias": False}, {"norm_bias": False},
+    {"ffn": "relu"}, {"norm_weight": "none"}, {"layer_scale": 1.0}, {"position": "learned"},
+    {"rotary": RotaryConfig(base=7)},
+    {"rotary": [RotaryConfig(), None]}, {"rotary": RotaryConfig(scaling="ntk", factor=2)}, {"causal": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), SAME_FUNCTION)
+def test_the_same_function_has_one_canonical_form(one: dict, other: dict) -> None:
+    def made(more: dict) -> TransformerConfig:
+        return TransformerConfig(dim=64, depth=2, heads=4, **more).canonical()
+
+    assert made(one) == made(other)
+    assert made(one).canonical() == made(one)
+
+
+@pytest.mark.parametrize("other", OTHER_FUNCTION)
+def test_another_function_has_another_canonical_form(other: dict) -> None:
+    plain = TransformerConfig(dim=64, depth=2, heads=4)
+    assert TransformerConfig(dim=64, depth=2, heads=4, **other).canonical() != plain.canonical()

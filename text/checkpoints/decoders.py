@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoints.weights import Rule, WeightMap
-from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.config import Linears, RotaryConfig, TransformerConfig, uniform
 from ..model import LanguageModelConfig
 from .settings import (
     FULL,
@@ -21,7 +21,6 @@ from .settings import (
     name_of,
     old_rotary,
     per_layer,
-    uniform,
     write_rotary,
 )
 

@@ -36,7 +36,6 @@ from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
 from ...core.files import read_json
 from ...core.initialise import uninitialised
-from ...core.layers import Norm
 from ..encoder import TextEncoder, TextEncoderConfig
 from ..model import LanguageModel
 from ..tokenizer import Tokenizer, beside
@@ -176,7 +175,7 @@ def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], l
     kept = {key: source.config[key] for key in KEPT if key in source.config} if source and original else {}
     with replacing(folder) as new:
         config = kept | _token_ids(tokenizer, kept) | family.their_config(model.config)
-        write_folder(new, config, _tensors(model, family))
+        write_folder(new, config, family.weights(model.config).to_theirs(model))
         if source is not None and original:
             _copy(source.folder, new)
         elif tokenizer is not None:
@@ -202,15 +201,6 @@ def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
         f"{nearest.name}, which has no {', no '.join(lacking)}; keep it in triune's format, or train with other "
         "settings."
     )
-
-
-def _tensors(model: LanguageModel | TextEncoder, family: TextFamily) -> dict[str, Tensor]:
-    weights = family.weights(model.config)
-    found = weights.to_theirs(model)
-    for name, module in model.named_modules():
-        if isinstance(module, Norm) and module.weight is None:  # theirs always has a gain
-            found[weights.entries([f"{name}.weight"])[0].theirs] = torch.ones(module.dim)
-    return found
 
 
 def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ...core.checkpoints.family import Family
+from ...core.checkpoints.family import Family, differences
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
-from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.config import SCALING_USES, RotaryConfig, uniform
 from ...core.errors import UserError
 from ..tokenizer import Tokenizer, beside
 
@@ -51,12 +51,8 @@ _ROPE_KEYS = {
     "beta_slow": "beta_slow",
     "attention_factor": "attention_factor",
 }
-_ROPE_USES = {
-    "none": (),
-    "linear": (),
-    "llama3": ("original_context", "low_frequency_factor", "high_frequency_factor"),
-    "yarn": ("original_context", "beta_fast", "beta_slow", "attention_factor"),
-}
+_SCALINGS = ("linear", "llama3", "yarn")
+"""Kinds of rotary scaling that transformers and the core both have."""
 
 
 class Settings:
@@ -103,9 +99,6 @@ class Settings:
             raise UserError(f"'{self.name}' has {key} = {self[key]!r}, but must have 1 to {MOST_LAYERS:,} layers.")
         return self[key]
 
-    # --- rotary positions
-    # -----------------------------------------------------------------------------------------------
-
     def rotary(self, kind: str = FULL, theta: str = "rope_theta", fraction: str | None = None) -> RotaryConfig:
         """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` and the like (4).
 
@@ -129,19 +122,20 @@ class Settings:
             )
         scaling = rope.get("rope_type") or rope.get("type") or "default"
         scaling = "none" if scaling == "default" else scaling
-        if scaling not in _ROPE_USES:
-            known = ", ".join(name for name in _ROPE_USES if name != "none")
+        if scaling not in ("none", *_SCALINGS):
             raise UserError(
                 f"'{self.name}' scales its rotary positions by '{scaling}', which the core does not have; it has "
-                f"{known}."
+                f"{', '.join(_SCALINGS)}."
             )
         return RotaryConfig(base=float(base), fraction=part, scaling=scaling, **self._scaling(scaling, rope))
 
     def _scaling(self, scaling: str, rope: Mapping[str, Any]) -> dict[str, Any]:
         if scaling == "none":
             return {}
-        found = {ours: rope[_ROPE_KEYS[ours]] for ours in _ROPE_USES[scaling] if rope.get(_ROPE_KEYS[ours]) is not None}
-        if "original_context" in _ROPE_USES[scaling]:
+        found = {
+            ours: rope[_ROPE_KEYS[ours]] for ours in SCALING_USES[scaling] if rope.get(_ROPE_KEYS[ours]) is not None
+        }
+        if "original_context" in SCALING_USES[scaling]:
             found.setdefault("original_context", self["max_position_embeddings"])
         factor = rope.get("factor")
         if factor is None and scaling == "yarn":
@@ -154,9 +148,6 @@ class Settings:
             if "attention_factor" not in found and rope.get("mscale") and rope.get("mscale_all_dim"):
                 found["attention_factor"] = _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"])
         return found | {"factor": float(factor)}
-
-    # --- windows
-    # --------------------------------------------------------------------------------------------------------
 
     def windows(self, types: Sequence[str]) -> int | list[int | None] | None:
         """Window of the layers from the kind of each."""
@@ -175,11 +166,6 @@ def _mscale(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def uniform(values: Sequence[Any]) -> Any:
-    """One value for all layers if they have the same, else the list."""
-    return values[0] if all(value == values[0] for value in values) else list(values)
-
-
 def per_layer(value: Any, depth: int) -> list[Any]:
     """The inverse of `uniform`."""
     return value if isinstance(value, list) else [value] * depth
@@ -195,9 +181,9 @@ def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_theta": rotary.base, "rope_type": "default"}
     if rotary.fraction != 1:
         rope["partial_rotary_factor"] = rotary.fraction
-    if rotary.scaling in _ROPE_USES and rotary.scaling != "none":
+    if rotary.scaling in _SCALINGS:
         rope |= {"rope_type": rotary.scaling, "factor": rotary.factor}
-        used = {_ROPE_KEYS[name]: getattr(rotary, name) for name in _ROPE_USES[rotary.scaling]}
+        used = {_ROPE_KEYS[name]: getattr(rotary, name) for name in SCALING_USES[rotary.scaling]}
         rope |= {key: value for key, value in used.items() if value is not None}
     return rope
 
@@ -206,45 +192,6 @@ def old_rotary(rope: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of transformers 4, for readers that know no `rope_parameters`."""
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if rope["rope_type"] != "default" else None}
-
-
-# --- what a family can say --------------------------------------------------------------------------------------------
-
-
-def differences(config: Any, other: Any) -> list[str]:
-    """Settings of ours in which two configs describe different functions; how they are trained or started does not
-    count.
-    """
-    if type(config) is not type(other):
-        return [type(config).__name__]
-    pairs = [("", vars(config), vars(other))]
-    pairs.append(("transformer.", vars(_canonical(config.transformer)), vars(_canonical(other.transformer))))
-    return [
-        f"{prefix}{name}" + ("" if isinstance(value, list | RotaryConfig) else f" {value!r}")
-        for prefix, ours, theirs in pairs
-        for name, value in ours.items()
-        if name not in ("transformer", "embedding_std") and value != theirs[name]
-    ]
-
-
-def _canonical(config: TransformerConfig) -> TransformerConfig:
-    """The same function in one spelling, without what only matters in training."""
-    config, training = config.resolved(), TransformerConfig()
-    rotary = [config.rotary_at(layer) for layer in range(config.depth)]
-    return replace(
-        config,
-        window=uniform(per_layer(config.window, config.depth)),
-        rotary=uniform(rotary) or RotaryConfig(),
-        # A gain of one and no gain are the same function.
-        norm_weight="plain" if config.norm_weight == "none" and config.norm == "rmsnorm" else config.norm_weight,
-        norm_bias=config.norm_bias and config.norm == "layernorm",
-        attention_scale=None if config.attention_scale == (config.head_dim or 0) ** -0.5 else config.attention_scale,
-        bias=[name for name in Linears if config.has_bias(name) and (config.gated or name != "gate")],
-        **{
-            name: getattr(training, name)
-            for name in ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual")
-        },
-    )
 
 
 # --- a family of transformers -----------------------------------------------------------------------------------------
@@ -311,7 +258,7 @@ def hf_family(
         if not isinstance(ours, kind):
             return [type(ours).__name__]
         try:
-            return differences(ours, from_theirs(name, write(ours)))
+            return differences(ours, from_theirs(name, write(ours)), without=("embedding_std",))
         except UserError as error:
             return [str(error)]
 

@@ -2,22 +2,19 @@
 
 A family is a function that reads its settings into our config, one that writes ours as theirs, and tables of names.
 What a family can represent follows from the two functions: a config that is written and read again must come out the
-same. The families are in `hf_families.py`, `timm_families.py` and `file_families.py`.
+same. The families are in `hf.py`, `timm.py` and `torchvision_files.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 from torch import Tensor
 
-from ...core.checkpoints.family import Family
+from ...core.checkpoints.family import Family, differences
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import STACKED, Rule, WeightMap, reshaped
-from ...core.config import Linears
 from ..model import VisionTransformerConfig
 from ..positions import Resample
 from ..preprocessing import Preprocessing
@@ -26,20 +23,6 @@ Names = Mapping[str, str]
 """Their names of what `OURS` calls by a word; `{}` stands for the number of a block."""
 Table = Callable[[VisionTransformerConfig, Collection[str]], WeightMap]
 PREPROCESSOR = "preprocessor_config.json"
-
-
-def tensors(source: Source) -> dict[str, Tensor]:
-    """The weights of a source; the last ones read are kept, because a file is recognised by their names."""
-    return _kept(source)
-
-
-@lru_cache(maxsize=1)
-def _kept(source: Source) -> dict[str, Tensor]:
-    return source.tensors()
-
-
-forget = _kept.cache_clear
-"""Let go of the weights that `tensors` keeps."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,7 @@ class VisionFamily(Family):
     """
 
     table: Table = lambda config, names: WeightMap(())
-    read: Callable[[Source], dict[str, Tensor]] = tensors
+    read: Callable[[Source], dict[str, Tensor]] = Source.tensors
     why_not: Callable[[VisionTransformerConfig], list[str]] = lambda config: ["all of it"]
     resample: Resample = "reference"
 
@@ -125,34 +108,26 @@ def within(block: str, **names: str) -> dict[str, str]:
 
 # --- what two configs have in common ----------------------------------------------------------------------------------
 
-_FREE = ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual", "context")
-"""Settings of the core that only matter in training."""
+_NO_FUNCTION = ("labels", "preprocessing", "resample", "head_bias")
+"""Fields that no output at the trained size depends on."""
 
 
-def settings(config: VisionTransformerConfig) -> dict[str, Any]:
-    """What decides the outputs at the trained size, in one form: settings without effect are left out."""
-    core = config.transformer.resolved()
-    found = {f"transformer.{name}": value for name, value in core.to_dict().items() if name not in _FREE}
-    outside = ("transformer", "labels", "preprocessing", "resample", "head_bias")
-    found |= {name: value for name, value in config.to_dict().items() if name not in outside}
-    found["transformer.bias"] = [n for n in Linears if core.has_bias(n) and (core.gated or n != "gate")]
-    found["transformer.layer_scale"] = core.layer_scale is not None
-    without: list[str] = []
-    if core.position != "rotary":
-        without += ["transformer.rotary", "rotary_coordinates", "rotary_grid"]
-    elif config.rotary_coordinates == "unit":
-        without += ["rotary_grid"]
-    if config.position != "learned" or not config.class_token:
-        without += ["position_covers_class"]
-    if core.norm != "layernorm":
-        without += ["transformer.norm_bias"]
-    return {name: value for name, value in found.items() if name not in without}
+def canonical(config: VisionTransformerConfig) -> VisionTransformerConfig:
+    """The same function at the trained size in one spelling: settings without effect have their defaults."""
+    core = config.transformer.canonical()
+    turned, table = core.position == "rotary", config.position == "learned" and config.class_token
+    return replace(
+        config,
+        transformer=core,
+        rotary_coordinates=config.rotary_coordinates if turned else "index",
+        rotary_grid=config.rotary_grid if turned and config.rotary_coordinates == "index" else None,
+        position_covers_class=config.position_covers_class if table else True,
+    )
 
 
-def differences(one: VisionTransformerConfig, other: VisionTransformerConfig) -> list[str]:
-    """Names of the settings in which two models differ."""
-    a, b = settings(one), settings(other)
-    return [name for name in {**a, **b} if a.get(name) != b.get(name)]
+def different(config: VisionTransformerConfig, other: VisionTransformerConfig) -> list[str]:
+    """Names of the settings in which two models differ at the trained size."""
+    return differences(canonical(config), canonical(other), _NO_FUNCTION)
 
 
 def with_preprocessing(config: VisionTransformerConfig, found: Preprocessing) -> VisionTransformerConfig:

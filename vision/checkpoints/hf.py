@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
 from ...core.config import Linears, RotaryConfig, TransformerConfig
 from ...core.errors import UserError
-from ...core.files import read_json
 from ..model import VisionTransformerConfig
-from ..preprocessing import IMAGENET, Preprocessing
-from .family import PREPROCESSOR, Names, VisionFamily, differences, rules, tensors, with_preprocessing, within
+from ..preprocessing import Preprocessing
+from .family import Names, VisionFamily, different, rules, with_preprocessing, within
+from .hf_preprocessing import BILINEAR, CROPPED, HALF, choose, read_preprocessing, their_word
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
@@ -73,19 +72,6 @@ _ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
     "relu": "relu", "silu": "silu",
 }  # fmt: skip
-
-
-def _choose(values: Mapping[str, Any], key: str, allowed: Mapping[Any, Any]) -> Any:
-    """What a setting of theirs means. Raises UserError when the core does not have it."""
-    if values[key] not in allowed:
-        raise UserError(
-            f"{key} is {values[key]!r}, which the core does not have; it has {', '.join(map(str, allowed))}."
-        )
-    return allowed[values[key]]
-
-
-def _their(table: Mapping[Any, Any], ours: Any) -> Any:
-    return next((theirs for theirs, value in table.items() if value == ours), None)
 
 
 def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,9 +144,9 @@ def _without(*names: str) -> list[str]:
 def read_vit(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `ViTConfig`; the pooler of `ViTModel`, where a file has it, is `pre_logits`."""
     c = _VIT | dict(given)
-    _choose(c, "pooler_act", {"tanh": True})
+    choose(c, "pooler_act", {"tanh": True})
     bias = True if c["qkv_bias"] else _without("q", "k", "v")
-    core = _core(c, bias, ffn=_choose(c, "hidden_act", _ACTIVATIONS), ffn_dim=c["intermediate_size"])
+    core = _core(c, bias, ffn=choose(c, "hidden_act", _ACTIVATIONS), ffn_dim=c["intermediate_size"])
     return _outside(c, core, pre_logits=bool(c.get("pooler")))
 
 
@@ -176,7 +162,7 @@ def write_vit(config: VisionTransformerConfig) -> dict[str, Any]:
 def _to_core(config: VisionTransformerConfig, core: TransformerConfig) -> dict[str, Any]:
     return {
         "hidden_size": core.dim, "num_hidden_layers": core.depth, "num_attention_heads": core.heads,
-        "layer_norm_eps": core.norm_eps, "hidden_act": _their(_ACTIVATIONS, core.ffn) or "silu",
+        "layer_norm_eps": core.norm_eps, "hidden_act": their_word(_ACTIVATIONS, core.ffn) or "silu",
         "image_size": _whole(config.size), "patch_size": _whole(config.patch), "num_channels": config.channels,
         "torch_dtype": "float32",
     }  # fmt: skip
@@ -193,7 +179,7 @@ def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
     registers = "registers" in c["model_type"]
     core = _core(
         c, True if c["qkv_bias"] else _without("q", "k", "v"), layer_scale=c["layerscale_value"],
-        ffn="swiglu" if gated else _choose(c, "hidden_act", _ACTIVATIONS),
+        ffn="swiglu" if gated else choose(c, "hidden_act", _ACTIVATIONS),
         ffn_dim=_gated_size(hidden) if gated else hidden,
     )  # fmt: skip
     pool = "class_and_mean" if _classes(c)["classes"] else "class"
@@ -225,7 +211,7 @@ def read_dino3(given: Mapping[str, Any]) -> VisionTransformerConfig:
     rope = c.get("rope_parameters") or {}
     bias = [name for name, key in _DINO3_BIAS.items() if c[key]]
     bias += ["gate", "down"] if "up" in bias else []
-    act = _choose(c, "hidden_act", {"silu": "swiglu", "gelu": "geglu"} if c["use_gated_mlp"] else _ACTIVATIONS)
+    act = choose(c, "hidden_act", {"silu": "swiglu", "gelu": "geglu"} if c["use_gated_mlp"] else _ACTIVATIONS)
     core = _core(
         c, [name for name in Linears if name in bias], position="rotary", ffn=act, ffn_dim=c["intermediate_size"],
         layer_scale=c["layerscale_value"],
@@ -241,7 +227,7 @@ def write_dino3(config: VisionTransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "dinov3_vit", **_to_classes(replace(config, classes=0, labels=[]), "DINOv3ViT"),
         **_to_core(config, core), **{key: core.has_bias(name) for name, key in _DINO3_BIAS.items()},
-        "hidden_act": _their(_ACTIVATIONS, core.ffn) or ("gelu" if core.ffn == "geglu" else "silu"),
+        "hidden_act": their_word(_ACTIVATIONS, core.ffn) or ("gelu" if core.ffn == "geglu" else "silu"),
         "intermediate_size": core.ffn_dim, "rope_theta": base, "use_gated_mlp": core.gated,
         "layerscale_value": core.layer_scale or 1.0, "num_register_tokens": config.registers,
     }  # fmt: skip
@@ -296,7 +282,7 @@ def _hf(
     write: Callable[[VisionTransformerConfig], dict[str, Any]], default: Preprocessing, naming: Naming,
 ) -> VisionFamily:  # fmt: skip
     def config(source: Source) -> VisionTransformerConfig:
-        pooler = {"pooler": True} if "pooler.dense.weight" in tensors(source) else {}
+        pooler = {"pooler": True} if "pooler.dense.weight" in source.tensors() else {}
         try:
             found = reader(source.config | pooler)
         except UserError as error:
@@ -308,7 +294,7 @@ def _hf(
     def why_not(ours: VisionTransformerConfig) -> list[str]:
         theirs = write(ours) | ({"pooler": True} if ours.pre_logits and not ours.classes else {})
         try:
-            return differences(ours, reader(theirs)) + (["registers"] if theirs["model_type"] != model_type else [])
+            return different(ours, reader(theirs)) + (["registers"] if theirs["model_type"] != model_type else [])
         except UserError:
             return ["its shapes"]
 
@@ -317,82 +303,6 @@ def _hf(
         lambda ours: naming.table(ours, (), in_memory=True), write, lambda ours: not why_not(ours),
         table=naming.table, why_not=why_not,
     )  # fmt: skip
-
-
-# --- preprocessing as Hugging Face writes it --------------------------------------------------------------------------
-
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers."""
-HALF = Preprocessing(interpolation="bilinear", resize="squash")
-BILINEAR = Preprocessing(list(IMAGENET[0]), list(IMAGENET[1]), "bilinear", resize="squash")
-CROPPED = Preprocessing(list(IMAGENET[0]), list(IMAGENET[1]), crop_pct=224 / 256, size=[224, 224])
-
-
-def read_preprocessing(folder: Path, default: Preprocessing, channels: int) -> Preprocessing:
-    """What `preprocessor_config.json` says, or the default when there is none.
-
-    Raises:
-        UserError: it does something that `Preprocessing` cannot say.
-    """
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        usual = len(default.mean) in (1, channels)
-        return replace(default, size=None, mean=default.mean if usual else [0.5], std=default.std if usual else [0.5])
-    c = read_json(path)
-    try:
-        found = _size(c.get("size")), _size(c.get("crop_size")) if c.get("do_center_crop") else None
-        factor = float(c.get("rescale_factor") or 1 / 255)
-        if c.get("do_resize") is False or c.get("do_rescale") is False or abs(factor * 255 - 1) > 1e-3:
-            raise UserError(
-                f"'{path}' leaves out resizing or does not divide pixels by 255 (do_resize, do_rescale, "
-                "rescale_factor), which is not supported; mend it, or remove it to use this family's usual "
-                "preprocessing."
-            )
-        plain = c.get("do_normalize") is False
-        mean = [0.0] if plain else c.get("image_mean") or default.mean
-        std = [1.0] if plain else c.get("image_std") or default.std
-        method = _choose({"resample": c.get("resample", 2)}, "resample", _FILTERS)
-        return Preprocessing(list(mean)[:channels], list(std)[:channels], method, **_fitting(*found))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"'{path}' cannot be understood ({type(error).__name__}: {error}); it was damaged.") from None
-
-
-def _size(value: Any) -> tuple[str, list[int]] | None:
-    """How images are resized: to a whole size, or so that the shortest side has that length."""
-    if value is None or isinstance(value, int):
-        return None if value is None else ("whole", [value, value])
-    if "shortest_edge" in value:
-        return "shortest", [int(value["shortest_edge"])] * 2
-    return "whole", [int(value["height"]), int(value["width"])]
-
-
-def _fitting(size: tuple[str, list[int]] | None, crop: tuple[str, list[int]] | None) -> dict[str, Any]:
-    if size is None:
-        return {"size": crop[1]} if crop else {}
-    kind, sides = size
-    kept = crop[1] if crop else sides
-    resize = "crop" if kind == "shortest" else "squash"
-    return {"size": kept, "resize": resize, "crop_pct": min(1.0, min(kept) / min(sides))}
-
-
-def write_preprocessing(config: VisionTransformerConfig) -> dict[str, Any]:
-    """`preprocessor_config.json` for a config of ours."""
-    p, (height, width) = config.preprocessing, config.input_size
-    crop = p.resize == "crop"
-    sides = [int(height / p.crop_pct), int(width / p.crop_pct)]
-    return {
-        "image_processor_type": "BitImageProcessor" if crop or p.crop_pct < 1 else "ViTImageProcessor",
-        "do_resize": True, "resample": _their(_FILTERS, p.interpolation),
-        "size": {"shortest_edge": min(sides)} if crop else {"height": sides[0], "width": sides[1]},
-        "do_center_crop": crop or p.crop_pct < 1, "crop_size": {"height": height, "width": width},
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": _each(p.mean, config.channels), "image_std": _each(p.std, config.channels),
-        "do_convert_rgb": config.channels == 3,
-    }  # fmt: skip
-
-
-def _each(values: list[float], channels: int) -> list[float]:
-    return list(values) * (channels if len(values) == 1 else 1)
 
 
 VIT = Naming(VIT_FILES, VIT_MODULES, "vit.", "attention.q_proj")

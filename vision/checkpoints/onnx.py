@@ -10,7 +10,6 @@ constants with generated names, and here the graph says what they are: the const
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +169,17 @@ def _tensor(array: np.ndarray | None, transposed: bool = False) -> Tensor:
 
 
 def _graph(source: Source) -> Graph:
-    return _opened(source.name, source.path)
+    return source.once(_opened)
 
 
-@lru_cache(maxsize=1)
-def _opened(name: str, path: Path) -> Graph:
+def _opened(name: Path) -> Graph:
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError:
         raise UserError(f"'{name}' is an ONNX file, and reading it needs: pip install 'triune[onnx]'.") from None
     try:
-        graph = Graph(onnx.load(path).graph)
+        graph = Graph(onnx.load(name).graph)
     except (DecodeError, OSError, onnx.checker.ValidationError) as error:
         raise UserError(
             f"'{name}' cannot be read as ONNX ({type(error).__name__}); it was cut short or damaged."
@@ -192,7 +190,3 @@ def _opened(name: str, path: Path) -> Graph:
             f"nothing in it is named ….{_TOKEN}."
         )
     return graph
-
-
-forget = _opened.cache_clear
-"""Let go of the file that was read last."""

@@ -34,35 +34,21 @@ from ...core.errors import UserError
 from ...core.files import few
 from ...core.initialise import uninitialised
 from ..model import VisionTransformer, VisionTransformerConfig
-from . import (
-    family as families,
-)
-from . import (
-    hf as hf_families,
-)
-from . import (
-    onnx as onnx_weights,
-)
-from . import (
-    timm as timm_families,
-)
-from . import (
-    torchvision_files as file_families,
-)
-from .family import VisionFamily
-from .hf import PREPROCESSOR, write_preprocessing
+from . import hf, timm, torchvision_files
+from .family import PREPROCESSOR, VisionFamily
+from .hf_preprocessing import write_preprocessing
 from .timm_settings import hub_name
 
 FAMILIES: tuple[VisionFamily, ...] = (
-    timm_families.TIMM_VIT,
-    timm_families.TIMM_EVA,
-    hf_families.HF_VIT,
-    hf_families.HF_DINO2,
-    hf_families.HF_DINO2_REGISTERS,
-    hf_families.HF_DINO3,
-    file_families.TORCHVISION_VIT,
-    file_families.DINO2_FILE,
-    file_families.DINO2_ONNX,
+    timm.TIMM_VIT,
+    timm.TIMM_EVA,
+    hf.HF_VIT,
+    hf.HF_DINO2,
+    hf.HF_DINO2_REGISTERS,
+    hf.HF_DINO3,
+    torchvision_files.TORCHVISION_VIT,
+    torchvision_files.DINO2_FILE,
+    torchvision_files.DINO2_ONNX,
 )
 LIBRARIES = ("timm", "hf", "torchvision", "triune")
 """What `export` can write for."""
@@ -83,19 +69,15 @@ def load(name: str) -> Pretrained:
         UserError: it is no such model, is damaged, or has a setting that our model does not have.
     """
     source = find(name)
-    try:
-        if source.is_ours:
-            return Pretrained(VisionTransformer.from_pretrained(source.path).eval(), source)
-        family = _recognised(source)
-        config = family.config(source)
-        theirs = family.read(source)
-        with uninitialised():
-            model = VisionTransformer(config)
-        family.table(config, theirs.keys()).load(model, theirs, source.name)
-        return Pretrained(model.eval(), source, family)
-    finally:
-        families.forget()
-        onnx_weights.forget()
+    if source.is_ours:
+        return Pretrained(VisionTransformer.from_pretrained(source.path).eval(), source)
+    family = _recognised(source)
+    config = family.config(source)
+    theirs = family.read(source)
+    with uninitialised():
+        model = VisionTransformer(config)
+    family.table(config, theirs.keys()).load(model, theirs, source.name)
+    return Pretrained(model.eval(), source, family)
 
 
 def find(name: str) -> Source:
@@ -116,7 +98,7 @@ def _recognised(source: Source) -> VisionFamily:
     for family in FAMILIES:
         if family.fits(source):
             return family
-    names = list(families.tensors(source))
+    names = list(source.tensors())
     if "storage_tokens" in names:
         raise UserError(
             f"'{source.name}' is one of DINOv3's own files, which are not read; take the same weights from Hugging "
@@ -181,17 +163,17 @@ def _translated(
     """Config, weights and further files of an export."""
     origin = None if given is None else given.family
     if given is not None and origin is not None and origin.library == family.library == "timm":
-        recipe = timm_families.recipe_of(given.source, model.config)
-        if recipe and not timm_families.differs(recipe, model.config):
-            weights = timm_families.table(model.config, timm_families.names_of(recipe))
-            return timm_families.write(recipe, model.config), weights.to_theirs(model), {}
+        recipe = timm.recipe_of(given.source, model.config)
+        if recipe and not timm.differs(recipe, model.config):
+            weights = timm.table(model.config, timm.names_of(recipe))
+            return timm.write(recipe, model.config), weights.to_theirs(model), {}
     assert family.their_config is not None
     weights = family.table(model.config, ())
     theirs = weights.to_theirs(model)
     if weights.constants and given is not None and origin is family:
         stored = family.read(given.source)  # a mask token: not ours, but not to be lost either
         theirs |= {name: stored[name] for name in weights.constants if name in stored}
-        families.forget()
+        given.source.release()
     more = {PREPROCESSOR: write_preprocessing(model.config)} if family.library == "hf" else {}
     return family.their_config(model.config), theirs, more
 
@@ -243,9 +225,9 @@ def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
 
 def _outputs(folder: Path, library: str, images: Tensor) -> dict[str, Tensor]:
     if library == "timm":
-        import timm
+        from timm import create_model
 
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        model: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
         tokens = model.forward_features(images)
         pooled = model.forward_head(tokens, pre_logits=True)
         return {"tokens": tokens, "pooled": pooled, "logits": model.forward_head(tokens)}

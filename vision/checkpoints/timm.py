@@ -21,7 +21,7 @@ from ...core.config import RotaryConfig, TransformerConfig
 from ...core.errors import UserError
 from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
-from .family import VisionFamily, differences, rules, with_preprocessing
+from .family import VisionFamily, different, rules, with_preprocessing
 from .timm_settings import architecture, build, read, skeleton
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
@@ -199,7 +199,7 @@ def _built(name: str, arguments: str) -> nn.Module:
 def differs(recipe: Recipe, config: VisionTransformerConfig) -> list[str]:
     """Names of the settings in which the model that timm builds is another than ours."""
     try:
-        return differences(config, read(built(recipe)))
+        return different(config, read(built(recipe)))
     except UserError as error:
         return [str(error).removeprefix("it has ").split(", which")[0]]
     except (TypeError, AssertionError, ValueError, ZeroDivisionError) as error:

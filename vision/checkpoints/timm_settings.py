@@ -16,7 +16,6 @@ from ...core.checkpoints.source import Source
 from ...core.config import Linears, RotaryConfig, TransformerConfig
 from ...core.errors import UserError, nearest
 from ..model import VisionTransformerConfig
-from .family import tensors
 
 # --- finding an architecture ------------------------------------------------------------------------------------------
 
@@ -57,10 +56,9 @@ def architecture(source: Source) -> str | None:
         found = source.config.get("architecture")
         return found if isinstance(found, str) and source.config.get("library") is None and known(found) else None
     stem = re.sub(r"-[0-9a-f]{8}$", "", source.file.stem)  # timm's and DeiT's own files carry a part of their hash
-    is_timm = (
-        source.file.suffix != ".onnx" and {"patch_embed.proj.weight", "blocks.0.norm1.weight"} <= tensors(source).keys()
-    )
-    return stem if is_timm and known(stem) else None
+    if source.file.suffix == ".onnx" or not known(stem):
+        return None
+    return stem if {"patch_embed.proj.weight", "blocks.0.norm1.weight"} <= source.tensors().keys() else None
 
 
 def skeleton(source: Source) -> nn.Module:

@@ -15,8 +15,9 @@ from ...core.errors import UserError
 from ..model import VisionTransformerConfig
 from ..preprocessing import IMAGENET, Preprocessing
 from . import onnx as onnx_weights
-from .family import VisionFamily, differences, rules, tensors, within
-from .hf import CROPPED, DINO2
+from .family import VisionFamily, different, rules, within
+from .hf import DINO2
+from .hf_preprocessing import CROPPED
 
 _PLAIN = {"up": "mlp.fc1", "down": "mlp.fc2"}
 TORCHVISION = {
@@ -50,7 +51,7 @@ _TORCHVISION_HEADS = {768: 12, 1024: 16, 1280: 16}
 
 def _file_with(*names: str) -> Callable[[Source], bool]:
     return lambda source: (
-        source.file is not None and source.file.suffix != ".onnx" and tensors(source).keys() >= {*names}
+        source.file is not None and source.file.suffix != ".onnx" and source.tensors().keys() >= {*names}
     )
 
 
@@ -66,7 +67,7 @@ def _count(names: Collection[str], before: str) -> int:
 
 def _torchvision_arguments(source: Source) -> dict[str, Any]:
     """What a file of weights says about the `VisionTransformer` it belongs to."""
-    found = tensors(source)
+    found = source.tensors()
     dim, _, patch, _ = found["conv_proj.weight"].shape
     if dim not in _TORCHVISION_HEADS:
         raise UserError(
@@ -135,7 +136,7 @@ def _torchvision_table(config: VisionTransformerConfig, names: Collection[str]) 
 
 def _torchvision_why_not(config: VisionTransformerConfig) -> list[str]:
     try:
-        return differences(config, read_torchvision(write_torchvision(config)["model_args"]))
+        return different(config, read_torchvision(write_torchvision(config)["model_args"]))
     except UserError:
         return ["its shapes"]
 
@@ -145,7 +146,7 @@ def _torchvision_why_not(config: VisionTransformerConfig) -> list[str]:
 
 def _dino2_hub_config(source: Source) -> VisionTransformerConfig:
     """DINOv2's own files say no settings; all its models share what is not seen in the shapes."""
-    found = tensors(source)
+    found = source.tensors()
     dim, channels, patch, _ = found["patch_embed.proj.weight"].shape
     registers = found["register_tokens"].shape[1] if "register_tokens" in found else 0
     rows = round((found["pos_embed"].shape[1] - 1) ** 0.5)

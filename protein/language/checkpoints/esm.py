@@ -4,7 +4,6 @@ regression.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -25,8 +24,6 @@ REGRESSION = "contact_head.regression."
 _CONTACTS = WeightMap(
     (Rule("weight", REGRESSION + "weight", reshaped(1, -1)), Rule("bias", REGRESSION + "bias", reshaped(1)))
 )
-_FREE = ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual")
-"""Settings of training, which the numbers do not depend on."""
 
 
 def sequence_config(
@@ -39,16 +36,6 @@ def sequence_config(
         position="rotary" if rotary else "learned", rotary=rotary or RotaryConfig(),
     )  # fmt: skip
     return SequenceConfig(core.resolved(), vocab_size, token_dropout, 0 if rotary else OFFSET)
-
-
-def differing(config: SequenceConfig, like: SequenceConfig) -> list[str]:
-    """Names of the settings in which two models differ so that their outputs do."""
-    ours, theirs = config.transformer.resolved().to_dict(), like.transformer.resolved().to_dict()
-    if config.transformer.position != "rotary":
-        ours["rotary"] = theirs["rotary"]
-    names = [name for name, value in ours.items() if value != theirs[name] and name not in _FREE]
-    own = [f.name for f in dataclasses.fields(config) if f.name != "transformer"]
-    return names + [name for name in own if getattr(config, name) != getattr(like, name)]
 
 
 def rotary_of(config: SequenceConfig) -> RotaryConfig | None:

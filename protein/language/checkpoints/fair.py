@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....core.checkpoints.family import differences
 from ....core.checkpoints.native import CONFIG
 from ....core.checkpoints.source import Source, read_pickle
 from ....core.checkpoints.weights import Rule, WeightMap
@@ -23,7 +23,6 @@ from .esm import (
     OFFSET,
     check_tied,
     contact_tensors,
-    differing,
     frequency_constants,
     read_rotary,
     rotary_of,
@@ -64,21 +63,11 @@ def file_in(source: Source) -> Source:
     return Source(source.name, files[0]) if len(files) == 1 else source
 
 
-@lru_cache(maxsize=1)
-def _unpickled(path: Path, changed: int) -> Any:
-    return read_pickle(path)
-
-
-def forget() -> None:
-    """Free the file that was read last; whoever loads one reads it once, and calls this at the end."""
-    _unpickled.cache_clear()
-
-
 def content(source: Source) -> Mapping[str, Any]:
     """What a `.pt` holds: `model`, and `cfg` (ESM-2) or `args` (ESM-1b). Nothing for other files."""
     if source.file is None or source.file.suffix not in (".pt", ".pth"):
         return {}
-    found = _unpickled(source.file, source.file.stat().st_mtime_ns)
+    found = source.once(read_pickle)
     return found if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping) else {}
 
 
@@ -128,7 +117,7 @@ def unlike(config: SequenceConfig) -> list[str]:
         rotary and RotaryConfig(half_precision=rotary.half_precision), not rotary and core.input_norm,
         config.token_dropout, context=core.context,
     )  # fmt: skip
-    return differing(config, like)
+    return differences(config, like)
 
 
 def read(source: Source) -> dict[str, Tensor]:
@@ -149,8 +138,8 @@ def read(source: Source) -> dict[str, Tensor]:
     check_tied(output, embedding, source.name)
     if found.get("cfg") is None and embedding is not None:
         # So does fair-esm when it loads ESM-1b; where the output layer holds a copy of the matrix, that wins.
-        embedding[MASK] = 0
-        tensors["embed_tokens.weight"] = embedding if output is None else output
+        rows = torch.arange(len(embedding))[:, None]
+        tensors["embed_tokens.weight"] = embedding.where(rows != MASK, 0) if output is None else output
     return tensors
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....core.checkpoints.family import write_folder
+from ....core.checkpoints.family import differences, write_folder
 from ....core.checkpoints.native import CONFIG
 from ....core.checkpoints.source import Source
 from ....core.checkpoints.weights import Rule, WeightMap
@@ -27,7 +27,6 @@ from .esm import (
     REGRESSION,
     check_tied,
     contact_tensors,
-    differing,
     frequency_constants,
     read_rotary,
     rotary_of,
@@ -153,7 +152,7 @@ def unlike(config: SequenceConfig) -> list[str]:
         core.dim, core.depth, core.heads, core.ffn_dim or 0, rotary, core.input_norm, config.token_dropout,
         core.norm_eps, core.context, config.vocab_size,
     )  # fmt: skip
-    return differing(config, like)
+    return differences(config, like)
 
 
 def read(source: Source) -> dict[str, Tensor]:

@@ -61,19 +61,16 @@ def load(name: str) -> Pretrained:
         UserError: it is another kind of model, is damaged, or has a setting that the core does not have.
     """
     source = esm_fair.file_in(open_source(name))
-    try:
-        if source.is_ours:
-            return _ours(source)
-        family = recognise(source, FAMILIES, "protein language model")
-        config = family.config(source)
-        with uninitialised():
-            model = SequenceModel(config).eval()
-        theirs = _LIBRARIES[family.library].read(source)
-        encoder = {key: tensor for key, tensor in theirs.items() if not key.startswith(REGRESSION)}
-        family.weights(config).load(model, encoder, source.name)
-        return Pretrained(model, source, family, read_contact_head(config, theirs, source.name))
-    finally:
-        esm_fair.forget()
+    if source.is_ours:
+        return _ours(source)
+    family = recognise(source, FAMILIES, "protein language model")
+    config = family.config(source)
+    with uninitialised():
+        model = SequenceModel(config).eval()
+    theirs = _LIBRARIES[family.library].read(source)
+    encoder = {key: tensor for key, tensor in theirs.items() if not key.startswith(REGRESSION)}
+    family.weights(config).load(model, encoder, source.name)
+    return Pretrained(model, source, family, read_contact_head(config, theirs, source.name))
 
 
 def _ours(source: Source) -> Pretrained:

@@ -22,7 +22,7 @@ from triune.core.checkpoints.family import Pretrained
 from triune.core.config import RotaryConfig, TransformerConfig
 from triune.core.errors import UserError
 from triune.vision.checkpoints import pretrained
-from triune.vision.checkpoints.hf import read_preprocessing, write_preprocessing
+from triune.vision.checkpoints.hf_preprocessing import read_preprocessing, write_preprocessing
 from triune.vision.checkpoints.pretrained import export, load, parity
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.preprocessing import Preprocessing
@@ -582,7 +582,7 @@ def test_an_export_that_is_not_possible_says_why_and_what_is(timm: Any, tmp_path
     assert not (tmp_path / "out").exists()
     plain = VisionTransformer(small(pool="mean"))
     with pytest.raises(
-        UserError, match=r"Hugging Face ViT comes nearest and differs in pool; it can be for timm, triune"
+        UserError, match=r"Hugging Face ViT comes nearest and differs in pool 'mean'; it can be for timm, triune"
     ):
         export(plain, tmp_path / "out", "hf")
     with pytest.raises(UserError, match="cannot be written for 'onnx'; they can be for timm, hf"):

@@ -435,7 +435,10 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         core = {"dim": 32, "depth": 1, "heads": 2, **changed}
         return SequenceModel(SequenceConfig(TransformerConfig(**core)))
 
-    with pytest.raises(UserError, match=r"'hf' \(there is no such ESM there: norm, ffn\); it can be for triune"):
+    with pytest.raises(
+        UserError,
+        match=r"'hf' \(there is no such ESM there: transformer\.norm 'rmsnorm', .*transformer\.ffn 'swiglu'.*\); it can be for triune",
+    ):
         export(model(norm="rmsnorm", ffn="swiglu", ffn_dim=128), tmp_path / "x", "hf")
     with pytest.raises(
         UserError, match=r"'fair-esm' \(there is no such ESM there: ffn_dim\); it can be for hf, triune"
