@@ -18,10 +18,12 @@ from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.initialise import uninitialised
 from ..core.losses import IGNORED
+from ..core.training.freezing import FreezeConfig
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
+from ..core.training.run.folder import RunFolder
 from ..core.training.schedules import ScheduleConfig
-from ..core.training.tuning import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
+from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import TextData
 from .model import LanguageModel, LanguageModelConfig
 from .tokenizer import Tokenizer
@@ -182,6 +184,6 @@ class TextTask(TrainingModule):
         self.trainer.datamodule.tokenizer.save(folder)  # type: ignore[attr-defined]
         checkpoint.save(folder, "LanguageModel", {"model": self.model.config.to_dict()}, self.export_state())
 
-    def next_steps(self, run: Any) -> list[str]:
+    def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
         return [f"triune text generate {shlex.quote(str(run))} --prompt 'Once'"]

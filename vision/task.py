@@ -20,10 +20,12 @@ from ..core.checkpoints.family import Pretrained
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.initialise import uninitialised
+from ..core.training.freezing import FreezeConfig
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.optimizers import OptimizerConfig
+from ..core.training.run.folder import RunFolder
 from ..core.training.schedules import ScheduleConfig
-from ..core.training.tuning import FreezeConfig, Start, adapted_transformer, rebuilt, refuse_contradictions
+from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import ImageData
 from .data.names import refuse_other
 from .data.trained import read_trained
@@ -41,7 +43,7 @@ SMALL = TransformerConfig(
 """An encoder for small data sets: with few tokens, LayerNorm and a learned table take about two thirds of the time of
 RMSNorm, QK-norm and rotary positions."""
 NO_TEST = (
-    "There is no test set: these are the validation images, which chose the weights. Calibrated figures are "
+    "There is no test set: these are the validation images, which chose the weights. Calibrated metrics are "
     "cross-fitted. --data.test_root FOLDER scores others."
 )
 
@@ -261,8 +263,8 @@ class VisionTask(TrainingModule):
         assert isinstance(self.model, VisionTransformer)
         return self.model.config.labels
 
-    def figures(self, run: Any) -> dict[str, Any]:
-        """Further figures of the evaluation just made: calibration and, on validation images, the baselines.
+    def finalise(self, run: RunFolder | None) -> dict[str, Any]:
+        """Further metrics of the evaluation just made: calibration and, on validation images, the baselines.
 
         The temperature is fitted on validation images, and judged by cross-fitting: no image by a temperature that it
         helped to choose. Test images are judged with the one stored with the run's model.
@@ -272,7 +274,7 @@ class VisionTask(TrainingModule):
         logits, labels, _ = self.predicted
         testing = self.trainer.state.fn == "test"
         if testing and self.data.scored == "test":
-            return self._test_figures(logits, labels, run)
+            return self._test_metrics(logits, labels, run)
         self.calibration = calibrate(logits, labels, self._names)
         self.baselines = self._baselines() if "train" in self.data.names and not testing else []
         return {
@@ -283,14 +285,14 @@ class VisionTask(TrainingModule):
             "per_class": self.calibration.before.per_class,
         }
 
-    def _test_figures(self, logits: Tensor, labels: Tensor, run: Any) -> dict[str, Any]:
+    def _test_metrics(self, logits: Tensor, labels: Tensor, run: RunFolder | None) -> dict[str, Any]:
         judged, found = judge(logits, labels, self._names), {}
         if run is not None and (run.model / checkpoint.CONFIG).is_file():
             temperature = read_temperature(run.model)
             after = judge(logits / temperature, labels, self._names)
             found = {"temperature": temperature, "nll_calibrated": after.nll, "ece_calibrated": after.ece}
-        figures = {name.replace("val_", "test_"): value for name, value in judged.to_summary().items()}
-        return figures | found | {"per_class": judged.per_class}
+        metrics = {name.replace("val_", "test_"): value for name, value in judged.to_summary().items()}
+        return metrics | found | {"per_class": judged.per_class}
 
     def _baselines(self) -> list[Baseline]:
         train, val = self.data.arrays("train"), self.data.arrays("val")
@@ -316,19 +318,19 @@ class VisionTask(TrainingModule):
             "positions"
         )
 
-    def table(self, figures: dict[str, Any]) -> str:
-        """The figures beside those of the baselines."""
-        side = "test" if "test_top1" in figures else "val"
-        if f"{side}_top1" not in figures or "nll" not in figures:
-            return "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
-        count = figures[f"{side}_images"]
+    def table(self, metrics: dict[str, Any]) -> str:
+        """The metrics beside those of the baselines."""
+        side = "test" if "test_top1" in metrics else "val"
+        if f"{side}_top1" not in metrics or "nll" not in metrics:
+            return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
+        count = metrics[f"{side}_images"]
         title = f"{count:,} {'test' if side == 'test' else 'validation'} image{'s' * (count != 1)}"
         rows = [(title, "top-1", "top-5", "NLL", "ECE")]
-        top1, top5 = (f"{figures[f'{side}_{name}']:.2%}" for name in ("top1", "top5"))
-        rows.append(("this model", top1, top5, f"{figures['nll']:.4f}", f"{figures['ece']:.2%}"))
-        if "temperature" in figures:
-            name = f"  at temperature {figures['temperature']:.3g}"
-            rows.append((name, "", "", f"{figures['nll_calibrated']:.4f}", f"{figures['ece_calibrated']:.2%}"))
+        top1, top5 = (f"{metrics[f'{side}_{name}']:.2%}" for name in ("top1", "top5"))
+        rows.append(("this model", top1, top5, f"{metrics['nll']:.4f}", f"{metrics['ece']:.2%}"))
+        if "temperature" in metrics:
+            name = f"  at temperature {metrics['temperature']:.3g}"
+            rows.append((name, "", "", f"{metrics['nll_calibrated']:.4f}", f"{metrics['ece_calibrated']:.2%}"))
         for baseline in self.baselines if side == "val" else []:
             note = baseline.note if baseline.top1 is None else ""
             rows.append((baseline.name, "—" if baseline.top1 is None else f"{baseline.top1:.2%}", note, "", ""))
@@ -336,12 +338,12 @@ class VisionTask(TrainingModule):
         return "\n".join(
             [
                 *lines,
-                *([figures["scored"]] if "scored" in figures else []),
+                *([metrics["scored"]] if "scored" in metrics else []),
                 *(self.data.notes if self.data.scores else []),
             ]
         )
 
-    def finish(self, run: Any) -> None:
+    def finish(self, run: RunFolder) -> None:
         """Draw the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
         if self.calibration is None or self.predicted is None:
             return
@@ -368,7 +370,7 @@ class VisionTask(TrainingModule):
         if self.calibration is not None:
             store_temperature(folder, self.calibration.temperature)
 
-    def next_steps(self, run: Any) -> list[str]:
+    def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
         folder = shlex.quote(str(run))
         return [

@@ -158,7 +158,15 @@ class Batches:
         pass
 
 
-class ResumableData(LightningDataModule):
+class DataModule(LightningDataModule):
+    """What the command line asks of a data module beside Lightning's methods, with defaults."""
+
+    def describe(self) -> str:
+        """A line about the data, for the opening block, after `setup()`; empty for none."""
+        return ""
+
+
+class ResumableData(DataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
 
     PATHS: tuple[str, ...] = ()

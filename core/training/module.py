@@ -5,55 +5,36 @@
 
 from __future__ import annotations
 
-import atexit
-import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..adapt.lora import LoRAConfig, merged_state
-from ..checkpoints.family import Pretrained
 from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
+from . import lightning_fixes
 from .ema import EMA
+from .freezing import FreezeConfig
 from .optimizers import OptimizerConfig, build_optimizer
 from .rng import rng_state, set_rng_state
 from .schedules import ScheduleConfig, factor
-from .tuning import FreezeConfig, Start, Tuning
+from .task import Loss as Loss
+from .task import Sums, TaskModule, summed
+from .tuning import Tuning
 
 
-class Loss(NamedTuple):
-    """A loss before normalisation.
-
-    total: scalar, differentiable: the SUM of the losses of the real units of this micro-batch.
-    count: scalar: the number of those units (tokens, images, residue pairs); a plain number where the host knows it.
-    """
-
-    total: Tensor
-    count: Tensor | float
-
-
-class Sums(NamedTuple):
-    """A `Loss` whose count is a tensor beside its total: scalars on the device."""
-
-    total: Tensor
-    count: Tensor
-
-
-class TrainingModule(LightningModule):
-    """What all tasks share in training. A task implements `build_model` and `loss`, and to be fine-tuned
-    `load_pretrained`, `read_start` and `adapt_model`.
+class TrainingModule(TaskModule):
+    """What all tasks share in training. A task implements `build_model`, `loss` and `slots`, and to be fine-tuned
+    `load_pretrained`, `read_start` and `adapt_model`; `TaskModule` has the whole list.
 
     The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
     the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
@@ -75,9 +56,6 @@ class TrainingModule(LightningModule):
     Raises:
         UserError: lora or freeze without pretrained.
     """
-
-    task_type: str | None = None
-    """What PEFT calls the use of this model, such as CAUSAL_LM."""
 
     def __init__(
         self,
@@ -107,73 +85,19 @@ class TrainingModule(LightningModule):
         self._training_rng: dict[str, Any] | None = None  # during validation
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook nearly fifty times a step; `nn.Module.__setattr__` makes 0.1 ms of that.
-        if name == "_current_fx_name":
+        if name in lightning_fixes.PLAIN:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
     def setup(self, stage: str) -> None:
-        trainer: Any = self.trainer
-        if type(trainer.profiler) is PassThroughProfiler:
-            trainer.profiler = _NoProfiler()
-        if trainer.world_size > 1:
-            atexit.register(_close_process_group)
-
-    # --- for tasks to implement --------------------------------------------------------------------------------------
-
-    def build_model(self, data: Any) -> nn.Module:
-        """Make the model; `data` is the data module after its `setup()`, or None without one."""
-        raise NotImplementedError(f"{type(self).__name__} must implement build_model(data).")
-
-    def load_pretrained(self, source: str) -> Pretrained:
-        """Read a checkpoint: the `load` of the task's pretrained.py."""
-        raise UserError(f"model.pretrained is {source}, but this task starts from random weights only; leave it out.")
-
-    def read_start(self, folder: Path) -> Start:
-        """What `Start.save` wrote, with a model whose weights are at random."""
-        raise NotImplementedError(f"{type(self).__name__} must implement read_start(folder).")
-
-    def adopt(self, start: Start, data: Any) -> str:
-        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in
-        words.
-        """
-        return ""
-
-    def adapt_model(self, start: Start, data: Any) -> nn.Module:
-        """The model of this task with the weights of `start.model`, which it may use up; `data` is set up, or None."""
-        raise NotImplementedError(f"{type(self).__name__} must implement adapt_model(start, data).")
-
-    def is_new(self, name: str) -> bool:
-        """Whether a parameter of a fine-tuned model belongs to the task rather than the checkpoint, like a head.
-
-        It trains whatever is frozen and is not adapted, even where the checkpoint's own fits.
-        """
-        return False
-
-    def loss(self, batch: Any) -> Loss:
-        """Loss of one micro-batch, in training (`self.training`) and evaluation."""
-        raise NotImplementedError(f"{type(self).__name__} must implement loss(batch).")
+        lightning_fixes.without_profiler(self.trainer)
+        lightning_fixes.close_process_group_at_exit(self.trainer)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Calls the model with the same arguments."""
         assert self.model is not None, "forward before configure_model"
         return self.model(*inputs, **named)
-
-    def slots(self, batch: Any) -> int:
-        """Positions of a batch, padding included, from shapes alone; real units are `Loss.count`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement slots(batch).")
-
-    def update_metrics(self, batch: Any) -> None:
-        """Called for every evaluation batch; gather what `compute_metrics` needs, on the device."""
-
-    def compute_metrics(self) -> dict[str, float | Tensor]:
-        """Called once after an evaluation, when `self.evaluated` holds its sums over all ranks.
-
-        Logged as `val_<name>` or `test_<name>`. Resetting what `update_metrics` gathered is up to this method, as is
-        bringing ranks together.
-        """
-        return {}
 
     # --- model and optimizer -----------------------------------------------------------------------------------------
 
@@ -216,14 +140,16 @@ class TrainingModule(LightningModule):
         if self.tuning is not None:
             self.tuning.at(self.trainer.global_step)
 
+    @property
+    def thawed(self) -> int:
+        """How often something was unfrozen; what a step costs depends on it."""
+        return self.tuning.thawed if self.tuning else 0
+
     def _total_steps(self) -> float:
         """Optimizer steps of the whole run; infinite if it has no bound and the schedule needs none."""
         trainer = self.trainer
         total = trainer.estimated_stepping_batches
-        if trainer.ckpt_path or trainer.strategy.restore_checkpoint_after_setup:
-            # Counting an epoch's batches has set up the training loader, and a loader that is set up never gets its
-            # state from the checkpoint (Lightning#20550). Let the loop make it anew once the state is there.
-            trainer.fit_loop._combined_loader = None
+        lightning_fixes.forget_loader(trainer)
         if 0 <= total < math.inf:
             return total
         if self.schedule_config.needs_length:
@@ -237,7 +163,7 @@ class TrainingModule(LightningModule):
     # --- a training step ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        total, count = self._summed(batch)
+        total, count = summed(self, batch)
         self.last_batch = Sums(total.detach(), count.detach())
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
             loss = total / count.clamp(min=1)
@@ -251,28 +177,7 @@ class TrainingModule(LightningModule):
             self._nominal = self._choose_nominal(count)
         return total / self._nominal
 
-    def _summed(self, batch: Any) -> Sums:
-        """The task's loss with its count as a tensor. Raises UserError for a loss of another form."""
-        found: Any = self.loss(batch)
-        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and found[0].dim() == 0):
-            what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise UserError(
-                f"`{type(self).__name__}.loss` returns {what}, but must return Loss(total, count), two scalars: the sum"
-                " of the losses of the batch and the number of units it sums over. Of a mean it cannot be known how"
-                " many units it is over, so give both."
-            )
-        total, count = found
-        if isinstance(count, Tensor) and count.dim() == 0:
-            return Sums(total, count)
-        if isinstance(count, int | float):
-            return Sums(total, torch.full((), count, device=total.device))  # without waiting for the device
-        what = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else f"a {type(count).__name__}"
-        raise UserError(
-            f"The count that `{type(self).__name__}.loss` returns is {what}, but must be a number or a scalar tensor."
-        )
-
-    # Lightning inspects the signature at every step; one that lies ready is found faster.
-    training_step.__signature__ = inspect.signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
+    lightning_fixes.keep_signature(training_step)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # Walking through the batch is not free, and loaders deliver to the CPU.
@@ -346,7 +251,7 @@ class TrainingModule(LightningModule):
 
     def _evaluation_step(self, batch: Any) -> None:
         try:
-            total, count = self._summed(batch)
+            total, count = summed(self, batch)
             sums = torch.stack((total.to(_wide(total)), count.to(_wide(total))))
             self._sums = sums if self._sums is None else self._sums + sums
             self.update_metrics(batch)
@@ -476,25 +381,6 @@ class TrainingModule(LightningModule):
         self._rng = checkpoint.get("rng")
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
-
-
-class _NoProfiler(PassThroughProfiler):
-    """Lightning's "no profiler", less a generator for each of the fifty regions of a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        return self._nothing
-
-
-def _close_process_group() -> None:
-    """At the exit of each of several processes: gloo's threads, when they outlive it, end it with an abort now and
-    then.
-
-    Lightning closes NCCL's only.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -1,14 +1,11 @@
-"""Fine-tuning: where a model starts from, which of its parameters train, and what an option may still change."""
+"""The course of a fine-tuning: open the checkpoint, build the model of the task, freeze, adapt, export."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,170 +13,21 @@ from torch import nn
 from ..adapt.lora import LoRAConfig, add_lora
 from ..adapt.peft import export_peft
 from ..checkpoints.family import Pretrained
-from ..checkpoints.native import CONFIG, FORMAT
-from ..checkpoints.weights import Target
-from ..config import TransformerConfig
+from ..checkpoints.native import CONFIG
 from ..errors import UserError
-from ..files import write_json
-from ..initialise import uninitialised
-from .optimizers import LOADED, MuonAdamW, OptimizerConfig, build_optimizer, places
-from .run.progress import short
-
-if TYPE_CHECKING:
-    from .module import TrainingModule
-
-Model = TypeVar("Model", bound=nn.Module)
-
-REGULARISERS = ("dropout", "attention_dropout", "stochastic_depth")
-"""Fields of a transformer that hold no weights, so that fine-tuning may choose them."""
+from .freezing import FreezeConfig, Freezing, trained
+from .optimizers import LOADED, MuonAdamW, OptimizerConfig, build_optimizer
+from .start import Start
 
 
-@dataclass
-class FreezeConfig:
-    """Which part of a pretrained model stays as it is: the embeddings and the blocks above them.
+class TunableTask(Protocol):
+    """What a fine-tuning asks of a task; `TrainingModule` says what each method does."""
 
-    Args:
-        blocks: how many blocks from the bottom are frozen, with the embeddings; `all` leaves only the head to train.
-        steps: unfreeze one more block, from the top, every so many optimizer steps, and the embeddings last (Howard and
-            Ruder 2018, section 3.3). Left out: frozen to the end.
-
-    Raises:
-        UserError: a value outside its range.
-    """
-
-    blocks: int | Literal["all"] = "all"
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.blocks != "all" and (not isinstance(self.blocks, int) or self.blocks < 0):
-            raise UserError(f"freeze.blocks is {self.blocks}, but must be a number of blocks from 0 on, or all.")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"freeze.steps is {self.steps}, but must be at least 1, or left out.")
-
-
-class Freezing:
-    """Freezes parameters of `model`, and thaws them as training goes on.
-
-    A frozen parameter has `requires_grad` False: no gradient is computed for it, and the optimizer, which sees only
-    gradients, neither moves nor decays it and keeps no state for it. What is frozen is a function of the step alone, so
-    a resumed run goes on exactly.
-
-    Args:
-        model: a norm after the last block belongs to that block; what comes behind is the head, and always trains.
-        config: what to freeze.
-        keep: parameters by name that always train.
-
-    Raises:
-        UserError: more blocks are to be frozen than there are.
-    """
-
-    def __init__(self, model: nn.Module, config: FreezeConfig, keep: Callable[[str], bool]) -> None:
-        self.every = config.steps
-        self.thawed = 0
-        parameters = dict(model.named_parameters())
-        inner = [name for name in parameters if not keep(name)]
-        found = {name: place for name, place in places(model, inner).items() if not keep(name)}
-        self.depth = max((place.blocks for place in found.values()), default=0)
-        blocks = self.depth if config.blocks == "all" else config.blocks
-        if blocks > self.depth:
-            raise UserError(f"freeze.blocks is {blocks}, but the model has {self.depth} blocks.")
-        self.blocks = blocks
-        around = {_before_blocks(name) for name in found} - {""}
-        stages: list[list[nn.Parameter]] = [[] for _ in range(blocks + 1)]  # from the embeddings to the top
-        for name, place in found.items():
-            block = place.block
-            if block == self.depth and name.startswith(tuple(around)):  # the transformer's final norm
-                block -= 1
-            if block < blocks:
-                stages[block + 1].append(parameters[name])
-        self._stages = stages[::-1]
-        self._freeze(0)
-
-    def at(self, step: float) -> None:
-        """Freeze what is frozen after `step` optimizer steps; costs nothing when that is as before."""
-        thawed = 0 if self.every is None else int(min(step / self.every, len(self._stages)))
-        if thawed != self.thawed:
-            self._freeze(thawed)
-
-    def _freeze(self, thawed: int) -> None:
-        self.thawed = thawed
-        for index, stage in enumerate(self._stages):
-            for p in stage:
-                p.requires_grad_(index < thawed)
-
-    def describe(self) -> str:
-        """What is frozen, in words."""
-        which = "all blocks" if self.blocks == self.depth else f"the first {self.blocks} of {self.depth} blocks"
-        what = f"embeddings and {which}" if self.blocks else "embeddings"
-        after = "" if self.every is None else f", one block more trains every {self.every:,} steps"
-        return f"{what} frozen{after}"
-
-
-def _before_blocks(name: str) -> str:
-    """ "transformer." of "transformer.blocks.0.norm1.weight"; empty for what is in no block."""
-    path = name.split(".")
-    return "".join(f"{part}." for part in path[: path.index("blocks")]) if "blocks" in path else ""
-
-
-def trained(model: nn.Module) -> str:
-    """ "270k of 135M parameters (0.2 %)"."""
-    total = sum(p.numel() for p in model.parameters())
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{short(count)} of {short(total)} parameters ({100 * count / total:.3g} %)"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Where a model starts from
-
-
-@dataclass
-class Start:
-    """What a run takes from a checkpoint. All but the weights lies in the run's folder, so that the run can be
-    continued and scored when the checkpoint is gone: the weights are then those of the run.
-
-    Args:
-        source: as the user named it.
-        model: with its weights; without them (at random) when they come from the run; None once it is in use.
-        companion: the tokenizer of a language model, else None.
-        targets: where our linear layers lie in Hugging Face's model, for an adapter; empty if it is not theirs.
-    """
-
-    source: str
-    model: nn.Module | None
-    companion: Any = None
-    targets: dict[str, Target] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    architecture: str = ""
-
-    def __post_init__(self) -> None:
-        if self.model is not None:
-            config: Any = self.model.config
-            self.config, self.architecture = config.to_dict(), type(self.model).__name__
-
-    @classmethod
-    def of(cls, pretrained: Pretrained) -> Start:
-        """What `load` of a task's pretrained.py found."""
-        family, model, targets = pretrained.family, pretrained.model, {}
-        if family is not None and family.library == "hf":
-            targets = family.weights(model.config).targets(model)
-        return cls(pretrained.source.name, model, pretrained.companion, targets)
-
-    def save(self, folder: Path) -> None:
-        """Write `config.json`, and the tokenizer if there is one, into `folder`."""
-        if self.companion is not None:
-            self.companion.save(folder)
-        header = {"library": "triune", "format": FORMAT, "architecture": self.architecture}
-        about = {"model": self.config, "source": self.source, "targets": self.targets}
-        write_json(folder / CONFIG, header | about)
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any], model: nn.Module, companion: Any = None) -> Start:
-        """The inverse of `save`, given the content of `config.json` and a model made from it."""
-        targets = {
-            name: Target(module, transposed, part and tuple(part))
-            for name, (module, transposed, part) in config["targets"].items()
-        }
-        return cls(config["source"], model, companion, targets)
+    def load_pretrained(self, source: str) -> Pretrained: ...
+    def read_start(self, folder: Path) -> Start: ...
+    def adopt(self, start: Start, data: Any) -> str: ...
+    def adapt_model(self, start: Start, data: Any) -> nn.Module: ...
+    def is_new(self, name: str) -> bool: ...
 
 
 class Tuning:
@@ -209,7 +57,7 @@ class Tuning:
                 raise UserError(f"model.{name} needs a checkpoint to fine-tune; add --model.pretrained NAME_OR_PATH.")
         return None
 
-    def open(self, task: TrainingModule, data: Any) -> None:
+    def open(self, task: TunableTask, data: Any) -> None:
         """Read what the model starts from, once, and let the data adopt what belongs to it."""
         if self.start is not None:
             return
@@ -219,7 +67,7 @@ class Tuning:
             self.start = Start.of(task.load_pretrained(self.source))
         self.adopted = task.adopt(self.start, data)
 
-    def build(self, task: TrainingModule, data: Any, devices: int = 1) -> nn.Module:
+    def build(self, task: TunableTask, data: Any, devices: int = 1) -> nn.Module:
         """The model of the task, with factors, and frozen, as at the first step.
 
         Raises:
@@ -292,62 +140,3 @@ class Tuning:
             return False
         export_peft(folder, model, self.start.targets, self.source, task_type)
         return True
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Options beside a checkpoint's config
-
-
-def refuse_contradictions(
-    task: type, given: Mapping[str, Any], found: Mapping[str, Any], source: str, prefix: str = "model."
-) -> None:
-    """Raise UserError for an option that was given and is not what the checkpoint has.
-
-    Args:
-        task: the class whose constructor says what an option is when it is not given.
-        given: values of options by name.
-        found: those of the checkpoint.
-        source: name of the checkpoint.
-        prefix: before the names of the options.
-    """
-    defaults = inspect.signature(task).parameters
-    for name, value in given.items():
-        if value != defaults[name].default and name in found and value != found[name]:
-            _contradiction(f"{prefix}{name}", value, found[name], source)
-
-
-def adapted_transformer(
-    given: TransformerConfig, default: TransformerConfig, found: TransformerConfig, source: str
-) -> TransformerConfig:
-    """The transformer of a checkpoint with the dropout and stochastic depth that were asked for.
-
-    Args:
-        given: from the command line.
-        default: what that is when nothing is given.
-        found: of the checkpoint.
-        source: name of the checkpoint.
-
-    Raises:
-        UserError: another field was given, and the checkpoint has another value there.
-    """
-    changes = {}
-    for name in (f.name for f in dataclasses.fields(found)):
-        value, own = getattr(given, name), getattr(found, name)
-        if value == getattr(default, name) or value == own:
-            continue
-        if name not in REGULARISERS:
-            _contradiction(f"model.transformer.{name}", value, own, source)
-        changes[name] = value
-    return dataclasses.replace(found, **changes)
-
-
-def _contradiction(option: str, value: Any, own: Any, source: str) -> None:
-    raise UserError(f"{option} is {value}, but '{source}' has {own}; leave the option out, the checkpoint decides it.")
-
-
-def rebuilt(model: Model, config: Any) -> Model:
-    """A model of the same class with another config, and the weights of `model`."""
-    with uninitialised():
-        new = type(model)(config)
-    new.load_state_dict(model.state_dict())
-    return new

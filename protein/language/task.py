@@ -13,10 +13,12 @@ from torch import Tensor
 from ...core.adapt.lora import LoRAConfig
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained
+from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.optimizers import OptimizerConfig
+from ...core.training.run.folder import RunFolder
 from ...core.training.schedules import ScheduleConfig
-from ...core.training.tuning import FreezeConfig, Start, refuse_contradictions
+from ...core.training.start import Start, refuse_contradictions
 from ..data.store import ChainSet, builtin_set, open_set
 from ..pair.task import precision_lines, read_start
 from .contact_head import HEAD
@@ -112,7 +114,7 @@ class PretrainTask(TrainingModule):
         c = self.config.transformer
         return f"{'ESM-2 shape: ' if self.tuning is None else ''}{c.depth} layers x {c.dim}, {c.heads} heads"
 
-    def figures(self, run: Any) -> dict[str, Any]:
+    def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         """Fit the contact head to the weights just judged; its precision on the held-out chains with known
         structure.
         """
@@ -124,10 +126,10 @@ class PretrainTask(TrainingModule):
         self.fitted = {"head": head, "on": len(fitted_on), "by": len(judged_by)}
         return {f"val_{name}": value for name, value in judge_head(model, head, chains, judged_by).items()}
 
-    def table(self, figures: dict[str, Any]) -> str:
+    def table(self, metrics: dict[str, Any]) -> str:
         """The loss, and the precision of the contact head."""
         known = "built-in chains" if self.structures is None else f"chains of {self.structures}"
-        lines = [f"val_loss {figures['val_loss']:.4f}  val_perplexity {figures['val_perplexity']:.2f}"]
+        lines = [f"val_loss {metrics['val_loss']:.4f}  val_perplexity {metrics['val_perplexity']:.2f}"]
         lines.append(
             f"contact head fitted on {self.fitted['on']} {known}, judged by {self.fitted['by']} held-out ones:"
         )
@@ -135,7 +137,7 @@ class PretrainTask(TrainingModule):
             lines[-1] = (
                 f"no attention head tells contacts of {self.fitted['on']} {known} yet, so the contact head is empty:"
             )
-        return "\n".join([*lines, *precision_lines(figures)])
+        return "\n".join([*lines, *precision_lines(metrics)])
 
     def export(self, folder: Path) -> None:
         """Write the model for `SequenceModel.from_pretrained`, and its contact head into a folder of its own."""
@@ -143,7 +145,7 @@ class PretrainTask(TrainingModule):
         if self.fitted:
             self.fitted["head"].save_pretrained(folder / HEAD)
 
-    def next_steps(self, run: Any) -> list[str]:
+    def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
         quoted = shlex.quote(str(run))
         return [f"triune protein validate {quoted}", f"triune protein contacts SEQUENCES.fasta --run {quoted}"]

@@ -16,10 +16,12 @@ from ...core.adapt.lora import LoRAConfig
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained
 from ...core.initialise import uninitialised
+from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.optimizers import OptimizerConfig
+from ...core.training.run.folder import RunFolder
 from ...core.training.schedules import ScheduleConfig
-from ...core.training.tuning import FreezeConfig, Start
+from ...core.training.start import Start
 from ..data.module import ProteinData
 from ..language.model import SequenceConfig, SequenceModel
 from ..predict.metrics import CUTOFF, ContactMetrics, distances, targets_of
@@ -153,17 +155,17 @@ class PairTask(TrainingModule):
         trunk = f", on a language model of {below.depth} layers x {below.dim}" if below else ""
         return f"{self.preset}: {c.depth} blocks x {c.dim} channels, {attention}{msa}{trunk}"
 
-    def table(self, figures: dict[str, Any]) -> str:
+    def table(self, metrics: dict[str, Any]) -> str:
         """Precision by separation, beside what chance and a perfect predictor would reach."""
-        stage = "val" if "val_loss" in figures else "test"
-        return "\n".join([f"{stage}_loss {figures[f'{stage}_loss']:.4f}", *precision_lines(figures, stage)])
+        stage = "val" if "val_loss" in metrics else "test"
+        return "\n".join([f"{stage}_loss {metrics[f'{stage}_loss']:.4f}", *precision_lines(metrics, stage)])
 
     def export(self, folder: Path) -> None:
         """Write the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
         config = {"model": self.config.to_dict()} | ({"inputs": self.inputs} if self.inputs else {})
         checkpoint.save(folder, "PairModel", config, self.export_state())
 
-    def next_steps(self, run: Any) -> list[str]:
+    def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
         quoted = shlex.quote(str(run))
         return [f"triune protein validate {quoted}", f"triune protein contacts INPUT.a3m --run {quoted}"]
@@ -176,13 +178,13 @@ def read_start(folder: Path) -> Start:
         return Start.read(config, SequenceModel(SequenceConfig.from_dict(config["model"])))
 
 
-def precision_lines(figures: dict[str, Any], stage: str = "val") -> list[str]:
+def precision_lines(metrics: dict[str, Any], stage: str = "val") -> list[str]:
     """P@L and P@L/5 of an evaluation (`val_long_p_at_l`, ...) by separation, with chance and ceiling."""
     lines = ["precision (chance, ceiling)      P@L              P@L/5"]
     for name, about in (("short", "6 to 11 apart"), ("medium", "12 to 23"), ("long", "24 or more")):
         cells = []
         for at in ("p_at_l", "p_at_l5"):
-            found = (figures.get(f"{stage}_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
+            found = (metrics.get(f"{stage}_{name}_{at}{end}") for end in ("", "_chance", "_ceiling"))
             value, chance, ceiling = (float("nan") if x is None else x for x in found)
             cells.append(f"{value:.3f} ({chance:.3f}, {ceiling:.3f})")
         lines.append(f"  {name:7} {about:14} " + "  ".join(cells))

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from ..task import TaskModule
 from .folder import RunFolder
 from .telemetry import Telemetry, total_steps
 
@@ -41,7 +42,8 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        metric, mode = getattr(pl_module, "monitor", ("val_loss", "min"))
+        assert isinstance(pl_module, TaskModule)
+        metric, mode = pl_module.monitor
         found = trainer.callback_metrics
         with self.telemetry.pause():
             if metric in found:

@@ -249,13 +249,12 @@ class Telemetry(Callback):
     def _seconds(self) -> float:
         return self._seconds_before + (0.0 if self._start is None else self.clock() - self._start)
 
-    def _flops(self, module: LightningModule, batch: Any) -> float:
+    def _flops(self, module: Any, batch: Any) -> float:
         """FLOPs of one batch of this rank, counted once per shape; nan when unknown."""
         if self.flops_unknown:
             return math.nan
         shapes = str([tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)])
-        if tuning := getattr(module, "tuning", None):
-            shapes += str(tuning.thawed)  # what is frozen has no gradient to compute
+        shapes += str(module.thawed)  # what is frozen has no gradient to compute
         if shapes not in self._counts:
             if len(self._counts) == MOST_SHAPES:
                 self.flops_unknown = f"batches have more than {MOST_SHAPES} shapes"

@@ -20,7 +20,7 @@ from triune.core.training.optimizers import OptimizerConfig, parameter_groups
 from triune.core.training.run.cli import run_task
 from triune.core.training.run.flops import count_step
 from triune.core.training.run.folder import RunFolder, load_summary
-from triune.core.training.tuning import Start
+from triune.core.training.start import Start
 from triune.protein.data.module import ProteinData
 from triune.protein.language.data import SequenceData
 from triune.protein.language.model import SequenceConfig, SequenceModel, esm_tokens, esm_transformer

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from triune.core.errors import UserError
+from triune.core.training.data import DataModule
 from triune.core.training.module import Loss, TrainingModule
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.run.cli import run_task
@@ -110,7 +110,7 @@ def make_batch(seed: int) -> dict[str, Tensor]:
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
-class ToyData(lightning.LightningDataModule):
+class ToyData(DataModule):
     def __init__(self, files: str | None = None, interrupt_at: int = -1):
         super().__init__()
         self.files, self.interrupt_at = files, interrupt_at

@@ -1,0 +1,92 @@
+"""Everything that works around Lightning, in one place, with the issue where there is one."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
+
+PLAIN = ("_current_fx_name",)
+"""Attributes that Lightning sets nearly fifty times a step, to note the running hook. They go into the module's
+dictionary directly, because `nn.Module.__setattr__` would take 0.1 ms a step for them."""
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's "no profiler", less a generator for each of the fifty regions of a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+
+def without_profiler(trainer: Trainer) -> None:
+    """Replace the profiler that does nothing by one that does it faster."""
+    if type(trainer.profiler) is PassThroughProfiler:  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.profiler = _NoProfiler()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def close_process_group_at_exit(trainer: Trainer) -> None:
+    """Close gloo too at the exit of each of several processes; Lightning closes NCCL only.
+
+    gloo's threads, when they outlive the process, end it with an abort now and then.
+    """
+    if trainer.world_size > 1:
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+def forget_loader(trainer: Any) -> None:
+    """Let the loop make its training loader anew when a checkpoint is to be loaded.
+
+    Counting the batches of an epoch sets up the loader, and one that is set up never gets its state from the checkpoint
+    (Lightning#20550).
+    """
+    if trainer.ckpt_path or trainer.strategy.restore_checkpoint_after_setup:
+        trainer.fit_loop._combined_loader = None
+
+
+def keep_signature(step: Callable[..., Any]) -> None:
+    """Lightning inspects the signature of `training_step` at every step; one that lies ready is found faster."""
+    step.__signature__ = inspect.signature(step)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def quiet() -> None:
+    """Silence what Lightning says about itself; warnings about the user's run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # ours to choose, and printed
+        ".*LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+        ".*`max_epochs` was not set.*",
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*`srun` command is available.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    if rank() > 0:
+        warnings.filterwarnings("ignore")
+
+
+def rank() -> int:
+    """The number of this process among those of the training, also before it has begun."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def from_lightning(error: Exception) -> bool:
+    """Whether Lightning itself raised this: its ValueErrors are about the trainer's options."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")

@@ -1,0 +1,110 @@
+"""The part of a command line that is read before the parser is made: --run, --resume, --config and recipes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ...errors import UserError
+from ...yaml_files import read_yaml
+from ..lightning_fixes import rank
+from .folder import RunFolder
+from .recipes import find_config, folder, list_recipes
+
+# Rank 0 tells the processes it starts (DDP) where the run goes; each would otherwise choose a folder of its own.
+RUN_VARIABLE = "TRIUNE_RUN"
+SCORING = ("validate", "test", "predict")
+"""Verbs that use a run; all others train."""
+SECTIONS = ("trainer", "model", "data")
+"""What the options of a YAML file stand below."""
+
+
+def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFolder | None, bool, list[str]]:
+    """Find run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
+    trains = verb not in SCORING
+    known, rest = _run_and_configs(verb, args)
+    if None in known.config or ("--run" in args and known.run is None):
+        missing = "--config" if None in known.config else "--run"
+        raise UserError(f"{missing} needs a value; `triune {task} {verb} --help` says which.")
+    if known.resume not in ("true", "false"):
+        raise UserError(f"--resume is '{known.resume}', but must be true or false.")
+    resume = known.resume == "true"
+    configs = [str(check_yaml(find_config(name, package))) for name in known.config]
+    run = RunFolder(known.run) if known.run else None
+    helping = any(word in ("-h", "--help") or word.startswith("--print_config") for word in rest)
+    if helping:
+        return run, resume, _join(configs, rest)
+    if trains and resume and run is None:
+        raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
+    if run and (resume or not trains):
+        run = RunFolder.open(run.path)
+        configs.insert(0, str(run.config))
+        if trains and run.verb != verb:
+            raise UserError(f"{run} is a run of `triune {task} {run.verb}`; continue it with that verb.")
+        if trains and not run.last.exists():
+            raise UserError(f"{run} has no checkpoints/last.ckpt to continue from; start anew with another --run.")
+    if trains and not resume:
+        run = run or RunFolder(os.environ.get(RUN_VARIABLE, "") if rank() else RunFolder.fresh(task).path)
+        if not configs:
+            configs = _default_configs(verb, rest, package)
+        if rank() == 0:
+            run.check_free()
+            os.environ[RUN_VARIABLE] = str(run)
+    return run, resume, _join(configs, rest)
+
+
+def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:
+    """The recipe for a command line without --config: one for fine-tuning, where a checkpoint is given and there is
+    one.
+    """
+    names = ["default"] if verb == "fit" else [verb]
+    if any(word.split("=")[0] == "--model.pretrained" for word in rest):
+        names = ["finetune", "default"] if verb == "fit" else [f"{verb}-finetune"]
+    known = {recipe.name for recipe in list_recipes(folder(package))}
+    return [str(find_config(name, package)) for name in names if name in known][:1]
+
+
+def _run_and_configs(verb: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """`--run` (or the first word, of a verb that uses a run), `--resume` and `--config`, and the rest of the line."""
+    line = list(args)
+    if verb in SCORING and line and not line[0].startswith("-"):
+        line[:1] = ["--run", line[0]]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--run", nargs="?")
+    first.add_argument("--resume", nargs="?", const="true", default="false")
+    first.add_argument("--config", "-c", action="append", nargs="?", default=[])
+    return first.parse_known_args(line)
+
+
+def training_verb(verb: str, args: list[str]) -> str:
+    """The verb whose classes `triune TASK VERB ARGS` needs: its own if it trains, else that of the run it uses."""
+    if verb not in SCORING:
+        return verb
+    run = _run_and_configs(verb, args)[0].run
+    return RunFolder(run).verb if run else "fit"
+
+
+def check_yaml(path: Path) -> Path:
+    """The same path, once it is known to hold a mapping in YAML.
+
+    Raises:
+        UserError: it is empty, or see `read_yaml`.
+    """
+    content = read_yaml(path, f"--config {path}")
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise UserError(
+            f"--config {path} {found}; it must hold options, such as `trainer:` and below it `max_steps: 500`."
+        )
+    for name, value in content.items():
+        if value in ({}, []) or (name in SECTIONS and not isinstance(value, dict)):
+            found = f"is {value}" if value else "is empty"
+            raise UserError(
+                f"--config {path}: `{name}` {found}, but must hold options; put them below it, or remove the line."
+            )
+    return path
+
+
+def _join(configs: list[str], rest: list[str]) -> list[str]:
+    return [word for name in configs for word in ("--config", name)] + rest

@@ -1,0 +1,64 @@
+"""What one call of a training or scoring verb works with: the command line fills it, the reports read it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from ..data import DataModule
+from ..module import TrainingModule
+from .checkpoints import Checkpoints, StopOnInterrupt
+from .folder import RunFolder
+from .telemetry import Telemetry
+
+
+@dataclass
+class Session:
+    """The first attributes are known from the command line; `filled` brings those that need the parsed configuration.
+
+    Args:
+        task: name of the task, such as "text".
+        verb: such as "fit".
+        args: the command line behind the verb, as it was typed.
+        run: the run folder, where there is one.
+        resume: whether the run is continued.
+        telemetry, interrupt, checkpoints: the callbacks of a training.
+    """
+
+    task: str
+    verb: str
+    args: list[str]
+    run: RunFolder | None
+    resume: bool
+    telemetry: Telemetry
+    interrupt: StopOnInterrupt
+    checkpoints: Checkpoints | None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    model: TrainingModule = field(init=False)
+    data: DataModule = field(init=False)
+    trainer: Trainer = field(init=False)
+    config: Any = field(init=False)
+    """The resolved options, by their names on the command line (`config.trainer.max_steps`)."""
+    config_text: str = field(init=False)
+    """The same as YAML."""
+
+    def filled(
+        self, model: TrainingModule, data: DataModule, trainer: Trainer, config: Any, config_text: str
+    ) -> None:  # fmt: skip
+        """Note what was built, and from which options."""
+        self.model, self.data, self.trainer = model, data, trainer
+        self.config, self.config_text = config, config_text
+
+    @property
+    def command(self) -> str:
+        """The command line of this call, as one would type it."""
+        return f"triune {self.task} {self.verb} {shlex.join(self.args)}".strip()
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether --trainer.fast_dev_run leaves nothing behind."""
+        return bool(self.trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,155 @@
+"""What a task writes: its model, its loss, and how a run of it is judged, shown and exported.
+
+Only `build_model`, `loss` and `slots` have no default. Everything that the command line asks of a task stands here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from ..checkpoints.family import Pretrained
+from ..checkpoints.native import WEIGHTS
+from ..errors import UserError
+from .run.folder import RunFolder
+from .start import Start
+
+
+class Loss(NamedTuple):
+    """A loss before normalisation.
+
+    total: scalar, differentiable: the SUM of the losses of the real units of this micro-batch.
+    count: scalar: the number of those units (tokens, images, residue pairs); a plain number where the host knows it.
+    """
+
+    total: Tensor
+    count: Tensor | float  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class Sums(NamedTuple):
+    """A `Loss` whose count is a tensor beside its total: scalars on the device."""
+
+    total: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class TaskModule(LightningModule):
+    """The methods and attributes of a task, with defaults."""
+
+    task_type: str | None = None
+    """What PEFT calls the use of this model, such as CAUSAL_LM."""
+    unit: str = "tok"
+    """What is counted: the units of `Loss.count`, as the progress line names them."""
+    loss_unit: str = "nats per token"
+    """Of the plot of the loss."""
+    monitor: tuple[str, str] = ("val_loss", "min")
+    """A metric, and whether its "min" or "max" is best: chooses the weights of `checkpoints/best.ckpt`."""
+
+    # --- model and loss -----------------------------------------------------------------------------------------------
+
+    def build_model(self, data: Any) -> nn.Module:
+        """Make the model; `data` is the data module after its `setup()`, or None without one."""
+        raise NotImplementedError(f"{type(self).__name__} must implement build_model(data).")
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        """Read a checkpoint: the `load` of the task's pretrained.py."""
+        raise UserError(f"model.pretrained is {source}, but this task starts from random weights only; leave it out.")
+
+    def read_start(self, folder: Path) -> Start:
+        """What `Start.save` wrote, with a model whose weights are at random."""
+        raise NotImplementedError(f"{type(self).__name__} must implement read_start(folder).")
+
+    def adopt(self, start: Start, data: Any) -> str:
+        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in
+        words.
+        """
+        return ""
+
+    def adapt_model(self, start: Start, data: Any) -> nn.Module:
+        """The model of this task with the weights of `start.model`, which it may use up; `data` is set up, or None."""
+        raise NotImplementedError(f"{type(self).__name__} must implement adapt_model(start, data).")
+
+    def is_new(self, name: str) -> bool:
+        """Whether a parameter of a fine-tuned model belongs to the task rather than the checkpoint, like a head.
+
+        It trains whatever is frozen and is not adapted, even where the checkpoint's own fits.
+        """
+        return False
+
+    def loss(self, batch: Any) -> Loss:
+        """Loss of one micro-batch, in training (`self.training`) and evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} must implement loss(batch).")
+
+    def slots(self, batch: Any) -> int:
+        """Positions of a batch, padding included, from shapes alone; real units are `Loss.count`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement slots(batch).")
+
+    def update_metrics(self, batch: Any) -> None:
+        """Called for every evaluation batch; gather what `compute_metrics` needs, on the device."""
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        """Called once after an evaluation, when `self.evaluated` holds its sums over all ranks.
+
+        Logged as `val_<name>` or `test_<name>`. Resetting what `update_metrics` gathered is up to this method, as is
+        bringing ranks together.
+        """
+        return {}
+
+    # --- what the command line shows and writes -----------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """A line about the model, for the opening block; empty for its size only."""
+        return ""
+
+    def finalise(self, run: RunFolder | None) -> dict[str, Any]:
+        """What is fitted to the weights just judged (a temperature, a contact head); returns further metrics.
+
+        Called once after an evaluation, on the main process; `run` is None without a run folder.
+        """
+        return {}
+
+    def table(self, metrics: dict[str, Any]) -> str:
+        """The metrics of an evaluation, `finalise`'s included, as they are printed: "val_loss 1.6123"."""
+        return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, int | float))
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights to export, by name."""
+        return self.state_dict()
+
+    def export(self, folder: Path) -> None:
+        """Write the trained model into an empty folder; by default `model.safetensors` alone, without a config."""
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in self.export_state().items()}, folder / WEIGHTS)
+
+    def finish(self, run: RunFolder) -> None:
+        """Write further files into the run folder, after training."""
+
+    def next_steps(self, run: RunFolder) -> list[str]:
+        """Commands to show after training."""
+        return []
+
+
+def summed(task: TaskModule, batch: Any) -> Sums:
+    """The task's loss with its count as a tensor. Raises UserError for a loss of another form."""
+    found: Any = task.loss(batch)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor) and found[0].dim() == 0):
+        what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise UserError(
+            f"`{type(task).__name__}.loss` returns {what}, but must return Loss(total, count), two scalars: the sum"
+            " of the losses of the batch and the number of units it sums over. Of a mean it cannot be known how"
+            " many units it is over, so give both."
+        )
+    total, count = found
+    if isinstance(count, Tensor) and count.dim() == 0:
+        return Sums(total, count)
+    if isinstance(count, int | float):
+        return Sums(total, torch.full((), count, device=total.device))  # without waiting for the device
+    what = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else f"a {type(count).__name__}"
+    raise UserError(
+        f"The count that `{type(task).__name__}.loss` returns is {what}, but must be a number or a scalar tensor."
+    )
