@@ -236,7 +236,7 @@ def main(args: list[str]) -> int:
     work = Work(options, read_structures(options.structure, options.chain, problems), problems)
     sizes = queries.sizes()
     count = 0
-    with progress("predicting contacts", sum(sizes), "MB", 1e6) as advance:
+    with progress("predicting contacts", sum(sizes), "kB", 1e3) as advance:
         for file, size in zip(queries.files, sizes):
             found = list(queries.of(file))
             for query in found:
