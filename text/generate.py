@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.files import check_regular
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
+    from .data.messages import Message
     from .model import LanguageModel
+    from .sampling import SamplingConfig
     from .tokenizer import Tokenizer
 
 
@@ -30,7 +33,17 @@ def parser() -> argparse.ArgumentParser:
         help="a run, a model folder of triune or Hugging Face, a name on the hub, a GGUF file",
     )
     p.add_argument("--prompt", action="append", default=[], help="text to continue; repeat it for a batch")
-    p.add_argument("--chat", action="store_true", help="take the prompt as a question, by the model's chat template")
+    p.add_argument(
+        "--chat", action="store_true",
+        help="take each prompt as a question, by the model's chat template; without a prompt, talk: one question a "
+        "line from the terminal or standard input, with all that was said before",
+    )  # fmt: skip
+    p.add_argument("--system", help="with --chat: what the model is told before the conversation")
+    p.add_argument(
+        "--conversation", type=Path,
+        help="with --chat: a JSON file of what was said so far ([{role, content}, …]), before the first question",
+    )  # fmt: skip
+    p.add_argument("--think", action="store_true", help="with --chat: let a model think first, if its template can")
     p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
     p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
     p.add_argument(
@@ -59,16 +72,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Continuation:
-    """The text of one prompt as its tokens arrive; holds back what may yet become a stop string."""
+    """The text of one prompt as its tokens arrive; holds back what may yet become a stop string.
 
-    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
-        self.stream, self.stops = tokenizer.stream(), [s for s in stops if s]
+    Args:
+        tokenizer: of the model.
+        stops: texts to end before.
+        after: the tokens of the prompt, since a word may begin with the space behind them.
+        lead: what is not part of the text when it begins with it, such as a space that a chat template writes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], after: Sequence[int] = (), lead: str = "") -> None:
+        self.stream, self.stops, self.lead = tokenizer.stream(after), [s for s in stops if s], lead
         self.text, self.shown, self.tokens, self.done = "", 0, 0, False
 
     def push(self, token: int) -> str:
         """Add a token; return the text that may now be shown."""
         self.tokens += 1
         self.text += self.stream.push(token)
+        if self.lead and self.lead.startswith(self.text):
+            if self.text == self.lead:
+                self.text = self.lead = ""
+            return ""
+        self.text, self.lead = self.text.removeprefix(self.lead), ""
         found = [at for at in (self.text.find(stop, max(0, self.shown)) for stop in self.stops) if at >= 0]
         if found:
             self.text, self.done = self.text[: min(found)], True
@@ -142,49 +167,111 @@ def main(args: list[str]) -> int:
     if options.max_tokens < 1:
         raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
     from ..core.compiled import compile_blocks
-    from .sampling import SamplingConfig, generate
+    from .sampling import SamplingConfig, check_seed
+    from .talk import start_of
 
+    for name in ("system", "conversation", "think"):
+        if getattr(options, name) and not options.chat:
+            raise UserError(f"--{name} is given without --chat; add it, or leave --{name} out.")
     config = SamplingConfig(0.0 if options.greedy else options.temperature, options.top_k, options.top_p, options.min_p)
+    check_seed(options.seed)
+    start = start_of(options.system, options.conversation)
     model, tokenizer = load(options.run, options.device)
     if options.weights != "float32":
         compress(model, options.weights)
     if options.compile:
         compile_blocks(model, next(model.parameters()).device.type, dynamic=True)
+    writer = Writer(model, tokenizer, config, options)
+    if options.chat and not (options.prompt or options.prompt_file):
+        return _talk(writer, start)
+    return _write(writer, start)
+
+
+class Writer:
+    """Continues prompts and says how fast. Arguments as on the command line."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, config: SamplingConfig, options: Any) -> None:
+        self.model, self.tokenizer, self.config, self.options = model, tokenizer, config, options
+        self.tokens, self.seconds = 0, 0.0
+
+    def run(self, ids: list[list[int]], texts: list[Continuation], streaming: bool, seed: int | None) -> None:
+        """Fill `texts` with what follows the prompts `ids`."""
+        from .sampling import generate
+
+        started, options = time.perf_counter(), self.options
+        ends = self.tokenizer.end_ids
+        steps = generate(self.model, ids, options.max_tokens, self.config, seed, ends, use_cache=not options.no_cache)
+        _run(steps, texts, ends, streaming)
+        self.tokens += sum(text.tokens for text in texts)
+        self.seconds += time.perf_counter() - started
+
+    def report(self) -> None:
+        rate = self.tokens / self.seconds if self.seconds else 0
+        print(f"{self.tokens} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s", file=sys.stderr)
+
+
+def _write(writer: Writer, start: list[Message]) -> int:
+    """Continue the prompts, or answer them as questions that do not know of each other."""
+    from .talk import Talk
+
+    options, tokenizer = writer.options, writer.tokenizer
     prompts = _prompts(options, tokenizer)
-    ids = [_ids(tokenizer, prompt, options.chat) for prompt in prompts]
-    texts = [Continuation(tokenizer, options.stop) for _ in prompts]
+    if options.chat:
+        found = [Talk(tokenizer, start, options.think).ask(prompt) for prompt in prompts]
+    else:
+        found = [(_ids(tokenizer, prompt), "") for prompt in prompts]
+    texts = [Continuation(tokenizer, options.stop, ids, lead) for ids, lead in found]
     streaming = len(prompts) == 1 and not options.json
     if streaming and not options.chat:
         print(prompts[0], end="", flush=True)
-    started = time.perf_counter()
-    steps = generate(
-        model, ids, options.max_tokens, config, options.seed, tokenizer.end_ids, use_cache=not options.no_cache
-    )
-    _run(steps, texts, tokenizer.end_ids, streaming)
-    seconds = time.perf_counter() - started
+    writer.run([ids for ids, _ in found], texts, streaming, options.seed)
     _report(options, prompts, texts, streaming)
-    total = sum(t.tokens for t in texts)
-    print(f"{total} tokens in {seconds:.1f} s, {total / seconds:,.0f} tokens/s", file=sys.stderr)
+    writer.report()
+    return 0
+
+
+def _talk(writer: Writer, start: list[Message]) -> int:
+    """Answer one question after the other, each with all that was said before."""
+    from .talk import Talk, as_json, questions
+
+    options, tokenizer = writer.options, writer.tokenizer
+    talk, context = Talk(tokenizer, start, options.think), writer.model.config.transformer.context
+    # What was said so far may end with a question.
+    waiting = [None] if start and start[-1]["role"] not in ("assistant", "system", "developer") else []
+    for number, question in enumerate(itertools.chain(waiting, questions())):
+        try:
+            ids, lead = talk.ask(question)
+        except UserError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(error, file=sys.stderr)  # a person can ask again
+            continue
+        if len(ids) > context:
+            print(f"Only the last {context:,} tokens of the conversation are seen.", file=sys.stderr)
+        text = Continuation(tokenizer, options.stop, ids, lead)
+        writer.run([ids], [text], not options.json, None if options.seed is None else options.seed + number)
+        rest = text.flush()
+        if not options.json:
+            print(rest, flush=True)
+        talk.answered(text.text)
+    if options.json:
+        print(as_json(talk.messages))
+    writer.report()
     return 0
 
 
 def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
     prompts = list(options.prompt)
     if options.prompt_file:
-        try:
-            prompts.append(check_regular(options.prompt_file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text ({error}).") from None
+        from .data.corpus import read_text
+
+        prompts.append(read_text(options.prompt_file))
     if not prompts:
         prompts = ["" if tokenizer.eos_id is not None or tokenizer.beginning else "\n"]
     return prompts
 
 
-def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
-    if chat:
-        from .data.chat import ChatTemplate
-
-        return ChatTemplate(tokenizer).ask(prompt).tolist()
+def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.beginning + (tokenizer.encode(prompt).tolist() if prompt else _beginning(tokenizer))
 
 

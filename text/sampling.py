@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+import math
+from collections.abc import Collection, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.mixers.cache import KeyValueCache
 from .model import LanguageModel
+
+COLDEST = 1e-30
+"""Lower temperatures draw what this one does: the likeliest token, or one of those that are exactly as likely."""
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,36 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (self.temperature >= 0, "0 (greedy) or a positive number"),
+            "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
             "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (self.min_p is None or 0 <= self.min_p < 1, "at least 0 and below 1"),
         }
         for name, (fine, allowed) in checks.items():
             if not fine:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be {allowed}.")
+                raise UserError(f"{name} is {getattr(self, name)}, but must be {allowed}; change it.")
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise UserError when a generator cannot begin with `seed`."""
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed is {seed}, but must be 0 to {LARGEST_SEED} (2^63 - 1); give another.")
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Scaled logits with the tokens that may not be drawn at -inf. `[batch, vocabulary]` -> same; temperature > 0."""
-    logits = logits.float() / config.temperature
+    """Scaled logits with the tokens that may not be drawn at -inf. `[batch, vocabulary]` -> same; temperature > 0.
+
+    Among equally likely tokens those of lower number come first, as with `argmax`. The result is float64, in which no
+    logit overflows at any temperature.
+    """
+    logits = logits.double() / max(config.temperature, COLDEST)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        above, equal = logits > least, logits == least
+        room = config.top_k - above.sum(dim=-1, keepdim=True)
+        logits = logits.masked_fill(~(above | (equal & (equal.cumsum(dim=-1) <= room))), -torch.inf)
     if config.top_p is not None and config.top_p < 1:
-        ordered, index = logits.sort(dim=-1, descending=True)
+        ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         chance = ordered.softmax(dim=-1)
         # A token goes when those before it already reach p, so the most likely one always stays.
         beyond = chance.cumsum(dim=-1) - chance >= config.top_p
@@ -61,13 +77,13 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, config: SamplingConfig, generators: list[torch.Generator] | None = None) -> Tensor:
+def draw(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator | None] | None = None) -> Tensor:
     """Next token of each row, int `[batch]`. A row draws from its own generator, so its text does not depend on the
     batch.
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    chance = filter_logits(logits, config).softmax(dim=-1).cpu()
+    chance = filter_logits(logits, config).softmax(dim=-1).float().cpu()
     rows = [
         torch.multinomial(row, 1, generator=None if generators is None else generators[i])
         for i, row in enumerate(chance)
@@ -99,8 +115,8 @@ def generate(
 ) -> Generator[dict[int, int], set[int] | None, None]:
     """Continue a batch of prompts, one step at a time.
 
-    The model never sees more tokens than the context it was trained with: when the text outgrows it, generation goes
-    on from the last half, with and without the cache alike.
+    The model never sees more tokens than the context it was trained with: when a text outgrows it, generation goes on
+    from its last half, with and without the cache, alone and in a batch alike.
 
     Args:
         model: in evaluation mode.
@@ -115,42 +131,74 @@ def generate(
         The new token of each unfinished prompt, by the prompt's number. `send` a set of numbers to finish those.
 
     Raises:
-        UserError: an empty prompt.
+        UserError: an empty prompt, or a seed outside its range.
     """
     if empty := [str(n) for n, prompt in enumerate(prompts, start=1) if not prompt]:
         raise UserError(f"Prompt {', '.join(empty)} is empty; give some text to continue.")
-    config, device, context = (
-        config or SamplingConfig(),
-        next(model.parameters()).device,
-        model.config.transformer.context,
-    )
-    tokens, valid = left_pad(prompts, device)
-    live = list(range(len(prompts)))
-    generators = None if seed is None else [torch.Generator().manual_seed(seed + n) for n in live]
-    start, cache = max(0, tokens.shape[1] - context), None
+    check_seed(seed)
+    config, device = config or SamplingConfig(), next(model.parameters()).device
+    live = [
+        _Row(n, list(prompt), None if seed is None else torch.Generator().manual_seed(seed + n))
+        for n, prompt in enumerate(prompts)
+    ]
+    views = _Views(model, live, device, use_cache)
     for step in range(max_tokens):
-        if tokens.shape[1] - start > context:
-            start, cache = tokens.shape[1] - max(context // 2, 1), None
-        if cache is None:
-            longest = min(tokens.shape[1] - start + max_tokens - step, context)
-            cache = KeyValueCache(model.transformer.config, longest + 1) if use_cache else None
-            new, new_valid = tokens[:, start:], None if valid is None else valid[:, start:]
-        else:
-            new, new_valid = tokens[:, -1:], None
-        # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
-        with nullcontext() if new.shape[1] == 1 else torch.compiler.set_stance("force_eager"):
-            hidden = model.hidden(new, valid=new_valid, cache=cache)
-        chosen = draw(model.logits(hidden[:, -1]), config, generators)
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        valid = None if valid is None else F.pad(valid, (0, 1), value=True)
-        ids = dict(zip(live, chosen.tolist(), strict=True))
-        stopped = (yield ids) or set()
-        keep = [row for row, n in enumerate(live) if ids[n] not in ends and n not in stopped]
+        hidden = views.hidden(max_tokens - step)
+        chosen = draw(model.logits(hidden[:, -1]), config, [row.generator for row in views.rows]).tolist()
+        for row, token in zip(views.rows, chosen, strict=True):
+            row.tokens.append(token)
+        stopped = (yield {row.number: row.tokens[-1] for row in views.rows}) or set()
+        keep = [at for at, row in enumerate(views.rows) if row.tokens[-1] not in ends and row.number not in stopped]
         if not keep:
             return
-        if len(keep) < len(live):
-            live, rows = [live[row] for row in keep], torch.tensor(keep, device=device)
-            tokens, valid = tokens[rows], None if valid is None else valid[rows]
-            generators = None if generators is None else [generators[row] for row in keep]
-            if cache is not None:
-                cache.select(rows)
+        views.select(keep)
+
+
+@dataclass
+class _Row:
+    """A text that grows: its number, its tokens, where its draws come from, and its first token in view."""
+
+    number: int
+    tokens: list[int]
+    generator: torch.Generator | None
+    start: int = 0
+
+
+class _Views:
+    """What the model sees of each row, and the cache of it.
+
+    Each row slides by its own length, as it would alone. The cache holds the views of all rows side by side, so it is
+    built anew when one of them slides, or when it has no room.
+    """
+
+    def __init__(self, model: LanguageModel, rows: list[_Row], device: torch.device, use_cache: bool) -> None:
+        self.model, self.rows, self.device, self.use_cache = model, rows, device, use_cache
+        self.context = model.config.transformer.context
+        self._cache: KeyValueCache | None = None
+        self._free = 0
+        for row in rows:
+            row.start = max(0, len(row.tokens) - self.context)
+
+    def hidden(self, steps_left: int) -> Tensor:
+        """Vectors of the last tokens, `[rows, tokens, dim]`, of which the last one counts."""
+        for row in self.rows:
+            if len(row.tokens) - row.start > self.context:
+                row.start, self._cache = len(row.tokens) - max(self.context // 2, 1), None
+        if self._cache is None or self._free == 0:
+            tokens, valid = left_pad([row.tokens[row.start :] for row in self.rows], self.device)
+            capacity = min(tokens.shape[1] + steps_left, self.context)
+            self._cache = KeyValueCache(self.model.transformer.config, capacity) if self.use_cache else None
+            self._free = capacity - tokens.shape[1]
+        else:
+            tokens, valid = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.device), None
+            self._free -= 1
+        # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
+        with nullcontext() if tokens.shape[1] == 1 else torch.compiler.set_stance("force_eager"):
+            return self.model.hidden(tokens, valid=valid, cache=self._cache)
+
+    def select(self, keep: list[int]) -> None:
+        """Go on with the rows at these places only."""
+        if len(keep) < len(self.rows):
+            self.rows = [self.rows[at] for at in keep]
+            if self._cache is not None:
+                self._cache.select(torch.tensor(keep, device=self.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -62,6 +63,53 @@ def test_a_row_does_not_depend_on_its_batch():
     assert together == alone
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_a_batch_equals_one_by_one_past_the_context(use_cache, position):
+    """Each row slides by its own length: the rows start again from their last half at different steps."""
+    m = model(position=position)
+    prompts = [[(5 * n + i) % VOCAB for i in range(length)] for n, length in enumerate([10, 17, 3, 16, 30])]
+    options = {"count": 40, "config": SamplingConfig(1), "use_cache": use_cache}
+    together = texts(m, prompts, seed=5, **options)
+    assert together == [texts(m, [prompt], seed=5 + n, **options)[0] for n, prompt in enumerate(prompts)]
+    assert all(len(set(text)) > 10 for text in together)
+
+
+def test_rows_that_end_leave_the_others_as_they_are_past_the_context():
+    m = model()
+    prompts = [[1, 2] * 8, [3, 4, 5]]
+    steps, found = generate(m, prompts, 40, SamplingConfig(0)), []
+    step = next(steps)
+    for number in range(40):
+        found.append(step[1])
+        try:
+            step = steps.send({0} if number == 2 else None)
+        except StopIteration:
+            break
+    assert found == texts(m, prompts[1:], 40, config=SamplingConfig(0))[0]
+
+
+def test_equal_logits_are_cut_where_argmax_is():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]])
+    for k, kept in ((1, [1]), (2, [1, 2]), (4, [0, 1, 2, 3])):
+        found = torch.isfinite(filter_logits(logits, SamplingConfig(1, top_k=k)))[0].nonzero()[:, 0].tolist()
+        assert found == kept
+    assert {draw(logits, SamplingConfig(1, top_k=1)).item() for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-300, 5e-324, 1e-7])
+def test_any_temperature_draws(temperature):
+    logits = torch.tensor([[-3e38, 2.0, 2.5, 3e38], [1.0, 5.0, 2.0, 0.0]])
+    assert draw(logits, SamplingConfig(temperature)).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_outside_its_range_is_named(seed):
+    with pytest.raises(UserError, match=f"seed is {seed}, but must be 0 to"):
+        next(generate(model(), [[1]], 3, seed=seed))
+    assert next(generate(model(), [[1]], 3, seed=2**63 - 1))
+
+
 def test_the_seed_decides():
     m, config = model(), SamplingConfig(temperature=1)
     first, again, other = (texts(m, [[1, 2]], 30, config=config, seed=s)[0] for s in (1, 1, 2))
@@ -99,7 +147,7 @@ def test_filters_against_plain_loops():
     assert kept(SamplingConfig(1, top_p=0.7)) == nucleus
     assert kept(SamplingConfig(1, top_p=1e-6)) == {order[0]}
     assert kept(SamplingConfig(1, min_p=0.2)) == {i for i in order if chance[i] >= 0.2 * chance.max()}
-    assert torch.allclose(filter_logits(logits, SamplingConfig(2)), logits / 2)
+    assert torch.allclose(filter_logits(logits, SamplingConfig(2)), logits.double() / 2)
 
 
 def test_draw_follows_the_chances():
@@ -119,7 +167,16 @@ def test_left_pad():
 
 
 @pytest.mark.parametrize(
-    "settings_", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 1.0}]
+    "settings_",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": 1.0},
+    ],
 )
 def test_impossible_settings_are_named(settings_):
     ((name, value),) = settings_.items()

@@ -160,6 +160,17 @@ class ChatTemplate:
         self._check(Conversation("The prompt", messages, tools=tools))
         return self._ids(self.prompt(messages, tools, thinks))
 
+    def lead(self, messages: list[Message], thinks: bool = False) -> str:
+        """What the template writes between `prompt` and the answer itself, such as a space."""
+        prompt = self.prompt(messages, None, thinks)
+        answer: Message = {"role": ANSWERS, "content": ANYTHING}
+        try:
+            answered = _unmarked(self.render([*messages, answer], False, None, thinks))
+        except UserError:
+            return ""
+        before, found, _ = answered[len(prompt) :].partition(ANYTHING)
+        return before if found and answered.startswith(prompt) else ""
+
     def render(
         self, messages: list[Message], answer: bool = False, tools: list[Any] | None = None, thinks: bool = False
     ) -> str:

@@ -96,6 +96,16 @@ def read_conversations(
                 yield error
 
 
+def read_messages(value: Any, where: str) -> list[Message]:
+    """The messages of a JSON value: a list of them, or an object with a list. Raises UserError when it is neither."""
+    several = value
+    if isinstance(value, dict):
+        several = next((value[name] for name in LISTS if isinstance(value.get(name), list)), None)
+    if not isinstance(several, list):
+        raise UserError(f"{where} holds no conversation, but must hold a list of messages (role, content).")
+    return [_message(message, f"{where}, message {number}", {}) for number, message in enumerate(several, 1)]
+
+
 def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
     if row.error:
         raise row.error
