@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...core.lens.record import record_attention
 from ..model import VisionTransformer
-from .plots import clip, figure, save, show, small_picture
+from .canvas import figure, fitted, save
+from .plots import show, small_picture
 
 _MOST_PASSES = 256
 _SHARE = 0.2
@@ -268,7 +269,7 @@ def draw(found: Sequence[tuple[str, Any, Explanation]], target: Path) -> None:
         _overlay(panels[2], image, explanation.effect, "nats", signed=True)
         _heads(panels[3], explanation.heads)
         names = (
-            clip(title, 34),
+            fitted([title], 34)[0],
             "attention rollout",
             "log p lost when hidden",
             f"last layer's {len(explanation.heads)} heads",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,51 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.files import written_whole
 from .calibration import Calibration
+from .canvas import BLUE, GREEN, GREY, PALE, RED, clip, counted, figure, fitted, plain, save
 from .metrics import BINS, IGNORED, Judgement
-
-BLUE, RED, GREEN, GREY, PALE = "#2f6db3", "#d1495b", "#3d9a8b", "#8a8a8a", "#9db8d9"
-"""What is right, wrong, better than it says, said beside it, and in the background."""
-
-
-def figure(width: float, height: float) -> Any:
-    """An empty figure in the house style, in inches; it needs no display and leaves a caller's pyplot alone."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    empty = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(empty)
-    return empty
-
-
-def save(drawn: Any, target: Path) -> None:
-    """Write the PNG completely or not at all."""
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; the numbers are still worth having.
-        warnings.filterwarnings("ignore", message="Glyph")
-        with written_whole(target) as part:
-            drawn.savefig(part, format="png")
-
-
-def clip(name: str, most: int) -> str:
-    """A class name in at most `most` characters, cut in the middle: names often differ only at their ends."""
-    if len(name) > most:
-        name = f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
-    return name.replace("$", r"\$")  # `$` would start a formula
-
-
-def counted(number: float, _: Any = None) -> str:
-    """A tick label: 0, 500, 12,000, 1.5M."""
-    return f"{number / 1e6:g}M" if number >= 1e6 else f"{number:,.0f}"
-
-
-def plain(axes: Any) -> None:
-    """Only the lines that carry something: a light grid, no box."""
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
 
 # --- confusion matrix -------------------------------------------------------------------------------------------------
 
@@ -71,14 +28,15 @@ def confusion_matrix(judged: Judgement, target: Path, title: str = "") -> None:
     classes = len(judged.class_names)
     side = min(13.0, max(3.6, 2.6 + 0.42 * classes))
     font = max(4.5, min(10.0, 0.8 * 72 * (side - 1.5) / classes))
-    names = [clip(name, 18) for name in judged.class_names]
-    drawn = figure(side + 1.6, side + (0.5 if classes > 20 else 0.0))
-    grid = drawn.add_gridspec(1, 2, width_ratios=[classes, max(classes * 0.16, 0.5)], wspace=0.01)
+    names = fitted(judged.class_names, 24, 3 if classes <= 20 else 1)
+    drawn = figure(side + 2.2, side + (0.5 if classes > 20 else 0.0))
+    grid = drawn.add_gridspec(1, 2, width_ratios=[classes, max(classes * 0.22, 0.9)], wspace=0.01)
     axes = drawn.add_subplot(grid[0])
     axes.imshow(_colours(judged.confusion), interpolation="nearest", aspect="auto")
     _cells(axes, judged, font)
-    axes.set_xticks(range(classes), names, fontsize=font, rotation=90 if classes > 2 else 0)
-    axes.set_yticks(range(classes), names, fontsize=font)
+    small = font * (1.0 if all(name.count("\n") < 2 for name in names) else 0.7)
+    axes.set_xticks(range(classes), names, fontsize=small, rotation=90 if classes > 2 else 0)
+    axes.set_yticks(range(classes), names, fontsize=small)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -137,13 +95,13 @@ def _cells(axes: Any, judged: Judgement, font: float) -> None:
 
 
 def _recalls(axes: Any, judged: Judgement, font: float) -> None:
-    """The accuracy of each class, as bars beside the rows."""
+    """The accuracy of each class, as bars beside the rows, and in numbers beside these."""
     recalls = [value if value is not None else math.nan for value in judged.per_class.values()]
     axes.barh(range(len(recalls)), np.nan_to_num(recalls), color=PALE, height=0.8)
     for row, value in enumerate(recalls):
         text = "no image" if math.isnan(value) else f"{value:.0%}" if len(recalls) > 20 else f"{value:.1%}"
-        axes.text(0.04, row, text, va="center", fontsize=font * 0.9, color="#333333")
-    axes.set_xlim(0, 1)
+        axes.text(1.06, row, text, va="center", fontsize=font * 0.9, color="#333333")
+    axes.set_xlim(0, 2)
     axes.set_xticks([])
     axes.tick_params(which="both", left=False, labelleft=False)
     axes.spines[:].set_visible(False)
@@ -176,7 +134,9 @@ def reliability_diagram(calibration: Calibration, target: Path, title: str = "")
         if column == 0:
             axes.set_ylabel("share that is right")
             below.set_ylabel("images")
-            axes.legend(frameon=False, fontsize=9, loc="upper left")
+            drawn.legend(
+                *axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3
+            )
     drawn.suptitle(_headline(calibration.before, title), x=0.01, ha="left", fontsize=11)
     save(drawn, target)
 
@@ -246,7 +206,9 @@ def mistakes(
     """
     columns = max(3, min(6, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
-    drawn = figure(1.75 * columns, 2.2 * rows + 0.4)
+    names = fitted(class_names, 22)
+    lines = 1 + max((name.count("\n") for name in names), default=0)
+    drawn = figure(1.75 * columns, (1.95 + 0.3 * lines) * rows + 0.4)
     p = logits.double().softmax(dim=1)
     grid = np.atleast_1d(drawn.subplots(rows, columns)).reshape(-1)
     for axes in grid:
@@ -254,8 +216,9 @@ def mistakes(
     for axes, image, row, label in zip(grid, images, p, labels.tolist()):
         show(axes, image)
         predicted = int(row.argmax())
-        axes.set_title(f"{clip(class_names[predicted], 14)} ({percent(row[predicted])})", fontsize=9, color=RED, pad=14)
-        below = f"is {clip(class_names[int(label)], 14)} ({percent(row[int(label)])})"
+        below = f"is {names[int(label)]} ({percent(row[int(label)])})"
+        pad = 3 + 11 * (below.count("\n") + 1)
+        axes.set_title(f"{names[predicted]} ({percent(row[predicted])})", fontsize=9, color=RED, pad=pad)
         axes.text(0.5, 1.02, below, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="#333333")
     head = f"{title}: most confident mistakes" if title else "most confident mistakes"
     head += " (predicted in red, the true class below)" if len(images) else ": none"
@@ -314,7 +277,7 @@ def learning_curves(metrics: Path, target: Path, title: str = "", baselines: dic
     losses.plot([s for s, _ in train], values, color=PALE, linewidth=0.8, alpha=0.7)
     losses.plot([s for s, _ in train], smooth(values, len(values) / 50), color=BLUE, linewidth=1.8, label="training")
     if val:
-        losses.plot(*zip(*val), color=RED, linewidth=1.8, marker="o", markersize=3, label="validation")
+        losses.plot(*zip(*val), color=RED, linewidth=1.8, marker="o", markersize=_dot(val), label="validation")
     losses.set_title("loss (nats per image)", loc="left", fontsize=10)
     for axes in rest:
         _accuracies(axes, top1, top5, baselines or {})
@@ -328,19 +291,21 @@ def learning_curves(metrics: Path, target: Path, title: str = "", baselines: dic
     return True
 
 
+def _dot(points: list) -> int:
+    """The size of the marks: one alone has no line to be seen by."""
+    return 3 if len(points) > 1 else 8
+
+
 def _accuracies(axes: Any, top1: list, top5: list, baselines: dict[str, float]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     if top5 and max(v for _, v in top5) < 0.9999:
-        axes.plot(*zip(*top5), color=PALE, linewidth=1.5, marker="o", markersize=3, label="top-5")
-    axes.plot(*zip(*top1), color=RED, linewidth=1.8, marker="o", markersize=3, label="top-1")
+        axes.plot(*zip(*top5), color=PALE, linewidth=1.5, marker="o", markersize=_dot(top5), label="top-5")
+    axes.plot(*zip(*top1), color=RED, linewidth=1.8, marker="o", markersize=_dot(top1), label="top-1")
     step, best = max(top1, key=lambda point: point[1])
-    for name, value in baselines.items():
-        axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"{name} {value:.1%}", (1, value), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", fontsize=8, color=GREY,
-        )  # fmt: skip
+    for (name, value), line in zip(baselines.items(), ("--", ":", "-.")):
+        # In the legend rather than on the line, where two of nearly one value would be written over each other.
+        axes.axhline(value, color=GREY, linewidth=1.2, linestyle=line, label=f"{name} {value:.1%}")
     axes.set_title(f"validation accuracy: best {best:.2%} at step {step:,}", loc="left", fontsize=10)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(top=1.0 if best > 0.9 else None)

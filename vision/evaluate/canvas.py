@@ -1,0 +1,120 @@
+"""What all pictures share: the empty figure, its style, names that fit and can be drawn, and the file."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.files import written_whole
+
+BLUE, RED, GREEN, GREY, PALE = "#2f6db3", "#d1495b", "#3d9a8b", "#8a8a8a", "#9db8d9"
+"""What is right, wrong, better than it says, said beside it, and in the background."""
+MISSING = (
+    "<U+…> stands for a character that no font on this machine has; Noto Sans CJK has Chinese, Japanese and Korean"
+)
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure in the house style, in inches; it needs no display and leaves a caller's pyplot alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    empty = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(empty)
+    return empty
+
+
+def save(drawn: Any, target: Path) -> None:
+    """Write the PNG completely or not at all, every text in fonts that have its characters."""
+    _choose_fonts(drawn)
+    with written_whole(target) as part:
+        drawn.savefig(part, format="png")
+
+
+def plain(axes: Any) -> None:
+    """Only the lines that carry something: a light grid, no box."""
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def counted(number: float, _: Any = None) -> str:
+    """A tick label: 0, 500, 12,000, 1.5M."""
+    return f"{number / 1e6:g}M" if number >= 1e6 else f"{number:,.0f}"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def clip(name: str, most: int) -> str:
+    """A class name in at most `most` characters, cut in the middle: names often differ only at their ends."""
+    if len(name) > most:
+        name = f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
+    return name.replace("$", r"\$")  # `$` would start a formula
+
+
+def fitted(names: Sequence[str], width: int, lines: int = 3) -> list[str]:
+    """Names broken into lines of about `width` characters; only those that need more than `lines` are cut, in the
+    middle, and two that would then read alike get their numbers.
+    """
+    lacking = _families(frozenset("".join(names)))[1]
+    short = [_broken(_spelled(name, lacking), width, lines) for name in names]
+    doubled = {text for text in short if short.count(text) > 1} if len(set(short)) < len(short) else set()
+    return [f"{text} #{number}" if text in doubled else text for number, text in enumerate(short)]
+
+
+def _broken(name: str, width: int, lines: int) -> str:
+    parts = textwrap.wrap(name, width) or [""]
+    if len(parts) > lines:
+        parts = textwrap.wrap(clip(name, width * lines - lines).replace(r"\$", "$"), width)[: lines + 1]
+    return "\n".join(parts).replace("$", r"\$")
+
+
+def _spelled(text: str, lacking: frozenset[str]) -> str:
+    """A text with the code points of characters that no font has."""
+    return "".join(f"<U+{ord(character):04X}>" if character in lacking else character for character in text)
+
+
+def _choose_fonts(drawn: Any) -> None:
+    """Give texts with characters that the usual font lacks others beside it; write out what no font has, and say so."""
+    from matplotlib.text import Text
+
+    texts = [text for text in drawn.findobj(Text) if not text.get_text().isascii() or "<U+" in text.get_text()]
+    families, lacking = _families(frozenset("".join(text.get_text() for text in texts)))
+    for text in texts:
+        text.set_fontfamily(list(families))
+        text.set_text(_spelled(text.get_text(), lacking))
+    if any("<U+" in text.get_text() for text in texts):
+        drawn.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+        drawn.text(0.995, 0.002, MISSING, fontsize=6, color=GREY, ha="right", va="bottom")
+
+
+@functools.lru_cache(maxsize=64)
+def _families(wanted: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Families of fonts that have these characters between them, the usual one first, and what none has."""
+    wanted = frozenset(character for character in wanted if not character.isspace())
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    def missing(file: str, characters: frozenset[str]) -> frozenset[str]:
+        held = FT2Font(file).get_charmap()
+        return frozenset(character for character in characters if ord(character) not in held)
+
+    usual = findfont(FontProperties())
+    families, left = [FT2Font(usual).family_name], missing(usual, wanted)
+    for entry in fontManager.ttflist if left else ():
+        if "last resort" in entry.name.lower() or entry.style != "normal":
+            continue
+        try:
+            rest = missing(entry.fname, left)
+        except (RuntimeError, OSError):  # a font that cannot be read is none
+            continue
+        if rest != left:
+            families.append(entry.name)
+            left = rest
+        if not left:
+            break
+    return tuple(families), left
