@@ -50,7 +50,7 @@ def test_numbers():
 
 def test_hybrid_numbers_in_a_file(maker, tmp_path):
     lines = maker.lines(maker.helix(SEQUENCE))
-    names = [str(number) if number < 10_000 else f"A{number - 10_000:03}" for number in range(9990, 10_020)]
+    names = [*map(str, range(9990, 10_000)), *(f"A00{digit}" for digit in "0123456789ABCDEFGHI")]
     hybrid = [line[:22] + names[int(line[22:26]) - 1] + line[26:] for line in lines]
     (tmp_path / "x.pdb").write_text("\n".join([*hybrid, "END", ""]))
     (chain,) = read_chains(tmp_path / "x.pdb")
