@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def rank(tokens: np.ndarray, chains: Sequence[int] = (), least: float = LEAST_NE
             width = parts[one].stop - parts[one].start
             block = _scores(rows, weights)[:width, width:]
             found[parts[one], parts[other]], found[parts[other], parts[one]] = block, block.T
-        notes += _depth_note(f"chains {name_of(one)} and {name_of(other)}, paired", len(rows), depth, least)
+        notes += _depth_note(f"the pairing of chains {name_of(one)} and {name_of(other)}", len(rows), depth, least)
     if found.isnan().all():
         raise UserError(
             f"There is nothing to rank: {notes[0]}; search for more homologous sequences, or rank noise with --force."
@@ -180,7 +181,7 @@ def rank(tokens: np.ndarray, chains: Sequence[int] = (), least: float = LEAST_NE
 
 def _depth_note(what: str, rows: int, depth: float, least: float) -> list[str]:
     if depth < least:
-        return [f"{what} has {rows:,} rows that count as {depth:.1f} (Neff), and is not ranked below {least:g}"]
+        return [f"{what} has {rows:,} row(s) that count as {depth:.1f} (Neff), and is not ranked below {least:g}"]
     if depth < SHALLOW:
         return [f"{what} has Neff {depth:.1f}: below {SHALLOW:g} the ranking is hardly better than chance"]
     return []
@@ -266,7 +267,9 @@ def _one(query: Query, truth: Truth | None, options: argparse.Namespace) -> None
     for note in (*query.notes, *found.notes):
         print(f"  {note}")
     if truth:
-        _print_precisions(scores(found.scores, truth, chains), truth)
+        # What is not ranked has no score.
+        ranked = truth._replace(contacts=truth.contacts.masked_fill(found.scores.isnan(), -1))
+        _print_precisions(scores(found.scores, ranked, chains), truth)
     apart = separations(chains, len(sequence)) if chains else None
     _print_pairs(top_pairs(found.scores, options.top, separation=apart), found.scores, sequence, chains, truth)
     if chains and found.between:
@@ -311,7 +314,7 @@ def _print_precisions(found: dict[str, float], truth: Truth) -> None:
         print(f"  {truth.chain.name}: {note}")
     print(f"  {'':8}{'P@L':>8}{'P@L/2':>8}{'P@L/5':>8}   chance  ceiling of P@L")
     for name in ("short", "medium", "long", "between"):
-        if f"{name}_p_at_l" in found:
+        if not math.isnan(found.get(f"{name}_p_at_l", math.nan)):
             cells = "".join(f"{found[f'{name}_{score}']:8.3f}" for score in TENTHS)
             chance, ceiling = (found[f"{name}_p_at_l_{kind}"] for kind in ("chance", "ceiling"))
             print(f"  {name:8}{cells} {chance:8.3f} {ceiling:8.3f}")

@@ -253,7 +253,7 @@ def _stops_read(records: list[Record], has_case: bool, notes: list[str]) -> list
     if len({len(_columns(record.letters, has_case)) for record in ended}) == 1:
         records = ended
     if inside := sum("*" in record.letters for record in records):
-        notes.append(f"stop codons (*) in {inside} rows are read as unknown residues (X)")
+        notes.append(f"stop codons (*) in {inside} row(s) are read as unknown residues (X)")
     return [record._replace(letters=record.letters.replace("*", "X")) for record in records]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ from triune.protein.pair.memory import check_attention, choose_chunk, estimate, 
 from triune.protein.pair.model import PairModel
 from triune.protein.predict import predictors
 from triune.protein.predict.metrics import contact_targets, distances, precisions
-from triune.protein.predict.outputs import batch_table, confidence, pair_table, score_table, write_rr
-from triune.protein.predict.plots import BLUE, GREY, PALE, RED, contact_map, known_cells
-from triune.protein.predict.predictors import PairPredictor, Prediction, expected_distances, predictor_for
+from triune.protein.predict.outputs import write_rr
+from triune.protein.predict.predictors import PairPredictor, expected_distances, predictor_for
 from triune.protein.predict.queries import Queries
 from triune.protein.read.alphabet import AMINO_ACIDS, encode
 from triune.protein.read.profile import profile
@@ -272,6 +269,74 @@ def test_aligned_fasta_is_known_by_its_gaps() -> None:
     assert found[1].alignment.deletions[2, 30] == 3
 
 
+def test_what_is_there_is_kept_or_replaced_when_asked(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["one.fasta", "--run", run, "--no-png", "--json", "--out", "out"]
+    Path("one.fasta").write_text(f">one\n{SEQUENCE}\n")
+    assert contacts(*args) == 0
+    first = json.loads(capsys.readouterr().out)
+    stamp = Path("out/one.npz").stat().st_mtime_ns
+    assert contacts(*args) == 2
+    assert "'out/one.rr' is there already; --resume keeps it" in capsys.readouterr().err
+    Path("one.fasta").write_text(f">one\n{SEQUENCE}\n>two\n{OTHER}\n")
+    assert contacts(*args, "--resume") == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both[0] == first[0]
+    assert [row["name"] for row in both] == ["one", "two"]
+    assert Path("out/one.npz").stat().st_mtime_ns == stamp
+    Path("one.fasta").write_text(f">one\n{OTHER}\n")
+    assert contacts(*args, "--resume") == 2
+    assert "is of another input, model or structure" in capsys.readouterr().err
+    assert contacts(*args, "--overwrite") == 0
+    assert json.loads(capsys.readouterr().out)[0]["sequence"] == OTHER
+
+
+def test_names_are_not_lost_and_letters_of_any_script_kept(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    heads = ["Protein 1", "Protein 2", "Größe", "蛋白" * 90]
+    Path("many.fasta").write_text("".join(f">{h}\n{SEQUENCE[n:]}\n" for n, h in enumerate(heads)), encoding="utf-8")
+    assert contacts("many.fasta", "--run", run, "--no-png", "--json") == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert names[:3] == ["Protein_1", "Protein_2", "Größe"]
+    assert len(names[3].encode()) <= 120
+    assert all(Path(f"contacts/{name}.rr").is_file() for name in names)
+
+
+def test_dna_is_refused_and_an_alignment_of_copies_is_said_to_be_one(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dna = "".join(np.random.default_rng(0).choice(list("ACGU"), 60))
+    Path("dna.fasta").write_text(f">rna\n{dna}\n")
+    Path("copies.a3m").write_text(f">q\n{SEQUENCE}\n" * 21)
+    assert contacts("dna.fasta", "copies.a3m", "--run", run, "--no-png", "--json") == 2
+    out, err = capsys.readouterr()
+    assert "rna is DNA or RNA" in err
+    assert any("all 21 rows are the query" in note for note in json.loads(out)[0]["notes"])
+    assert contacts("dna.fasta", "--run", run, "--no-png", "--force") == 0
+
+
+def test_a_complex_keeps_its_chains(run: str, maker: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.fasta").write_text(f">c\n{SEQUENCE}:{OTHER}\n")
+    maker.write(Path("c.pdb"), maker.helix(OTHER, "B"), maker.helix(SEQUENCE, "A", seed=1))
+    assert contacts("c.fasta", "--run", run, "--structure", "c.pdb", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["chains"], row["sequence"], row["chain"]) == ([60, 48], SEQUENCE + OTHER, "c_A+c_B")
+    assert all(pair["chain_i"] == pair["chain_j"] and pair["j"] - pair["i"] >= 24 for pair in row["pairs"])
+    assert all((pair["chain_i"], pair["chain_j"]) == ("A", "B") for pair in row["between"])
+    best = row["between"][0]
+    with np.load("contacts/c.npz") as arrays:
+        p = arrays["contacts"]
+        assert arrays["chains"].tolist() == [60, 48]
+    assert best["probability"] == pytest.approx(float(p[:60, 60:].max()), abs=1e-4)
+    assert best["residues"] == f"A:{SEQUENCE[best['i'] - 1]}{best['i']}-B:{OTHER[best['j'] - 1]}{best['j']}"
+    assert 0 <= row["scores"]["between_p_at_l"] <= 1
+    lines = [line.split() for line in Path("contacts/c.rr").read_text().splitlines() if " 0 8 " in line]
+    assert {(i[0], j[0]) for i, j, *_ in lines} == {("A", "A"), ("A", "B"), ("B", "B")}
+    # What a model sees is told by a jump of its positions, not by one long chain.
+    tokens = encode(SEQUENCE + OTHER)
+    found = predictor_for(run).predict(tokens, chains=(60, 48))
+    assert torch.equal(torch.from_numpy(p), found.contacts)
+    assert not torch.allclose(found.contacts, predictor_for(run).predict(tokens).contacts)
+
+
 # -- what is predicted ------------------------------------------------------------------------------------------------
 
 
@@ -397,73 +462,33 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         predictor_for(tmp_path)
 
 
-# -- pictures and tables ----------------------------------------------------------------------------------------------
+def test_a_language_model_joins_chains_by_a_linker_and_cuts_it_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SequenceModel(SequenceConfig(transformer=esm_transformer("tiny"))).eval()
+    head = ContactHead(2, 2)
+    head.weight.copy_(torch.tensor([[1.0, 0.0], [-0.5, 2.0]]))
+    predictor = predictors.LanguagePredictor(model, head, all_letters=True)
+    letters = SEQUENCE + OTHER
+    found = predictor.predict(encode(letters), letters=letters, chains=(60, 48))
+    whole = predictor.predict(encode(SEQUENCE + "G" * 25 + OTHER), letters=SEQUENCE + "G" * 25 + OTHER).contacts
+    kept = [*range(60), *range(85, 133)]
+    assert torch.allclose(found.contacts, whole[kept][:, kept], atol=1e-6)
+    assert "joined by 25 G" in found.notes[0]
+    long = SEQUENCE * 18
+    assert "1,080 residues are more than the 1,022" in predictor.predict(encode(long), letters=long).notes[0]
+    assert not predictor.predict(encode(SEQUENCE), letters=SEQUENCE).notes
 
 
-def colour(text: str) -> tuple[int, ...]:
-    return tuple(int(text[at : at + 2], 16) for at in (1, 3, 5))
-
-
-def test_the_known_side_tells_found_missed_and_wrong() -> None:
-    truth = np.zeros((20, 20), dtype=np.int8)
-    truth[2, 12] = truth[3, 15] = 1
-    truth[5] = truth[:, 5] = -1
-    p = np.full((20, 20), 0.1)
-    p[2, 12] = p[4, 14] = 0.9
-    p[5, 17] = 0.99  # the most probable, but unknown
-    cells, entries, counted = known_cells(p, truth, count=2)
-    shown = (np.rint(cells[..., :3] * 255)).astype(int)
-    for (i, j), expected in (((2, 12), BLUE), ((3, 15), GREY), ((4, 14), RED), ((5, 17), PALE), ((0, 19), "#ffffff")):
-        assert tuple(shown[i, j]) == colour(expected), (i, j)
-    assert [text for _, text in entries] == [
-        "contact, predicted", "no contact, but predicted", "contact, missed", "unresolved",
-    ]  # fmt: skip
-    assert counted == 2
-
-
-def test_the_map_shows_the_truth_above_the_diagonal(tmp_path: Path) -> None:
-    p, truth = np.zeros((40, 40), dtype=np.float32), np.zeros((40, 40), dtype=np.int8)
-    truth[5:15, 25:35] = truth[25:35, 5:15] = 1
-    contact_map(tmp_path / "plain.png", p, "a $name$", "60 residues")
-    contact_map(tmp_path / "known.png", p, "x" * 200, "one\ntwo", truth)
-    plain, known = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("plain", "known"))
-    grey = (known == colour(GREY)).all(-1)
-    rows, columns = np.nonzero(grey)
-    assert grey.sum() > 3000
-    assert columns.mean() / known.shape[1] > 0.5 > rows.mean() / known.shape[0]  # in the upper right corner
-    assert (plain == colour(GREY)).all(-1).sum() < 500
-
-
-def test_tables_fit_narrow_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    pairs = [
-        {
-            "i": 100,
-            "j": 1999,
-            "residues": "W100-W1999",
-            "probability": 0.5,
-            "expected_distance": 12.3,
-            "true_distance": d,
-        }
-        for d in (None, 12.3)
-    ]
-    values = {
-        f"{r}_{s}{k}": 0.5 for r in ("short", "medium", "long") for s in ("p_at_l", "auc") for k in ("", "_chance")
-    }
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    for table in (pair_table(pairs), score_table(values), batch_table([])):
-        stream = io.StringIO()
-        Console(width=60, file=stream, force_terminal=False).print(table)
-        lines = stream.getvalue().splitlines()
-        assert lines
-        assert max(map(len, lines)) <= 60
-        assert "…" not in stream.getvalue()
-
-
-def test_confidence_is_the_mean_of_the_best() -> None:
-    p = torch.zeros(50, 50)
-    p[0, 30], p[1, 40], p[2, 5] = 1.0, 0.5, 1.0
-    assert confidence(p) == pytest.approx(1.5 / 10)
-    assert confidence(torch.zeros(20, 20)) is None
-    assert Prediction(p).notes == ()
+def test_windows_agree_with_the_predictions_of_their_parts() -> None:
+    predictor = PairPredictor(pair_model(), {"profiles": 0.0, "msa_rows": 0})
+    tokens = encode((SEQUENCE + OTHER)[:100])
+    found = predictors.Windowed(predictor, 64).predict(tokens)
+    parts = {start: predictor.predict(tokens[start : start + 64]).contacts for start in (0, 32, 36)}
+    assert torch.allclose(found.contacts[:32, :32], parts[0][:32, :32], atol=1e-6)
+    assert torch.allclose(found.contacts[33, 35], (parts[0][33, 35] + parts[32][1, 3]) / 2, atol=1e-6)
+    assert found.contacts[0, 90] == 0
+    assert "predicted in windows of 64: " in found.notes[-1]
+    short = predictors.Windowed(predictor, 100).predict(tokens)
+    assert torch.equal(short.contacts, predictor.predict(tokens).contacts)
+    with pytest.raises(UserError, match="--windows is 20, but must be at least 64"):
+        predictors.Windowed(predictor, 20)

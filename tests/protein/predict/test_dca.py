@@ -17,6 +17,7 @@ from triune.protein.predict.dca import (
     main,
     mean_field_dca,
     memory_needed,
+    rank,
     scores_of,
 )
 from triune.protein.predict.metrics import contact_targets, precisions
@@ -200,3 +201,85 @@ def test_what_does_not_fit_is_refused_before_it_is_tried(tmp_path):
     assert memory_needed(200) == 3 * 4 * 4000**2
     with pytest.raises(UserError, match="200,000 columns need 192000 GB"):
         main([str(long)])
+
+
+# -- what is not ranked -----------------------------------------------------------------------------------------------
+
+
+def aln(path, tokens):
+    path.write_text("".join(f"{decode(row)}\n" for row in tokens))
+    return str(path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 21])
+def test_nothing_is_ranked_without_depth(tmp_path, capsys, rows):
+    file = aln(tmp_path / "x.aln", np.repeat(family(1, 40), rows, axis=0))
+    with pytest.raises(UserError, match=rf"nothing to rank: the alignment has {rows} row\(s\) that count as 1\.0"):
+        main([file])
+    assert main([file, "--force", "--top", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_shallow_alignment_is_said_to_be_one(tmp_path, capsys):
+    assert main([aln(tmp_path / "x.aln", family(20, 30)), "--top", "1"]) == 0
+    assert "Neff 20.0: below 50 the ranking is hardly better than chance" in capsys.readouterr().out
+
+
+def test_dna_and_sequences_that_are_not_aligned_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    dna = ["".join(rng.choice(list("ACGT"), 50)) for _ in range(30)]
+    (tmp_path / "dna.aln").write_text("\n".join(dna))
+    with pytest.raises(UserError, match=r"dna is DNA or RNA .* --force reads it as a protein"):
+        main([str(tmp_path / "dna.aln")])
+    rows = [decode(family(1, 50, seed)[0]).replace("-", "A") for seed in range(12)]
+    file = tmp_path / "x.fasta"
+    file.write_text("".join(f">{n}\n{row}\n" for n, row in enumerate(rows)))
+    with pytest.raises(UserError, match=r"holds 12 sequences, but must hold an alignment.*--as alignment"):
+        main([str(file)])
+    assert main([str(file), "--as", "alignment", "--top", "1"]) == 0
+
+
+def paired_family() -> tuple[np.ndarray, np.ndarray]:
+    """Two chains of 30 columns: 60 rows of each alone, and 60 that have both, whose columns 2 and 33 agree."""
+    one, other = family(120, 30, 1), family(120, 30, 2)
+    other[:60, 3] = (one[:60, 2] + 7) % 20
+    gaps = np.full((60, 30), GAP, dtype=np.uint8)
+    both = np.concatenate([one[:60], other[:60]], axis=1)
+    return both, np.concatenate([both, np.hstack([one[60:], gaps]), np.hstack([gaps, other[60:]])])
+
+
+def test_in_a_complex_all_rows_count_for_their_chain_and_pairs_for_both():
+    both, tokens = paired_family()
+    found = rank(tokens, (30, 30))
+    assert found.depths == pytest.approx([120, 120])
+    assert found.between[0, 1] == pytest.approx(60)
+    assert top_pairs(found.scores[:30, :30], 1) == [(0, 29)]
+    torch.testing.assert_close(found.scores[:30, :30], mean_field_dca(tokens[:120, :30])[0])
+    block = found.scores[:30, 30:]
+    assert divmod(int(block.argmax()), 30) == (2, 3)
+    torch.testing.assert_close(block, mean_field_dca(both)[0][:30, 30:])
+    alone = rank(np.concatenate([tokens[:1], tokens[60:]]), (30, 30))
+    assert alone.scores[:30, 30:].isnan().all()
+    assert not alone.scores[:30, :30].isnan().any()
+    assert any("pairing of chains A and B has 1 row(s)" in note for note in alone.notes)
+
+
+def test_a_complex_is_written_with_its_chains(tmp_path, capsys):
+    _, tokens = paired_family()
+    query = decode(np.where(tokens[0] == GAP, 0, tokens[0]))
+    rows = [query, *(decode(row) for row in tokens[1:])]
+    file = tmp_path / "c.a3m"
+    file.write_text("#30,30\t1,1\n" + "".join(f">{n}\n{row}\n" for n, row in enumerate(rows)))
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--top", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "between chains" in printed
+    lines = (tmp_path / "out" / "c.dca.rr").read_text().splitlines()
+    assert lines[4].startswith("REMARK the last column is the score as a share of the largest")
+    pairs = [line.split() for line in lines if line.endswith(tuple("0123456789")) and " 0 8 " in line]
+    assert {pair[0][0] + pair[1][0] for pair in pairs} == {"AA", "BB", "AB"}
+    assert all(abs(int(i[1:]) - int(j[1:])) >= 6 for i, j, *_ in pairs if i[0] == j[0])
+    assert np.load(tmp_path / "out" / "c.dca.npz")["chains"].tolist() == [30, 30]
+    assert (tmp_path / "out" / "c.dca.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="is there already; --overwrite replaces it"):
+        main([str(file), "--out", str(tmp_path / "out")])
+    assert main([str(file), "--out", str(tmp_path / "out"), "--overwrite", "--no-png"]) == 0

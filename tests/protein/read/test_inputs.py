@@ -126,7 +126,7 @@ def test_one_stop_codon_does_not_refuse_a_file(tmp_path):
         text = f"{A}\n{row}\n" if name == "x.aln" else fasta(A, row)
         found = read_alignment(write(tmp_path / name, text))
         assert decode(found.tokens[1]) == row.replace("*", "X")
-        assert "stop codons (*) in 1 rows" in found.notes[0]
+        assert "stop codons (*) in 1 row(s)" in found.notes[0]
     ended = read_alignment(write(tmp_path / "y.a3m", fasta(A + "*", relative(A, 1) + "*")))
     assert ended.query == A
     assert not ended.notes
