@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .errors import UserError, nearest
+from .mixers import options as mixers
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
@@ -142,6 +143,9 @@ class TransformerConfig:
         kv_heads: key and value heads (grouped-query attention, Ainslie et al. 2023); None means `heads`.
         head_dim: width of one head; None means dim / heads.
         causal: a token attends only to itself and the tokens before it.
+        mixer: what lets tokens exchange information: one name for all layers, a pattern with a letter for each such as
+            "MMMAMMM", or a list with a name for each (core/mixers/options.py lists them).
+        mixer_options: settings by the name of the kind, such as {mamba2: {state: 128}}.
         window: a token attends only to tokens at a distance below `window` (itself included); one number for all layers
             or a list with one entry (or null) per layer.
         position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or
@@ -182,6 +186,8 @@ class TransformerConfig:
     kv_heads: int | None = None
     head_dim: int | None = None
     causal: bool = False
+    mixer: str | list[str] = "attention"
+    mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     window: int | list[int | None] | None = None
     position: Literal["none", "learned", "sinusoidal", "rotary"] = "rotary"
     context: int = 1024
@@ -221,6 +227,7 @@ class TransformerConfig:
         self._check_choices()
         self._check_shapes()
         self._check_layers()
+        self._check_mixers()
 
     def resolved(self) -> TransformerConfig:
         """The same with each None that stands for a computed value replaced by it.
@@ -228,12 +235,15 @@ class TransformerConfig:
         A model keeps its config in this form, so that a saved one does not depend on today's rules.
         """
         ffn_dim = 8 * math.ceil(self.dim / 3) if self.gated else 4 * self.dim
+        names = [self.mixer_at(layer) for layer in range(self.depth)]
         return dataclasses.replace(
             self,
             kv_heads=self.kv_heads or self.heads,
             head_dim=self.head_dim or self.dim // self.heads,
             ffn_dim=self.ffn_dim or ffn_dim,
             final_norm=self.placement != "post" if self.final_norm is None else self.final_norm,
+            mixer=names[0] if len(set(names)) == 1 else names,
+            mixer_options={name: values for name in dict.fromkeys(names) if (values := self._all_options(name))},
         )
 
     def canonical(self) -> TransformerConfig:
@@ -325,6 +335,26 @@ class TransformerConfig:
         axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
         _check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
 
+    def _check_mixers(self) -> None:
+        names = mixers.expand(self.mixer, self.depth)
+        for name in self.mixer_options:
+            choices = ", ".join(dict.fromkeys(names))
+            _check(name in names, "mixer_options", name, f"for a kind that a layer has: {choices}")
+        for name in dict.fromkeys(names):
+            self.options_of(name)
+            needs_all = mixers.KINDS[name].direction == "both"
+            _check(not (needs_all and self.causal), "mixer", name, "one that can be causal, because causal is true")
+        for layer, name in enumerate(names):
+            for field_name in ("window", "rotary"):
+                value = getattr(self, field_name)
+                unused = name != "attention" and isinstance(value, list) and value[layer] is not None
+                _check(not unused, field_name, value, f"null for layer {layer}, whose mixer is {name}, not attention")
+        if "attention" not in names:
+            for f in dataclasses.fields(self):
+                if f.name in ("window", "qk_norm", "attention_scale", "attention_softcap", "attention_dropout"):
+                    value = getattr(self, f.name)
+                    _check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
+
     @property
     def gated(self) -> bool:
         """The feed-forward has a gate: down(act(gate(x)) * up(x))."""
@@ -333,6 +363,24 @@ class TransformerConfig:
     def has_bias(self, linear: str) -> bool:
         """Whether the linear layer called `linear` (one of `Linears`) has a bias."""
         return self.bias if isinstance(self.bias, bool) else linear in self.bias
+
+    def mixer_at(self, layer: int) -> str:
+        """Name of the kind of mixer of one layer."""
+        return mixers.expand(self.mixer, self.depth)[layer]
+
+    def require_attention(self, what: str) -> None:
+        """Raise UserError, naming `what` is asked for, unless every layer has the mixer attention."""
+        for layer in range(self.depth):
+            name = self.mixer_at(layer)
+            _check(name == "attention", f"mixer of layer {layer}", name, f"attention for {what}")
+
+    def options_of(self, mixer: str) -> Any:
+        """Options of a kind of mixer, as its dataclass."""
+        head_dim = self.head_dim or self.dim // self.heads
+        return mixers.options_of(mixer, self.mixer_options.get(mixer, {}), self.dim, self.heads, head_dim)
+
+    def _all_options(self, mixer: str) -> dict[str, Any]:
+        return dataclasses.asdict(self.options_of(mixer))
 
     def window_at(self, layer: int) -> int | None:
         """Window of one layer in tokens, None for no limit."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .config import TransformerConfig
+from .mixers.base import Mixer
 
 
 def initialise(block: nn.Module, config: TransformerConfig) -> None:
@@ -24,6 +25,7 @@ def initialise(block: nn.Module, config: TransformerConfig) -> None:
     | norm gains                       | one (stored as zero when `norm_weight` is offset); norm biases zero      |
     | layer scale                      | `layer_scale`                                                            |
     | embeddings, positions, heads     | by the module that owns them                                             |
+    | what else a mixer has            | by its own `initialise`, last                                            |
     """
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear):
@@ -33,6 +35,9 @@ def initialise(block: nn.Module, config: TransformerConfig) -> None:
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in block.modules():
+        if isinstance(module, Mixer):
+            module.initialise(config)
 
 
 class _NoDraws(TorchFunctionMode):

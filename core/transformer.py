@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,11 @@ from .initialise import initialise
 from .layers import Branch, FeedForward, Norm
 from .masks import AttentionMask, positions_in_segments
 from .mixers.attention import Attention
-from .mixers.cache import KeyValueCache, LayerCache
+from .mixers.base import Call, LayerState, Mixer
+from .mixers.cache import KeyValueCache
 from .mixers.kernels import Plan, plan
-from .positions import LearnedPositions, Rotary, Rotation, SinusoidalPositions
+from .mixers.registry import make_mixer
+from .positions import LearnedPositions, SinusoidalPositions
 
 
 class Block(nn.Module):
@@ -43,7 +47,7 @@ class Block(nn.Module):
         before, after = config.placement != "post", config.placement == "post"
         self.parallel = config.parallel
         self.norm1, self.close1 = norm(before), norm(after)
-        self.attn = Attention(config, layer)
+        self.attn = make_mixer(config, layer)
         self.branch1 = Branch(config, layer)
         self.cross = None
         if config.cross_attention:
@@ -55,11 +59,11 @@ class Block(nn.Module):
         self.branch2 = Branch(config, layer)
 
     def forward(
-        self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerCache | None = None,
+        self, x: Tensor, prepared: tuple[Any, ...], cache: LayerState | None = None,
         memory: Tensor | None = None, memory_plan: Plan | None = None,
     ) -> Tensor:  # fmt: skip
-        """`[batch, tokens, dim]` -> `[batch, tokens, dim]`."""
-        attended = self.branch1(self.attn(self.norm1(x), plan, rotation, cache))
+        """`[batch, tokens, dim]` -> `[batch, tokens, dim]`; `prepared` is what `attn.prepare` returned."""
+        attended = self.branch1(self.attn(self.norm1(x), *prepared, cache=cache))
         if self.parallel:
             return x + attended + self.branch2(self.ffn(self.norm2(x)))
         x = self.close1(x + attended)
@@ -86,8 +90,6 @@ class Transformer(nn.Module):
             self.positions = LearnedPositions(config.context, config.dim)
         elif config.position == "sinusoidal":
             self.positions = SinusoidalPositions(config.dim)
-        rotary = {config.rotary_at(layer) for layer in range(config.depth)} - {None}
-        self._rotary = {r: Rotary(r, config.head_dim or 0) for r in rotary if r is not None}
         self.input_norm = Norm(config.dim, config) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.final_norm = Norm(config.dim, config) if config.final_norm else nn.Identity()
@@ -126,7 +128,9 @@ class Transformer(nn.Module):
             raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
         if memory is not None and not config.cross_attention:
             raise UserError("memory was given, but this model has no cross_attention to read it.")
+        mixers = [cast(Mixer, block.attn) for block in self.blocks]
         if cache is not None:
+            cache.begin(config, mixers)
             past, valid = cache.length, cache.extend(x.shape[0], tokens, valid, x.device)
         mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=bias)
         if positions is None:
@@ -137,18 +141,19 @@ class Transformer(nn.Module):
         if self.training and config.dropout:
             x = F.dropout(x, config.dropout)
 
-        plans = self._plans(mask, tokens, past + tokens, x.device)
-        rotations = {r: rotary(positions, x.dtype) for r, rotary in self._rotary.items()}
+        call = Call(mask, positions, tokens, past + tokens, x.dtype, x.device)
+        prepared: dict[Hashable, tuple[Any, ...]] = {}
+        for mixer in mixers:
+            if mixer.key not in prepared:
+                prepared[mixer.key] = mixer.prepare(call)
         memory_plan = None
         if memory is not None:
             memory_mask = AttentionMask(valid=memory_valid, cross=True)
             memory_plan = plan(memory_mask, tokens, memory.shape[1], x.device, config.attention_softcap)
-        for layer, block in enumerate(self.blocks):
-            rotary = config.rotary_at(layer)
-            x = block(
-                x, plans[config.window_at(layer)], None if rotary is None else rotations[rotary],
-                None if cache is None else cache.layers[layer], memory, memory_plan,
-            )  # fmt: skip
+        for layer, (block, mixer) in enumerate(zip(self.blocks, mixers, strict=True)):
+            x = block(x, prepared[mixer.key], None if cache is None else cache.states[layer], memory, memory_plan)
+        if cache is not None:
+            cache.commit()
         return self.final_norm(x)
 
     def _default_positions(self, mask: AttentionMask, past: int, tokens: int, device: torch.device) -> Tensor:
@@ -157,23 +162,11 @@ class Transformer(nn.Module):
             self.positions.check(past + tokens)
         if self.positions is not None and segments is not None:
             return positions_in_segments(segments)[:, past:]
-        if self.config.position == "rotary" and any(r.axes == 2 for r in self._rotary):
+        if any(r is not None and r.axes == 2 for r in map(self.config.rotary_at, range(self.config.depth))):
             raise UserError(
                 "Rotary positions with two axes need positions=[tokens, 2], the row and column of each token."
             )
         return torch.arange(past, past + tokens, device=device)
-
-    def _plans(self, mask: AttentionMask, tokens: int, keys: int, device: torch.device) -> dict[int | None, Plan]:
-        """One plan for each distinct window of the layers."""
-        plans: dict[int | None, Plan] = {}
-        dropout = self.config.attention_dropout if self.training else 0.0
-        for window in {self.config.window_at(layer) for layer in range(self.config.depth)}:
-            # Behind a cache, a layer with a window holds only the keys that the new queries may see.
-            held = keys if window is None else min(keys, window - 1 + tokens)
-            near = mask if held == keys else replace(mask, **_last(mask, held))
-            near = replace(near, window=window)
-            plans[window] = plan(near, tokens, held, device, self.config.attention_softcap, dropout)
-        return plans
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, atomically."""
@@ -186,12 +179,3 @@ class Transformer(nn.Module):
         model = cls(TransformerConfig.from_dict(config.get("transformer")))
         checkpoint.load_weights(model, Path(folder))
         return model
-
-
-def _last(mask: AttentionMask, keys: int) -> dict[str, Tensor | None]:
-    """The parts of a mask that speak of keys, cut to the last `keys`."""
-    return {
-        "documents": None if mask.documents is None else mask.documents[:, -keys:],
-        "valid": None if mask.valid is None else mask.valid[:, -keys:],
-        "bias": None if mask.bias is None else mask.bias[..., -keys:],
-    }

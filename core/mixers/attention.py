@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..layers import Norm
-from ..positions import Rotation, rotate
+from ..masks import AttentionMask
+from ..positions import Rotary, Rotation, rotate
+from .base import Call, Mixer
 from .cache import LayerCache
-from .kernels import Plan, attend
+from .kernels import Plan, attend, plan
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """out(softmax(q·k + bias) v). `[batch, tokens, dim]` -> `[batch, tokens, dim]`.
 
     The linear layers are named `q`, `k`, `v` and `out`; hooks on them, or on the input of `out` (the heads' outputs,
@@ -23,7 +27,9 @@ class Attention(nn.Module):
         config = config.resolved()
         heads, kv_heads, head_dim = config.heads, config.kv_heads or 0, config.head_dim or 0
         rotary = config.rotary_at(layer)
-        self.head_dim = head_dim
+        self.head_dim, self.window, self.softcap = head_dim, config.window_at(layer), config.attention_softcap
+        self.rotary = None if rotary is None else Rotary(rotary, head_dim)
+        self.key = ("attention", self.window, self.softcap, rotary)
         self.scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.interleaved = rotary is not None and rotary.interleaved
         self.qk_norm, self.dropout = config.qk_norm, config.attention_dropout
@@ -36,6 +42,23 @@ class Attention(nn.Module):
             self.k_norm = Norm(kv_heads * head_dim if full else head_dim, config)
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
+
+    def prepare(self, call: Call) -> tuple[Plan, Rotation | None]:
+        """The mask lowered to a kernel, and the rotations of the new tokens."""
+        mask, keys = call.mask, call.keys
+        if self.window is not None and self.window - 1 + call.tokens < keys:
+            # Behind a cache, a layer with a window holds only the keys that the new queries may see.
+            keys = self.window - 1 + call.tokens
+            mask = _last(mask, keys)
+        lowered = plan(
+            replace(mask, window=self.window), call.tokens, keys, call.device, self.softcap,
+            self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        return lowered, None if self.rotary is None else self.rotary(call.positions, call.dtype)
+
+    def start(self, capacity: int) -> LayerCache:
+        """Keys and values, of the window only where there is one."""
+        return LayerCache(self.window, capacity)
 
     def forward(
         self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerCache | None = None,
@@ -72,3 +95,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """`[batch, tokens, heads·head_dim]` -> `[batch, heads, tokens, head_dim]`."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _last(mask: AttentionMask, keys: int) -> AttentionMask:
+    """The mask over the last `keys` only."""
+    return replace(
+        mask,
+        documents=None if mask.documents is None else mask.documents[:, -keys:],
+        valid=None if mask.valid is None else mask.valid[:, -keys:],
+        bias=None if mask.bias is None else mask.bias[..., -keys:],
+    )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
+from ..errors import UserError
+from .base import LayerState
 
 
 class LayerCache:
@@ -44,6 +49,9 @@ class LayerCache:
             values[:, :, :kept] = self.values[:, :, self.start : self.end]
         self.keys, self.values, self.start, self.end = keys, values, 0, kept
 
+    def commit(self) -> None:
+        """What was appended counts already."""
+
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with these indices, int `[rows]`: finished ones are dropped."""
         if self.keys is not None and self.values is not None:
@@ -51,7 +59,7 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """The cache of a whole `Transformer`: one `LayerCache` a layer and the padding of all tokens so far.
+    """The cache of a whole `Transformer`: the state of each layer and the padding of all tokens so far.
 
     Pass the same object to successive calls of the model; each call gives only the new tokens. `valid` is bool
     `[batch, tokens so far]`, needed when prompts of different lengths are padded on the left. `capacity` is the number
@@ -59,9 +67,27 @@ class KeyValueCache:
     """
 
     def __init__(self, config: TransformerConfig, capacity: int = 64) -> None:
-        self.layers = [LayerCache(config.window_at(layer), capacity) for layer in range(config.depth)]
+        self.config, self.capacity = config.resolved(), capacity
+        self.states: list[LayerState] = []  # of the layers, made in the first call
         self.valid: Tensor | None = None
         self.length = 0
+
+    def begin(self, config: TransformerConfig, mixers: Iterable[Any]) -> None:
+        """Make the states of the layers in the first call.
+
+        Raises:
+            UserError: the cache was made for another model.
+        """
+        if config is not self.config and config != self.config:
+            raise UserError("The cache was made for another config than that of this model; make one with its config.")
+        self.config = config
+        if not self.states:
+            self.states = [mixer.start(self.capacity) for mixer in mixers]
+
+    def commit(self) -> None:
+        """Let what the layers wrote count, after the last of them."""
+        for state in self.states:
+            state.commit()
 
     def extend(self, batch: int, tokens: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
         """Record `tokens` new ones and return the padding of all, bool `[batch, length]`, or None if none is padded."""
@@ -76,7 +102,7 @@ class KeyValueCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with these indices, int `[rows]`."""
-        for layer in self.layers:
-            layer.select(rows)
+        for state in self.states:
+            state.select(rows)
         if self.valid is not None:
             self.valid = self.valid[rows]

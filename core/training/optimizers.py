@@ -20,6 +20,7 @@ from torch.optim.adamw import adamw
 
 from ..adapt.lora import is_factor
 from ..errors import UserError
+from ..mixers.base import Mixer
 from .orthogonal import orthogonalise, update_scale
 
 PRETRAINED_LR, LORA_LR = 5e-5, 1.5e-3
@@ -212,8 +213,11 @@ def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
     names = {id(p): name for name, p in model.named_parameters()}
     inside: dict[int, tuple[int, int]] = {}
     embeddings: set[int] = set()
+    vectors: set[int] = set()
     depth = 0
     for name, module in model.named_modules():
+        if isinstance(module, Mixer):
+            vectors.update(id(module.get_parameter(vector)) for vector in module.vectors)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             embeddings.update(id(p) for p in module.parameters(recurse=False))
         if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks":
@@ -233,7 +237,7 @@ def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
             role = "factors"
         elif id(p) in embeddings:
             role, block = "embeddings", (block if id(p) in inside else -1)
-        elif p.ndim < 2:
+        elif p.ndim < 2 or id(p) in vectors:
             role = "vectors"
         elif id(p) in inside:
             role = "matrices"
@@ -271,7 +275,8 @@ def parameter_groups(
       `embedding_decay`.
     - inputs: other weights registered before the blocks (patch and input projections). AdamW, `weight_decay`.
     - heads: other weights registered after the blocks. AdamW, `weight_decay`.
-    - vectors: ndim < 2 (norms, gains, biases). AdamW, never decayed. Biases of heads train at `head_lr` if it is given.
+    - vectors: ndim < 2 (norms, gains, biases), and what a mixer lists as such (decays). AdamW, never decayed. Biases of
+      heads train at `head_lr` if it is given.
     - factors: of LoRA. AdamW, `weight_decay` (towards the weights of the checkpoint), `lora_lr`. Not Muon, which makes
       all singular values of an update equal: a factor has few, so each step would move all `rank` directions equally
       far, also those that the gradient hardly speaks of, and its scale by shape is meant for a whole matrix, not for

@@ -87,6 +87,7 @@ def stream_attention(
     evaluation mode meanwhile.
     """
     valid, blocks = tokens != PAD, [cast(Block, block) for block in model.transformer.blocks]
+    model.config.transformer.require_attention("attention maps")
     if any(block.attn.k.out_features != block.attn.q.out_features for block in blocks):
         raise UserError("Attention maps need a model with kv_heads = heads.")
 

@@ -237,7 +237,7 @@ def test_half_precision_rounds_the_frequencies() -> None:
 def test_casting_the_model_does_not_round_the_frequencies() -> None:
     model = Transformer(TransformerConfig(dim=32, depth=1, heads=2))
     assert not [name for name in model.state_dict() if "rotary" in name]
-    (rotary,) = model._rotary.values()
+    rotary = model.blocks[0].attn.rotary
     before = rotary(torch.arange(1000), torch.bfloat16)
     model.to(torch.bfloat16)
     after = rotary(torch.arange(1000), torch.bfloat16)

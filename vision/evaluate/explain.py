@@ -203,6 +203,7 @@ def attention_maps(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Ten
     attention pool's query. The rollout is a multiple of evenly spread attention.
     """
     config, grid = model.config, model.grid(image[None])
+    config.transformer.require_attention("attention maps")
     names = [f"transformer.blocks.{layer}.attn" for layer in range(config.transformer.depth)]
     wanted = {names[-1], "pool.attn"}
 

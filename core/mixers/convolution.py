@@ -1,0 +1,60 @@
+"""A short causal convolution over each channel alone, with the inputs it must remember between calls."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recurrent import Row
+
+
+class ShortConvolution(nn.Module):
+    """y_t = Σ_j w_j x_{t-j} for j below `kernel`. `[batch, tokens, channels]` -> `[batch, tokens, channels]`.
+
+    A token reads only tokens of its own document. The weight `[channels, 1, kernel]` is laid out as in `nn.Conv1d`: the
+    last entry belongs to the token itself.
+    """
+
+    def __init__(self, channels: int, kernel: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as `nn.Conv1d` does: uniform within ±kernel^-½."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, row: Row, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+            x: `[batch, tokens, channels]`, the real tokens first.
+            row: which tokens are real and where documents begin.
+            past: `[batch, kernel - 1, channels]`, the inputs before `x`; zeros by default.
+
+        Returns:
+            y, and the last `kernel - 1` inputs, for the next call.
+        """
+        tokens, reach = x.shape[1], self.weight.shape[-1] - 1
+        x = row.hold(x)
+        if past is None:
+            past = x.new_zeros(x.shape[0], reach, x.shape[2])
+        context = torch.cat([past, x], dim=1)
+        if row.begins is None:
+            y = F.conv1d(context.mT, self.weight.to(x.dtype), groups=x.shape[2]).mT
+        else:
+            segment = F.pad(row.begins.cumsum(1), (reach, 0))
+            y = torch.zeros_like(x)
+            for j in range(reach + 1):
+                near = slice(reach - j, reach - j + tokens)
+                same = (segment[:, near] == segment[:, reach:])[..., None]
+                y = y + self.weight[:, 0, reach - j].to(x.dtype) * context[:, near].masked_fill(~same, 0.0)
+            context = context.masked_fill((segment != segment[:, -1:])[..., None], 0.0)
+        return y if self.bias is None else y + self.bias.to(x.dtype), row.last(context, reach)

@@ -1,0 +1,141 @@
+"""Each scan in chunks against its recurrence: value and gradient, whatever the chunk, with documents and a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from triune.core.mixers.channel_scan import channel_scan, reference_channel_scan
+from triune.core.mixers.decayed_scan import decayed_scan, reference_decayed_scan
+from triune.core.mixers.delta_scan import delta_scan, reference_delta_scan
+
+BATCH, TOKENS, HEADS, STATE, WIDTH = 2, 37, 4, 3, 5
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def decayed(groups: int = 2) -> tuple[list[Tensor], Tensor]:
+    q, k, v = (
+        random(BATCH, TOKENS, groups, STATE),
+        random(BATCH, TOKENS, groups, STATE),
+        random(2, TOKENS, HEADS, WIDTH),
+    )
+    return [q, k, v, -random(BATCH, TOKENS, HEADS).abs()], random(BATCH, HEADS, STATE, WIDTH)
+
+
+def delta() -> tuple[list[Tensor], Tensor]:
+    q, k, v = (random(BATCH, TOKENS, HEADS, size) for size in (STATE, STATE, WIDTH))
+    beta, log_decay = random(BATCH, TOKENS, HEADS).sigmoid(), -random(BATCH, TOKENS, HEADS).abs()
+    return [q, torch.nn.functional.normalize(k, dim=-1), v, beta, log_decay], random(BATCH, HEADS, STATE, WIDTH)
+
+
+def channels() -> tuple[list[Tensor], Tensor]:
+    return [random(BATCH, TOKENS, 3, 2).sigmoid(), random(BATCH, TOKENS, 3, 2)], random(BATCH, 3, 2)
+
+
+SCANS = {
+    "decayed": (decayed_scan, reference_decayed_scan, decayed),
+    "delta": (delta_scan, reference_delta_scan, delta),
+    "channel": (channel_scan, reference_channel_scan, channels),
+}
+Scan = Callable[..., tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(params=SCANS)
+def scan(request: pytest.FixtureRequest) -> tuple[Scan, Scan, list[Tensor], Tensor]:
+    torch.manual_seed(0)
+    chunked, reference, make = SCANS[request.param]
+    inputs, state = make()
+    return chunked, reference, [x.requires_grad_() for x in inputs], state.requires_grad_()
+
+
+def begins(*places: tuple[int, int]) -> Tensor:
+    marks = torch.zeros(BATCH, TOKENS, dtype=torch.bool)
+    for row, token in places:
+        marks[row, token] = True
+    return marks
+
+
+DOCUMENTS = begins((0, 0), (0, 5), (0, 6), (0, 16), (1, 8), (1, 36))
+
+
+def run(scan: Scan, inputs: list[Tensor], state: Tensor | None, **options: Any) -> list[Tensor]:
+    """Output, last state and all gradients of a random sum of both."""
+    y, last = scan(*inputs, state=state, **options)
+    wanted = inputs if state is None else [*inputs, state]
+    torch.manual_seed(1)
+    loss = (y * torch.randn(y.shape)).sum() + (last * torch.randn(last.shape)).sum()
+    gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    return [y, last, *gradients]
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("marks", [None, DOCUMENTS], ids=["one document", "documents"])
+@pytest.mark.parametrize("chunk", [1, 2, 8, 16, 36, 37, 64, 1000])
+def test_chunks_equal_the_recurrence(scan: Any, chunk: int, marks: Tensor | None, with_state: bool) -> None:
+    chunked, reference, inputs, state = scan
+    state = state if with_state else None
+    expected = run(reference, inputs, state, begins=marks)
+    for ours, theirs in zip(run(chunked, inputs, state, begins=marks, chunk=chunk), expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_document_is_as_alone(scan: Any) -> None:
+    chunked, _, inputs, state = scan
+    packed, _ = chunked(*inputs, begins=begins((0, 11), (1, 11)), state=state, chunk=8)
+    alone, _ = chunked(*(x[:, 11:] for x in inputs), chunk=8)
+    assert_close(packed[:, 11:], alone)
+
+
+@pytest.mark.parametrize("parts", [[1] * TOKENS, [10, 27], [36, 1], [5, 1, 1, 30]], ids=str)
+def test_the_state_carries_on_from_call_to_call(scan: Any, parts: list[int]) -> None:
+    chunked, _, inputs, state = scan
+    whole, last = chunked(*inputs, begins=DOCUMENTS, state=state, chunk=8)
+    pieces, at = [], 0
+    for part in parts:
+        here = slice(at, at + part)
+        y, state = chunked(*(x[:, here] for x in inputs), begins=DOCUMENTS[:, here], state=state, chunk=8)
+        pieces.append(y)
+        at += part
+    assert_close(torch.cat(pieces, dim=1), whole)
+    assert_close(state, last)
+
+
+def test_strong_decay_neither_overflows_nor_spoils_the_gradient() -> None:
+    """Quotients of products of decays would be 0 / 0 here."""
+    torch.manual_seed(0)
+    inputs, _ = decayed()
+    inputs = [x.float().requires_grad_() for x in (*inputs[:3], inputs[3] * 200)]
+    results = run(decayed_scan, inputs, None, chunk=16)
+    expected = run(reference_decayed_scan, inputs, None)
+    for ours, theirs in zip(results, expected, strict=True):
+        assert ours.isfinite().all()
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_sequence_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triune.core.mixers.decayed_scan.PART", 16)
+    torch.manual_seed(0)
+    inputs, state = decayed()
+    y, last = decayed_scan(*inputs, begins=DOCUMENTS, state=state, chunk=8)
+    expected, expected_last = reference_decayed_scan(*inputs, begins=DOCUMENTS, state=state)
+    assert_close(y, expected)
+    assert_close(last, expected_last)
+
+
+def test_float32_keeps_the_delta_rule_to_a_millionth() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 256, 2, 16) for _ in range(3))
+    k = torch.nn.functional.normalize(k, dim=-1)
+    q = torch.nn.functional.normalize(q, dim=-1)
+    inputs = [q, k, v, torch.rand(1, 256, 2), -0.1 * torch.rand(1, 256, 2)]
+    y, _ = delta_scan(*inputs)
+    exact, _ = reference_delta_scan(*(x.double() for x in inputs))
+    assert (y - exact).abs().max() <= 1e-6
