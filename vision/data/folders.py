@@ -74,6 +74,14 @@ def folders(root: Path) -> Collection:
     """
     root = _descend(root)
     inner = _subfolders(root)
+    classes, more = _without_sidecars(inner)
+    if split := _split_within(classes):
+        if all(side_of(folder.name) for folder in classes):
+            raise UserError(
+                f"'{root}' holds {_names(classes)}, and each of them train/ and others, so either can be the classes: "
+                "rename the class folders."
+            )
+        return _collection(root, split, [*more, "The split within each class folder is used."])
     named = {
         folder: side
         for folder in inner
@@ -91,13 +99,11 @@ def folders(root: Path) -> Collection:
         for folder in inner
         if side_of(folder.name)
     ]
-    classes, more = _without_sidecars(inner)
     if not classes:
         loose = _loose(root)
         held = f"{loose:,} images but no class folders" if loose else "no class folders"
         raise UserError(f"'{root}' holds {held}: {LAYOUT}.")
-    if split := _split_within(classes):
-        return _collection(root, split, [*notes, *more, "The split within each class folder is used."])
+    _refuse_half_split(classes)
     return _collection(root, {"train": {folder.name: folder for folder in classes}}, [*notes, *more])
 
 
@@ -140,28 +146,32 @@ def _sides(root: Path, inner: list[Path], named: dict[Path, Side]) -> Collection
 
 
 def _split_within(classes: list[Path]) -> dict[Side, dict[str, Path]]:
-    """By side the folder of each class, where every class folder holds train/ and val/ or test/; empty if none does.
-
-    Raises:
-        UserError: some do, but not all.
-    """
+    """By side the folder of each class, where every class folder holds train/ and nothing but sides; else empty."""
     found: dict[Side, dict[str, Path]] = {}
-    split = []
     for folder in classes:
-        inner = {side: path for path in _subfolders(folder) if (side := side_of(path.name))}
-        if "train" in inner and len(inner) > 1:
-            split.append(folder)
-            for side, path in inner.items():
+        inner = _subfolders(folder)
+        sides = {side: path for path in inner if (side := side_of(path.name))}
+        if "train" not in sides or len(sides) != len(inner) or _loose(folder):
+            return {}
+        for side, path in sides.items():
+            if _holds_images(path):
                 found.setdefault(side, {})[folder.name] = path
-    if not split:
-        return {}
-    whole = [folder for folder in classes if folder not in split or _loose(folder)]
-    if whole:
+    return found if len(found) > 1 and len(classes) > 1 else {}
+
+
+def _refuse_half_split(classes: list[Path]) -> None:
+    """Raise UserError when some class folders, but not all, are divided into train/ and others."""
+    divided = []
+    for folder in classes:
+        sides = {side_of(path.name) for path in _subfolders(folder)} - {None}
+        if "train" in sides and len(sides) > 1:
+            divided.append(folder)
+    if divided:
+        whole = next((folder for folder in classes if folder not in divided), divided[0])
         raise UserError(
-            f"The class folder '{split[0]}' is divided into train/ and others, but '{whole[0]}' holds images that are "
+            f"The class folder '{divided[0]}' is divided into train/ and others, but '{whole}' holds images that are "
             "not: divide all of them, or none."
         )
-    return found
 
 
 def _collection(root: Path, sides: dict[Side, dict[str, Path]], notes: list[str]) -> Collection:

@@ -64,7 +64,8 @@ def check_classes(collection: Collection) -> None:
     if not counts.all():
         name = collection.classes[int(counts.argmin())]
         raise UserError(
-            f"The class '{name}' has no training images left that can be read: add some, or remove its folder."
+            f"The class '{name}' has no training images left that can be read and are not in validation or test: add "
+            "some, or remove its folder."
         )
     for side, images in collection.sides.items():
         if not len(images):

@@ -77,6 +77,15 @@ def test_a_split_within_each_class(tmp_path: Path, pictures: Any) -> None:
         folders(root)
 
 
+def test_a_split_within_classes_called_like_sides(tmp_path: Path, pictures: Any) -> None:
+    root = pictures.fill(
+        tmp_path / "a", {"train/train": 2, "train/val": 1, "cat/train": 3, "cat/val": 1, "dog/train": 2}
+    )
+    assert counted(folders(root)) == {"train": {"train": 2, "cat": 3, "dog": 2}, "val": {"train": 1, "cat": 1}}
+    with pytest.raises(UserError, match="either can be the classes"):
+        folders(pictures.fill(tmp_path / "b", {f"{a}/{b}": 2 for a in ("train", "test") for b in ("train", "test")}))
+
+
 def test_two_folders_for_one_side(tmp_path: Path, pictures: Any) -> None:
     root = pictures.fill(tmp_path, {"train/cat": 1, "train/dog": 1, "val/cat": 1, "dev/cat": 1})
     with pytest.raises(UserError, match="'dev' and 'val', which are both for val"):

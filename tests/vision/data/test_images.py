@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -14,6 +15,7 @@ from PIL import Image
 
 from triune.vision.data import images
 from triune.vision.data.images import UnreadableImage, open_image, read_image
+from triune.vision.data.scan import look
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -243,3 +245,22 @@ def test_more_pixels_when_told(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="max_megapixels"):
         read_image(content)
     assert read_image(content, 1, decoding=images.Decoding(100_000_000)).size == (12_000, 7_500)
+
+
+def test_the_odd_files_of_pillow_are_read_or_refused() -> None:
+    """Set TRIUNE_PILLOW_IMAGES to `Tests/images` of Pillow's source distribution, which has a thousand odd files."""
+    folder = Path(os.environ.get("TRIUNE_PILLOW_IMAGES", "no folder"))
+    if not folder.is_dir():
+        pytest.skip("TRIUNE_PILLOW_IMAGES names no folder of Pillow's own test images")
+
+    def reason(file: Path) -> str:
+        try:
+            read_image(file)
+        except UnreadableImage as error:
+            return error.reason
+        return ""
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(files) > 500
+    for file in files:
+        assert reason(file) == look(str(file), str(file), images.Decoding(), None)[0].problem
