@@ -8,6 +8,7 @@ TASK = Task(
     about="language models: train on your text, write more of it",
     verbs={
         **training("triune.text.task:TextTask", "triune.text.data.module:TextData"),
+        "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
     },
     examples="""\

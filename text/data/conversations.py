@@ -22,6 +22,9 @@ OnError = Literal["stop", "skip"]
 MOST_ERRORS = 20
 """So many rows that cannot be used, and nothing else, are not a few bad rows but another kind of file."""
 
+SHOWN = 3
+"""Reasons that fit into a sentence."""
+
 
 class Usable(NamedTuple):
     """A conversation and what is learned from it."""
@@ -57,7 +60,7 @@ def usable(
                 found.append(Usable(conversation, template.samples(conversation)))
             except UserError as error:
                 count += 1
-                reasons += [str(error).rstrip(".")] if len(reasons) < 3 else []
+                reasons += [str(error).rstrip(".")] if len(reasons) < MOST_ERRORS else []
             if count >= MOST_ERRORS and (on_error == "stop" or not found):
                 break
             advance(1)
@@ -69,14 +72,14 @@ def usable(
 
 def _refusal(rejected: Rejected, on_error: OnError) -> UserError:
     most = "at least " if rejected.number >= MOST_ERRORS else ""
-    rest = rejected.number - len(rejected.reasons)
+    rest = rejected.number - len(rejected.reasons[:SHOWN])
     more = f"; and {most}{rest:,} more" if rest else ""
     hint = "--data.on_error skip leaves them out" if on_error == "stop" else "no row is left"
     if rejected.number == 1:
         return UserError(f"{rejected.reasons[0]}; {hint.replace('them', 'it')}.")
+    reasons = "; ".join(rejected.reasons[:SHOWN])
     return UserError(
-        f"{most}{rejected.number:,} of the first {rejected.rows:,} rows cannot be used: {'; '.join(rejected.reasons)}"
-        f"{more}; {hint}."
+        f"{most}{rejected.number:,} of the first {rejected.rows:,} rows cannot be used: {reasons}{more}; {hint}."
     )
 
 
@@ -159,7 +162,8 @@ class PreparedChats:
         if c["cut"]:
             parts.append(f"{c['cut']:,} cut within an answer at {context:,} tokens")
         if c["unusable"]:
-            parts.append(f"{c['unusable']:,} rows cannot be used ({'; '.join(self.rejected.reasons)}; …)")
+            reasons = "; ".join(self.rejected.reasons[:SHOWN]) + "; …" * (c["unusable"] > SHOWN)
+            parts.append(f"{c['unusable']:,} rows cannot be used ({reasons})")
         return ", ".join(parts)
 
     def counts(self) -> dict[str, Any]:
