@@ -18,6 +18,7 @@ from ...core.losses import IGNORED
 from ...core.training.data import Batches, Draw, InOrder, ResumableData, Shuffled
 from ..data.store import builtin_set
 from ..read import alphabet
+from ..read.complexes import spans
 from ..read.inputs import read_sequences
 from .model import PAD, esm_tokens, mask_tokens
 
@@ -104,12 +105,26 @@ class SequenceData(ResumableData):
         records = [
             record for path in paths for record in read_sequences(path, on_error=lambda e: problems.append(str(e)))
         ]
-        distinct = dict.fromkeys(record.letters for record in records)
-        self.duplicates, self.problems = len(records) - len(distinct), problems
+        # The chains of a complex are proteins of their own.
+        chains = {
+            record.letters[span]: record.name
+            for record in records
+            for span in spans(record.chains, len(record.letters))
+        }
+        count = sum(max(len(record.chains), 1) for record in records)
+        self.duplicates, self.problems = count - len(chains), problems
+        distinct: dict[str, np.ndarray] = {}
+        for letters, name in chains.items():
+            tokens = alphabet.encode(letters)
+            try:
+                alphabet.check_protein(tokens, f"the sequence '{name}'")
+                distinct[letters] = tokens
+            except UserError as error:
+                problems.append(str(error))
         sides: dict[str, list[np.ndarray]] = {"train": [], "val": []}
-        for letters in distinct:
+        for letters, tokens in distinct.items():
             held_out = zlib.crc32(letters.encode()) < self.val_fraction * 2**32
-            sides["val" if held_out else "train"].append(alphabet.encode(letters))
+            sides["val" if held_out else "train"].append(tokens)
         return sides
 
     def describe(self) -> str:

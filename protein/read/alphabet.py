@@ -89,16 +89,17 @@ def check_protein(tokens: np.ndarray, name: str, way_out: str = "") -> None:
     Raises:
         UserError: it is DNA or RNA, or more than half of it is unknown.
     """
-    residues = tokens[tokens != GAP]
-    known = residues[residues != UNKNOWN]
+    count = np.bincount(tokens, minlength=VOCABULARY)
+    known, unknown = int(count[:UNKNOWN].sum()), int(count[UNKNOWN])
     more = f"; {way_out}" if way_out else ""
-    if len(known) < (1 - MOST_UNKNOWN) * len(residues):
+    if known < (1 - MOST_UNKNOWN) * (known + unknown):
         raise UserError(
-            f"{name} is unknown (X) in {len(residues) - len(known):,} of {len(residues):,} residues, but at least half "
-            f"must be known{more}."
+            f"{name} is unknown (X) in {unknown:,} of {known + unknown:,} residues, but at least half must be "
+            f"known{more}."
         )
-    share = np.isin(known, (*NUCLEOTIDES, AMINO_ACIDS.index("N"))).mean() if len(known) else 0.0
-    if len(known) >= FEWEST_LETTERS and share >= NUCLEOTIDE_SHARE and np.isin(NUCLEOTIDES, known).sum() > 2:
+    letters = count[list(NUCLEOTIDES)]
+    share = (letters.sum() + count[AMINO_ACIDS.index("N")]) / max(known, 1)
+    if known >= FEWEST_LETTERS and share >= NUCLEOTIDE_SHARE and (letters > 0).sum() > 2:
         raise UserError(
             f"{name} is DNA or RNA ({share:.0%} of its letters are A, C, G, T, U or N), but must be a protein; "
             f"translate it first{more}."

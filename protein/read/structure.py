@@ -138,7 +138,9 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
     except UserError as error:
         raise UserError(f"'{file}' cannot be read as {format}: {error}") from error
     except Exception as error:  # Biopython raises what it meets: KeyError, ValueError, its own
-        raise UserError(f"'{file}' cannot be read as {format}: {type(error).__name__}: {error}.") from error
+        raise UserError(
+            f"'{file}' cannot be read as {format}: {type(error).__name__}: {str(error).rstrip('.')}."
+        ) from error
     if not atoms:
         raise UserError(f"'{file}' holds no protein: no N, CA, C or CB atom was found in it (read as {format}).")
     notes: list[str] = []

@@ -152,6 +152,18 @@ def test_too_few_sequences_and_bad_ones(tmp_path: Path, fasta: Path) -> None:
     assert "1 left out, the first:" in both.describe()
 
 
+def test_dna_is_left_out_and_chains_of_a_complex_are_sequences_of_their_own(tmp_path: Path, fasta: Path) -> None:
+    path = tmp_path / "odd.fasta"
+    dna = "".join(np.random.default_rng(0).choice(list("ACGT"), 60))
+    path.write_text(f">dna\n{dna}\n>complex\nMKVLAGDWTRES:HIFQNPYCMKWDE\n")
+    alone, both = SequenceData(str(fasta), batch_size=8), SequenceData([str(fasta), str(path)], batch_size=8)
+    for data in (alone, both):
+        data.setup()
+    assert "the sequence 'dna' is DNA or RNA" in both.problems[0]
+    count = [sum(map(len, data.sides.values())) for data in (alone, both)]
+    assert count[1] == count[0] + 2
+
+
 def test_without_files_it_reads_the_built_in_chains() -> None:
     data, chains = SequenceData(), builtin_set()
     data.setup()
