@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from .core.checkpoints.family import Pretrained
 from .core.checkpoints.source import Source, open_source
 from .core.config import RotaryConfig, TransformerConfig
 from .core.errors import UserError
+from .core.options import Parser
 from .core.task import named
 from .tasks import tasks
 
@@ -32,9 +32,7 @@ ENOUGH = 1e-4
 
 def info(args: list[str]) -> int:
     """Run `triune info` and return its exit code."""
-    p = argparse.ArgumentParser(
-        prog="triune info", description="Say what a checkpoint is and what can be done with it."
-    )
+    p = Parser(prog="triune info", description="Say what a checkpoint is and what can be done with it.")
     p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
     options = p.parse_args(args)
     task = task_of(options.checkpoint)
@@ -45,7 +43,7 @@ def info(args: list[str]) -> int:
 
 def convert(args: list[str]) -> int:
     """Run `triune convert` and return its exit code."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune convert",
         description="Write a checkpoint in another library's format. The result is opened by that library, where it is "
         "installed, and its outputs are compared with ours before the command says that it is done.",

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .core.options import Parser
 from .core.task import named
 from .tasks import tasks
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `triune demo`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune demo",
         description="Train a small classifier of handwritten digits and let it name some and show where it looks; "
         "train a small language model on the source code of the Python standard library and let it write; train a "

@@ -31,6 +31,7 @@ from .mixers import options as mixers
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
 """Names of the linear layers of a block, as `bias` lists them."""
+MOST_LAYERS = 10_000
 TRAINING_ONLY = ("dropout", "attention_dropout", "stochastic_depth", "init_std", "init_residual")
 """Settings of `TransformerConfig` that matter in training and at its start, and that no output of a trained model
 depends on.
@@ -219,6 +220,8 @@ class TransformerConfig:
         for name in ("dim", "depth", "heads", "context"):
             value = getattr(self, name)
             _check(_counts(value), name, value, "a positive integer")
+        # Each layer is made by itself, so that no single allocation would be refused.
+        _check(self.depth <= MOST_LAYERS, "depth", self.depth, f"at most {MOST_LAYERS:,}")
         if self.head_dim is None:
             _check(
                 self.dim % self.heads == 0, "dim", self.dim,

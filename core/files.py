@@ -176,7 +176,10 @@ def check_name(name: str | os.PathLike[str]) -> str:
 
 def shown(name: object) -> str:
     """A file name as text that can be printed and stored: bytes that are not UTF-8 become `\\xE9`."""
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, which stands for no byte
+        return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.options import Parser
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The options of `triune text generate`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune text generate",
+        may_be_empty=("--prompt", "--stop"),
         description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
     )
     p.add_argument(

@@ -4,7 +4,6 @@ trained.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.options import Parser, number, whole
 from ..core.training.run import machine
 from ..core.work import cache_folder
 from .data.collection import SIDES, Collection
@@ -76,15 +76,20 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: there are no labelled images to check.
     """
-    parser = argparse.ArgumentParser(prog="triune vision check", description=__doc__)
+    parser = Parser(prog="triune vision check", description=__doc__)
     parser.add_argument("folder", nargs="?", help="what --data.root takes; left out: scikit-learn's digits")
     parser.add_argument("--val", help="what --data.val_root takes")
     parser.add_argument("--test", help="what --data.test_root takes")
     parser.add_argument("--dataset", help="what --data.dataset takes")
     parser.add_argument(
-        "--max-megapixels", type=float, default=MAX_PIXELS / 1e6, help="larger images cannot be read (default 80)"
+        "--max-megapixels",
+        type=number(0, 10_000),
+        default=MAX_PIXELS / 1e6,
+        help="larger images cannot be read (default 80)",
     )
-    parser.add_argument("--image-size", type=int, help="pixels, for the estimates; left out: as training chooses")
+    parser.add_argument(
+        "--image-size", type=whole(1, 16_384), help="pixels, for the estimates; left out: as training chooses"
+    )
     parser.add_argument("--cache", help="folder for what is known about files that were looked at")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args(args)

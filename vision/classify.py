@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..core.files import OVERWRITE, check_new
+from ..core.options import Parser
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MOST_EXPLAINED = 8
 
 def parser() -> argparse.ArgumentParser:
     """The options of `triune vision classify`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune vision classify",
         description="Name what is in images, with calibrated probabilities. Files that are no readable images are "
         "named on standard error, the others are still classified, and the exit code is then 2.",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..core.files import OVERWRITE, check_new, refuse_special
+from ..core.options import Parser, whole
 from .classify import Classifier
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ TOLERANCE = 1e-4
 
 def parser() -> argparse.ArgumentParser:
     """The options of `triune vision export`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune vision export",
         description="Write a trained classifier as one file for other programs. The file is compared with the model on "
         "random and real input; one that differs is not kept, and the exit code is then 1.",
@@ -45,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dynamic-batch", action="store_true", help="any number of images at a time instead of one")
     p.add_argument("--probabilities", action="store_true", help="end with softmax(logits / temperature)")
     p.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: as trained)"
+        "--image-size",
+        type=whole(1, 16_384),
+        nargs="+",
+        metavar="PIXELS",
+        help="side, or height and width (default: as trained)",
     )
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--image", type=Path, help="an image to compare on (default: a photograph that matplotlib ships)")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import OVERWRITE, check_new, write_atomic
+from ..core.training.run.bounds import check
 from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
 from .data.module import ImageData
@@ -66,7 +67,9 @@ def parser() -> Any:
 def main(args: list[str]) -> int:
     """Run `triune vision probe` and return its exit code."""
     p = parser()
-    options = p.instantiate_classes(p.parse_args(args))
+    given = p.parse_args(args)
+    check(given)
+    options = p.instantiate_classes(given)
     if options.limit is not None and options.limit < 10:
         raise UserError(f"--limit is {options.limit}, but must be at least 10 training images.")
     check_new([Path(options.out)] if options.out else [], options.overwrite)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from triune import cli
@@ -28,7 +29,7 @@ SECONDS = 30
 def make_good(place: Path) -> None:
     """Small models and data that are as they should be."""
     torch.manual_seed(0)
-    small = TransformerConfig(dim=16, depth=1, heads=2, context=32)
+    small = TransformerConfig(dim=16, depth=1, heads=2, context=32, causal=True)
     LanguageModel(LanguageModelConfig(vocab_size=257, transformer=small)).save_pretrained(place / "lm")
     Tokenizer.bytes().save(place / "lm")
     blocks = TransformerConfig(dim=16, depth=1, heads=2, position="none")
@@ -41,6 +42,13 @@ def make_good(place: Path) -> None:
     (place / "pdb" / "x.pdb").write_text("HEADER\n")
     (place / "ok.txt").write_text("a text of some words\n" * 50)
     (place / "ok.a3m").write_bytes(A3M)
+    letters = np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), (12, 40))
+    (place / "many.fasta").write_text("".join(f">chain{n}\n{''.join(row)}\n" for n, row in enumerate(letters)))
+    np.savez(
+        place / "chains.npz", name=[f"{n}abc_A" for n in range(12)], length=[40] * 12,
+        sequence=np.frombuffer("".join(letters.reshape(-1)).encode(), np.uint8), profile=np.zeros((480, 20), np.uint8),
+        backbone=np.random.default_rng(0).integers(-9999, 9999, (480, 3, 3)).astype(np.int16),
+    )  # fmt: skip
     lay(place, PICTURES | {"a.png": PICTURES["img/a/0.png"]})
 
 

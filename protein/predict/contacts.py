@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import read_json, write_json
+from ...core.options import Parser, whole
 from ...core.training.run.folder import model_folder
 from ...core.work import progress
 from ..read.alphabet import GAP
@@ -32,7 +33,7 @@ KINDS_OF_FILES = ("png", "rr", "npz", "json")
 
 def parser() -> argparse.ArgumentParser:
     """Returns the options of `triune protein contacts`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune protein contacts",
         description="Predict which residues are in contact, with a model of `triune protein fit` or `pretrain`. For "
         "each sequence (of FASTA; chains of a complex as A:B) and each alignment (A3M, A2M, Stockholm, Clustal, .aln, "
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "likeness, and says so where both are possible",
     )  # fmt: skip
     p.add_argument(
-        "--windows", type=int, metavar="N", help="predict longer chains in windows of N residues that overlap"
+        "--windows", type=whole(64), metavar="N", help="predict longer chains in windows of N residues that overlap"
     )
     p.add_argument("--force", action="store_true", help="predict also what looks like DNA, RNA or unknown residues")
     done = p.add_mutually_exclusive_group()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.options import Parser
 from ..read.alignment import Alignment
 from ..read.alphabet import GAP, UNKNOWN
 from ..read.complexes import BETWEEN, name_of, place_in_chain, separations, spans
@@ -197,7 +198,7 @@ def memory_needed(columns: int) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the options of `triune protein dca`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune protein dca",
         description="Predict contacts from alignments by mean-field direct coupling analysis (pseudocount 0.5, rows "
         "weighted at 80 %% identity, average product correction): the classical baseline. It needs no model. In a "

@@ -21,7 +21,7 @@ from ...files import written_whole
 from ..data import DataModule
 from ..lightning_fixes import from_lightning, quiet
 from ..module import TrainingModule
-from . import machine, report, sentences
+from . import bounds, machine, report, sentences
 from .arguments import SCORING, prepare
 from .arguments import training_verb as training_verb
 from .checkpoints import Checkpoints, StopOnInterrupt
@@ -107,6 +107,7 @@ class TaskCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        bounds.check(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Put in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
@@ -138,6 +139,12 @@ class TaskCLI(LightningCLI):
             raise UserError(sentences.validation(str(error))) from error
         except ValueError as error:  # constructors only check their arguments
             raise UserError(sentences.validation(str(error))) from error
+        except (TypeError, RuntimeError, MemoryError, OverflowError) as error:
+            # Sizes that no memory holds, and values that Lightning meets without a check.
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"Model, data or trainer cannot be made with these options ({why}); change them."
+            ) from error
         session = self.session
         if session.run and (session.resume or not self.trains) and self.model.tuning:
             self.model.tuning.folder = session.run.pretrained

@@ -14,6 +14,7 @@ import numpy as np
 
 from ....core.errors import UserError
 from ....core.files import replaced_folder
+from ....core.options import SEED, Parser, whole
 from ....core.training.run.machine import usable_cores
 from ....core.work import progress
 from ...read.alphabet import decode
@@ -39,7 +40,7 @@ SHOWN = 10
 
 def parser() -> argparse.ArgumentParser:
     """The options of `triune protein prepare`."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="triune protein prepare",
         description="Turn structures, and alignments if there are any, into a set of chains for training: "
         "`triune protein fit --data.folder OUT`. Relatives are kept on one side of the split.",
@@ -61,9 +62,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--val", type=float, default=0.1, help="share of the chains for validation (default 0.1)")
     p.add_argument("--test", type=float, default=0.0, help="share of the chains for a test (default 0)")
     p.add_argument("--identity", type=float, default=IDENTITY, help="identity that makes relatives (default 0.3)")
-    p.add_argument("--min-length", type=int, default=30, help="shortest chain (default 30 residues)")
-    p.add_argument("--max-length", type=int, help="longest chain")
-    p.add_argument("--seed", type=int, default=0, help="of the split and of the rows that are kept")
+    p.add_argument("--min-length", type=whole(1), default=30, help="shortest chain (default 30 residues)")
+    p.add_argument("--max-length", type=whole(1), help="longest chain")
+    p.add_argument("--seed", type=SEED, default=0, help="of the split and of the rows that are kept")
     p.add_argument("--strict", action="store_true", help="stop at the first bad file instead of leaving it out")
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it is a set already")
     p.add_argument("--no-mmseqs", action="store_true", help="use the built-in filter even where MMseqs2 is installed")

@@ -1,0 +1,57 @@
+"""What the numbers and texts of a configuration must be, whoever declares them: checked once, after parsing.
+
+Lightning takes many values that it cannot use: a negative clipping value turns gradients around, and zero batches of
+accumulation divide by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...errors import UserError
+
+MOST = 10**9
+TRAINER: dict[str, tuple[float, float]] = {
+    "max_epochs": (-1, math.inf),
+    "max_steps": (-1, math.inf),
+    "min_epochs": (0, MOST),
+    "min_steps": (0, MOST),
+    "fast_dev_run": (0, MOST),
+    "num_nodes": (1, 100_000),
+    "check_val_every_n_epoch": (1, MOST),
+    "num_sanity_val_steps": (-1, MOST),
+    "log_every_n_steps": (1, MOST),
+    "accumulate_grad_batches": (1, 1_000_000),
+    "gradient_clip_val": (0, MOST),
+    "reload_dataloaders_every_n_epochs": (0, MOST),
+}
+"""Least and largest value of options of Lightning's trainer; -1 stands for no bound, or for all."""
+
+
+def check(config: Any) -> None:
+    """Raises UserError for a number of the trainer outside of its bounds, a number that is not finite, an empty text.
+
+    Args:
+        config: the parsed namespace of the command line.
+    """
+    values = vars(config.as_flat())
+    for name, value in values.items():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise UserError(f"--{name} is {part}, but must be a finite number.")
+            if isinstance(part, str) and not part.strip():
+                raise UserError(f"--{name} is empty, but must have a value; leave it out for the default.")
+    for name, (least, most) in TRAINER.items():
+        value = values.get(f"trainer.{name}")
+        if value is not None and not isinstance(value, bool) and not least <= value <= most:
+            above = f" and at most {most:,}" if most < math.inf else ""
+            raise UserError(f"--trainer.{name} is {value}, but must be at least {least:g}{above}.")
+    every = values.get("trainer.val_check_interval")
+    if isinstance(every, (int, float)) and not (every >= 1 if isinstance(every, int) else 0 < every <= 1):
+        raise UserError(
+            f"--trainer.val_check_interval is {every}, but must be a whole number of batches of at least 1, or a part "
+            "of an epoch above 0 and at most 1.0."
+        )
+    if (seed := values.get("seed_everything")) is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed_everything is {seed}, but must be at least 0 and below {2**32:,}.")

@@ -1,0 +1,99 @@
+"""Bad values for every leaf option of every verb: one sentence and exit code 2, or a value that means something.
+
+A sample runs here, without training: `pytest tests/robust/test_options.py --slow` tries every option and value (about
+ten minutes).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triune.bench.refusals.options import GOOD, attempt, leaves, pairs, parser_of, verbs
+from triune.bench.refusals.run import make_good
+from triune.core.errors import UserError
+from triune.core.options import Parser, number, whole
+
+NONSENSE = ("-1", "nan", "x", "", "maybe", "\ud800")
+"""Values that no option has a use for, but for these:"""
+MEANINGFUL = {
+    "--trainer.max_epochs=-1": "no bound on the epochs",
+    "--trainer.max_steps=-1": "no bound on the steps",
+    "--trainer.num_sanity_val_steps=-1": "the whole validation set",
+    "--prompt=": "what a text begins with",
+    "--stop=": "no text to stop at",
+}
+TRAINING = {("text", "fit"), ("vision", "fit"), ("protein", "fit"), ("protein", "pretrain"), ("vision", "probe")}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("good")
+    make_good(place)
+    return place
+
+
+@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+def test_bad_values_are_refused_in_one_sentence(
+    words: tuple[str, ...], good: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIUNE_CACHE", str(tmp_path / "cache"))
+    found = pairs(words)
+    stride = 1 if request.config.getoption("--slow") else max(1, len(found) // (6 if words in TRAINING else 12))
+    faults = []
+    for count, (option, value) in enumerate(found[::stride]):
+        place = tmp_path / str(count)
+        place.mkdir()
+        (place / "ok").symlink_to(good)
+        code, sentence = attempt(words, option, value, place)
+        fine = code in (0, 1) and (value not in NONSENSE or f"{option}={value}" in MEANINGFUL)
+        if not fine and not (code == 2 and sentence.startswith("error: ")):
+            faults.append(f"{option}={value!r}: {code} {sentence}")
+    assert faults == []
+
+
+def test_the_sweep_finds_options_of_both_kinds_of_parser() -> None:
+    assert ("--top", (int, float)) in list(leaves(parser_of(("protein", "dca")))) or ("--top", (int,)) in list(
+        leaves(parser_of(("protein", "dca")))
+    )
+    options = dict(leaves(parser_of(("text", "fit"))))
+    assert options["--model.optimizer.weight_decay"] == (float,)
+    assert options["--data.batch_size"] == (int,)
+    assert {"--trainer.max_steps", "--model.compile", "--threads"} <= options.keys()
+    assert len(options) > 100
+    assert ("vision", "check") in GOOD
+
+
+def _parser() -> Parser:
+    parser = Parser("triune x")
+    parser.add_argument("--top", type=whole(1, 9))
+    parser.add_argument("--share", type=number(0, 1))
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--to", choices=("hf", "timm"))
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--top=0", "--top is 0, but must be a whole number from 1 to 9."),
+        ("--top=1.5", "--top is 1.5, but must be a whole number from 1 to 9."),
+        ("--share=nan", "--share is nan, but must be a number above 0 and at most 1."),
+        ("--rows=x", "--rows is 'x', but must be a whole number."),
+        ("--to=tim", "--to is 'tim' (did you mean 'timm'?), but must be hf or timm."),
+        ("--out=", "--out is empty, but must have a value; `triune x --help` says which."),
+        ("--ou=3", "Unknown option '--ou' (did you mean '--out'?); `triune x --help` lists all."),
+        ("--top", "--top: expected one argument; `triune x --help` lists all."),
+    ],
+)
+def test_mistakes_are_sentences(line: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        _parser().parse_args([line])
+    assert str(error.value) == sentence
+
+
+def test_values_within_the_bounds_are_taken() -> None:
+    found = _parser().parse_args(["--top", "9", "--share", "0.5", "--rows", "-1", "--to", "hf"])
+    assert (found.top, found.share, found.rows, found.to) == (9, 0.5, -1, "hf")
