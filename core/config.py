@@ -259,6 +259,8 @@ class TransformerConfig:
         rotary = [r and r.canonical(full.head_dim or 0) for r in map(full.rotary_at, range(full.depth))]
         turned = any(rotary)
         table = full.position in ("learned", "sinusoidal")
+        names = [full.mixer_at(layer) for layer in range(full.depth)]
+        scale = (full.head_dim or 0) ** -0.5 if full.attention_scale is None else full.attention_scale
         return dataclasses.replace(
             full,
             window=uniform([full.window_at(layer) for layer in range(full.depth)]),
@@ -268,7 +270,7 @@ class TransformerConfig:
             norm_weight="plain" if full.norm_weight == "none" and full.norm == "rmsnorm" else full.norm_weight,
             norm_bias=full.norm_bias and full.norm == "layernorm" and full.norm_weight != "none",
             inner_norm=sorted(set(full.inner_norm)),
-            attention_scale=(full.head_dim or 0) ** -0.5 if full.attention_scale is None else full.attention_scale,
+            attention_scale=scale if "attention" in names else plain.attention_scale,
             bias=[name for name in Linears if full.has_bias(name) and (full.gated or name != "gate")],
             layer_scale=None if full.layer_scale is None else 1.0,
             **{name: getattr(plain, name) for name in TRAINING_ONLY},
@@ -386,12 +388,14 @@ class TransformerConfig:
         return dataclasses.asdict(self.options_of(mixer))
 
     def window_at(self, layer: int) -> int | None:
-        """Window of one layer in tokens, None for no limit."""
+        """Window of one layer in tokens, None for no limit and for a layer without attention."""
+        if self.mixer_at(layer) != "attention":
+            return None
         return self.window[layer] if isinstance(self.window, list) else self.window
 
     def rotary_at(self, layer: int) -> RotaryConfig | None:
-        """Rotary settings of one layer, None for a layer without rotation."""
-        if self.position != "rotary":
+        """Rotary settings of one layer, None for a layer without rotation or without attention."""
+        if self.position != "rotary" or self.mixer_at(layer) != "attention":
             return None
         return self.rotary[layer] if isinstance(self.rotary, list) else self.rotary
 

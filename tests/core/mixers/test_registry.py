@@ -279,3 +279,16 @@ def test_a_mixer_that_needs_the_whole_sequence_cannot_be_causal() -> None:
     with pytest.raises(UserError, match="mixer is 'mean', but must be one that can be causal, because causal is true"):
         replace(CONFIG, mixer="mean")
     assert isinstance(Transformer(replace(CONFIG, mixer="mean", causal=False)).blocks[0].attn, Mean)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_configs_of_the_same_function_are_equal(name: str) -> None:
+    """Positions and scales of attention say nothing where there is none."""
+    config = of(name)
+    assert config.canonical() == replace(config, position="none", mixer=[name] * 4).canonical()
+    assert config.canonical() != CONFIG.canonical()
+    assert config.canonical() == config.canonical().canonical()
+    hybrid = replace(CONFIG, mixer=["attention", name, name, "attention"], window=8)
+    apart = replace(hybrid, window=[8, None, None, 8], rotary=[RotaryConfig(), None, None, RotaryConfig()])
+    assert hybrid.canonical() == apart.canonical()
+    assert hybrid.canonical() != replace(hybrid, position="none").canonical()
