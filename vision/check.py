@@ -19,6 +19,7 @@ from .data.collection import SIDES, Collection
 from .data.find import Where, find
 from .data.gather import settle_range
 from .data.images import MAX_PIXELS, Decoding
+from .data.names import natural
 from .data.scan import Record, scan
 from .estimate import estimate
 
@@ -287,7 +288,7 @@ def _class_table(report: Report) -> Any:
     for side in sides:
         table.add_column(side, justify="right")
     table.add_column("", style="cyan", no_wrap=True)
-    rows = list(report.counts.items())
+    rows = sorted(report.counts.items(), key=lambda row: natural(row[0]))
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda row: -row[1]["train"])
         left = rows[MOST_CLASSES // 2 : -MOST_CLASSES // 2]

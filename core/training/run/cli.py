@@ -206,6 +206,7 @@ def run_task(
         if cli.trains:
             return _fit(cli.session)
         checkpoint = _checkpoint(cli.session, cli.config.ckpt_path)
+        cli.session.model.before_scoring(Path(checkpoint), cli.session.data)
         return (_predict if verb == "predict" else _evaluate)(cli.session, checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError(
