@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import read_json, write_json
+from ...core.files import read_arrays, read_json, write_json
 from ...core.options import Parser, whole
 from ...core.training.run.folder import model_folder
 from ...core.work import progress
@@ -158,14 +158,14 @@ class Work:
         there = [file for file in files if file.exists()]
         if not there or self.options.overwrite:
             return None
-        known = read_json(files[-1]) if files[-1].is_file() else {}
         if not self.options.resume:
             raise UserError(
                 f"'{there[0]}' is there already; --resume keeps it if it is of the same input and model, --overwrite "
                 "replaces it, or give another --out."
             )
-        if not known and all(file.suffix != ".npz" for file in there):
-            return None  # stopped before the arrays were written
+        if not files[-1].exists() and _sequence_in(files[-2]) in (None, query.alignment.query):
+            return None  # the last file was not written before the other run ended
+        known = read_json(files[-1]) if files[-1].exists() else {}
         if known.get("key") != key:
             raise UserError(
                 f"'{there[0]}' is of another input, model or structure, so that it cannot be resumed; --overwrite "
@@ -202,6 +202,11 @@ class Work:
             result.notes += [note if chains else f"{truth.chain.name}: {note}" for note in truth.chain.notes]
         _write(result, prediction, truth, predictor.about, options, key)
         return result
+
+
+def _sequence_in(file: Path) -> str | None:
+    """The sequence in the arrays of an earlier result, None where there are none."""
+    return str(read_arrays(file)["sequence"]) if file.exists() else None
 
 
 def depth_notes(rows: np.ndarray, depths: list[float]) -> list[str]:

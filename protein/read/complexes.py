@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -43,8 +44,9 @@ def residue_index(chains: Sequence[int], residues: int) -> np.ndarray:
 
 
 def name_of(number: int) -> str:
-    """Returns the letter of a chain, by its number from 0: A to Z, then A1, B1, ..."""
-    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
+    """Returns the letters of a chain, by its number from 0: A to Z, a to z, then AA, AB, ..."""
+    letters = string.ascii_letters[26:] + string.ascii_letters[:26]
+    return letters[number] if number < 52 else letters[number // 52 - 1] + letters[number % 52]
 
 
 def place_in_chain(chains: Sequence[int], residues: int) -> list[tuple[str, int]]:

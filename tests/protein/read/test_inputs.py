@@ -10,7 +10,7 @@ import pytest
 from triune.core.errors import UserError
 from triune.protein.read.alignment import read_alignment
 from triune.protein.read.alphabet import AMINO_ACIDS, GAP, check_protein, decode, encode
-from triune.protein.read.complexes import BETWEEN, parts, place_in_chain, residue_index, separations
+from triune.protein.read.complexes import BETWEEN, name_of, parts, place_in_chain, residue_index, separations
 from triune.protein.read.inputs import read_input, read_sequences
 from triune.protein.read.profile import chain_depths, complex_profile, paired_rows, profile
 
@@ -189,4 +189,5 @@ def test_separations_do_not_cross_chains():
     assert apart[4].tolist() == [BETWEEN, BETWEEN, BETWEEN, 1, 0]
     assert separations((), 3).tolist() == [[0, 1, 2], [1, 0, 1], [2, 1, 0]]
     assert residue_index((3, 2), 5).tolist() == [0, 1, 2, 203, 204]
+    assert [name_of(number) for number in (0, 25, 26, 51, 52, 53, 104)] == ["A", "Z", "a", "z", "AA", "AB", "BA"]
     assert place_in_chain((3, 2), 5) == [("A", 1), ("A", 2), ("A", 3), ("B", 1), ("B", 2)]
