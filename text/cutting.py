@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-PIECE = 1 << 18
+PIECE = 1 << 16
 """Texts longer than this many characters are cut, so that memory stays bounded and all cores take part."""
 LONGEST = 1 << 20
 """A piece never has more characters, even where it can only be cut within a word."""

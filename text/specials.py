@@ -27,8 +27,8 @@ class Specials:
         eos: the token that ends one.
         ends: numbers of all tokens at which generation ends.
         chat_template: in Jinja's language.
-        add_bos: whether `bos` stands before every text; None: what `tokenizer.json` says.
-        add_eos: whether `eos` stands behind every text; None: what `tokenizer.json` says.
+        add_bos: whether the config asks for `bos` before every text; None: it says nothing.
+        add_eos: the same of `eos` behind every text.
         kind: name of Hugging Face's class.
     """
 
@@ -61,26 +61,28 @@ def read_specials(folder: Path) -> Specials:
 
 
 def apply_specials(backend: HFTokenizer, specials: Specials) -> None:
-    """Make `backend` put the tokens around a text that `specials` ask for, by the rule of transformers 5: a flag in the
-    config replaces the post-processor of `tokenizer.json`; without a flag and without a post-processor the class
-    decides.
+    """Make `backend` put the tokens around a text that its own post-processor or `specials` ask for.
+
+    Versions 4 and 5 of transformers disagree about a flag in the config beside a `tokenizer.json` (5 ignores it, 4
+    replaces the post-processor). Here a token is placed when either says so; since it is then saved with the
+    post-processor, both versions place it afterwards.
     """
     family = specials.kind.removesuffix("Fast").removesuffix("Tokenizer")
-    by_class = backend.post_processor is None and family in BEGINS_BY_CLASS
-    if specials.add_bos is None and specials.add_eos is None and not by_class:
-        return
-    wanted_bos = by_class if specials.add_bos is None else specials.add_bos
+    by_class = backend.post_processor is None and family in BEGINS_BY_CLASS and specials.add_bos is not False
+    placed = backend.encode("a", add_special_tokens=True).tokens
     bos, eos = (
-        token if token and wanted and backend.token_to_id(token) is not None else None
-        for token, wanted in ((specials.bos, wanted_bos), (specials.eos, specials.add_eos))
+        token if token and wanted and backend.token_to_id(token) is not None and token not in placed else None
+        for token, wanted in ((specials.bos, specials.add_bos or by_class), (specials.eos, specials.add_eos))
     )
-    if bos is None and eos is None and backend.post_processor is None:
+    if bos is None and eos is None:
         return
-    backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    around = processors.TemplateProcessing(
         single=" ".join(filter(None, [bos, "$A", eos])),
         pair=None,
         special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([bos, eos]) if token],
     )
+    before = backend.post_processor
+    backend.post_processor = around if before is None else processors.Sequence([before, around])  # type: ignore
 
 
 def _optional(file: Path) -> dict[str, Any]:

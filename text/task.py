@@ -45,6 +45,23 @@ MODERN = TransformerConfig(
 """A decoder as the fastest-learning small language models have it; the ablation is in docs/notebook.md."""
 
 
+def longer(config: LanguageModelConfig, context: int, source: str) -> LanguageModelConfig:
+    """The config of a model that is trained on longer texts than before: it sees and is exported for as many tokens.
+
+    Raises:
+        UserError: its positions are a table, which has no row for more.
+    """
+    known = config.transformer.context
+    if context <= known:
+        return config
+    if config.transformer.position == "learned":
+        raise UserError(
+            f"data.context is {context:,} tokens, but '{source}' has learned positions for {known:,}; give at most "
+            "that."
+        )
+    return replace(config, transformer=replace(config.transformer, context=context))
+
+
 class TextTask(TrainingModule):
     """A language model that predicts the next token.
 
@@ -120,7 +137,10 @@ class TextTask(TrainingModule):
         if not isinstance(data, TextData):
             return ""
         data.adopt(start.companion, start.source)
-        return "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+        parts = [] if start.companion is None else [f"its tokenizer of {start.companion.vocab_size:,} tokens"]
+        if isinstance(start.model, LanguageModel) and data.context > start.model.config.transformer.context:
+            parts.append(f"its context of {start.model.config.transformer.context:,} becomes {data.context:,}")
+        return ", ".join(parts)
 
     def adapt_model(self, start: Start, data: Any) -> LanguageModel:
         """The checkpoint's model as it is, with the dropout that was asked for."""
@@ -136,15 +156,11 @@ class TextTask(TrainingModule):
                     f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they "
                     "do not belong together."
                 )
-            if config.transformer.position == "learned" and data.context > config.transformer.context:
-                raise UserError(
-                    f"data.context is {data.context:,} tokens, but '{source}' has learned positions for"
-                    f" {config.transformer.context:,}; give at most that."
-                )
+            config = longer(config, data.context, source)
         refuse_contradictions(TextTask, self.options, vars(config), source)
         transformer = adapted_transformer(self.transformer_config, MODERN, config.transformer, source)
         self.transformer_config = transformer
-        if transformer == config.transformer:
+        if transformer == model.config.transformer:
             return model
         return rebuilt(model, replace(config, transformer=transformer))
 

@@ -31,7 +31,7 @@ USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 # Pieces that are encoded at once.
-GROUP = 128
+GROUP = 64
 # Characters that a BPE learns from at once; the library holds some hundred bytes for each of a few hundred pieces.
 TRAINING_PIECE = 1 << 14
 

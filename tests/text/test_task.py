@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from lightning.pytorch import Trainer
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.training.optimizers import OptimizerConfig
+from triune.core.training.run.cli import run_task
+from triune.core.training.run.folder import model_folder
 from triune.text.data.module import TextData
 from triune.text.model import LanguageModel, LanguageModelConfig
-from triune.text.task import TextTask
+from triune.text.task import TextTask, longer
 from triune.text.tokenizer import Tokenizer
 
 TINY = TransformerConfig(dim=32, depth=2, heads=2, bias=False, norm="rmsnorm")
@@ -129,3 +133,23 @@ def test_options_of_the_model():
 def test_it_wants_text():
     with pytest.raises(UserError, match="TextData"):
         TextTask().build_model(None)
+
+
+def test_a_checkpoint_trained_on_longer_texts_is_exported_for_them(tmp_path: Path, capsys) -> None:
+    """And says so; a learned table of positions cannot grow."""
+    tokenizer = Tokenizer.bytes()
+    tokenizer.save(tmp_path / "first")
+    config = TransformerConfig(dim=32, depth=1, heads=2, causal=True, context=16, position="rotary")
+    model = LanguageModel(LanguageModelConfig(tokenizer.vocab_size, config))
+    model.save_pretrained(tmp_path / "first")
+    (tmp_path / "x.txt").write_text("The cat sat on the mat. " * 30)
+    options = ["--model.pretrained", tmp_path / "first", "--data.files", tmp_path / "x.txt", "--run", tmp_path / "run"]
+    options += ["--data.context", 64, "--data.batch_size", 2, "--trainer.max_steps", 1, "--data.cache", tmp_path / "c"]
+    run_task("text", "fit", list(map(str, options)), TextTask, TextData, "triune.text")
+    assert "its context of 16 becomes 64" in capsys.readouterr().out
+    exported = LanguageModel.from_pretrained(model_folder(tmp_path / "run", "text"))
+    assert exported.config.transformer.context == 64
+    assert longer(model.config, 16, "x") == model.config
+    learned = replace(model.config, transformer=replace(config, position="learned"))
+    with pytest.raises(UserError, match="learned positions for 16; give at most that"):
+        longer(learned, 17, "x")

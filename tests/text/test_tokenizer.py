@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from triune.core.errors import UserError
 from triune.core.files import write_atomic
 from triune.text import tokenizer as module
-from triune.text.cutting import cut
+from triune.text.cutting import SAFE_CUT, cut
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SAMPLE = "def main():\n    print('hello, wörld')\n\nThe quick brown fox <|endoftext|> jumps. 😀 naïve\n" * 20
@@ -105,6 +105,37 @@ def test_cutting_a_long_text_changes_no_token(monkeypatch):
     assert "".join(cut(text, 50)) == text
     np.testing.assert_array_equal(BPE.encode(text), whole)
     np.testing.assert_array_equal(BPE.encode_batch([text, "", "a"])[0], whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab1 \n\t.'_é\u00a0茶"), max_size=200), st.integers(1, 20))
+def test_pieces_are_bounded_and_safe_cuts_change_no_token(text, piece):
+    pieces = list(cut(text, piece, 3 * piece))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 3 * piece
+    at = 0
+    for part in pieces[:-1]:
+        at += len(part)
+        if SAFE_CUT.match(text, at):
+            both = [*BPE.encode(text[:at]), *BPE.encode(text[at:])]
+            assert both == BPE.encode(text).tolist()
+
+
+def test_a_bpe_learns_from_pieces_what_it_learns_from_the_whole(monkeypatch):
+    """However long a text is, the library is handed pieces of a bounded length; the tokens are the same."""
+    text, seen = SAMPLE * 3, []
+    whole = Tokenizer.train_bpe([text], 400)
+
+    def short(text, piece):
+        for part in cut(text, 100, 300):
+            seen.append(len(part))
+            yield part
+
+    monkeypatch.setattr(module, "cut", short)
+    assert Tokenizer.train_bpe([text], 400).fingerprint == whole.fingerprint
+    assert max(seen) <= 300
+    assert sum(seen) == len(text)
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, BYTES, Tokenizer.characters(SAMPLE)], ids=["bpe", "bytes", "characters"])
