@@ -15,6 +15,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count(
 
 settings.register_profile("triune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("triune"), derandomize=True, print_blob=True)
+settings.register_profile("long", settings.get_profile("triune"), max_examples=3000)
 settings.load_profile("ci" if os.environ.get("CI") else "triune")
 
 

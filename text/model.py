@@ -44,6 +44,10 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
             raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
+        for name in ("embedding_std", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} is {value}, but must be positive.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -12,25 +12,27 @@ from typing import Any
 from ...errors import UserError
 
 MOST = 10**9
-TRAINER: dict[str, tuple[float, float]] = {
-    "max_epochs": (-1, math.inf),
-    "max_steps": (-1, math.inf),
-    "min_epochs": (0, MOST),
-    "min_steps": (0, MOST),
-    "fast_dev_run": (0, MOST),
-    "num_nodes": (1, 100_000),
-    "check_val_every_n_epoch": (1, MOST),
-    "num_sanity_val_steps": (-1, MOST),
-    "log_every_n_steps": (1, MOST),
-    "accumulate_grad_batches": (1, 1_000_000),
-    "gradient_clip_val": (0, MOST),
-    "reload_dataloaders_every_n_epochs": (0, MOST),
+BOUNDS: dict[str, tuple[float, float]] = {
+    "trainer.max_epochs": (-1, math.inf),
+    "trainer.max_steps": (-1, math.inf),
+    "trainer.min_epochs": (0, MOST),
+    "trainer.min_steps": (0, MOST),
+    "trainer.fast_dev_run": (0, MOST),
+    "trainer.num_nodes": (1, 100_000),
+    "trainer.check_val_every_n_epoch": (1, MOST),
+    "trainer.num_sanity_val_steps": (-1, MOST),
+    "trainer.log_every_n_steps": (1, MOST),
+    "trainer.accumulate_grad_batches": (1, 1_000_000),
+    "trainer.gradient_clip_val": (0, MOST),
+    "trainer.reload_dataloaders_every_n_epochs": (0, MOST),
+    "threads": (1, 4096),
+    "data.workers": (0, 1024),
 }
-"""Least and largest value of options of Lightning's trainer; -1 stands for no bound, or for all."""
+"""Least and largest value of options; -1 stands for no bound, or for all. Each worker is a process."""
 
 
 def check(config: Any) -> None:
-    """Raises UserError for a number of the trainer outside of its bounds, a number that is not finite, an empty text.
+    """Raises UserError for a number outside of its bounds, a number that is not finite, an empty text.
 
     Args:
         config: the parsed namespace of the command line.
@@ -42,11 +44,11 @@ def check(config: Any) -> None:
                 raise UserError(f"--{name} is {part}, but must be a finite number.")
             if isinstance(part, str) and not part.strip():
                 raise UserError(f"--{name} is empty, but must have a value; leave it out for the default.")
-    for name, (least, most) in TRAINER.items():
-        value = values.get(f"trainer.{name}")
+    for name, (least, most) in BOUNDS.items():
+        value = values.get(name)
         if value is not None and not isinstance(value, bool) and not least <= value <= most:
             above = f" and at most {most:,}" if most < math.inf else ""
-            raise UserError(f"--trainer.{name} is {value}, but must be at least {least:g}{above}.")
+            raise UserError(f"--{name} is {value}, but must be at least {least:g}{above}.")
     every = values.get("trainer.val_check_interval")
     if isinstance(every, (int, float)) and not (every >= 1 if isinstance(every, int) else 0 < every <= 1):
         raise UserError(

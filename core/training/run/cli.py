@@ -183,6 +183,10 @@ class TaskCLI(LightningCLI):
         return header + self.parser.dump(config, skip_none=False, skip_validation=True, format="yaml")
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+"""What PyTorch says on a CPU where a tensor is too large; on a GPU it has an exception for that."""
+
+
 def run_task(
     task: str,
     verb: str,
@@ -213,7 +217,12 @@ def run_task(
             "The GPU's memory is full: lower --data.batch_size (and raise --trainer.accumulate_grad_batches by as much "
             "to keep the global batch), shorten the sequences, or make the model smaller."
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            raise UserError(
+                "The model or a batch does not fit into this machine's memory: make the model smaller, or lower "
+                "--data.batch_size."
+            ) from error
         if "loading state_dict" not in str(error):
             raise
         problem = str(error).splitlines()[-1].strip().rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -13,11 +14,12 @@ def read_metrics(path: Path) -> tuple[list[tuple[int, float]], list[tuple[int, f
     """`(step, loss)` and `(step, val_loss)` pairs of a `metrics.csv`."""
     train, val = [], []
     if path.is_file():
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
             for row in csv.DictReader(file):
                 for column, points in (("loss", train), ("val_loss", val)):
-                    if row.get(column):
-                        points.append((int(row["step"]), float(row[column])))
+                    # A row of which a part was written, or that was damaged, is no point.
+                    with contextlib.suppress(ValueError, TypeError, KeyError):
+                        points += [(int(row["step"]), float(row[column]))] if row.get(column) else []
     return train, val
 
 

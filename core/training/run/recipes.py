@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ...errors import UserError, nearest
+from ...files import check_regular, parsing
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def list_recipes(where: Path) -> list[Recipe]:
 
 def _read(path: Path) -> Recipe:
     about, notes = "", {"time": "", "expected": ""}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    with parsing(path, "a recipe"):
+        lines = check_regular(path).read_text(encoding="utf-8").splitlines()
+    for line in lines:
         if line.strip() and not line.startswith("#"):
             break
         text = line.removeprefix("#").strip()

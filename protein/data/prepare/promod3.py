@@ -79,7 +79,7 @@ def _layout(file: str | Path, content: memoryview) -> tuple[list[_Chain], dict[s
             at += 8
             vectors[name] = np.frombuffer(content, dtype, residues * width, at).reshape(residues, width)
             at += vectors[name].nbytes
-    except (struct.error, ValueError, UnicodeDecodeError):
+    except (struct.error, ValueError, OverflowError):
         raise wrong from None
     residues = {len(vector) for vector in vectors.values()}
     if len(residues) != 1 or any(chain.offset + chain.length > max(residues) for chain in chains):
