@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from triune.core.config import TransformerConfig
+from triune.core.errors import UserError
 from triune.core.training.data import Draw
 from triune.text.data.chat import PLAIN, ChatTemplate
 from triune.text.data.messages import Conversation
@@ -141,6 +143,46 @@ def test_what_was_learned_by_heart_comes_back(tokenizer, template, tmp_path, cap
     assert main([str(tmp_path), "--chat", *prompts, "--greedy", "--json", "--max-tokens", "60"]) == 0
     answers = [row["text"] for row in json.loads(capsys.readouterr().out)]
     assert [answer.strip() for answer in answers] == [answer.strip() for _, answer in TALKS]
+
+
+@pytest.fixture
+def cat(tmp_path):
+    """A model that knows `TALKS`."""
+    learn(template_of("merging", "chatml"), tmp_path)
+    return [str(tmp_path), "--chat", "--greedy", "--max-tokens", "40"]
+
+
+def test_a_conversation_is_kept_from_turn_to_turn(cat, tmp_path, monkeypatch, capsys):
+    """Questions come from standard input; the conversation comes out as JSON that --conversation reads again."""
+    asked = []
+    ask = ChatTemplate.ask
+    monkeypatch.setattr(
+        ChatTemplate, "ask", lambda self, *args, **names: asked.append(args[0]) or ask(self, *args, **names)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n\nWhat do you drink?\n"))
+    assert main([*cat, "--json", "--system", "Be brief."]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [m["role"] for m in said] == ["system", "user", "assistant", "user", "assistant"]
+    assert asked == [said[:2], said[:4]]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    monkeypatch.setattr("sys.stdin", io.StringIO("More?"))
+    assert main([*cat, "--conversation", str(tmp_path / "said.json"), "--json"]) == 0
+    more = json.loads(capsys.readouterr().out)
+    assert more[:5] == said
+    assert more[5] == _user("More?")
+    with pytest.raises(UserError, match="--system is given, but"):
+        main([*cat, "--conversation", str(tmp_path / "said.json"), "--system", "x"])
+    (tmp_path / "said.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="holds no conversation"):
+        main([*cat, "--conversation", str(tmp_path / "said.json")])
+
+
+def test_one_question_streams_its_answer_alone(cat, capsys):
+    assert main([*cat, "--prompt", "Who are you?"]) == 0
+    assert capsys.readouterr().out == "A cat.\n"
+    for option in (["--system", "x"], ["--think"]):
+        with pytest.raises(UserError, match=f"{option[0]} is given without --chat"):
+            main([cat[0], "--prompt", "Who", *option])
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cn"]), min_size=1, max_size=12)
