@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..core.options import Parser, number, whole
 from ..core.training.run import machine
 from ..core.work import cache_folder
@@ -101,9 +102,15 @@ def main(args: list[str]) -> int:
     for images in collection.sides.values():
         images.decoding = Decoding(round(options.max_megapixels * 1e6))
     records = {side: scan(images, cache, f"checking {side} images") for side, images in collection.sides.items()}
-    settle_range(collection, records)
+    problem = ""
+    try:
+        settle_range(collection, records)
+    except UserError as error:
+        problem = str(error)
     name = options.dataset or options.folder or "scikit-learn digits"
     report = examine(name, collection, records, options.image_size)
+    if problem:
+        report.findings.append(Finding("range", True, problem))
     if options.json:
         print(json.dumps(dataclasses.asdict(report) | {"ok": not report.serious}, indent=2, ensure_ascii=False))
     else:
@@ -165,7 +172,8 @@ def _classes(collection: Collection, counts: dict[str, dict[str, int]]) -> list[
         share = max(train.values()) / sum(train.values())
         text = (
             f"'{most}' has {train[most] / train[least]:.1f} times the images of '{least}' ({train[most]:,} and "
-            f"{train[least]:,}); always answering '{most}' is right in {share:.0%}."
+            f"{train[least]:,}); always answering '{most}' is right in {share:.0%}. --model.logit_adjustment 1 aims at "
+            "the mean accuracy over classes."
         )
         findings.append(Finding("imbalance", False, text))
     few = [label for label, count in train.items() if count < 10]

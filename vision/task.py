@@ -33,6 +33,7 @@ from .evaluate import plots as pictures
 from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
 from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
 from .evaluate.metrics import IGNORED, judge
+from .evaluate.table import table
 from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
 from .patches import Stem
 from .positions import Coordinates, Grid, Resample
@@ -70,6 +71,8 @@ class VisionTask(TrainingModule):
             more from few images (Xiao et al. 2021).
         pre_logits: a linear layer and tanh before the head.
         label_smoothing: part of each label that is spread over all classes, in training.
+        logit_adjustment: for classes of unequal size: in training, this times the log of each class's share is added to
+            its logit, so that 1 aims at the mean accuracy over classes (Menon et al. 2021) and 0 at that over images.
         binary: train one yes-or-no question for each class (binary cross-entropy, summed over classes; DeiT III).
         optimizer: optimizer and learning rates; `layer_decay` for fine-tuning.
         schedule: how the learning rate moves.
@@ -100,6 +103,7 @@ class VisionTask(TrainingModule):
         stem: Stem = "patches",
         pre_logits: bool = False,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         binary: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
@@ -112,7 +116,10 @@ class VisionTask(TrainingModule):
         super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1 (such as 0.1).")
-        self.label_smoothing, self.binary = label_smoothing, binary
+        if not 0 <= logit_adjustment <= 10 or (logit_adjustment and binary):
+            raise UserError(f"logit_adjustment is {logit_adjustment}, but must be 0 to 10, and 0 with binary true.")
+        self.label_smoothing, self.binary, self.logit_adjustment = label_smoothing, binary, logit_adjustment
+        self._adjustment: Tensor | None = None
         self.transformer_config, self.patch_size = transformer, patch_size
         self.options: dict[str, Any] = {
             "stem": stem, "class_token": class_token, "registers": registers, "pool": pool, "position": position,
@@ -217,11 +224,20 @@ class VisionTask(TrainingModule):
             )
         # The number is known on the host; on the device nothing has to be counted.
         count = torch.full((), len(labels), device=logits.device)
+        if self.logit_adjustment:
+            logits = logits + self._log_shares().to(logits.device)
         if not self.binary:
             return Loss(F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum"), count)
         targets = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
         return Loss(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), count)
+
+    def _log_shares(self) -> Tensor:
+        """What the option adds to the logits: float32 `[classes]`."""
+        if self._adjustment is None:
+            counts = torch.tensor(self.data.counts("train"), dtype=torch.float32)
+            self._adjustment = self.logit_adjustment * (counts / counts.sum()).log()
+        return self._adjustment
 
     def slots(self, batch: dict[str, Tensor]) -> int:
         return len(batch["images"])
@@ -320,28 +336,7 @@ class VisionTask(TrainingModule):
 
     def table(self, metrics: dict[str, Any]) -> str:
         """The metrics beside those of the baselines."""
-        side = "test" if "test_top1" in metrics else "val"
-        if f"{side}_top1" not in metrics or "nll" not in metrics:
-            return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
-        count = metrics[f"{side}_images"]
-        title = f"{count:,} {'test' if side == 'test' else 'validation'} image{'s' * (count != 1)}"
-        rows = [(title, "top-1", "top-5", "NLL", "ECE")]
-        top1, top5 = (f"{metrics[f'{side}_{name}']:.2%}" for name in ("top1", "top5"))
-        rows.append(("this model", top1, top5, f"{metrics['nll']:.4f}", f"{metrics['ece']:.2%}"))
-        if "temperature" in metrics:
-            name = f"  at temperature {metrics['temperature']:.3g}"
-            rows.append((name, "", "", f"{metrics['nll_calibrated']:.4f}", f"{metrics['ece_calibrated']:.2%}"))
-        for baseline in self.baselines if side == "val" else []:
-            note = baseline.note if baseline.top1 is None else ""
-            rows.append((baseline.name, "—" if baseline.top1 is None else f"{baseline.top1:.2%}", note, "", ""))
-        lines = [f"{row[0]:26}{row[1]:>8}  {row[2]:>7}  {row[3]:>7}  {row[4]:>7}".rstrip() for row in rows]
-        return "\n".join(
-            [
-                *lines,
-                *([metrics["scored"]] if "scored" in metrics else []),
-                *(self.data.notes if self.data.scores else []),
-            ]
-        )
+        return table(metrics, self.baselines, self.data.notes if self.data.scores else [])
 
     def finish(self, run: RunFolder) -> None:
         """Draw the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""

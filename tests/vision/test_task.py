@@ -105,6 +105,55 @@ def test_binary_loss_and_its_start():
     assert task.model.head.bias.exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
+def test_logit_adjustment_is_the_log_of_the_shares():
+    task, labels = built(logit_adjustment=1.0), torch.tensor([0, 2, 1])
+    batch = batch_of(labels)
+    task._adjustment = torch.tensor([0.5, 0.25, 0.25]).log()
+    expected = F.cross_entropy(task.model(batch["images"]) + torch.tensor([0.5, 0.25, 0.25]).log(), labels)
+    assert task.train().loss(batch).total.item() / 3 == pytest.approx(expected.item(), rel=1e-5)
+    plain = F.cross_entropy(task.model(batch["images"]), labels)
+    assert task.eval().loss(batch).total.item() / 3 == pytest.approx(plain.item(), rel=1e-5), "not in evaluation"
+    with pytest.raises(UserError, match="0 with binary"):
+        VisionTask(logit_adjustment=1.0, binary=True)
+
+
+def test_shares_are_those_of_the_training_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("a", 30), ("b", 10)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    task, data = VisionTask(TINY, logit_adjustment=1.0), ImageData(str(tmp_path))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, max_steps=1, limit_val_batches=0)  # fmt: skip
+    trainer.fit(task, data)
+    counts = data.counts("train")
+    assert task._log_shares().exp().tolist() == pytest.approx([count / sum(counts) for count in counts])
+
+
+def noise_folder(root: Path, images: int, seed: int) -> Path:
+    """Two class folders with so many grey images of noise each."""
+    rng = np.random.default_rng(seed)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(images):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_run_is_scored_from_any_folder(tmp_path, monkeypatch):
+    noise_folder(tmp_path / "images", 8, 0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run_vision("fit", ["--run", "run", "--data.root", "images", *OPTIONS[2:], "--trainer.max_steps", "2"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["root"] == str(tmp_path / "images")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_vision("validate", [str(tmp_path / "run")])["val_images"] == 4
+    new = noise_folder(tmp_path / "new", 4, 1)
+    with pytest.raises(UserError, match="holds other images than this model was trained on"):
+        run_vision("test", [str(tmp_path / "run"), "--data.root", str(new)])
+
+
 def test_wrong_settings_are_said():
     with pytest.raises(UserError, match="label_smoothing is 1"):
         VisionTask(label_smoothing=1.0)

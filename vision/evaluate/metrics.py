@@ -1,4 +1,4 @@
-"""What a classifier is worth, over a whole validation set: accuracy, and how far its probabilities can be believed.
+"""Accuracy and calibration error of a classifier over a whole validation set.
 
 All figures are computed in float64 from the logits of every example at once; nothing is averaged over batches.
 """

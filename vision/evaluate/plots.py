@@ -1,4 +1,4 @@
-"""The pictures of a run: what a person looks at before believing a number. Each function writes one PNG."""
+"""The pictures of a run: confusion matrix, reliability diagram, mistakes, learning curves. Each writes a PNG."""
 
 from __future__ import annotations
 
