@@ -28,16 +28,25 @@ LIBRARIES = [name for name in MODULES if name != "gguf"]
 """Whose formats can be written."""
 ENOUGH = 1e-4
 """A larger difference of outputs of order one is not rounding."""
+MOST_COMPARED = 3_000_000_000
+"""Parameters of the largest model that is opened a second time, by its own library."""
 
 
 def info(args: list[str]) -> int:
     """Run `triune info` and return its exit code."""
-    p = Parser(prog="triune info", description="Say what a checkpoint is and what can be done with it.")
+    p = Parser(
+        prog="triune info",
+        description="Say what a checkpoint is and what can be done with it, and compare its outputs with those of its "
+        "own library, where that is installed.",
+    )
     p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
     options = p.parse_args(args)
     task = task_of(options.checkpoint)
-    pretrained = _room(task).load(options.checkpoint)
+    room = _room(task)
+    pretrained = room.load(options.checkpoint)
     _show(_lines(task, pretrained))
+    for line in _original(room, pretrained):
+        print(line)
     return 0
 
 
@@ -45,8 +54,9 @@ def convert(args: list[str]) -> int:
     """Run `triune convert` and return its exit code."""
     p = Parser(
         prog="triune convert",
-        description="Write a checkpoint in another library's format. The result is opened by that library, where it is "
-        "installed, and its outputs are compared with ours before the command says that it is done.",
+        description="Write a checkpoint in another library's format. The source is opened by its own library and the "
+        "result by the other, where they are installed, and their outputs and tokens are compared with ours before the "
+        "command says that it is done.",
     )
     p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
     p.add_argument("folder", type=Path, help="folder to write; replaced only by a complete one")
@@ -59,6 +69,8 @@ def convert(args: list[str]) -> int:
     room = _room(task)
     pretrained = room.load(options.checkpoint)
     _show(_lines(task, pretrained))
+    for line in _original(room, pretrained):
+        print(line)
     folder = room.export(pretrained, options.folder, options.to)
     print(_parity_report(room, pretrained, folder, options.to))
     return 0
@@ -120,8 +132,7 @@ def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str
     if library == "triune":
         return "\n".join([*lines, "Done."])
     try:
-        _quiet_transformers(library)
-        difference = room.parity(pretrained, folder, library)
+        difference = _difference(room, pretrained, folder, library)
     except UserError as error:
         return "\n".join([*lines, f"Outputs were not compared: {error}", "Done."])
     if not difference <= ENOUGH:
@@ -130,7 +141,47 @@ def _parity_report(room: Any, pretrained: Pretrained, folder: Path, library: str
             f"(allowed: {ENOUGH:g}); do not use it, and please report this."
         )
     lines.append(f"Parity: {MODULES[library]}'s outputs differ from ours by at most {difference:.2g}.")
-    return "\n".join([*lines, "Done."])
+    try:
+        tokens = room.check_inputs(pretrained, folder, library)
+    except UserError as error:
+        raise UserError(f"'{folder}' was written, but {error} Do not use it, and please report this.") from None
+    return "\n".join([*lines, *([tokens] if tokens else []), "Done."])
+
+
+def _original(room: Any, pretrained: Pretrained) -> list[str]:
+    """What the library that a checkpoint comes from makes of it, in a line or two; nothing for one of ours.
+
+    Raises:
+        UserError: its outputs or its tokens are others than ours, which means that we read it wrongly.
+    """
+    family, name = pretrained.family, pretrained.source.name
+    if family is None:
+        return []
+    if (size := sum(p.numel() for p in pretrained.model.parameters())) > MOST_COMPARED:
+        return [
+            f"Source: not compared with its own library, because it is large ({size / 1e9:.1f} billion parameters)."
+        ]
+    try:
+        difference = _difference(room, pretrained, pretrained.source.path, family.library)
+    except UserError as error:
+        return [f"Source: not compared with its own library: {error}"]
+    library = MODULES[family.library]
+    wrong = "it is not read here as it is there; do not use it, and please report this"
+    if not difference <= ENOUGH:
+        raise UserError(f"The outputs of {library} for '{name}' differ from ours by up to {difference:.2g}: {wrong}.")
+    try:
+        tokens = room.check_inputs(pretrained, pretrained.source.path, family.library)
+    except UserError as error:
+        raise UserError(f"The tokenizer of '{name}': {error} So {wrong}.") from None
+    return [
+        f"Source: {library}'s own outputs differ from ours by at most {difference:.2g}.",
+        *([tokens] if tokens else []),
+    ]
+
+
+def _difference(room: Any, pretrained: Pretrained, path: Path, library: str) -> float:
+    _quiet_transformers(library)
+    return room.parity(pretrained, path, library)
 
 
 def _quiet_transformers(library: str) -> None:

@@ -51,8 +51,8 @@ class Task:
         verbs: by name, in the order of the help.
         examples: command lines with a remark each, indented by two spaces.
         checkpoints: a module with `load(name)`, `export(pretrained, folder, library)`, `parity(pretrained, folder,
-            library)`, `facts(pretrained)` (pairs of name and text for `triune info`) and the list `FAMILIES`; empty
-            for a task without checkpoints of its own.
+            library)`, `check_inputs(pretrained, folder, library)`, `facts(pretrained)` (pairs of name and text for
+            `triune info`) and the list `FAMILIES`; empty for a task without checkpoints of its own.
         find: "module:function" that opens a checkpoint as `core.checkpoints.source.open_source` does, and knows further
             names.
         architectures: the models of this task in triune's own format, which other libraries have as well.

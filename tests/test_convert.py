@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,21 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_library_has_a_name() -> None:
     assert set(convert.LIBRARIES) <= set(convert.MODULES)
+
+
+def test_a_source_that_its_own_library_reads_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was read wrongly would come back from the written folder as it was read."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    save("text", tmp_path / "ours")
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert main(["info", str(tmp_path / "hf")]) == 0
+    assert "Source: transformers's own outputs differ from ours by at most" in capsys.readouterr().out
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    read = TransformerConfig.resolved
+    monkeypatch.setattr(TransformerConfig, "resolved", lambda core: read(replace(core, norm_eps=0.1)))
+    assert config["rms_norm_eps"] == 1e-5
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "again"), "--to", "hf"]) == 2
+    assert "it is not read here as it is there" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()

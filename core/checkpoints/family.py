@@ -85,6 +85,15 @@ def differences(config: Any, other: Any, without: Collection[str] = ()) -> list[
     return found
 
 
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two outputs of any size; of outputs larger than one on average, relative to that.
+
+    NaN where one of them has a NaN.
+    """
+    size = theirs.double().square().mean().sqrt().clamp(min=1.0)
+    return float((ours.double() - theirs.double()).abs().max() / size)
+
+
 def recognise(source: Source, families: Sequence[Family], what: str) -> Family:
     """The first family that `source` fits. Raises UserError, listing what is supported.
 

@@ -197,18 +197,21 @@ GEMMA2 = {key: value for key, value in GEMMA.items() if key != "hidden_act"} | {
     "num_key_value_heads": 4, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "layer_types": None, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
 }  # fmt: skip
-GEMMA3 = GEMMA2 | {
-    "max_position_embeddings": 131_072, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+# Its class stores `attn_logit_softcapping` and never uses it, so it is no setting of this family.
+GEMMA3 = {key: value for key, value in GEMMA2.items() if key != "attn_logit_softcapping"} | {
+    "max_position_embeddings": 131_072, "final_logit_softcapping": None,
     "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
 }  # fmt: skip
 
 
 def _from_layer(c: Settings, layer: int) -> str:
-    return SLIDING if layer >= c["max_window_layers"] else FULL
+    windowed = c["use_sliding_window"] and c["sliding_window"] is not None
+    return SLIDING if windowed and layer >= c["max_window_layers"] else FULL
 
 
 def _where_unrotated(c: Settings, layer: int) -> str:
-    return FULL if _rotating(c, layer + 1)[layer] or c["sliding_window"] is None else SLIDING
+    windowed = c["use_sliding_window"] and c["sliding_window"] is not None
+    return SLIDING if windowed and not _rotating(c, layer + 1)[layer] else FULL
 
 
 _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
@@ -236,8 +239,9 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         "SmolLM 3",
         "smollm3",
         Decoder("SmolLM3ForCausalLM", kinds=_where_unrotated),
-        LLAMA | WINDOWS | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2_000_000.0}
-        | {"sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
+        LLAMA | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2_000_000.0}
+        | {"use_sliding_window": False, "sliding_window": None, "layer_types": None}
+        | {"no_rope_layers": None, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
         | {"attention_bias": False, "mlp_bias": False},
     ),
     ("Gemma", "gemma", Decoder("GemmaForCausalLM", offset=True, scaled=True), GEMMA),

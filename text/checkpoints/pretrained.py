@@ -34,14 +34,16 @@ from ...core.checkpoints.family import Pretrained, recognise, replacing, write_f
 from ...core.checkpoints.source import Source, open_source
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
-from ...core.files import read_json
 from ...core.initialise import uninitialised
 from ..encoder import TextEncoder, TextEncoderConfig
 from ..model import LanguageModel
 from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
 from .gguf_families import GGUF_FAMILIES, check_architecture
+from .originals import check_inputs, parity
 from .settings import TextFamily
+
+__all__ = ["FAMILIES", "check_inputs", "export", "facts", "load", "parity"]
 
 FAMILIES: tuple[TextFamily, ...] = (*HF_FAMILIES, *GGUF_FAMILIES, GLASS)
 LIBRARIES = ("hf", "triune")
@@ -174,7 +176,7 @@ def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], l
     original = source is not None and source.config.get("model_type") == family.model_type
     kept = {key: source.config[key] for key in KEPT if key in source.config} if source and original else {}
     with replacing(folder) as new:
-        config = kept | _token_ids(tokenizer, kept) | family.their_config(model.config)
+        config = kept | _token_ids(tokenizer, kept, model.config.vocab_size) | family.their_config(model.config)
         write_folder(new, config, family.weights(model.config).to_theirs(model))
         if source is not None and original:
             _copy(source.folder, new)
@@ -203,55 +205,29 @@ def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
     )
 
 
-def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of the tokens that begin and end a text, where the original does not say them: theirs have others by
-    default.
+def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Numbers of the tokens that begin, end and fill a text: those of the original, else the tokenizer's.
+
+    All are written, and none that the vocabulary does not have: theirs have others by default, which their class may
+    refuse (a SmolLM 3 with fewer than 128,005 tokens).
     """
-    if kept or tokenizer is None:
-        return {} if kept else {"bos_token_id": None, "eos_token_id": None}
-    ends = sorted(tokenizer.end_ids)
-    begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.eos_id
-    return {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    found: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if tokenizer is not None:
+        ends = sorted(tokenizer.end_ids)
+        begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.eos_id
+        found |= {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    found |= {key: kept[key] for key in found if key in kept}
+    for key, value in found.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(number, int) and 0 <= number < vocab_size for number in numbers):
+            found[key] = None
+    return found
 
 
 def _copy(folder: Path, new: Path) -> None:
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, new / name)
-
-
-# --- the original -----------------------------------------------------------------------------------------------------
-
-
-def parity(pretrained: Pretrained, folder: str | os.PathLike[str], library: str = "hf") -> float:
-    """Largest difference between our outputs and those of the original library on what `export` wrote, on random
-    tokens.
-
-    Raises:
-        UserError: the library is not installed.
-    """
-    model: Any = pretrained.model
-    config = model.config
-    generator = torch.Generator().manual_seed(0)
-    length = min(config.transformer.context, 64)
-    tokens = torch.randint(config.vocab_size, (2, length), generator=generator)
-    original = load(str(folder)).model if library == "triune" else _original(Path(folder))
-    with torch.inference_mode():
-        theirs = original(tokens)
-    theirs = theirs if isinstance(theirs, Tensor) else theirs[0]
-    with torch.inference_mode():
-        return float((model(tokens) - theirs).abs().max())
-
-
-def _original(folder: Path) -> nn.Module:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("Hugging Face's transformers is not installed (pip install transformers).") from None
-    (architecture,) = read_json(folder / checkpoint.CONFIG)["architectures"]
-    original = getattr(transformers, architecture)
-    # The eager attention is the only one that has soft-capped scores.
-    return original.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def facts(pretrained: Pretrained) -> list[tuple[str, str]]:

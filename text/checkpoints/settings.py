@@ -14,6 +14,7 @@ from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
 from ...core.config import SCALING_USES, RotaryConfig, uniform
 from ...core.errors import UserError
+from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer, beside
 
 REQUIRED = object()
@@ -157,7 +158,14 @@ class Settings:
                 f"'{self.name}' has layers of the kind {', '.join(unknown)}, which the core does not have; it has "
                 f"{FULL} and {SLIDING}."
             )
-        window = self.get("sliding_window") if self.get("use_sliding_window", True) else None
+        window = self.get("sliding_window")
+        if "max_window_layers" in self.defaults and not self["use_sliding_window"]:
+            window = None  # Qwen's; SmolLM 3's class asks this key only where no layer_types are given
+        if window is None and SLIDING in types:
+            raise UserError(
+                f"'{self.name}' has layers of the kind {SLIDING} in layer_types, but no window is in use "
+                "(sliding_window, use_sliding_window), and its own library cannot run it either; mend its config.json."
+            )
         return uniform([window if kind == SLIDING else None for kind in types])
 
 
@@ -242,6 +250,11 @@ def hf_family(
             raise UserError(
                 f"'{source}' holds quantised weights (quantization_config), which cannot be read; take the original, "
                 "or a GGUF file of it."
+            )
+        if config.get("is_causal") is False and kind is LanguageModelConfig:
+            raise UserError(
+                f"'{source}' has is_causal = False, which makes transformers read both sides of a token, but a "
+                "language model here reads one; use it in its own library."
             )
         try:
             return read(Settings(source, config, defaults))

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
@@ -37,7 +36,10 @@ from ..model import VisionTransformer, VisionTransformerConfig
 from . import hf, timm, torchvision_files
 from .family import PREPROCESSOR, VisionFamily
 from .hf_preprocessing import write_preprocessing
+from .originals import check_inputs, parity
 from .timm_settings import hub_name
+
+__all__ = ["FAMILIES", "check_inputs", "export", "facts", "find", "load", "parity"]
 
 FAMILIES: tuple[VisionFamily, ...] = (
     timm.TIMM_VIT,
@@ -192,69 +194,6 @@ def family_for(config: VisionTransformerConfig, library: str) -> VisionFamily:
         f"This model cannot be written for {library}: {name} comes nearest and differs in {', '.join(odd)}; it can be "
         f"for {', '.join([*dict.fromkeys(others), 'triune'])}."
     )
-
-
-# --- comparing --------------------------------------------------------------------------------------------------------
-
-
-def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
-    """The largest difference between the outputs of our model and those of the library that an export was written for.
-
-    Tokens (of a model that normalises them only after pooling: the pooled vector) and the logits of a classifier, for
-    random images of the size of the table of positions.
-
-    Raises:
-        UserError: the library is not installed.
-    """
-    model = pretrained.model
-    assert isinstance(model, VisionTransformer)
-    config = model.config
-    images = torch.randn(2, config.channels, *config.size, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.inference_mode():
-            theirs = _outputs(Path(folder), library, images)
-            tokens = model.tokens(images)
-            pooled = model.pooled(tokens)
-            ours = {"tokens": tokens, "pooled": pooled, "logits": model.head(model.pre_logits(pooled))}
-            if not config.transformer.resolved().final_norm:
-                theirs.pop("tokens", None)  # of any size, and so are their differences
-            return max(float((ours[name] - output).abs().max()) for name, output in theirs.items())
-    except ImportError as error:
-        raise UserError(f"Comparing with {library} needs it: pip install {error.name}.") from None
-
-
-def _outputs(folder: Path, library: str, images: Tensor) -> dict[str, Tensor]:
-    if library == "timm":
-        from timm import create_model
-
-        model: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
-        tokens = model.forward_features(images)
-        pooled = model.forward_head(tokens, pre_logits=True)
-        return {"tokens": tokens, "pooled": pooled, "logits": model.forward_head(tokens)}
-    if library == "hf":
-        return _hf_outputs(folder, images)
-    if library == "torchvision":
-        from safetensors.torch import load_file
-        from torchvision.models import VisionTransformer as Theirs
-
-        arguments = {k: v for k, v in json.loads((folder / CONFIG).read_text())["model_args"].items() if v is not None}
-        model = Theirs(**arguments).eval()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return {"logits": model(images)}
-    return {"logits": VisionTransformer.from_pretrained(folder).eval()(images)}
-
-
-def _hf_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
-    import transformers
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(folder)
-    model: Any = getattr(transformers, config.architectures[0]).from_pretrained(folder).eval()
-    found = model(images, output_hidden_states=False)
-    if hasattr(found, "logits"):
-        backbone: Any = getattr(model, model.base_model_prefix)
-        return {"tokens": backbone(images).last_hidden_state, "logits": found.logits}
-    return {"tokens": found.last_hidden_state}
 
 
 def facts(pretrained: Pretrained) -> list[tuple[str, str]]:

@@ -179,6 +179,6 @@ def outputs(folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
         from esm import pretrained
     except ImportError:
         raise UserError("The comparison with fair-esm needs: pip install fair-esm.") from None
-    file = file_in(Source(str(folder), folder)).path
+    file = file_in(Source(str(folder), folder)).path  # `folder` may be the file itself
     theirs = pretrained.load_model_and_alphabet_local(file)[0].eval()
     return theirs(tokens)["logits"], theirs.predict_contacts(tokens)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....core.checkpoints.family import Family, Pretrained, recognise, replacing
+from ....core.checkpoints.family import Family, Pretrained, apart, recognise, replacing
 from ....core.checkpoints.source import Source, open_source
 from ....core.errors import UserError
 from ....core.initialise import uninitialised
 from ..contact_head import HEAD, ContactHead
-from ..model import EOS, MASK, PAD, SequenceConfig, SequenceModel
+from ..model import EOS, MASK, PAD, SequenceConfig, SequenceModel, sequence_tokens
 from . import fair as esm_fair
 from . import hf as esm_hf
 from .esm import REGRESSION, read_contact_head
@@ -116,7 +116,7 @@ def check_library(config: SequenceConfig, library: str) -> None:
 @torch.no_grad()
 def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
     """The largest difference of logits and contact probabilities between our model and `library`'s on an exported
-    folder.
+    folder, or on the source itself.
 
     One padded batch of made-up chains, one of them with masked residues.
 
@@ -126,12 +126,33 @@ def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
     model, head, tokens = pretrained.model, pretrained.companion, _made_up_chains()
     outputs = _LIBRARIES[library].outputs if library in _LIBRARIES else _outputs
     logits, contacts = outputs(Path(folder), tokens)
-    worst = (model(tokens) - logits)[tokens != PAD].abs().max()
+    real = tokens != PAD
+    worst = torch.tensor(apart(model(tokens)[real], logits[real]))
     if head is not None:
         residues = ((tokens != PAD).sum(1) - 2).tolist()
         for ours, theirs, n in zip(head(model, tokens).sigmoid(), contacts, residues):
             worst = worst.maximum((ours - theirs)[:n, :n].abs().max())
     return float(worst)
+
+
+def check_inputs(pretrained: Pretrained, folder: str | Path, library: str) -> str:
+    """Compare the tokens of a chain with all letters with those of transformers' tokenizer for what is in `folder`.
+
+    Returns:
+        What was compared, as a sentence; an empty text where there is nothing to compare with.
+
+    Raises:
+        UserError: the chain becomes other tokens there.
+    """
+    if library != "hf" or not (Path(folder) / "vocab.txt").is_file():
+        return ""
+    from transformers import EsmTokenizer
+
+    letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    theirs: Any = EsmTokenizer.from_pretrained(folder)(letters)["input_ids"]
+    if (ours := sequence_tokens(letters)[0].tolist()) != list(theirs):
+        raise UserError(f"the chain {letters} becomes the tokens {theirs} in transformers and {ours} here.")
+    return "Tokens: transformers makes the same of a chain with all letters."
 
 
 def _outputs(folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:

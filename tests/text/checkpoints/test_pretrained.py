@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.text.checkpoints.pretrained import FAMILIES, HF_FAMILIES, export, load, parity
+from triune.text.checkpoints.pretrained import FAMILIES, HF_FAMILIES, check_inputs, export, load, parity
 from triune.text.encoder import TextEncoder, TextEncoderConfig
 from triune.text.generate import main as generate_text
 from triune.text.model import LanguageModel, LanguageModelConfig
@@ -59,6 +59,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm 3": ("SmolLM3", GROUPED | {"num_hidden_layers": 5, "pad_token_id": 0}),
     "smollm 3 with windows": ("SmolLM3", GROUPED | WINDOW | {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "smollm 3, window without its switch": (
+        "SmolLM3", GROUPED | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_sliding_window": False, "sliding_window": 5, "pad_token_id": 0},
+    ),
     "gemma": ("Gemma", GROUPED | {"head_dim": 16}),
     "gemma 2": (
         "Gemma2",
@@ -67,6 +71,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma 3": (
         "Gemma3",
         GROUPED | {"num_hidden_layers": 6, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6},
+    ),
+    "gemma 3, with a soft cap that its class ignores": (
+        "Gemma3", GROUPED | {"head_dim": 16, "sliding_window": 6, "attn_logit_softcapping": 0.5},
     ),
     "neox": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX}),
     "neox, serial": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX, "use_parallel_residual": False}),
@@ -612,3 +619,47 @@ def test_generate_with_any_checkpoint(with_tokenizer, folders, capsys, tmp_path)
         generate_text([str(folders["llama"][1]), "--prompt", "abc"])
     with pytest.raises(UserError, match="is an encoder"):
         generate_text([str(folders["bert"][1]), "--prompt", "abc"])
+
+
+def test_layers_with_a_window_that_is_not_there_are_refused(tmp_path):
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    original("Qwen3", GROUPED | {"sliding_window": 5, "layer_types": kinds}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no window is in use"):
+        load(str(tmp_path))
+
+
+def test_a_decoder_that_reads_both_sides_is_refused(tmp_path):
+    original("Llama", GROUPED | {"is_causal": False}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is_causal = False"):
+        load(str(tmp_path))
+
+
+def test_a_small_vocabulary_opens_in_its_own_library(tmp_path):
+    """The classes have numbers of special tokens by default that a small vocabulary does not have."""
+    original("SmolLM3", GROUPED | {"pad_token_id": 0}).save_pretrained(tmp_path / "in")
+    path = tmp_path / "in" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token_id"}))
+    ours = load(str(tmp_path / "in"))
+    with pytest.raises(UserError, match="transformers itself cannot open it"):
+        parity(ours, tmp_path / "in", "hf")
+    export(ours, tmp_path / "out", "hf")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is None
+    assert parity(ours, tmp_path / "out", "hf") < 1e-5
+
+
+def test_tokens_are_compared_in_the_original_library(tmp_path):
+    model, tokenizer = small(**LLAMA), Tokenizer.bytes()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save(tmp_path / "ours")
+    ours = load(str(tmp_path / "ours"))
+    export(ours, tmp_path / "out", "hf")
+    assert "8 texts and 3 chats" in check_inputs(ours, tmp_path / "out", "hf")
+    path = tmp_path / "out" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("<assistant>", "<model>"))
+    with pytest.raises(UserError, match="the chat 'What is 2"):
+        check_inputs(ours, tmp_path / "out", "hf")
+    other = Tokenizer.characters(["abc"])
+    other.save(tmp_path / "out")
+    with pytest.raises(UserError, match="the text 'Hello, world!' becomes"):
+        check_inputs(ours, tmp_path / "out", "hf")

@@ -441,7 +441,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     ):
         export(model(norm="rmsnorm", ffn="swiglu", ffn_dim=128), tmp_path / "x", "hf")
     with pytest.raises(
-        UserError, match=r"'fair-esm' \(there is no such ESM there: ffn_dim\); it can be for hf, triune"
+        UserError, match=r"'fair-esm' \(there is no such ESM there: transformer\.ffn_dim 64\); it can be for hf, triune"
     ):
         export(model(ffn_dim=64), tmp_path / "x", "fair-esm")
     with pytest.raises(

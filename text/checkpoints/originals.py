@@ -1,0 +1,146 @@
+"""A text model beside the same one in its own library: outputs on random tokens, and the tokens of texts and chats."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.checkpoints import native
+from ...core.checkpoints.family import Pretrained, apart
+from ...core.config import TransformerConfig
+from ...core.errors import UserError
+from ...core.files import read_json
+from ..data.chat import ChatTemplate
+from ..encoder import TextEncoder
+from ..model import LanguageModel
+from ..tokenizer import Tokenizer
+
+USUAL_LENGTH, MOST_TOKENS = 64, 1024
+TEXTS = (
+    "Hello, world!", "  two  spaces\n\nand\ta tab ", "Ünïcödé – «你好» 🙂", "def f(x):\n    return x**2",
+    "12345 3.14 1e-5", "don't CAN'T", "a", "",
+)  # fmt: skip
+"""Texts that tokenizers cut in different ways."""
+QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
+CHATS = (
+    QUESTION,
+    [*QUESTION, {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": "And 3 + 3?"}],
+    [{"role": "system", "content": "Answer briefly."}, *QUESTION],
+)
+
+
+def parity(pretrained: Pretrained, folder: str | os.PathLike[str], library: str = "hf") -> float:
+    """Largest difference between our outputs and those of `library` on a folder, which `export` wrote or which is the
+    source itself, on random tokens. See `apart` for what is measured.
+
+    Raises:
+        UserError: the library is not installed, or cannot be asked.
+    """
+    model: Any = pretrained.model
+    tokens = random_tokens(model.config.vocab_size, model.config.transformer)
+    theirs = _ours(Path(folder)) if library == "triune" else original(pretrained, Path(folder), library)
+    with torch.inference_mode():
+        output = theirs(tokens)
+        return apart(model(tokens), output if isinstance(output, Tensor) else output[0])
+
+
+def random_tokens(vocab_size: int, core: TransformerConfig) -> Tensor:
+    """Tokens int64 `[1 or 2, tokens]`: more than a window holds, where that is at most `MOST_TOKENS`, so that it shows.
+
+    Rotary scaling that begins at a length shows in the same way.
+    """
+    windows = [window for layer in range(core.depth) if (window := core.window_at(layer))]
+    wanted = max([USUAL_LENGTH, *(2 * window for window in windows if 2 * window <= MOST_TOKENS)])
+    length = min(core.context, wanted)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (1 if length > USUAL_LENGTH else 2, length), generator=generator)
+
+
+def original(pretrained: Pretrained, folder: Path, library: str) -> nn.Module:
+    """The model in a folder as transformers makes it. Raises UserError when it cannot be asked."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("Hugging Face's transformers is not installed (pip install transformers).") from None
+    if library != "hf" or not folder.is_dir():
+        raise UserError("no other library reads such a file here.")
+    family, config = pretrained.family, read_json(folder / native.CONFIG)
+    if family is not None and family.their_config is not None and folder == pretrained.source.folder:
+        # A file of the bare model, or one with a head for another purpose, is read with the head that ours has.
+        config = family.their_config(pretrained.model.config)
+    (architecture,) = config["architectures"]
+    try:
+        # The eager attention is the only one that has soft-capped scores.
+        found = getattr(transformers, architecture).from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+    except Exception as error:  # of any kind: whatever the library's code meets in a config that it does not expect
+        raise UserError(f"transformers itself cannot open it ({_first_line(error)}).") from None
+    return found.eval()
+
+
+def _ours(folder: Path) -> nn.Module:
+    kinds = {"LanguageModel": LanguageModel, "TextEncoder": TextEncoder}
+    kind: Any = kinds[native.load_config(folder, *kinds)["architecture"]]
+    return kind.from_pretrained(folder).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def check_inputs(pretrained: Pretrained, folder: str | os.PathLike[str], library: str) -> str:
+    """Compare the tokens of `TEXTS` and `CHATS` with those that transformers makes with what is in `folder`.
+
+    Returns:
+        What was compared, as a sentence; an empty text where there is no tokenizer or nothing to compare it with.
+
+    Raises:
+        UserError: a text or a chat becomes other tokens there; it is named.
+    """
+    tokenizer = pretrained.companion
+    if library != "hf" or not isinstance(tokenizer, Tokenizer):
+        return ""
+    try:
+        from transformers import AutoTokenizer
+
+        theirs: Any = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # not installed, or whatever its code meets
+        return f"Tokens were not compared: transformers does not open the tokenizer ({_first_line(error)})."
+    for text in TEXTS:
+        _same(f"the text {text!r}", tokenizer.encode(text), theirs(text, add_special_tokens=False)["input_ids"])
+        start = theirs(text)["input_ids"][: len(tokenizer.beginning)]
+        _same("the start of a text", tokenizer.beginning, start)
+    chats = _chats(tokenizer, theirs)
+    return f"Tokens: transformers makes the same of {len(TEXTS)} texts and {chats} chats."
+
+
+def _chats(tokenizer: Tokenizer, theirs: Any) -> int:
+    """The number of chats that were compared: some templates refuse a system prompt."""
+    if not theirs.chat_template and not tokenizer.chat_template:
+        return 0
+    if bool(theirs.chat_template) != bool(tokenizer.chat_template):
+        raise UserError("only one of the two tokenizers has a chat template.")
+    compared, template = 0, ChatTemplate(tokenizer)
+    for chat in CHATS:
+        try:
+            ours = template.ask([dict(message) for message in chat])  # type: ignore[misc]
+        except UserError:
+            continue  # a template that refuses a system prompt, or that ours refuses with a reason
+        asked = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        _same(f"the chat {chat[-1]['content']!r}", ours, theirs(asked, add_special_tokens=False)["input_ids"])
+        compared += 1
+    return compared
+
+
+def _same(what: str, ours: Any, theirs: Any) -> None:
+    one, two = [int(token) for token in ours], [int(token) for token in theirs]
+    if one != two:
+        raise UserError(f"{what} becomes the tokens {two[:8]} in transformers and {one[:8]} here.")
