@@ -9,6 +9,7 @@ import os
 import sys
 from io import TextIOWrapper
 from traceback import print_exception
+from typing import Any
 
 from .core.task import Task, named
 from .tasks import task, tasks
@@ -21,7 +22,8 @@ COMMANDS: dict[str, str] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 1 (a bug or an interruption) or 2 (a mistake in the input)."""
+    """Run a command line and return its exit code: 0, 1 (a bug), 2 (a mistake in the input), 130 (Ctrl-C) or
+    143 (SIGTERM)."""
     words = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is no reason to stop
@@ -108,17 +110,17 @@ def dispatch(words: list[str]) -> int:
         raise _unknown(f"verb of `triune {command}`", verb, list(verbs), f"triune {command} --help")
     if verbs[verb].main:
         return named(verbs[verb].main)(options) or 0
-    _train_or_score(command, verb, options)
-    return 0
+    done = _train_or_score(command, verb, options)
+    return 130 if done.get("interrupted") else 0
 
 
-def _train_or_score(name: str, verb: str, options: list[str]) -> None:
+def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
     """Run the shared command line with the classes of the verb, or of the verb that trained the run it scores."""
     from .core.training.run.cli import run_task, training_verb
 
     verbs = task(name).verbs
     classes = verbs.get(training_verb(verb, options), verbs[verb])
-    run_task(name, verb, options, named(classes.module), named(classes.data), f"triune.{name}")
+    return run_task(name, verb, options, named(classes.module), named(classes.data), f"triune.{name}")
 
 
 def _unknown(what: str, word: str, known: list[str], command: str) -> Exception:

@@ -13,6 +13,14 @@ class UserError(ValueError):
     """
 
 
+class Stopped(Exception):
+    """A signal has ended the work after everything was saved; `code` is the exit code of the command line."""
+
+    def __init__(self, code: int, text: str = "Stopped.") -> None:
+        super().__init__(text)
+        self.code = code
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest of `allowed`, or an empty string."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

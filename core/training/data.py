@@ -161,6 +161,9 @@ class Batches:
 class DataModule(LightningDataModule):
     """What the command line asks of a data module beside Lightning's methods, with defaults."""
 
+    PATHS: tuple[str, ...] = ()
+    """Arguments that are paths: they are recorded whole, so that a run can be scored from any folder."""
+
     def describe(self) -> str:
         """A line about the data, for the opening block, after `setup()`; empty for none."""
         return ""
@@ -168,9 +171,6 @@ class DataModule(LightningDataModule):
 
 class ResumableData(DataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
-
-    PATHS: tuple[str, ...] = ()
-    """Arguments that are paths: they are recorded whole, so that a run can be scored from any folder."""
 
     def __init__(self) -> None:
         super().__init__()

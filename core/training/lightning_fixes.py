@@ -54,6 +54,41 @@ def forget_loader(trainer: Any) -> None:
         trainer.fit_loop._combined_loader = None
 
 
+def within_window(trainer: Trainer) -> bool:
+    """Whether more micro-batches follow before the next optimizer step."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def validate_at_steps(trainer: Trainer) -> None:
+    """Validate at the optimizer step that follows where the interval ends; Lightning does it within a window of micro-
+    batches, and a checkpoint written there lacks the gradients of the window.
+
+    When it is due is a function of the position alone, so that a resumed run decides as the first one.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    check = loop._should_check_val_fx
+
+    def due(data_fetcher: Any) -> bool:
+        if loop._should_accumulate():
+            return False
+        if check(data_fetcher):
+            return True
+        every = trainer.val_check_batch
+        if not loop._should_check_val_epoch() or every in (None, float("inf")):
+            return False
+        window = (loop.batch_progress.current.ready - 1) % trainer.accumulate_grad_batches + 1
+        done = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + 1
+        return done // every > (done - window) // every
+
+    loop._should_check_val_fx = due
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a training that stops now validates once more."""
+    loop = trainer.fit_loop.epoch_loop
+    return trainer.fit_loop._can_stop_early and loop._should_check_val_epoch()
+
+
 def keep_signature(step: Callable[..., Any]) -> None:
     """Lightning inspects the signature of `training_step` at every step; one that lies ready is found faster."""
     step.__signature__ = inspect.signature(step)  # pyright: ignore[reportFunctionMemberAccess]

@@ -167,7 +167,7 @@ class TrainingModule(TaskModule):
         self.last_batch = Sums(total.detach(), count.detach())
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
             loss = total / count.clamp(min=1)
-            self.last_loss = loss.detach()
+            self._note(loss.detach())
             return loss
         # The number of units of the global batch is not known yet: divide by a constant now (it only keeps the numbers
         # in the range of 16-bit gradients) and correct once before the optimizer step.
@@ -182,6 +182,14 @@ class TrainingModule(TaskModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # Walking through the batch is not free, and loaders deliver to the CPU.
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _note(self, loss: Tensor) -> None:
+        """Log `train_loss`, per unit of an optimizer step, for loggers, bars and callbacks of Lightning.
+
+        The device is not waited for, but by Lightning's own progress bar, which reads it at every step.
+        """
+        self.last_loss = loss
+        self.log("train_loss", loss, prog_bar=self.trainer.progress_bar_callback is not None)
 
     def _choose_nominal(self, count: Tensor) -> Tensor:
         """About the units of the first micro-batch: a power of two, so that dividing by it rounds nothing."""
@@ -201,7 +209,7 @@ class TrainingModule(TaskModule):
             dist.all_reduce(sums)
         total, count = sums.unbind()
         count = count.clamp(min=1)
-        self.last_loss = (total / count).float()
+        self._note((total / count).float())
         # Lightning has divided each loss by accumulate_grad_batches, and DDP or FSDP the gradients by the ranks.
         divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -340,6 +348,7 @@ class TrainingModule(TaskModule):
         self._rng = None
         # Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must
         # not see those, or it would depend on how often one validates and where one resumes.
+        lightning_fixes.validate_at_steps(self.trainer)
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         for name in ("run", "increment_progress_to_evaluation_end"):
             setattr(loop, name, self._without_drawing(getattr(loop, name)))
@@ -370,12 +379,6 @@ class TrainingModule(TaskModule):
                 state = self.trainer.strategy.lightning_module_state_dict()
                 checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in state.items()}
         checkpoint["ema"] = self.ema.state_dict()
-
-    def before_scoring(self, checkpoint: Path, data: Any) -> None:
-        """Called by `validate`, `test` and `predict` before the data are set up and `checkpoint` is loaded.
-
-        What the checkpoint says of the training's data can be given to `data` here.
-        """
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng = checkpoint.get("rng")

@@ -99,6 +99,12 @@ class TaskModule(LightningModule):
         """
         return {}
 
+    def before_scoring(self, checkpoint: Path, data: Any) -> None:
+        """Called by `validate`, `test` and `predict` before the data are set up and `checkpoint` is loaded.
+
+        What the checkpoint says of the training's data can be given to `data` here.
+        """
+
     # --- what the command line shows and writes -----------------------------------------------------------------------
 
     def describe(self) -> str:

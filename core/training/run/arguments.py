@@ -39,11 +39,14 @@ def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFol
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
     if run and (resume or not trains):
         run = RunFolder.open(run.path)
-        configs.insert(0, str(run.config))
+        configs.insert(0, str(check_yaml(run.config)))
         if trains and run.verb != verb:
             raise UserError(f"{run} is a run of `triune {task} {run.verb}`; continue it with that verb.")
-        if trains and not run.last.exists():
-            raise UserError(f"{run} has no checkpoints/last.ckpt to continue from; start anew with another --run.")
+        if trains and not (run.last.exists() or run.previous.exists()):
+            raise UserError(
+                f"{run} has no checkpoint to continue from: its training ended before the first one; start it anew with"
+                f" the command in the first line of {run.config}."
+            )
     if trains and not resume:
         run = run or RunFolder(os.environ.get(RUN_VARIABLE, "") if rank() else RunFolder.fresh(task).path)
         if not configs:

@@ -1,17 +1,20 @@
-"""Saving a run: the best weights, the last state, and a clean stop on Ctrl-C."""
+"""Saving a run: the best weights and the last state."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
-import signal
+import zipfile
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 
+from ..lightning_fixes import validation_follows, within_window
 from ..task import TaskModule
 from .folder import RunFolder
 from .telemetry import Telemetry, total_steps
@@ -37,7 +40,10 @@ class Checkpoints(Checkpoint):
         self.telemetry = telemetry
         self.best_value = [math.inf, math.inf]  # the metric, negated where the highest is best, and `val_loss`
         self.best_step: int | None = None
+        self.forget_best = False
+        """Set where the file of the best weights is lost: the next validation then writes a new one."""
         self._saved_step = -1
+        self._stop = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -57,13 +63,23 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if within_window(trainer):
+            # A wish to stop (of a time limit) is granted at the next optimizer step: the gradients of the micro-batches
+            # so far are in no checkpoint.
+            self._stop, trainer.should_stop = self._stop or trainer.should_stop, False
+            return
         # Saved here rather than in on_train_end, where Lightning has closed the epoch: a run that stops within an epoch
         # would go on with the next one.
-        if trainer.global_step == total_steps(trainer):
+        over = trainer.global_step == total_steps(trainer)
+        if self._stop or over:
             # Makes Lightning validate now, wherever its interval stands: with a falling learning rate the last weights
             # are mostly the best.
-            trainer.should_stop = True
+            trainer.should_stop, self._stop = True, False
+        # A run that is over is saved after its last validation: killed within it, it goes on from before, and judges
+        # the last weights then.
         if trainer.should_stop and trainer.global_step != self._saved_step:
+            if over and validation_follows(trainer):
+                return
             with self.telemetry.pause():
                 self._save_last(trainer)
 
@@ -82,43 +98,43 @@ class Checkpoints(Checkpoint):
             # Sharded checkpoints are folders, and a folder does not replace another.
             if path.is_dir():
                 shutil.rmtree(path)
+            elif path == self.run.last:
+                self._keep_previous()
             part.replace(path)
         trainer.strategy.barrier("Checkpoints")
+
+    def _keep_previous(self) -> None:
+        """Let `previous.ckpt` be the last one so far, to fall back to; without it where files cannot be linked."""
+        spare = self.run.previous.with_name("previous.part.ckpt")
+        with contextlib.suppress(OSError):
+            spare.unlink(missing_ok=True)
+            os.link(self.run.last, spare)
+            spare.replace(self.run.previous)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        if not self.forget_best:
+            self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
 
 
-class StopOnInterrupt(Callback):
-    """The first Ctrl-C lets the step finish and stops as if training were over; the second one stops at once."""
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint file, in words; empty for a good one. Reads all of it, but keeps nothing.
 
-    def __init__(self) -> None:
-        self.stopped = False
-        self._before: Any = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.stopped = True
-            trainer.should_stop = True
-            signal.signal(signal.SIGINT, self._before)
-            if trainer.is_global_zero:
-                print("\nStopping after this step and saving; press Ctrl-C again to stop at once.", flush=True)
-
-        try:
-            self._before = signal.signal(signal.SIGINT, stop)
-        except ValueError:  # not in the main thread: whoever owns the process owns its signals
-            self._before = None
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._give_back()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+    PyTorch writes a checksum beside every tensor and does not look at it when it reads.
+    """
+    if path.is_dir():  # a sharded checkpoint, whose reader looks for itself
+        return ""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if bad := file.testzip():
+                return f"{bad} does not match its checksum"
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except zipfile.BadZipFile:
+        return "it is cut short or no checkpoint"
+    except Exception:  # whatever a file made by somebody else raises
+        return "it holds something else than tensors and plain values"
+    return "" if isinstance(content, dict) and "state_dict" in content else "it holds no weights"

@@ -8,26 +8,27 @@ of its own; a run remembers the verb that trains it, and `training_verb` finds i
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ...errors import UserError
+from ...errors import Stopped, UserError
 from ...files import written_whole
 from ..data import DataModule
-from ..lightning_fixes import from_lightning, quiet
+from ..lightning_fixes import quiet
 from ..module import TrainingModule
 from . import bounds, machine, report, sentences
 from .arguments import SCORING, prepare
 from .arguments import training_verb as training_verb
-from .checkpoints import Checkpoints, StopOnInterrupt
+from .checkpoints import Checkpoints, damage
 from .folder import RunFolder, newest_runs
 from .progress import Progress
 from .session import Session
+from .signals import StopOnSignal
 from .telemetry import Telemetry
 
 SEED = 1337
@@ -65,10 +66,11 @@ class TaskCLI(LightningCLI):
         recipes_package: str,
     ):
         self.trains = verb not in SCORING
+        self.data_class = data_class
         run, resume, line = prepare(task, verb, args, recipes_package)
         telemetry = Telemetry(run.metrics if run else None)
         checkpoints = Checkpoints(run, telemetry) if run else None
-        self.session = Session(task, verb, args, run, resume, telemetry, StopOnInterrupt(), checkpoints)
+        self.session = Session(task, verb, args, run, resume, telemetry, StopOnSignal(), checkpoints)
         super().__init__(
             module_class,
             data_class,
@@ -111,7 +113,7 @@ class TaskCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Put in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
-        for name in getattr(self.datamodule_class, "PATHS", ()):
+        for name in self.data_class.PATHS:
             if (value := self.config.data.get(name)) is not None:
                 self.config.data[name] = str(Path(value).expanduser().absolute())
         config, trainer = self.config, self.config.trainer
@@ -183,10 +185,6 @@ class TaskCLI(LightningCLI):
         return header + self.parser.dump(config, skip_none=False, skip_validation=True, format="yaml")
 
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-"""What PyTorch says on a CPU where a tensor is too large; on a GPU it has an exception for that."""
-
-
 def run_task(
     task: str,
     verb: str,
@@ -210,41 +208,32 @@ def run_task(
         if cli.trains:
             return _fit(cli.session)
         checkpoint = _checkpoint(cli.session, cli.config.ckpt_path)
-        cli.session.model.before_scoring(Path(checkpoint), cli.session.data)
+        cli.model.before_scoring(Path(checkpoint), cli.datamodule)
         return (_predict if verb == "predict" else _evaluate)(cli.session, checkpoint)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "The GPU's memory is full: lower --data.batch_size (and raise --trainer.accumulate_grad_batches by as much "
-            "to keep the global batch), shorten the sequences, or make the model smaller."
-        ) from error
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-            raise UserError(
-                "The model or a batch does not fit into this machine's memory: make the model smaller, or lower "
-                "--data.batch_size."
-            ) from error
-        if "loading state_dict" not in str(error):
-            raise
-        problem = str(error).splitlines()[-1].strip().rstrip(".")
-        raise UserError(
-            f"The checkpoint does not fit the model ({problem}); use the options it was trained with, which are in the "
-            "config.yaml of its run."
-        ) from error
-    except Exception as error:
-        if isinstance(error, MisconfigurationException) or (type(error) is ValueError and from_lightning(error)):
-            raise UserError(" ".join(str(error).split())) from error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes exit code 1 of it
+            raise KeyboardInterrupt from None
         raise
+    except Exception as error:
+        if (sentence := sentences.of_library(error)) is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def _fit(session: Session) -> dict[str, Any]:
     run, trainer = session.run, session.trainer
     assert run
+    checkpoint = _to_continue(session, run) if session.resume else None
     report.say(report.opening(session))
     try:
-        checkpoint = str(run.last) if session.resume else None
         trainer.fit(session.model, session.data, ckpt_path=checkpoint, weights_only=True)
+    except Stopped as stop:
+        again = f"triune {session.task} {session.verb} --run {shlex.quote(str(run))} --resume true"
+        raise Stopped(stop.code, f"Stopped and saved. Continue:\n  {again}") from None
     finally:
         report.remove_traces(session)
+        if session.run:
+            session.run.unlock()
     if session.is_trial:
         return {}
     # Of the best weights, as `validate` would find them; not another point of the training's curves.
@@ -252,6 +241,22 @@ def _fit(session: Session) -> dict[str, Any]:
     best = str(run.best) if run.best.exists() else None
     metrics = (trainer.validate(session.model, session.data, ckpt_path=best, verbose=False) or [{}])[0]
     return report.finish(session, dict(metrics))
+
+
+def _to_continue(session: Session, run: RunFolder) -> str:
+    """The newest checkpoint that is not damaged. Raises UserError when there is none."""
+    problems = {path: damage(path) for path in (run.last, run.previous) if path.exists()}
+    good = next((path for path, problem in problems.items() if not problem), None)
+    found = "; ".join(f"{path} is damaged ({problem})" for path, problem in problems.items() if problem)
+    if good is None:
+        raise UserError(f"{found}, so that this run cannot go on; start anew with another --run.")
+    if found:
+        report.say(f"{found}; continuing from {good.name}, the one before.")
+    if session.checkpoints and run.best.exists() and (problem := damage(run.best)):
+        report.say(f"{run.best} is damaged ({problem}); the next validation writes a new one.")
+        run.best.unlink()
+        session.checkpoints.forget_best = True
+    return str(good)
 
 
 def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
@@ -289,6 +294,10 @@ def _checkpoint(session: Session, chosen: str | None) -> str:
         raise UserError(f"Which run shall `{session.verb}` take? Give its folder{hint}.")
     if not Path(chosen).exists():
         raise UserError(f"--ckpt_path {chosen}: no such file.")
+    if problem := damage(Path(chosen)):
+        others = [path for path in (run.last, run.previous) if path.exists() and str(path) != chosen] if run else []
+        hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
+        raise UserError(f"{chosen} is damaged ({problem}){hint}.")
     return chosen
 
 

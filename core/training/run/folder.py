@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from ...errors import UserError
 from ...files import write_json
@@ -22,7 +28,7 @@ class RunFolder:
     config.yaml       every option, resolved; `--config` takes it to train the same again
     metrics.csv       one row per log step and per validation (telemetry.Snapshot says what the columns mean)
     tensorboard/      the same numbers for `tensorboard --logdir`
-    checkpoints/      best.ckpt (lowest val_loss) and last.ckpt (to continue)
+    checkpoints/      best.ckpt (lowest val_loss), last.ckpt (to continue), previous.ckpt (should last be damaged)
     model/            the best weights for use: config.json, model.safetensors, tokenizer or labels
     pretrained/       of a fine-tuning: config and tokenizer it started from, so that it goes on without the checkpoint
     adapter/          of a fine-tuning with LoRA: the factors in PEFT's format, where Hugging Face has the model
@@ -39,12 +45,14 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "previous.ckpt"
         self.model = self.path / "model"
         self.pretrained = self.path / "pretrained"
         self.adapter = self.path / "adapter"
         self.plot = self.path / "loss.png"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
+        self._lock: Any = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -93,8 +101,19 @@ class RunFolder:
     def contents(self) -> list[str]:
         """Names of what makes this folder a run; empty when it may be used for a new one."""
         # `last.ckpt` and the like may be folders (sharded checkpoints).
-        parts = [self.config, self.summary, self.best, self.last, self.model]
-        return [str(p.relative_to(self.path)) for p in parts if p.exists()]
+        parts = [self.summary, self.best, self.last, self.previous, self.model]
+        held = [str(p.relative_to(self.path)) for p in parts if p.exists()]
+        if self.config.exists() and not self._config_is_ours():
+            held.insert(0, self.config.name)
+        return held
+
+    def _config_is_ours(self) -> bool:
+        """Whether config.yaml is that of a training, as far as its first line says."""
+        try:
+            with self.config.open("rb") as file:
+                return file.readline(200).startswith(b"# triune ")
+        except OSError:
+            return False
 
     def check_free(self) -> None:
         """Raise UserError when the folder already holds a run, or is a file."""
@@ -107,10 +126,62 @@ class RunFolder:
             )
 
     def create(self) -> RunFolder:
-        """Make the folder; refuses (UserError) one that holds a run already."""
+        """Make the folder and lock it; refuses (UserError) one that holds a run already, or where one is starting.
+
+        What a training left that ended before its first checkpoint is removed.
+        """
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        self.check_free()
+        self._clear()
         return self
+
+    def remove_start(self) -> None:
+        """Remove what a training has written before its first checkpoint, and the folder when nothing else is in it."""
+        self._clear()
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        self.unlock()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _clear(self) -> None:
+        # Not the folder of the logger, which is open already when a training starts.
+        shutil.rmtree(self.pretrained, ignore_errors=True)
+        for file in (self.config, self.metrics):
+            file.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Let no other process train into this folder while this one lives; the system takes the lock back at its end.
+
+        Raises:
+            UserError: another process does.
+        """
+        if fcntl is None or self._lock is not None:  # fcntl is missing on Windows
+            return
+        file = (self.path / ".lock").open("a+")
+        try:
+            # Not `flock`, which the processes of a loader would inherit, and hold when this one is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read(20).strip()
+            file.close()
+            raise UserError(
+                f"--run {self} is being trained by another process{f' ({owner})' if owner else ''}; wait until it has"
+                " ended, stop it, or choose another folder."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
 
     def export(self, write: Callable[[Path], Any]) -> None:
         """Let `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""

@@ -61,8 +61,8 @@ def line(now: Snapshot, step: int, total: int | None, width: int | None, unit: s
         parts.append(f"val {_figure(now.val_loss)}")
     if now.eta is not None and not state:
         parts.append(f"{duration(now.eta)} left")
-    if now.tokens_per_second is not None:
-        parts.append(f"{short(now.tokens_per_second)} {unit}/s")
+    if now.units_per_second is not None:
+        parts.append(f"{short(now.units_per_second)} {unit}/s")
     plain = len(parts)
     if now.mfu is not None:
         parts.append(f"{now.mfu:.0%} of peak")

@@ -77,8 +77,8 @@ class Opening(Callback):
         say("\n".join(self._lines(session, trainer)))
 
     def _make(self, session: Session, run: RunFolder) -> None:
-        if not session.resume:
-            run.create()
+        run.lock() if session.resume else run.create()
+        session.owns_run = True
         write_atomic(run.config, session.config_text.encode())
         if session.model.tuning and session.model.tuning.start and not session.resume:
             session.model.tuning.start.save(run.pretrained)
@@ -106,15 +106,11 @@ def remove_traces(session: Session) -> None:
     again.
     """
     run = session.run
-    if run is None or session.resume or rank() or not run.path.is_dir() or session.trainer.global_step:
+    if run is None or session.resume or rank() or session.trainer.global_step or not run.path.is_dir():
         return
-    if run.last.exists() or run.best.exists() or run.summary.exists():
+    if run.contents() or (run.config.exists() and not session.owns_run):  # that of another process
         return
-    for folder in (run.tensorboard, run.pretrained):
-        shutil.rmtree(folder, ignore_errors=True)
-    run.config.unlink(missing_ok=True)
-    if not any(run.path.iterdir()):
-        run.path.rmdir()
+    run.remove_start()
 
 
 def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:

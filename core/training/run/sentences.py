@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import re
 import typing
 from typing import Any
 
 from ...errors import nearest
+from ..lightning_fixes import from_lightning
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
@@ -100,3 +102,44 @@ def validation(message: str) -> str:
     noise = ("Expected a", "Given value", "Errors:", "Problem with given class_path", "Subtypes:", "Does not validate")
     found = [line for line in lines[start + 1 :] if line and not line.startswith(noise)]
     return found[0] if found else " ".join(message.split())
+
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+"""What PyTorch says on a CPU where a tensor is too large; on a GPU it has an exception for that."""
+
+
+def of_library(error: Exception) -> str | None:
+    """The sentence for an error of PyTorch, Lightning or the system that the user can mend; None for any other."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "The GPU's memory is full: lower --data.batch_size (and raise --trainer.accumulate_grad_batches by as much "
+            "to keep the global batch), shorten the sequences, or make the model smaller."
+        )
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+    ):
+        return (
+            "The model or a batch does not fit into this machine's memory: make the model smaller, or lower "
+            "--data.batch_size."
+        )
+    if isinstance(error, RuntimeError) and "loading state_dict" in text:
+        problem = text.splitlines()[-1].strip().rstrip(".")
+        return (
+            f"The checkpoint does not fit the model ({problem}); use the options it was trained with, which are in the "
+            "config.yaml of its run."
+        )
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        where = f"'{error.filename}'" if error.filename else "A file"
+        return f"{where} cannot be written or read ({error.strerror}); make room or choose another folder."
+    if "PytorchStreamWriter failed" in text or "unexpected pos" in text:
+        return "A checkpoint could not be written whole, mostly because the disk is full; make room and resume the run."
+    if type(error).__name__ == "MisconfigurationException" or (type(error) is ValueError and from_lightning(error)):
+        return " ".join(text.split())
+    return None

@@ -11,8 +11,9 @@ from lightning.pytorch import Trainer
 
 from ..data import DataModule
 from ..module import TrainingModule
-from .checkpoints import Checkpoints, StopOnInterrupt
+from .checkpoints import Checkpoints
 from .folder import RunFolder
+from .signals import StopOnSignal
 from .telemetry import Telemetry
 
 
@@ -35,9 +36,11 @@ class Session:
     run: RunFolder | None
     resume: bool
     telemetry: Telemetry
-    interrupt: StopOnInterrupt
+    interrupt: StopOnSignal
     checkpoints: Checkpoints | None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    owns_run: bool = False
+    """Whether this process has made or locked the run folder."""
     model: TrainingModule = field(init=False)
     data: DataModule = field(init=False)
     trainer: Trainer = field(init=False)

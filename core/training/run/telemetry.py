@@ -23,6 +23,8 @@ from .flops import count_step
 
 # A loader that pads every batch to another length would otherwise be counted for ever; then the share is unknown.
 MOST_SHAPES = 16
+RENAMED = {"tokens": "units", "tokens_per_second": "units_per_second"}
+"""Columns that files of older runs call otherwise."""
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Snapshot:
     step: int = 0
     """Optimizer steps taken."""
     epoch: int = 0
-    tokens: int = 0
+    units: int = 0
     """Real units (tokens, images, residue pairs) that losses have been computed on, all ranks, from the start."""
     seconds: float = 0.0
     """Wall time since training started, everything included; continues over a resumed run."""
@@ -43,7 +45,7 @@ class Snapshot:
     """Learning rate of the optimizer's first group."""
     grad_norm: float | None = None
     """Norm of the last gradient before clipping."""
-    tokens_per_second: float | None = None
+    units_per_second: float | None = None
     """Real units per second, all ranks, without warm-up, validation and checkpoints; waiting for data counts."""
     slots_per_second: float | None = None
     """The same for all positions, padding included."""
@@ -65,18 +67,18 @@ class _Window:
 
     busy: float = 0.0  # seconds in steps
     wait: float = 0.0  # seconds between them
-    tokens: float = 0.0
+    units: float = 0.0
     slots: float = 0.0
     steps: int = 0
     flops: float = 0.0  # of this rank; nan once a batch could not be counted
-    skipped: int = 0  # tokens of this rank in the row's sums that were counted before the window began
+    skipped: int = 0  # units of this rank in the row's sums that were counted before the window began
 
     @property
     def seconds(self) -> float:
         return self.busy + self.wait
 
     def add(self, other: _Window) -> None:
-        for name in ("busy", "wait", "tokens", "slots", "steps", "flops"):
+        for name in ("busy", "wait", "units", "slots", "steps", "flops"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -92,8 +94,9 @@ class MetricsFile:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
+                reader.fieldnames = [RENAMED.get(name, name) for name in reader.fieldnames or self.columns]
                 rows = [row for row in reader if int(row["step"]) <= step]
-                self.columns = list(reader.fieldnames or self.columns)
+                self.columns = list(reader.fieldnames)
             self._rewrite(rows)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -211,7 +214,7 @@ class Telemetry(Callback):
             self.latest.val_loss = values.get("val_loss", self.latest.val_loss)
             self.latest.seconds = self._seconds()
             pending = 0 if self._count is None else int(self._count.item()) * trainer.world_size
-            row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "tokens": self.latest.tokens + pending}
+            row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "units": self.latest.units + pending}
             if self.file and trainer.is_global_zero:
                 self.file.append(row | {"seconds": self.latest.seconds} | values)
         self._mark = self.clock()
@@ -230,7 +233,7 @@ class Telemetry(Callback):
     def state_dict(self) -> dict[str, Any]:
         sums = (0.0, 0) if self._total is None or self._count is None else (self._total.item(), self._count.item())
         return {
-            "tokens": self.latest.tokens,
+            "tokens": self.latest.units,
             "seconds": self._seconds(),
             "val_loss": self.latest.val_loss,
             "sums": sums,
@@ -238,7 +241,7 @@ class Telemetry(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.latest.tokens = state_dict["tokens"]
+        self.latest.units = state_dict["tokens"]
         self.latest.val_loss = state_dict["val_loss"]
         self._seconds_before = state_dict["seconds"]
         self._restored = state_dict["sums"]
@@ -298,7 +301,7 @@ class Telemetry(Callback):
         norm = module.last_grad_norm
         now = self.latest
         now.step, now.epoch, now.seconds = self._step, trainer.current_epoch, self._seconds()
-        now.tokens += int(count)
+        now.units += int(count)
         now.loss = loss_sum / count if count else None
         if now.loss is not None and not math.isfinite(now.loss):
             module.check_finite()
@@ -306,7 +309,7 @@ class Telemetry(Callback):
         now.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         now.padding = 1 - count / (self._slots * trainer.world_size) if self._slots else None
         now.memory_gb = machine.peak_memory(module.device)
-        self._window.tokens = count - skipped_count
+        self._window.units = count - skipped_count
         self._window.slots *= trainer.world_size
         if self._step - self._first_step > self.warmup and self._window.seconds > 0:
             self._rates(self._window, total_steps(trainer))
@@ -317,7 +320,7 @@ class Telemetry(Callback):
 
     def _rates(self, window: _Window, total: int | None) -> None:
         now = self.latest
-        now.tokens_per_second = window.tokens / window.seconds
+        now.units_per_second = window.units / window.seconds
         now.slots_per_second = window.slots / window.seconds
         now.mfu = self._share(window)
         now.data_wait = window.wait / window.seconds
@@ -339,12 +342,12 @@ class Telemetry(Callback):
             logger.log_metrics(numbers, step=self.latest.step)
 
     def totals(self) -> dict[str, float | int | None]:
-        """Figures over all steps that rates include, for `summary.json`; the keys are `Snapshot`'s."""
+        """Figures over all steps that rates include, for `summary.json`; "tokens" are `Snapshot.units`."""
         window = self._measured
         return {
-            "tokens": self.latest.tokens,
+            "tokens": self.latest.units,
             "seconds": round(self.latest.seconds, 3),
-            "tokens_per_second": window.tokens / window.seconds if window.seconds else None,
+            "tokens_per_second": window.units / window.seconds if window.seconds else None,
             "mfu": self._share(window),
             "data_wait": window.wait / window.seconds if window.seconds else None,
             "memory_gb": self.latest.memory_gb,

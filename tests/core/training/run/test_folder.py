@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -323,7 +327,7 @@ def test_mistakes_are_one_sentence(configs: Path, line: str, message: str) -> No
 
 def test_a_run_is_never_overwritten(finished: RunFolder) -> None:
     before = {path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"already holds a run \(config.yaml.*--resume true"):
+    with pytest.raises(UserError, match=r"already holds a run \(summary.json.*--resume true"):
         toy("fit", "--run", finished.path, *SHORT)
     assert before == {path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
 
@@ -358,6 +362,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_export_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run").create()
+    run.unlock()
     run.export(lambda folder: (folder / "a").write_text("good"))
 
     def fail(folder: Path) -> None:
@@ -416,3 +421,77 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_config("small", "any") == tmp_path / "small.yaml"
     with pytest.raises(UserError, match=r"smal: .*did you mean 'small'.*the recipes are small"):
         find_config("smal", "any")
+
+
+# --- nothing lost
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_repeated(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text("# triune toy fit --run run\nseed_everything: 1\n")
+    run.metrics.write_text("step,loss\n1,9\n")
+    with pytest.raises(UserError, match=r"no checkpoint to continue from.*start it anew"):
+        toy("fit", "--run", run.path, "--resume", "true", *SHORT)
+    toy("fit", "--run", run.path, *SHORT)
+    assert [row["step"] for row in rows(run) if row["loss"]] == ["2", "4", "6", "8", "10", "12"]
+
+
+def test_a_folder_with_a_config_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    with pytest.raises(UserError, match="already holds a run"):
+        toy("fit", "--run", tmp_path, *SHORT)
+    assert (tmp_path / "config.yaml").read_text() == "mine: true\n"
+
+
+def test_two_processes_do_not_train_into_one_folder(finished: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    code = (
+        "import sys; from triune.core.training.run.folder import RunFolder; run = RunFolder(sys.argv[1]); run.lock();"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdin
+    assert other.stdout.readline() == "locked\n"
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    resume = ("--run", tmp_path / "run", "--resume", "true", "--trainer.max_steps", "14")
+    with pytest.raises(UserError, match=f"is being trained by another process \\({other.pid}\\)"):
+        toy("fit", *resume)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    other.kill()
+    other.wait()
+    assert toy("fit", *resume)["steps"] == 14
+
+
+def damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[content.index(b"/data/", len(content) // 2) + 400] ^= 1
+    path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "garbage": b"hello" * 99}.get(how, content))
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "garbage", "flipped"])
+def test_a_damaged_last_checkpoint_is_seen_and_the_one_before_taken(
+    how: str, finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    damaged(run.last, how)
+    damaged(run.best, how)
+    with pytest.raises(UserError, match=r"best.ckpt is damaged.*--ckpt_path"):
+        toy("validate", run.path)
+    toy("fit", "--run", run.path, "--resume", "true")
+    said = capsys.readouterr().out
+    assert "last.ckpt is damaged" in said and "continuing from previous.ckpt" in said and "best.ckpt is damaged" in said
+    assert all(torch.equal(a, weights(finished)[name]) for name, a in weights(run).items())
+
+
+def test_a_run_without_a_good_checkpoint_says_so(finished: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    for path in (RunFolder(tmp_path / "run").last, RunFolder(tmp_path / "run").previous):
+        path.write_bytes(pickle.dumps(os.system))
+    with pytest.raises(UserError, match="cannot go on"):
+        toy("fit", "--run", tmp_path / "run", "--resume", "true")

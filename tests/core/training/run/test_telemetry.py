@@ -87,8 +87,8 @@ def test_rates_count_real_tokens_and_waiting() -> None:
     loop = Loop(every=4)
     for _ in range(4):
         loop.step(busy=0.5, wait=0.3, real=8, slots=10)
-    assert loop.now.tokens == 32
-    assert loop.now.tokens_per_second == pytest.approx(32 / 3.2)
+    assert loop.now.units == 32
+    assert loop.now.units_per_second == pytest.approx(32 / 3.2)
     assert loop.now.slots_per_second == pytest.approx(40 / 3.2)
     assert loop.now.padding == pytest.approx(0.2)
     assert loop.now.data_wait == pytest.approx(1.2 / 3.2)
@@ -120,24 +120,24 @@ def test_warmup_validation_and_checkpoints_are_in_no_rate(tmp_path: Path) -> Non
             loop.validate(1000.0, val_loss=2.5)
             with loop.telemetry.pause():
                 loop.clock.now += 77.0
-    assert loop.now.tokens == 80
-    assert loop.now.tokens_per_second == pytest.approx(16.0)
+    assert loop.now.units == 80
+    assert loop.now.units_per_second == pytest.approx(16.0)
     assert loop.now.data_wait == 0
     assert loop.now.val_loss == 2.5
     assert loop.now.seconds == pytest.approx(3 * 65 + 7 * 0.5 + 1001 + 77)
     assert loop.telemetry.totals()["tokens_per_second"] == pytest.approx(16.0)
     assert [row["val_loss"] for row in rows(tmp_path / "metrics.csv")] == ["2.5", ""]
-    assert rows(tmp_path / "metrics.csv")[0]["tokens"] == "56"
+    assert rows(tmp_path / "metrics.csv")[0]["units"] == "56"
 
 
 def test_no_rate_before_the_warmup_is_over() -> None:
     loop = Loop(every=1, warmup=3)
     for _ in range(3):
         loop.step()
-        assert loop.now.tokens_per_second is None
+        assert loop.now.units_per_second is None
         assert loop.now.loss == pytest.approx(3.0)
     loop.step(busy=0.25)
-    assert loop.now.tokens_per_second == pytest.approx(8 / 0.25)
+    assert loop.now.units_per_second == pytest.approx(8 / 0.25)
 
 
 def test_micro_batches_are_one_step(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_micro_batches_are_one_step(tmp_path: Path) -> None:
         loop.step(busy=0.5, stepped=i % 3 == 2)
     found = rows(tmp_path / "m.csv")
     assert [row["step"] for row in found] == ["1", "2"]
-    assert [row["tokens"] for row in found] == ["24", "48"]
-    assert float(found[1]["tokens_per_second"]) == pytest.approx(16.0)
+    assert [row["units"] for row in found] == ["24", "48"]
+    assert float(found[1]["units_per_second"]) == pytest.approx(16.0)
 
 
 def test_resume_continues_counts_and_sums(tmp_path: Path) -> None:
@@ -161,9 +161,18 @@ def test_resume_continues_counts_and_sums(tmp_path: Path) -> None:
     second.telemetry.load_state_dict(state)
     for _ in range(2):
         second.step(busy=0.25)
-    assert (second.now.tokens, second.now.loss, second.now.padding) == (64, whole.now.loss, whole.now.padding)
+    assert (second.now.units, second.now.loss, second.now.padding) == (64, whole.now.loss, whole.now.padding)
     assert second.now.seconds == pytest.approx(3.5)
-    assert second.now.tokens_per_second == pytest.approx(32.0)  # of its own steps alone
+    assert second.now.units_per_second == pytest.approx(32.0)  # of its own steps alone
+
+
+def test_a_file_of_an_older_run_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("step,epoch,tokens,seconds,tokens_per_second\n2,0,64,1.5,40\n9,0,99,2,40\n")
+    file = MetricsFile(path)
+    file.rewind(4)
+    file.append({"step": 6, "units": 128})
+    assert path.read_text().split() == ["step,epoch,units,seconds,units_per_second", "2,0,64,1.5,40", "6,,128,,"]
 
 
 def test_nothing_is_read_between_log_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +297,7 @@ def test_share_of_peak_is_unknown_rather_than_wrong(monkeypatch: pytest.MonkeyPa
     loop.module.loss = lambda batch: batch["tokens"].sum() * (2 if batch["tokens"].sum().item() else 1)
     loop.step()
     assert loop.now.mfu is None
-    assert loop.now.tokens_per_second is not None
+    assert loop.now.units_per_second is not None
     assert loop.telemetry.flops_unknown
 
 
@@ -300,7 +309,7 @@ def test_metrics_file_keeps_columns_and_rewinds(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.csv")
     file.append({"step": 1, "loss": 2.0, "mfu": None})
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert header.startswith("step,epoch,tokens,seconds,loss,val_loss,lr,")
+    assert header.startswith("step,epoch,units,seconds,loss,val_loss,lr,")
     file.append({"step": 2, "val_loss": 1.5, "val_accuracy": 0.25})
     file.append({"step": 3, "loss": 1.25})
     found = rows(tmp_path / "metrics.csv")
@@ -322,7 +331,7 @@ def test_metrics_file_keeps_columns_and_rewinds(tmp_path: Path) -> None:
 @pytest.fixture
 def busy() -> Snapshot:
     return Snapshot(
-        step=123_456, tokens=10**9, seconds=4000, loss=2.34567, val_loss=2.5, tokens_per_second=1_234_567, mfu=0.41,
+        step=123_456, units=10**9, seconds=4000, loss=2.34567, val_loss=2.5, units_per_second=1_234_567, mfu=0.41,
         data_wait=0.25, memory_gb=71.25, eta=7350,
     )  # fmt: skip
 
