@@ -56,7 +56,7 @@ class ProteinData(ResumableData):
             ("workers", workers or 0, 0),
         ):
             if value < least:
-                raise UserError(f"data.{name} must be at least {least}, not {value}")
+                raise UserError(f"data.{name} is {value}, but must be at least {least}.")
         self.folder, self.crop, self.batch_size, self.msa_rows = folder, crop, batch_size, msa_rows
         self.only, self.max_length, self.seed, self.workers = only, max_length, seed, workers
         self.chains: ChainSet | None = None
@@ -79,10 +79,10 @@ class ProteinData(ResumableData):
         what = f"'{self.folder}'" if self.folder else "the built-in set"
         for side in ("train", "val"):
             if not len(self._sides[side]):
-                raise UserError(f"{what} has no {side} chain: prepare it with more structures or a larger --val")
+                raise UserError(f"{what} has no {side} chain; prepare it with more structures or a larger --val.")
         if self.msa_rows and not chains.rows.any():
             raise UserError(
-                f"{what} has no alignments: leave --data.msa_rows at 0, or prepare a set with --alignments DIR"
+                f"{what} has no alignments; leave --data.msa_rows at 0, or prepare a set with --alignments DIR."
             )
         self.chains = chains
 
@@ -130,8 +130,8 @@ class ProteinData(ResumableData):
         if len(numbers) < self.batch_size * world:
             devices = f" on {world} devices" if world > 1 else ""
             raise UserError(
-                f"there are {len(numbers)} training chains, fewer than one batch of {self.batch_size}{devices}: "
-                "lower --data.batch_size"
+                f"there are {len(numbers)} training chains, fewer than one batch of {self.batch_size}{devices}; "
+                "lower --data.batch_size."
             )
         order = ShuffledChains(numbers, self.crop, self.batch_size, rank, world, self.seed, self.position)
         return Batches(self._crops(), order, self._workers, self.pin)

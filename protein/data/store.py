@@ -129,7 +129,7 @@ class ChainSet:
             raise UserError(
                 f"the set has no chain named {', '.join(missing[:5])}{nearest(missing[0], known)}; its {len(self):,} "
                 f"chains have names such as {', '.join(self.names[:3].tolist())} (a prepared set lists them in "
-                "chains.tsv)"
+                "chains.tsv)."
             )
         return np.array([known[name] for name in names])
 
@@ -154,7 +154,7 @@ def open_set(folder: str | Path) -> ChainSet:
         made = "make one with `triune protein prepare OUT --structures DIR`."
         raise UserError(f"'{folder}' is no prepared set of chains: {str(error).rstrip('.')}; {made}") from None
     if about.get("format") != FORMAT:
-        raise UserError(f"'{folder}' has format {about.get('format')}, this version reads {FORMAT}: prepare it again")
+        raise UserError(f"'{folder}' has format {about.get('format')}, this version reads {FORMAT}; prepare it again.")
     with parsing(folder, "a prepared set of chains"):
         return _mapped(folder, about, rows)
 

@@ -31,7 +31,7 @@ def chains_for_head(chains: ChainSet, seed: int = 0) -> tuple[np.ndarray, np.nda
     if not len(train) or not len(val):
         raise UserError(
             f"the contact head needs training chains of at most {LONGEST[0]} residues and validation chains of at most "
-            f"{LONGEST[1]}, and the set has {len(train)} and {len(val)}: leave --model.structures out"
+            f"{LONGEST[1]}, and the set has {len(train)} and {len(val)}; leave --model.structures out."
         )
     drawn = np.random.default_rng(seed).choice(train, min(FITTED_ON, len(train)), replace=False)
     return np.sort(drawn), val

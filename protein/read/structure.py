@@ -104,14 +104,14 @@ def structure_files(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}': --structures takes a folder of PDB or mmCIF files")
+        raise UserError(f"there is no folder '{folder}'; --structures takes a folder of PDB or mmCIF files.")
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and file.is_file()
+        if file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and file.is_file() and not file.name.startswith(".")
     )
     if not files:
-        raise UserError(f"'{folder}' holds no structure: no file ends in {', '.join(SUFFIXES)} (or those with .gz)")
+        raise UserError(f"'{folder}' holds no structure: no file ends in {', '.join(SUFFIXES)} (or those with .gz).")
     return files
 
 
@@ -150,7 +150,7 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
         by_chain.setdefault(atom.chain, []).append(atom)
     residues = {key: found for key, rows in by_chain.items() if (found := residues_of(rows))}
     if chain is not None and chain not in residues:
-        raise UserError(f"there is no protein chain '{chain}' in '{file}'; its chains are {_list(residues)}")
+        raise UserError(f"there is no protein chain '{chain}' in '{file}'; its chains are {_list(residues)}.")
     stem = Path(name).stem
     chains = [
         replace(_chain(f"{stem}_{key}", found, sequences.get(key, []), notes), file=str(file))
@@ -160,7 +160,7 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
     seen = [one for one in chains if one.resolved.any()]
     if not seen:
         raise UserError(
-            f"'{file}' has no position for any Cβ, nor the N, CA and C to place one: it seems to hold CA only"
+            f"'{file}' has no position for any Cβ, nor the N, CA and C to place one; it seems to hold CA only."
         )
     return seen
 
@@ -211,7 +211,7 @@ def select_complex(chains: list[Chain], sequences: list[str]) -> Chain:
             for number, sequence in enumerate(sequences, 1):
                 if not left:
                     raise UserError(
-                        f"there are {len(sequences)} chains in the complex, but only {number - 1} in '{file}'"
+                        f"there are {len(sequences)} chains in the complex, but only {number - 1} in '{file}'."
                     )
                 parts.append(select_chain(left, sequence))
                 left = [chain for chain in left if chain.name != parts[-1].name]
@@ -244,7 +244,7 @@ def _list(residues: dict[str, list[Residue]]) -> str:
 def _one_model(file: str | Path, atoms: list[Atom], model: int | None, notes: list[str]) -> list[Atom]:
     models = list(dict.fromkeys(atom.model for atom in atoms))
     if model is not None and model not in models:
-        raise UserError(f"'{file}' has no model {model}; its models are {', '.join(map(str, models))}")
+        raise UserError(f"'{file}' has no model {model}; its models are {', '.join(map(str, models))}.")
     if model is None and len(models) > 1:
         notes.append(f"model {models[0]} of {len(models)} is used")
     chosen = models[0] if model is None else model

@@ -53,7 +53,7 @@ def mmseqs_clusters(sequences: list[str], identity: float = IDENTITY, threads: i
         done = subprocess.run(command, cwd=place, capture_output=True, text=True)
         if done.returncode:
             said = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise UserError(f"MMseqs2 failed to cluster the sequences ({said}); --no-mmseqs uses the built-in filter")
+            raise UserError(f"MMseqs2 failed to cluster the sequences ({said}); --no-mmseqs uses the built-in filter.")
         clusters = np.arange(len(sequences))
         for line in (place / "out_cluster.tsv").read_text().splitlines():
             representative, member = line.split("\t")

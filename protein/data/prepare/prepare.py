@@ -85,7 +85,7 @@ class Tally:
     def bad(self, file: str, error: UserError) -> None:
         """Note a bad file, or stop at it."""
         if self.strict:
-            raise UserError(f"{error}\n(--strict stops at the first bad file)")
+            raise UserError(f"{error} (--strict stops at the first bad file.)")
         self.skipped.append(str(error) if file in str(error) else f"{file}: {error}")
 
 
@@ -120,12 +120,12 @@ def main(args: list[str]) -> int:
 def _check(options: argparse.Namespace) -> None:
     if not (0 <= options.val < 1 and 0 <= options.test < 1 and options.val + options.test < 1):
         raise UserError(
-            f"--val {options.val} and --test {options.test} must be shares that leave something for training"
+            f"--val {options.val} and --test {options.test} must be shares that leave something for training."
         )
     if not 0 < options.identity <= 1:
-        raise UserError(f"--identity must lie between 0 and 1 (such as 0.3), not {options.identity}")
+        raise UserError(f"--identity is {options.identity}, but must lie between 0 and 1, such as 0.3.")
     if options.rows < 1:
-        raise UserError(f"--rows must be at least 1, the chain itself, not {options.rows}")
+        raise UserError(f"--rows is {options.rows}, but must be at least 1, the chain itself.")
 
 
 def _source(options: argparse.Namespace) -> str:
@@ -155,7 +155,7 @@ def _write(
             advance(1)
     if not files:
         reasons = f"; the first file that was left out: {tally.skipped[0]}" if tally.skipped else ""
-        raise UserError(f"no chain is left from '{_source(options)}' ({_left_out(tally)}){reasons}")
+        raise UserError(f"no chain is left from '{_source(options)}' ({_left_out(tally)}){reasons.rstrip('.')}.")
     return sequences, files
 
 
@@ -284,11 +284,11 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Make a folder beside `out` that takes its name when the block succeeds, and vanishes when it does not."""
     if out.exists():
         if not (out / "meta.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"'{out}' exists and is no set of chains: name another folder")
+            raise UserError(f"'{out}' exists and is no set of chains; name another folder.")
         if (out / "meta.json").is_file() and not overwrite:
-            raise UserError(f"'{out}' exists: name another folder, or replace it with --overwrite")
+            raise UserError(f"'{out}' exists; name another folder, or replace it with --overwrite.")
     try:
         with replaced_folder(out) as folder:
             yield folder
     except OSError as error:
-        raise UserError(f"'{out}' cannot be made: {error.strerror}") from error
+        raise UserError(f"'{out}' cannot be made ({error.strerror}); name another folder.") from error

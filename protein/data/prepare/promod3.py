@@ -58,7 +58,7 @@ def read_promod3(file: str | Path) -> Iterator[Entry]:
 
 def _layout(file: str | Path, content: memoryview) -> tuple[list[_Chain], dict[str, np.ndarray]]:
     wrong = UserError(
-        f"'{file}' is no structure database of ProMod3 3: give structure_db.dat of Debian's package promod3-data"
+        f"'{file}' is no structure database of ProMod3 3; give structure_db.dat of Debian's package promod3-data."
     )
     if len(content) < HEADER + 8 or struct.unpack_from("<II", content, 0) != (MAGIC, VERSION):
         raise wrong

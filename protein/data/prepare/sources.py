@@ -119,7 +119,7 @@ def read_split(file: str | Path) -> dict[str, tuple[str, str]]:
     if len(table) < len(rows):
         raise UserError(f"'{file}' names a chain twice; keep one row of each.")
     if odd := {split for split, _ in table.values()} - {"train", "val", "test"}:
-        raise UserError(f"'{file}' has the split '{sorted(odd)[0]}': allowed are train, val and test")
+        raise UserError(f"'{file}' has the split '{sorted(odd)[0]}', but must have train, val or test.")
     return table
 
 
@@ -146,16 +146,16 @@ class Alignments:
             elif source.is_file():
                 self._unpack(source)
             else:
-                raise UserError(f"there is no '{source}': --alignments takes folders and tar files")
+                raise UserError(f"there is no '{source}'; --alignments takes folders and tar files.")
             if len(self._found) == before:
-                raise UserError(f"'{source}' holds no alignment: no file ends in {', '.join(ALIGNMENT_SUFFIXES)}")
+                raise UserError(f"'{source}' holds no alignment: no file ends in {', '.join(ALIGNMENT_SUFFIXES)}.")
 
     def __len__(self) -> int:
         return len(self._found)
 
     def _take(self, name: str, content: Path | bytes) -> None:
         name = name.removesuffix(".gz")
-        if Path(name).suffix.lower() in ALIGNMENT_SUFFIXES:
+        if Path(name).suffix.lower() in ALIGNMENT_SUFFIXES and not name.startswith("."):
             self._found.setdefault(name, content)
 
     def _unpack(self, place: Path) -> None:

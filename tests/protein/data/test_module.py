@@ -278,9 +278,9 @@ def test_long_chains_are_cut_in_validation(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": 5}, "data.crop must be at least 16, not 5"),
-        ({"batch_size": 0}, "data.batch_size must be at least 1"),
-        ({"msa_rows": -1}, "data.msa_rows must be at least 0"),
+        ({"crop": 5}, "data.crop is 5, but must be at least 16"),
+        ({"batch_size": 0}, "data.batch_size is 0, but must be at least 1"),
+        ({"msa_rows": -1}, "data.msa_rows is -1, but must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -289,7 +289,7 @@ def test_impossible_settings_are_refused(options, message):
 
 
 def test_what_the_set_lacks_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"the built-in set has no alignments: leave --data\.msa_rows at 0"):
+    with pytest.raises(UserError, match=r"the built-in set has no alignments; leave --data\.msa_rows at 0"):
         ProteinData(msa_rows=4).setup()
     alone = written(tmp_path / "alone", [entry("only", 40)], val=0)
     with pytest.raises(UserError, match="alone' has no val chain"):

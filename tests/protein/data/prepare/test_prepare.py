@@ -160,7 +160,7 @@ def test_strict_stops_and_leaves_nothing(structures, tmp_path):
 def test_an_existing_folder_is_replaced_only_when_asked(structures, tmp_path):
     options = ("--structures", str(structures))
     prepared(tmp_path, *options)
-    with pytest.raises(UserError, match="exists: name another folder, or replace it with --overwrite"):
+    with pytest.raises(UserError, match="exists; name another folder, or replace it with --overwrite"):
         main([str(tmp_path / "out"), *options])
     assert len(prepared(tmp_path, *options, "--overwrite", "--max-length", "42")) == 4
     (tmp_path / "mine").mkdir()
@@ -177,10 +177,10 @@ def test_an_existing_folder_is_replaced_only_when_asked(structures, tmp_path):
         (["--structures", "."], "holds no structure: no file ends in .pdb"),
         (["--promod3", "nowhere"], "'nowhere' cannot be read"),
         (["--arrays", "nowhere"], "'nowhere' cannot be read"),
-        (["--structures", "x", "--alignments", "nowhere"], "there is no 'nowhere': --alignments takes"),
+        (["--structures", "x", "--alignments", "nowhere"], "there is no 'nowhere'; --alignments takes"),
         (["--structures", "x", "--val", "1.5"], "--val 1.5 and --test 0.0 must be shares"),
-        (["--structures", "x", "--identity", "30"], "--identity must lie between 0 and 1"),
-        (["--structures", "x", "--rows", "0"], "--rows must be at least 1"),
+        (["--structures", "x", "--identity", "30"], "--identity is 30.0, but must lie between 0 and 1"),
+        (["--structures", "x", "--rows", "0"], "--rows is 0, but must be at least 1"),
     ],
 )
 def test_mistakes_are_named(options, message, tmp_path, monkeypatch):
