@@ -91,4 +91,5 @@ def run(case: Case, place: Path) -> tuple[int, str]:
     after = snapshot(place)
     if changed := [name for name, content in before.items() if after.get(name, b"") != content]:
         return 1, f"changed {changed}"
-    return code, (errors.getvalue().strip().splitlines() or [""])[-1].replace(str(place) + "/", "")
+    sentence = (errors.getvalue().strip().splitlines() or [""])[-1]
+    return code, sentence.replace(f"{place}/", "").replace(str(place), ".")
