@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from triune.vision.data import images
 from triune.vision.data.images import UnreadableImage, open_image, read_image
@@ -265,3 +265,22 @@ def test_the_odd_files_of_pillow_are_read_or_refused() -> None:
     for file in files:
         record, _ = look(str(file), str(file), images.Decoding(), None)
         assert bool(reason(file)) == bool(record.problem), file
+
+
+def test_heic_is_read_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"\x00\x00\x00\x18ftypheic" + bytes(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_heif", lambda: None)
+        with pytest.raises(UnreadableImage, match="needs pillow-heif: pip install pillow-heif"):
+            read_image(content)
+    opened = iter([UnidentifiedImageError("unknown"), noise(4, 4)])
+
+    def open_once_registered(source: object) -> Image.Image:
+        found = next(opened)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(images, "_heif", lambda: images)
+    monkeypatch.setattr(images.Image, "open", open_once_registered)
+    assert read_image(content).size == (4, 4)
