@@ -234,6 +234,7 @@ def _write(writer: Writer, start: list[Message]) -> int:
 
 def _talk(writer: Writer, start: list[Message]) -> int:
     """Answer one question after the other, each with all that was said before."""
+    from .sampling import LARGEST_SEED
     from .talk import Talk, as_json, questions
 
     options, tokenizer = writer.options, writer.tokenizer
@@ -251,7 +252,12 @@ def _talk(writer: Writer, start: list[Message]) -> int:
         if len(ids) > context:
             print(f"Only the last {context:,} tokens of the conversation are seen.", file=sys.stderr)
         text = Continuation(tokenizer, options.stop, ids, lead)
-        writer.run([ids], [text], not options.json, None if options.seed is None else options.seed + number)
+        writer.run(
+            [ids],
+            [text],
+            not options.json,
+            None if options.seed is None else (options.seed + number) % (LARGEST_SEED + 1),
+        )
         rest = text.flush()
         if not options.json:
             print(rest, flush=True)
