@@ -23,8 +23,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -239,7 +240,10 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
-        self._files = {name: (folder / name).open("wb") for name in LAYOUT}
+
+    @cached_property
+    def _files(self) -> dict[str, BinaryIO]:
+        return {name: (self.folder / name).open("wb") for name in LAYOUT}
 
     def add(self, entry: Entry) -> None:
         """Append a chain."""
@@ -284,5 +288,5 @@ class Writer:
 
     def close(self) -> None:
         """Close the arrays without finishing."""
-        for file in self._files.values():
+        for file in vars(self).get("_files", {}).values():
             file.close()

@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,96 @@ def test_imports_inside_the_package_are_relative(room: str) -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "triune":
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert wrong == []
+
+
+def module_of(path: Path) -> str:
+    """`triune.core.files` of `core/files.py`; a package is named like its folder."""
+    parts = ("triune", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def product() -> list[Path]:
+    """All Python files of the package, without tests and measurements."""
+    return [path for room in ("core", *TASKS) for path in files(room)] + sorted(ROOT.glob("*.py"))
+
+
+def graph() -> dict[str, set[str]]:
+    """Which module of the package imports which, lazy and type-checking imports included."""
+    modules = {module_of(path): path for path in product()}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = found.setdefault(module, set())
+        for name in imported(path):
+            # `from .run import machine` names a module; `from .files import few` names something inside of one.
+            target = name if name in modules else name.rpartition(".")[0]
+            if target in modules and target != module:
+                names.add(target)
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other (strongly connected components of more than one, Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(edges[module]):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in edges:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def test_circles_are_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert circles(edges) == [["b", "c"]]
+
+
+def test_no_modules_import_each_other() -> None:
+    edges = graph()
+    assert edges["triune.core.transformer"] >= {"triune.core.config", "triune.core.errors"}
+    assert circles(edges) == []
+
+
+def test_every_folder_with_python_files_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in product()}
+    assert sorted(listed) == sorted(".".join(("triune", *folder.relative_to(ROOT).parts)) for folder in folders)
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_no_file_is_long() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in product()}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_constructors_and_modules_touch_no_files() -> None:
+    """A constructor only constructs: it opens, reads, writes and prints nothing."""
+    forbidden = {"open", "print", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "load_file"}
+    wrong = []
+    for path in product():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                for call in (call for call in ast.walk(node) if isinstance(call, ast.Call)):
+                    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                    if name in forbidden:
+                        wrong.append(f"{path.relative_to(ROOT)}:{call.lineno} {name}")
     assert wrong == []
 
 
