@@ -23,9 +23,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from .errors import UserError, nearest
+from .checks import check, check_choice, check_keys, check_types, counts, hashed
 from .mixers import options as mixers
 
 FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
@@ -46,22 +46,6 @@ SCALING_USES: dict[str, tuple[str, ...]] = {
     "yarn": ("original_context", "beta_fast", "beta_slow", "attention_factor"),
 }
 """Settings of `RotaryConfig` that each kind of scaling reads besides `factor`."""
-
-
-def _check(condition: bool, field_name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{field_name} is {value!r}, but must be {allowed}.")
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and value > 0
-
-
-def _check_choice(field_name: str, value: object, kind: Any) -> None:
-    choices = get_args(kind)
-    if value not in choices:
-        hint = nearest(str(value), choices)
-        raise UserError(f"{field_name} is {value!r}{hint}, but must be one of {', '.join(map(str, choices))}.")
 
 
 @dataclass(frozen=True)
@@ -101,13 +85,14 @@ class RotaryConfig:
     half_precision: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.base > 0, "rotary.base", self.base, "positive")
-        _check(0 < self.fraction <= 1, "rotary.fraction", self.fraction, "in (0, 1]")
-        _check(self.axes in (1, 2), "rotary.axes", self.axes, "1 or 2")
-        _check_choice("rotary.scaling", self.scaling, Literal["none", "linear", "ntk", "llama3", "yarn"])
-        _check(self.factor >= 1, "rotary.factor", self.factor, "at least 1")
+        check_types(self, "rotary.")
+        check(self.base > 0, "rotary.base", self.base, "positive")
+        check(0 < self.fraction <= 1, "rotary.fraction", self.fraction, "in (0, 1]")
+        check(self.axes in (1, 2), "rotary.axes", self.axes, "1 or 2")
+        check_choice("rotary.scaling", self.scaling, Literal["none", "linear", "ntk", "llama3", "yarn"])
+        check(self.factor >= 1, "rotary.factor", self.factor, "at least 1")
         if self.scaling in ("llama3", "yarn"):
-            _check(
+            check(
                 bool(self.original_context), "rotary.original_context", self.original_context,
                 f"the trained context in tokens when rotary.scaling is {self.scaling}",
             )  # fmt: skip
@@ -115,7 +100,7 @@ class RotaryConfig:
             ("llama3", "low_frequency_factor", "high_frequency_factor"), ("yarn", "beta_slow", "beta_fast"),
         ):  # fmt: skip
             above = self.scaling != scaling or getattr(self, low) < getattr(self, high)
-            _check(above, f"rotary.{high}", getattr(self, high), f"above rotary.{low} ({getattr(self, low)})")
+            check(above, f"rotary.{high}", getattr(self, high), f"above rotary.{low} ({getattr(self, low)})")
 
     def canonical(self, head_dim: int) -> RotaryConfig:
         """The same rotation of heads of `head_dim` channels in one spelling, as `TransformerConfig.canonical` says."""
@@ -217,13 +202,14 @@ class TransformerConfig:
     init_residual: Literal["scaled", "zero"] = "scaled"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("dim", "depth", "heads", "context"):
             value = getattr(self, name)
-            _check(_counts(value), name, value, "a positive integer")
+            check(counts(value), name, value, "a positive integer")
         # Each layer is made by itself, so that no single allocation would be refused.
-        _check(self.depth <= MOST_LAYERS, "depth", self.depth, f"at most {MOST_LAYERS:,}")
+        check(self.depth <= MOST_LAYERS, "depth", self.depth, f"at most {MOST_LAYERS:,}")
         if self.head_dim is None:
-            _check(
+            check(
                 self.dim % self.heads == 0, "dim", self.dim,
                 f"divisible by heads ({self.heads}) when head_dim is not given; try {self._near_multiple()}",
             )  # fmt: skip
@@ -231,6 +217,9 @@ class TransformerConfig:
         self._check_shapes()
         self._check_layers()
         self._check_mixers()
+
+    def __hash__(self) -> int:
+        return hashed(self)
 
     def resolved(self) -> TransformerConfig:
         """The same with each None that stands for a computed value replaced by it.
@@ -283,82 +272,82 @@ class TransformerConfig:
     def _check_shapes(self) -> None:
         for name in ("kv_heads", "head_dim", "ffn_dim"):
             value = getattr(self, name)
-            _check(value is None or _counts(value), name, value, "a positive integer or null")
+            check(value is None or counts(value), name, value, "a positive integer or null")
         if self.kv_heads is not None:
-            _check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
-        _check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
-        _check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
+            check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
+        check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
-            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         if self.attention_softcap is not None:
-            _check(self.attention_softcap > 0, "attention_softcap", self.attention_softcap, "positive or null")
-            _check(self.attention_dropout == 0, "attention_dropout", self.attention_dropout, "0 with attention_softcap")
+            check(self.attention_softcap > 0, "attention_softcap", self.attention_softcap, "positive or null")
+            check(self.attention_dropout == 0, "attention_dropout", self.attention_dropout, "0 with attention_softcap")
         if self.position == "sinusoidal":
-            _check(self.dim % 2 == 0, "dim", self.dim, "even for sinusoidal positions")
+            check(self.dim % 2 == 0, "dim", self.dim, "even for sinusoidal positions")
 
     def _check_choices(self) -> None:
-        _check_choice("position", self.position, Literal["none", "learned", "sinusoidal", "rotary"])
-        _check_choice("norm", self.norm, Literal["layernorm", "rmsnorm"])
-        _check_choice("norm_weight", self.norm_weight, Literal["plain", "offset", "none"])
-        _check_choice("placement", self.placement, Literal["pre", "post", "sandwich"])
-        _check_choice("qk_norm", self.qk_norm, Literal["none", "head", "full"])
-        _check_choice("ffn", self.ffn, FeedForwardKind)
-        _check_choice("init_residual", self.init_residual, Literal["scaled", "zero"])
+        check_choice("position", self.position, Literal["none", "learned", "sinusoidal", "rotary"])
+        check_choice("norm", self.norm, Literal["layernorm", "rmsnorm"])
+        check_choice("norm_weight", self.norm_weight, Literal["plain", "offset", "none"])
+        check_choice("placement", self.placement, Literal["pre", "post", "sandwich"])
+        check_choice("qk_norm", self.qk_norm, Literal["none", "head", "full"])
+        check_choice("ffn", self.ffn, FeedForwardKind)
+        check_choice("init_residual", self.init_residual, Literal["scaled", "zero"])
         for name in self.inner_norm:
-            _check_choice("inner_norm", name, Literal["attention", "ffn"])
+            check_choice("inner_norm", name, Literal["attention", "ffn"])
         if not isinstance(self.bias, bool):
-            _check(not isinstance(self.bias, str), "bias", self.bias, f"true, false or a list of {', '.join(Linears)}")
+            check(not isinstance(self.bias, str), "bias", self.bias, f"true, false or a list of {', '.join(Linears)}")
             for name in self.bias:
-                _check(name in Linears, "bias", name, f"true, false or a list of {', '.join(Linears)}")
+                check(name in Linears, "bias", name, f"true, false or a list of {', '.join(Linears)}")
         if self.parallel:
-            _check(self.placement == "pre", "placement", self.placement, "pre when parallel is true")
-            _check(not self.cross_attention, "cross_attention", self.cross_attention, "false when parallel is true")
+            check(self.placement == "pre", "placement", self.placement, "pre when parallel is true")
+            check(not self.cross_attention, "cross_attention", self.cross_attention, "false when parallel is true")
 
     def _check_layers(self) -> None:
         for name in ("window", "rotary"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 object.__setattr__(self, name, list(value))
-                _check(
+                check(
                     len(value) == self.depth, name, value, f"one entry for all or one for each of {self.depth} layers"
                 )
         for layer in range(self.depth):
             window, rotary = self.window_at(layer), self.rotary_at(layer)
-            _check(window is None or _counts(window), "window", window, "a positive number of tokens or null")
+            check(window is None or counts(window), "window", window, "a positive number of tokens or null")
             if rotary is not None:
                 head_dim = self.head_dim or self.dim // self.heads
                 rotated, step = rotary.rotated_dim(head_dim), 2 * rotary.axes
-                _check(
+                check(
                     rotated > 0 and rotated % step == 0, "head_dim", head_dim,
                     f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
                 )  # fmt: skip
-                _check(
+                check(
                     rotary.scaling != "ntk" or rotated > step, "head_dim", head_dim,
                     f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling ntk",
                 )  # fmt: skip
 
         axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
-        _check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
+        check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
 
     def _check_mixers(self) -> None:
         names = mixers.expand(self.mixer, self.depth)
         for name in self.mixer_options:
             choices = ", ".join(dict.fromkeys(names))
-            _check(name in names, "mixer_options", name, f"for a kind that a layer has: {choices}")
+            check(name in names, "mixer_options", name, f"for a kind that a layer has: {choices}")
         for name in dict.fromkeys(names):
             self.options_of(name)
             needs_all = mixers.KINDS[name].direction == "both"
-            _check(not (needs_all and self.causal), "mixer", name, "one that can be causal, because causal is true")
+            check(not (needs_all and self.causal), "mixer", name, "one that can be causal, because causal is true")
         for layer, name in enumerate(names):
             for field_name in ("window", "rotary"):
                 value = getattr(self, field_name)
                 unused = name != "attention" and isinstance(value, list) and value[layer] is not None
-                _check(not unused, field_name, value, f"null for layer {layer}, whose mixer is {name}, not attention")
+                check(not unused, field_name, value, f"null for layer {layer}, whose mixer is {name}, not attention")
         if "attention" not in names:
             for f in dataclasses.fields(self):
                 if f.name in ("window", "qk_norm", "attention_scale", "attention_softcap", "attention_dropout"):
                     value = getattr(self, f.name)
-                    _check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
+                    check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
 
     @property
     def gated(self) -> bool:
@@ -377,7 +366,7 @@ class TransformerConfig:
         """Raise UserError, naming `what` is asked for, unless every layer has the mixer attention."""
         for layer in range(self.depth):
             name = self.mixer_at(layer)
-            _check(name == "attention", f"mixer of layer {layer}", name, f"attention for {what}")
+            check(name == "attention", f"mixer of layer {layer}", name, f"attention for {what}")
 
     def options_of(self, mixer: str) -> Any:
         """Options of a kind of mixer, as its dataclass."""
@@ -418,20 +407,3 @@ class TransformerConfig:
 def uniform(values: Sequence[Any]) -> Any:
     """One value for all layers if they have the same, else the list."""
     return values[0] if all(value == values[0] for value in values) else list(values)
-
-
-def check_keys(cls: type, values: Any, where: str) -> dict[str, Any]:
-    """Return `values` if each key is a field of the dataclass `cls` and none that it needs is missing.
-
-    Raises UserError otherwise; for an unknown key it names the nearest field.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is a {type(values).__name__}, but must be a mapping of settings.")
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"Unknown key '{where}.{key}'{nearest(key, known)}; known keys are {', '.join(known)}.")
-    for f in dataclasses.fields(cls):
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"The key '{where}.{f.name}' is missing.")
-    return values

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoints import native as checkpoint
-from ..core.config import TransformerConfig, check_keys
+from ..core.checks import check_keys, check_types
+from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.losses import linear_cross_entropy
 from ..core.mixers.cache import KeyValueCache
@@ -42,6 +43,7 @@ class LanguageModelConfig:
     logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vocab_size < 1:
             raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
         for name in ("embedding_std", "logit_softcap"):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checkpoints import native as checkpoint
-from ..core.config import RotaryConfig, TransformerConfig, check_keys
+from ..core.checks import check_keys, check_types
+from ..core.config import RotaryConfig, TransformerConfig
 from ..core.errors import UserError, nearest
 from ..core.initialise import initialise
 from ..core.layers import FeedForward, Norm
@@ -89,6 +90,7 @@ class VisionTransformerConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("image_size", "patch_size"):
             object.__setattr__(self, name, pair(getattr(self, name), name))
         _check_multiple(self.size, self.patch, "image_size")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import check_keys
+from ..core.checks import check_keys, check_types
 from ..core.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Preprocessing:
     grey_bits: int = 16
 
     def __post_init__(self) -> None:
+        check_types(self, "preprocessing.")
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(
                 f"preprocessing.mean {self.mean} and std {self.std} need one entry, or one for each channel."

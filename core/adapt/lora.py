@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_types
 from ..config import Linears
 from ..errors import UserError, nearest
 from ..files import few
@@ -49,6 +50,7 @@ class LoRAConfig:
     targets: list[str] = field(default_factory=lambda: list(Linears))
 
     def __post_init__(self) -> None:
+        check_types(self, "lora.")
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}, but must be at least 1 (such as 8).")
         if self.alpha is not None and not 0 < self.alpha < math.inf:

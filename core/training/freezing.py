@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..checks import check_types
 from ..errors import UserError
 from .optimizers import places
 from .run.progress import short
@@ -30,6 +31,7 @@ class FreezeConfig:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "freeze.")
         if self.blocks != "all" and (not isinstance(self.blocks, int) or self.blocks < 0):
             raise UserError(f"freeze.blocks is {self.blocks}, but must be a number of blocks from 0 on, or all.")
         if self.steps is not None and self.steps < 1:

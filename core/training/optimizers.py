@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from ..adapt.lora import is_factor
+from ..checks import check_types
 from ..errors import UserError
 from ..mixers.base import Mixer
 from .orthogonal import orthogonalise, update_scale
@@ -82,6 +83,7 @@ class OptimizerConfig:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
         _one_of("name", self.name, ("muon", "adamw", None))
         _one_of("scale", self.scale, ("match_rms_adamw", "original"))
         for field in ("lr", "adamw_lr", "pretrained_lr", "lora_lr", "embedding_lr", "head_lr", "eps"):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ..checks import check_types
 from ..errors import UserError
 
 
@@ -32,6 +33,7 @@ class ScheduleConfig:
     shape: Literal["linear", "1-sqrt"] = "linear"
 
     def __post_init__(self) -> None:
+        check_types(self, "schedule.")
         checks = {
             "kind": (self.kind in ("cosine", "linear", "wsd", "constant"), "cosine, linear, wsd or constant"),
             "warmup": (0 <= self.warmup < math.inf, "a fraction of the run below 1 or a number of steps from 1 on"),

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
-from ...core.config import RotaryConfig, TransformerConfig, check_keys
+from ...core.checks import check_keys, check_types
+from ...core.config import RotaryConfig, TransformerConfig
 from ...core.errors import UserError, nearest
 from ...core.layers import Norm
 from ...core.losses import IGNORED, linear_cross_entropy
@@ -100,6 +101,7 @@ class SequenceConfig:
     position_offset: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.vocab_size < len(VOCABULARY):
             raise UserError(f"vocab_size is {self.vocab_size}, but must be at least {len(VOCABULARY)}.")
         if self.transformer.causal:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...core.config import check_keys
+from ...core.checks import check_keys, check_types
 from ...core.errors import UserError, nearest
 from ..language.model import SequenceConfig
 
@@ -91,6 +91,7 @@ class PairConfig:
     trunk: SequenceConfig | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         may_be_zero = ("sequence_depth", "covariance_dim", "msa_depth", "triangle_heads", "recycles")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

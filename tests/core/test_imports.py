@@ -143,7 +143,17 @@ def test_no_file_is_long() -> None:
 
 def test_constructors_and_modules_touch_no_files() -> None:
     """A constructor only constructs: it opens, reads, writes and prints nothing."""
-    forbidden = {"open", "print", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "load_file"}
+    forbidden = {
+        "open",
+        "print",
+        "read_text",
+        "read_bytes",
+        "write_text",
+        "write_bytes",
+        "mkdir",
+        "unlink",
+        "load_file",
+    }
     wrong = []
     for path in product():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

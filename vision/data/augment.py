@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.checks import check_types
 from ...core.errors import UserError
 from . import colours
 
@@ -64,6 +65,7 @@ class AugmentConfig:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self, "augment.")
         ranges = {
             "min_area": (self.min_area, 0.001, 1), "zoom": (self.zoom, 0, 0.9), "rotate": (self.rotate, 0, 180),
             "magnitude": (self.magnitude, 0, 30), "color_jitter": (self.color_jitter, 0, 1),

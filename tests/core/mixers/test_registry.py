@@ -59,7 +59,7 @@ def test_letters_are_one_a_kind() -> None:
         ({"mixer": "MXMM"}, r"mixer has 'X' in the pattern MXMM, but must be made of A attention, .*M mamba2"),
         ({"mixer": "manba2"}, r"mixer is 'manba2' \(did you mean 'mamba2'\?\), but must be one of attention"),
         ({"mixer": ["A", "A", "A", "mambo"]}, r"mixer has 'mambo' in the list of 4"),
-        ({"mixer": 3}, r"mixer is 3, but must be a name, a pattern"),
+        ({"mixer": 3}, r"mixer is 3, but must be text or a list"),
         ({"mixer": ""}, r"mixer is '', but must be one of"),
         ({"mixer_options": {"mamba2": {}}}, r"mixer_options is 'mamba2', but must be for a kind that a layer has"),
         ({"mixer_options": {"attention": {"conv": 4}}}, r"mixer_options.attention has 'conv', but it has none"),
@@ -67,7 +67,7 @@ def test_letters_are_one_a_kind() -> None:
             {"mixer": "lstm", "mixer_options": {"lstm": {"state": 4}}},
             r"mixer_options.lstm has 'state'.*, but its options are conv, width",
         ),
-        ({"mixer": "gru", "mixer_options": {"gru": 4}}, r"mixer_options.gru is 4, but must be a mapping"),
+        ({"mixer": "gru", "mixer_options": {"gru": 4}}, r"mixer_options is {'gru': 4}, but must be a mapping .each entry a mapping"),
         (
             {"mixer": "mamba2", "mixer_options": {"mamba2": {"conv": 1}}},
             r"mixer_options.mamba2.conv is 1, but must be 0, or at least 2",
