@@ -67,7 +67,7 @@ def test_letters_are_one_a_kind() -> None:
             {"mixer": "lstm", "mixer_options": {"lstm": {"state": 4}}},
             r"mixer_options.lstm has 'state'.*, but its options are conv, width",
         ),
-        ({"mixer": "gru", "mixer_options": {"gru": 4}}, r"mixer_options is {'gru': 4}, but must be a mapping .each entry a mapping"),
+        ({"mixer": "gru", "mixer_options": {"gru": 4}}, r"mixer_options is {'gru': 4}, but must be a mapping"),
         (
             {"mixer": "mamba2", "mixer_options": {"mamba2": {"conv": 1}}},
             r"mixer_options.mamba2.conv is 1, but must be 0, or at least 2",
