@@ -147,6 +147,8 @@ class Batches:
             num_workers=self._workers,
             persistent_workers=True,
             pin_memory=self._pin,
+            # Of its own, because the loader would draw from that of the training: dropout must not depend on workers.
+            generator=torch.Generator(),
         )
 
     # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry of

@@ -21,7 +21,7 @@ from ...files import written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet
 from ..module import TrainingModule
-from . import bounds, machine, report, sentences
+from . import bounds, changes, machine, report, sentences
 from .arguments import SCORING, prepare
 from .arguments import training_verb as training_verb
 from .checkpoints import Checkpoints, damage
@@ -223,8 +223,11 @@ def run_task(
 def _fit(session: Session) -> dict[str, Any]:
     run, trainer = session.run, session.trainer
     assert run
+    different = changes.accept(run, session.config_text) if session.resume else ""
     checkpoint = _to_continue(session, run) if session.resume else None
     report.say(report.opening(session))
+    if different:
+        report.say(report.entry("changed", different))
     try:
         trainer.fit(session.model, session.data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stop:

@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...files import write_atomic
 from ..lightning_fixes import rank
 from . import machine
+from .changes import changed
 from .folder import RunFolder
 from .plot import plot_loss
 from .progress import duration, short
@@ -79,6 +80,8 @@ class Opening(Callback):
     def _make(self, session: Session, run: RunFolder) -> None:
         run.lock() if session.resume else run.create()
         session.owns_run = True
+        if session.resume and changed(run, session.config_text):
+            write_atomic(run.path / "config.before.yaml", run.config.read_bytes())
         write_atomic(run.config, session.config_text.encode())
         if session.model.tuning and session.model.tuning.start and not session.resume:
             session.model.tuning.start.save(run.pretrained)

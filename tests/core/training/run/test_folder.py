@@ -283,7 +283,7 @@ MISTAKES = [
     ("--model.schedule.kind cosin", "is 'cosin', but must be one of 'cosine', "),
     ("--trainer.precision bf17", "--trainer.precision is 'bf17', but must be"),
     ("--trainer.strategy warp", "warp"),
-    ("--threads 0", "--threads is 0, but must be at least 1."),
+    ("--threads 0", "--threads is 0, but must be at least 1"),
     ("--config nowhere.yaml", "--config nowhere.yaml: neither a file nor a recipe"),
     ("--config", "--config needs a value"),
     ("--run", "--run needs a value"),
@@ -495,3 +495,17 @@ def test_a_run_without_a_good_checkpoint_says_so(finished: RunFolder, tmp_path: 
         path.write_bytes(pickle.dumps(os.system))
     with pytest.raises(UserError, match="cannot go on"):
         toy("fit", "--run", tmp_path / "run", "--resume", "true")
+
+
+def test_a_changed_option_on_resume_is_refused_or_said(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    resume = ("--run", tmp_path / "run", "--resume", "true")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"--model.optimizer.*but this run was trained with.*--model.pretrained"):
+        toy("fit", *resume, "--model.optimizer.lr", "0.5")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert toy("fit", *resume, "--trainer.max_steps", "14")["steps"] == 14
+    assert "trainer.max_steps was 12, now 14" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "run" / "config.before.yaml").read_bytes() == before
