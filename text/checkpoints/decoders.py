@@ -112,6 +112,8 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
     local = "rope_local_base_freq" in defaults
     head_dim = t.head_dim or 0
     scalar = head_dim if t.attention_scale is None else round(t.attention_scale**-2)
+    # Gemma 2 and 3 insist on a number even where `layer_types` leaves it unused.
+    unused = defaults["sliding_window"] if "layer_types" in defaults else None
     values = {
         "vocab_size": ours.vocab_size,
         "hidden_size": t.dim,
@@ -126,7 +128,7 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
         "tie_word_embeddings": ours.tied,
         "attention_bias": t.has_bias("out"),
         "mlp_bias": t.has_bias("up"),
-        "sliding_window": next((window for window in windows if window), None),
+        "sliding_window": next((window for window in windows if window), unused),
         "use_sliding_window": any(windows),
         "max_window_layers": kinds.index(SLIDING) if SLIDING in kinds else t.depth,
         "layer_types": kinds,

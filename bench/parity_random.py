@@ -1,0 +1,168 @@
+"""Random configurations of the original libraries: the source in its own library, ours, and what was written.
+
+    pip install '.[test]' && python bench/parity_random.py [CONFIGURATIONS]
+
+Each model is made by transformers with random weights, saved by it, read by triune, compared, written back and compared
+again. A configuration that triune refuses counts as refused, one that transformers cannot run is drawn again.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triune.core.errors import UserError
+
+LIMIT = 2.5e-5
+TEXT = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3")
+SCALINGS: tuple[dict[str, Any], ...] = (
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.5},
+    {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
+     "original_max_position_embeddings": 16},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+)  # fmt: skip
+
+
+def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
+    """Task, name of the class, and the options of its config."""
+    r = random.Random(seed)
+    heads, depth = r.choice((1, 2, 4, 6)), r.randint(1, 4)
+    even = {"num_hidden_layers": depth, "num_attention_heads": heads}
+    even |= {"hidden_size": heads * r.choice((4, 8, 16)), "intermediate_size": r.randint(5, 70)}
+    kind = r.choice((*TEXT, *TEXT, "GPTNeoX", "GPT2", "Bert", "ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT"))
+    eps = r.choice((1e-6, 1e-5, 1e-3))
+    if kind in ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT"):
+        return "vision", kind, even | _image(r, kind) | {"layer_norm_eps": eps}
+    special = {"vocab_size": 67, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind == "GPT2":
+        names = {"n_embd": even["hidden_size"], "n_layer": depth, "n_head": heads, "n_positions": 48}
+        return "text", "GPT2LMHeadModel", special | names | {
+            "n_inner": r.choice((None, 31)), "activation_function": r.choice(("gelu_new", "gelu", "relu", "silu")),
+            "scale_attn_weights": r.random() < 0.7, "tie_word_embeddings": r.random() < 0.5, "layer_norm_epsilon": eps,
+        }  # fmt: skip
+    common = special | even | {"max_position_embeddings": 64}
+    if kind == "Bert":
+        act = {"hidden_act": r.choice(("gelu", "gelu_new", "relu")), "type_vocab_size": r.randint(1, 3)}
+        return "text", r.choice(("BertModel", "BertForMaskedLM")), common | act | {"layer_norm_eps": eps}
+    if kind == "GPTNeoX":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": r.choice((0.5, 1.0))}
+        return "text", "GPTNeoXForCausalLM", common | {
+            "rope_parameters": rope, "use_parallel_residual": r.random() < 0.5, "attention_bias": r.random() < 0.5,
+            "hidden_act": r.choice(("gelu", "relu", "gelu_new")), "layer_norm_eps": eps,
+            "tie_word_embeddings": r.random() < 0.3,
+        }  # fmt: skip
+    return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth) | {"rms_norm_eps": eps}
+
+
+def _decoder(r: random.Random, kind: str, heads: int, depth: int) -> dict[str, Any]:
+    act = "hidden_activation" if kind in ("Gemma2", "Gemma3") else "hidden_act"
+    found = {
+        "num_key_value_heads": r.choice([n for n in (1, 2, 3, heads) if heads % n == 0]),
+        "head_dim": r.choice((4, 8, 12)), "tie_word_embeddings": r.random() < 0.5,
+        act: r.choice(("silu", "gelu_pytorch_tanh")), "attention_bias": r.random() < 0.3, "mlp_bias": r.random() < 0.3,
+    }  # fmt: skip
+    rope = r.choice(SCALINGS) | {"rope_theta": r.choice((100.0, 1e4, 5e5))}
+    if kind != "Gemma3":
+        found["rope_parameters"] = rope
+    if r.random() < 0.7:
+        found |= {"sliding_window": r.randint(1, 20), "use_sliding_window": r.random() < 0.7}
+        found["max_window_layers"] = r.randint(0, depth)
+    if kind in ("Qwen2", "Qwen3", "SmolLM3", "Gemma2", "Gemma3") and r.random() < 0.5:
+        found["layer_types"] = [r.choice(("sliding_attention", "full_attention")) for _ in range(depth)]
+    if kind == "SmolLM3":
+        found["no_rope_layer_interval"] = r.randint(1, 4)
+    if kind in ("Gemma2", "Gemma3"):
+        found |= {"query_pre_attn_scalar": r.choice((7, 16, 30)), "final_logit_softcapping": r.choice((None, 3.0))}
+        found["attn_logit_softcapping"] = r.choice((None, 2.0))
+    return found
+
+
+def _image(r: random.Random, kind: str) -> dict[str, Any]:
+    patch, channels = r.choice((4, 5, 8)), r.choice((1, 3))
+    found = {"image_size": patch * r.randint(1, 4), "patch_size": patch, "num_channels": channels}
+    found["hidden_act"] = r.choice(("gelu", "relu", "silu"))
+    if kind == "DINOv3ViT":
+        found |= {f"{name}_bias": r.random() < 0.5 for name in ("query", "key", "value", "proj", "mlp")}
+        return found | {"use_gated_mlp": r.random() < 0.5, "num_register_tokens": r.randint(0, 3)}
+    found["qkv_bias"] = r.random() < 0.5
+    if kind.startswith("Dinov2"):
+        found |= {"mlp_ratio": r.randint(1, 4), "use_swiglu_ffn": r.random() < 0.4}
+    return found | ({"num_register_tokens": r.randint(1, 3)} if kind == "Dinov2WithRegisters" else {})
+
+
+def compare(seed: int, folder: Path) -> dict[str, Any] | None:
+    """One row of the table; None where transformers itself cannot run the configuration."""
+    import transformers
+
+    from triune.text.checkpoints import pretrained as text
+    from triune.vision.checkpoints import pretrained as vision
+
+    task, name, options = draw(seed)
+    room: Any = text if task == "text" else vision
+    cls: Any = getattr(transformers, name if task == "text" else f"{name}Model")
+    row: dict[str, Any] = {"seed": seed, "class": cls.__name__}
+    torch.manual_seed(seed)
+    try:
+        theirs = cls(cls.config_class(**options)).eval()
+        with torch.no_grad():
+            if task == "text":
+                theirs(torch.zeros(1, 30, dtype=torch.long))
+            for parameter in theirs.parameters():
+                wide = parameter.dim() > 1
+                parameter.normal_(std=0.3) if wide else parameter.add_(torch.randn_like(parameter) * 0.2)
+    except Exception:  # whatever the library says to a configuration that it does not have
+        return None
+    theirs.save_pretrained(folder / "theirs")
+    try:
+        ours = room.load(str(folder / "theirs"))
+        row["source"] = room.parity(ours, folder / "theirs", "hf")
+        room.export(ours, folder / "back", "hf")
+        row["written"] = room.parity(ours, folder / "back", "hf")
+    except UserError as error:
+        return row | {"refused": str(error).replace(str(folder), "")}
+    except Exception as error:  # what was written does not run there
+        return row | {"source": float("nan"), "written": float("nan"), "error": str(error)[:200]}
+    return row
+
+
+def run(wanted: int, first: int = 0) -> list[dict[str, Any]]:
+    """Rows of the first `wanted` configurations from seed `first` on that transformers can run."""
+    rows: list[dict[str, Any]] = []
+    while len(rows) < wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            row = compare(first, Path(folder))
+        first += 1
+        rows += [row] if row else []
+    return rows
+
+
+def wrong(row: dict[str, Any]) -> bool:
+    """Whether outputs differ by more than rounding; NaN counts."""
+    return "refused" not in row and not max(row["source"], row["written"]) <= LIMIT
+
+
+def main() -> None:
+    import transformers
+    from common import record
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    rows = run(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    bad, refused = [row for row in rows if wrong(row)], [row for row in rows if "refused" in row]
+    largest = max([max(row["source"], row["written"]) for row in rows if "refused" not in row and not wrong(row)])
+    print(*bad, *Counter(row["refused"] for row in refused).items(), sep="\n")
+    print(f"{len(rows)} configurations: {len(bad)} wrong, {len(refused)} refused, largest difference {largest:.2g}")
+    record("parity_random", rows, configurations=len(rows), wrong=len(bad), refused=len(refused), largest=largest)
+
+
+if __name__ == "__main__":
+    main()
