@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,14 @@ class AttentionMask:
                 f"bias is {self.bias.dtype} {tuple(self.bias.shape)}, but must be float [batch or 1, heads or 1, "
                 "queries, keys]."
             )
+
+    def last(self, keys: int) -> AttentionMask:
+        """The same for the last `keys` keys."""
+
+        def cut(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[..., -keys:]
+
+        return replace(self, documents=cut(self.documents), valid=cut(self.valid), bias=cut(self.bias))
 
     def segments(self) -> Tensor | None:
         """Documents and padding as one: int `[batch, keys]`, padding is document -1. None when all tokens are one."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,12 @@ from .checkpoints import native as checkpoint
 from .config import TransformerConfig
 from .errors import UserError
 from .initialise import initialise
+from .inputs import check_inputs, check_vectors
 from .layers import Branch, FeedForward, Norm
 from .masks import AttentionMask, positions_in_segments
 from .mixers.attention import Attention
-from .mixers.base import Call, LayerState, Mixer
+from .mixers.base import Call, LayerState
 from .mixers.cache import KeyValueCache
-from .mixers.kernels import Plan, plan
 from .mixers.registry import make_mixer
 from .positions import LearnedPositions, SinusoidalPositions
 
@@ -52,26 +52,38 @@ class Block(nn.Module):
         self.cross = None
         if config.cross_attention:
             self.norm_cross, self.close_cross = norm(before), norm(after)
-            self.cross = Attention(replace(config, position="none"), layer)
+            self.cross = Attention(config, layer, cross=True)
             self.branch_cross = Branch(config, layer)
         self.norm2, self.close2 = norm(before), norm(after)
         self.ffn = FeedForward(config)
         self.branch2 = Branch(config, layer)
 
     def forward(
-        self, x: Tensor, prepared: tuple[Any, ...], cache: LayerState | None = None,
-        memory: Tensor | None = None, memory_plan: Plan | None = None,
+        self, x: Tensor, prepared: tuple[Any, ...], states: tuple[LayerState, ...] = (), memory: Tensor | None = None,
+        memory_prepared: tuple[Any, ...] = (),
     ) -> Tensor:  # fmt: skip
-        """`[batch, tokens, dim]` -> `[batch, tokens, dim]`; `prepared` is what `attn.prepare` returned."""
-        attended = self.branch1(self.attn(self.norm1(x), *prepared, cache=cache))
+        """`[batch, tokens, dim]` -> `[batch, tokens, dim]`.
+
+        Args:
+            x: `[batch, tokens, dim]`.
+            prepared: what `attn.prepare` returned.
+            states: what `start` returned, when there is a cache.
+            memory: `[batch, memory tokens, dim]`, for `cross_attention`.
+            memory_prepared: what `cross.prepare` returned.
+        """
+        state, of_memory = (*states, None, None)[:2]
+        attended = self.branch1(self.attn(self.norm1(x), *prepared, cache=state))
         if self.parallel:
             return x + attended + self.branch2(self.ffn(self.norm2(x)))
         x = self.close1(x + attended)
         if self.cross is not None:
-            if memory is None or memory_plan is None:
-                raise UserError("This model has cross_attention: give it memory=[batch, memory tokens, dim].")
-            x = self.close_cross(x + self.branch_cross(self.cross(self.norm_cross(x), memory_plan, memory=memory)))
+            read = self.cross(self.norm_cross(x), *memory_prepared, cache=of_memory, memory=memory)
+            x = self.close_cross(x + self.branch_cross(read))
         return self.close2(x + self.branch2(self.ffn(self.norm2(x))))
+
+    def start(self, capacity: int) -> tuple[LayerState, ...]:
+        """The empty states of this layer: of its mixer, then of its cross-attention."""
+        return tuple(mixer.start(capacity) for mixer in (self.attn, self.cross) if mixer is not None)
 
 
 class Transformer(nn.Module):
@@ -117,21 +129,24 @@ class Transformer(nn.Module):
         Returns:
             `[batch, tokens, dim]`, after the final norm.
         """
-        config, tokens, past = self.config, x.shape[1], 0
-        if x.shape[-1] != config.dim:
-            raise UserError(f"The input has {x.shape[-1]} channels {tuple(x.shape)}, but dim is {config.dim}.")
-        if cache is not None and not config.causal:
-            raise UserError(
-                "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
-            )
-        if cache is not None and documents is not None:
-            raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
-        if memory is not None and not config.cross_attention:
-            raise UserError("memory was given, but this model has no cross_attention to read it.")
-        mixers = [cast(Mixer, block.attn) for block in self.blocks]
+        config, past = self.config, 0
+        check_vectors(config, x)
+        (batch, tokens), new = x.shape[:2], valid
         if cache is not None:
-            cache.begin(config, mixers)
-            past, valid = cache.length, cache.extend(x.shape[0], tokens, valid, x.device)
+            if not config.causal:
+                raise UserError(
+                    "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
+                )
+            if documents is not None:
+                raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
+            cache.begin(self, self.blocks, batch)
+            past = cache.length
+            memory, memory_valid = cache.with_memory(memory, memory_valid)
+        check_inputs(config, x, past + tokens, valid, documents, bias, positions, memory, memory_valid)
+        if cache is not None:
+            valid = cache.with_past(valid, batch, tokens, x.device)
+        # A weight of zero does not hide what is no number, so padding is zero from the start.
+        x, read = _hide(x, new), None if memory is None else _hide(memory, memory_valid)
         mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=bias)
         if positions is None:
             positions = self._default_positions(mask, past, tokens, x.device)
@@ -142,19 +157,24 @@ class Transformer(nn.Module):
             x = F.dropout(x, config.dropout)
 
         call = Call(mask, positions, tokens, past + tokens, x.dtype, x.device)
-        prepared: dict[Hashable, tuple[Any, ...]] = {}
-        for mixer in mixers:
-            if mixer.key not in prepared:
-                prepared[mixer.key] = mixer.prepare(call)
-        memory_plan = None
-        if memory is not None:
-            memory_mask = AttentionMask(valid=memory_valid, cross=True)
-            memory_plan = plan(memory_mask, tokens, memory.shape[1], x.device, config.attention_softcap)
-        for layer, (block, mixer) in enumerate(zip(self.blocks, mixers, strict=True)):
-            x = block(x, prepared[mixer.key], None if cache is None else cache.states[layer], memory, memory_plan)
+        prepared = self._prepare("attn", call)
+        of_memory: dict[Hashable, tuple[Any, ...]] = {}
+        if read is not None:
+            over = replace(call, mask=AttentionMask(valid=memory_valid, cross=True), keys=read.shape[1])
+            of_memory = self._prepare("cross", over)
+        block: Any
+        for layer, block in enumerate(self.blocks):
+            states = () if cache is None else cache.states[layer]
+            cross = () if read is None else of_memory[block.cross.key]
+            x = block(x, prepared[block.attn.key], states, read, cross)
         if cache is not None:
-            cache.commit()
+            cache.commit(tokens, batch, valid, memory, memory_valid)
         return self.final_norm(x)
+
+    def _prepare(self, name: str, call: Call) -> dict[Hashable, tuple[Any, ...]]:
+        """What the mixers called `name` prepare, once for each distinct key."""
+        mixers = {mixer.key: mixer for mixer in (getattr(block, name) for block in self.blocks)}
+        return {key: mixer.prepare(call) for key, mixer in mixers.items()}
 
     def _default_positions(self, mask: AttentionMask, past: int, tokens: int, device: torch.device) -> Tensor:
         segments = mask.segments()
@@ -179,3 +199,8 @@ class Transformer(nn.Module):
         model = cls(TransformerConfig.from_dict(config.get("transformer")))
         checkpoint.load_weights(model, Path(folder))
         return model
+
+
+def _hide(x: Tensor, valid: Tensor | None) -> Tensor:
+    """`x` with zeros where `valid` is False."""
+    return x if valid is None else x.masked_fill(~valid[..., None], 0.0)

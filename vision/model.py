@@ -225,7 +225,7 @@ class AttentionPool(nn.Module):
             attention_softcap=None,
         )  # fmt: skip
         self.latent = nn.Parameter(torch.empty(1, 1, config.dim).normal_(std=config.dim**-0.5))
-        self.attn = Attention(config, 0)
+        self.attn = Attention(config, 0, cross=True)
         self.norm = Norm(config.dim, config)
         self.ffn = FeedForward(config)
         initialise(self, config)

@@ -2,82 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..mixers.attention import Attention
-from ..mixers.kernels import Plan
-from ..positions import Rotation
-
-_ARGUMENTS = ("x", "plan", "rotation", "cache", "memory")
+from ..mixers.base import Weighted
 
 
 @contextmanager
 def record_attention(model: nn.Module, keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[dict[str, Tensor]]:
-    """Collect attention weights while the model runs its usual kernels: a pre-hook recomputes them from the input.
+    """Collect attention weights while the model runs its usual kernels: they are computed beside them.
 
         with record_attention(model, lambda name, weights: weights.mean(dim=1)) as seen:
             logits = model(images)
         seen["transformer.blocks.0.attn"]
 
-    Args:
-        model: anything that holds the core's `Attention` layers.
-        keep: called with the module name and the weights `[batch, heads, queries, keys]`; returns what to store, such
-            as the mean over heads (all weights of all layers can be large), or None for nothing.
+    It works whatever kernel runs: with windows, documents, padding and a bias, in compiled blocks, and behind a cache,
+    where `queries` are the new tokens and `keys` all that they may need. A layer that runs several times in a pass
+    (recycling, or a pair model that computes its rows in chunks) leaves the weights of its last run.
 
-    Raises:
-        UserError: from the forward pass, for a layer whose mask was lowered to blocks (a window), or behind a cache.
+    Args:
+        model: anything that holds the core's `Attention` layers, or others with weights (`mixers.base.Weighted`).
+        keep: called with the module name and the weights, float32 `[batch, heads, queries, keys]` (of a pair model's
+            layers `[batch, rows, heads, tokens, tokens]`); returns what to store, such as the mean over heads (all
+            weights of all layers can be large), or None for nothing.
     """
     seen: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            assert isinstance(module, Attention)
-            with torch.no_grad():
-                kept = keep(name, attention_weights(module, **dict(zip(_ARGUMENTS, args)), **kwargs))
+    def see(name: str, module: Weighted) -> Callable[..., None]:
+        def look(*args: Any) -> None:
+            kept = keep(name, module.weights(*args))
             if kept is not None:
                 seen[name] = kept
 
-        return before
+        return look
 
-    handles = [
-        module.register_forward_pre_hook(hook(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, Attention)
-    ]
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Weighted)}
+    with watched({module: see(name, module) for name, module in modules.items()}):
+        yield seen
+
+
+@contextmanager
+def watched(looks: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
+    """Call `looks[module](*args)`, without gradients, with what the `mix` of each such `Weighted` module is given."""
+
+    def tap(mix: Callable[..., Tensor], look: Callable[..., None]) -> Callable[..., Tensor]:
+        def mixed(*args: Any) -> Tensor:
+            with torch.no_grad():
+                look(*args)
+            return mix(*args)
+
+        return mixed
+
+    before = {module: vars(module).get("mix") for module in looks}
+    for module, look in looks.items():
+        vars(module)["mix"] = tap(module.mix, look)
     try:
-        # A compiled block would not run hooks that were added after its compilation, and say nothing.
+        # A compiled block would not run what was put in its place after its compilation, and say nothing.
         with torch.compiler.set_stance("force_eager"):
-            yield seen
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def attention_weights(
-    attn: Attention, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: Any = None,
-    memory: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The weights that `attn(x, plan, …)` applies, float32 `[batch, heads, queries, keys]`; arguments as its
-    forward.
-    """
-    if cache is not None or plan.kernel in ("banded", "flex"):
-        what = "behind a cache" if cache is not None else f"of a layer that runs the {plan.kernel} kernel"
-        raise UserError(f"Attention weights {what} cannot be recorded; use a model with full attention.")
-    q, k = attn.queries_and_keys(x, rotation, memory)
-    scores = q.float() @ k.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT * attn.scale
-    if plan.softcap is not None:
-        scores = plan.softcap * torch.tanh(scores / plan.softcap)
-    if plan.bias is not None:
-        scores = scores + plan.bias
-    if plan.causal:
-        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
-    if plan.allowed is not None:
-        allowed = plan.allowed
-        scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
-    return scores.softmax(dim=-1)
+        for module, mix in before.items():
+            if mix is None:
+                del vars(module)["mix"]
+            else:
+                vars(module)["mix"] = mix

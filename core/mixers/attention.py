@@ -8,30 +8,34 @@ from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..layers import Norm
-from ..masks import AttentionMask
 from ..positions import Rotary, Rotation, rotate
-from .base import Call, Mixer
-from .cache import LayerCache
-from .kernels import Plan, attend, plan
+from .base import Call, LayerState, Mixer
+from .cache import LayerCache, MemoryCache
+from .kernels import Plan, attend, attention_weights, plan
 
 
 class Attention(Mixer):
     """out(softmax(q·k + bias) v). `[batch, tokens, dim]` -> `[batch, tokens, dim]`.
 
     The linear layers are named `q`, `k`, `v` and `out`; hooks on them, or on the input of `out` (the heads' outputs,
-    side by side), see everything but the attention weights, which no fused kernel stores.
+    side by side), see everything but the attention weights, which no fused kernel stores (`core.lens` shows them).
+
+    Args:
+        config: of the whole model.
+        layer: which layer this is, from 0; it decides the window and the rotation.
+        cross: queries read a memory, which has neither window nor rotation.
     """
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig, layer: int, cross: bool = False) -> None:
         super().__init__()
         config = config.resolved()
         heads, kv_heads, head_dim = config.heads, config.kv_heads or 0, config.head_dim or 0
-        rotary = config.rotary_at(layer)
-        self.head_dim, self.window, self.softcap = head_dim, config.window_at(layer), config.attention_softcap
+        rotary = None if cross else config.rotary_at(layer)
+        self.head_dim, self.cross = head_dim, cross
+        self.scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.window, self.softcap = None if cross else config.window_at(layer), config.attention_softcap
         self.rotary = None if rotary is None else Rotary(rotary, head_dim)
         self.key = ("attention", self.window, self.softcap, rotary)
-        self.scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-        self.interleaved = rotary is not None and rotary.interleaved
         self.qk_norm, self.dropout = config.qk_norm, config.attention_dropout
         self.q = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q"))
         self.k = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("k"))
@@ -44,64 +48,58 @@ class Attention(Mixer):
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 
     def prepare(self, call: Call) -> tuple[Plan, Rotation | None]:
-        """The mask lowered to a kernel, and the rotations of the new tokens."""
-        mask, keys = call.mask, call.keys
-        if self.window is not None and self.window - 1 + call.tokens < keys:
+        """The kernel with its mask, and the angles of the new tokens."""
+        mask, held = call.mask, call.keys
+        if self.window is not None:
             # Behind a cache, a layer with a window holds only the keys that the new queries may see.
-            keys = self.window - 1 + call.tokens
-            mask = _last(mask, keys)
-        lowered = plan(
-            replace(mask, window=self.window), call.tokens, keys, call.device, self.softcap,
-            self.dropout if self.training else 0.0,
-        )  # fmt: skip
-        return lowered, None if self.rotary is None else self.rotary(call.positions, call.dtype)
+            held = min(held, self.window - 1 + call.tokens)
+            mask = replace(mask if held == call.keys else mask.last(held), window=self.window)
+        dropout = self.dropout if self.training else 0.0
+        chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
+        return chosen, None if self.rotary is None else self.rotary(call.positions, call.dtype)
 
-    def start(self, capacity: int) -> LayerCache:
-        """Keys and values, of the window only where there is one."""
-        return LayerCache(self.window, capacity)
+    def start(self, capacity: int) -> LayerState:
+        """An empty cache of keys and values."""
+        return MemoryCache() if self.cross else LayerCache(self.window, capacity)
 
     def forward(
-        self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerCache | None = None,
+        self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerState | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Attend from `x` to itself, or to `memory` `[batch, memory tokens, dim]` when given."""
-        q, k = self.queries_and_keys(x, rotation, memory)
-        v = self._heads(self.v(x if memory is None else memory))
-        if cache is not None:
+        """Attend from `x` to itself, or with `cross` to `memory` `[batch, memory tokens, dim]`."""
+        q = self._heads(self.q(x), "q", rotation)
+        if isinstance(cache, MemoryCache):
+            k, v = cache.of(memory, self._keys_and_values)
+        else:
+            k, v = self._keys_and_values(x if memory is None else memory, rotation)
+        if isinstance(cache, LayerCache):
             k, v = cache.append(k, v)
-        z = attend(q, k, v, plan, self.scale, self.dropout if self.training else 0.0)
-        z = z.transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
+        z = self.mix(q, k, v, plan).transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
         return self.out(z if self.inner_norm is None else self.inner_norm(z))
 
-    def queries_and_keys(
-        self, x: Tensor, rotation: Rotation | None = None, memory: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What the attention weights are computed from: q `[batch, heads, tokens, head_dim]` and k `[batch, kv_heads,
-        …]`.
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        """The heads' outputs `[batch, heads, queries, head_dim]`; keys and values include those of the cache."""
+        return attend(q, k, v, plan, self.scale, self.dropout if self.training else 0.0)
 
-        Normalised and rotated, without the scale. Whoever wants to see attention weights recomputes them from these;
-        the fused kernels never store them.
-        """
-        q, k = self.q(x), self.k(x if memory is None else memory)
-        if self.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self._heads(q), self._heads(k)
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation, self.interleaved), rotate(k, rotation, self.interleaved)
-        return q, k
+    def weights(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        """The weights that `mix` applies (without dropout), float32 `[batch, heads, queries, keys]`."""
+        allowed = plan.mask.allowed(plan.queries, plan.keys, q.device)
+        return attention_weights(q.float(), k.float(), allowed, plan.mask.bias, self.scale, plan.softcap)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """`[batch, tokens, heads·head_dim]` -> `[batch, heads, tokens, head_dim]`."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def _keys_and_values(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        return self._heads(self.k(x), "k", rotation), self._heads(self.v(x))
 
+    def _heads(self, x: Tensor, name: str = "v", rotation: Rotation | None = None) -> Tensor:
+        """`[batch, tokens, heads·head_dim]` -> `[batch, heads, tokens, head_dim]`; q and k normalised and rotated."""
+        norm = None if self.qk_norm == "none" or name == "v" else self.q_norm if name == "q" else self.k_norm
+        if norm is not None and self.qk_norm == "full":
+            x = norm(x)
+        x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if norm is not None and self.qk_norm == "head":
+            x = norm(x)
+        return x if rotation is None else rotate(x, rotation, self.interleaved)
 
-def _last(mask: AttentionMask, keys: int) -> AttentionMask:
-    """The mask over the last `keys` only."""
-    return replace(
-        mask,
-        documents=None if mask.documents is None else mask.documents[:, -keys:],
-        valid=None if mask.valid is None else mask.valid[:, -keys:],
-        bias=None if mask.bias is None else mask.bias[..., -keys:],
-    )
+    @property
+    def interleaved(self) -> bool:
+        """Whether neighbouring channels are rotated together."""
+        return self.rotary is not None and self.rotary.config.interleaved

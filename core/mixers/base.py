@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class LayerState(Protocol):
         """Take over what the forward pass wrote."""
         ...
 
+    def copy(self) -> None:
+        """Hold copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
+        ...
+
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with these indices, int `[rows]`."""
         ...
@@ -89,3 +93,16 @@ class Mixer(nn.Module):
 
     def initialise(self, config: TransformerConfig) -> None:
         """Set the parameters that the table in `core/initialise.py` does not suit; called after it."""
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """An attention whose weights can be looked at: `weights` takes the arguments of `mix`, through which all passes."""
+
+    def mix(self, *args: Any) -> Tensor:
+        """Take the weighted sum of the values."""
+        ...
+
+    def weights(self, *args: Any) -> Tensor:
+        """The weights of that sum, at least float32 `[..., heads, queries, keys]`."""
+        ...

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,8 @@ from ..errors import UserError
 from ..masks import AttentionMask, within
 
 KERNELS = ("reference", "sdpa", "masked", "banded", "flex")
-_forced: list[str] = []
+FORCED = "forced"
+_forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 
 _FLEX_MIN_TOKENS = 256
 """Below this a block-sparse kernel has nothing to skip (its blocks are 128 tokens)."""
@@ -43,30 +45,34 @@ class Plan:
 
     kernel: str
     why: str
+    mask: AttentionMask = field(default_factory=AttentionMask)
+    """What was lowered, over `queries` x `keys`: it says who sees whom whatever the kernel."""
+    queries: int = 0
+    keys: int = 0
     causal: bool = False
+    """For `sdpa`: the kernel's own causal mask."""
     allowed: Tensor | None = None
     """bool or float `[batch or 1, heads or 1, queries, keys]` for `masked` and `reference`; blocks of it for
     `banded`.
     """
-    bias: Tensor | None = None
-    window: int = 0
     softcap: float | None = None
     block_mask: Any = None
 
     def __str__(self) -> str:
-        return f"{self.kernel} ({self.why})"
+        size = f" {self.mask.window} of {self.keys} tokens" if self.kernel == "banded" and self.why != FORCED else ""
+        return f"{self.kernel} ({self.why}{size})"
 
 
 @contextmanager
 def force_kernel(name: str) -> Iterator[None]:
-    """Use one kernel wherever it can express the mask: for tests and measurements."""
+    """Use one kernel wherever it can express the mask, in this thread: for tests and measurements."""
     if name not in KERNELS:
         raise UserError(f"kernel is '{name}', but must be one of {', '.join(KERNELS)}.")
-    _forced.append(name)
+    token = _forced.set(name)
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(token)
 
 
 def plan(
@@ -79,17 +85,17 @@ def plan(
 ) -> Plan:
     """Choose a kernel for `mask` over `queries` x `keys` and build what it needs, once a batch."""
     name, why = _choose(mask, queries, keys, device, softcap, dropout)
+    chosen = Plan(name, why, mask, queries, keys, softcap=softcap)
     if name == "sdpa":
-        return Plan(name, why, causal=mask.causal and queries > 1 and not mask.cross)
+        return replace(chosen, causal=mask.causal and queries > 1 and not mask.cross)
     if name == "banded":
-        return Plan(name, why, causal=mask.causal, window=mask.window or 0, allowed=_band_mask(mask, keys, device))
+        return replace(chosen, allowed=_band_mask(mask, keys, device))
     if name == "flex":
-        return Plan(name, why, softcap=softcap, block_mask=_block_mask(mask, queries, keys, device))
+        return replace(chosen, block_mask=_block_mask(mask, queries, keys, device))
     allowed = mask.allowed(queries, keys, device)
     if name == "masked" and mask.bias is not None:
-        additive = mask.bias if allowed is None else mask.bias.masked_fill(~allowed, -torch.inf)
-        return Plan(name, why, allowed=additive)
-    return Plan(name, why, allowed=allowed, bias=mask.bias, softcap=softcap)
+        allowed = mask.bias if allowed is None else mask.bias.masked_fill(~allowed, -torch.inf)
+    return replace(chosen, allowed=allowed)
 
 
 def _choose(
@@ -105,13 +111,14 @@ def _choose(
         if mask.bias is None and not grouped and window is None and (square or not mask.causal or queries == 1):
             possible["sdpa"] = "causal" if mask.causal else "every token sees every token"
         if square and window is not None and mask.bias is None:
-            possible["banded"] = f"window {window} of {keys} tokens"
+            possible["banded"] = "window"
     if flex_can and (window is not None or grouped or softcap is not None):
         possible["flex"] = "block-sparse on CUDA"
-    if _forced and _forced[-1] in possible:
-        return _forced[-1], "forced"
-    if _forced and softcap is None:
-        return "masked", f"{_forced[-1]} cannot express this mask"
+    forced = _forced.get()
+    if forced in possible:
+        return forced, FORCED
+    if forced and softcap is None:
+        return "masked", f"{forced} cannot express this mask"
     for name in ("sdpa", "flex"):
         if name in possible:
             return name, possible[name]
@@ -146,7 +153,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         return _banded_attention(q, k, v, plan, scale, dropout)
     if plan.kernel == "flex":
         return _flex()(q, k, v, _softcap_score(plan.softcap), plan.block_mask, scale, grouped)
-    return reference_attention(q, k, v, plan.allowed, plan.bias, scale, plan.softcap, dropout)
+    return reference_attention(q, k, v, plan.allowed, plan.mask.bias, scale, plan.softcap, dropout)
 
 
 def reference_attention(
@@ -155,15 +162,40 @@ def reference_attention(
 ) -> Tensor:  # fmt: skip
     """Attention as the paper writes it (Vaswani et al. 2017, equation 1), with every option; stores all scores."""
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # [batch, heads, queries, keys]
+    weights = attention_weights(q, k, allowed, bias, scale, softcap).to(v.dtype)
+    return F.dropout(weights, dropout) @ v.repeat_interleave(groups, dim=1)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None, scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(q·k · scale + bias) over the keys that are allowed: what no fused kernel returns.
+
+    Args:
+        q: `[batch, heads, queries, head_dim]`.
+        k: `[batch, kv_heads, keys, head_dim]`.
+        allowed: bool `[batch or 1, heads or 1, queries or 1, keys]`; a query that may see no key has weights of zero.
+        bias: float `[batch or 1, heads or 1, queries or 1, keys]`, of any precision.
+        scale: factor on the scores; head_dim^-0.5 by default.
+        softcap: scores become cap·tanh(score / cap).
+
+    Returns:
+        `[batch, heads, queries, keys]` in float32, or float64 for such queries.
+    """
+    k = k if q.shape[1] == k.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.mT
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    if allowed is None:
+        return scores.softmax(dim=-1, dtype=wide)
+    # Not -inf, whose softmax is NaN in value and gradient where all keys are hidden.
+    hidden = ~allowed
+    scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1, dtype=wide).masked_fill(hidden, 0.0)
 
 
 # --- a sliding window as overlapping blocks ---------------------------------------------------------------------------
@@ -197,12 +229,12 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float,
     keys      |   each block of queries sees its own and the previous block (and the next, when not causal)
     """
     batch, heads, tokens, head_dim = q.shape
-    width, allowed = plan.window, plan.allowed
-    assert allowed is not None
+    width, allowed = plan.mask.window, plan.allowed
+    assert allowed is not None and width is not None
     blocks = -(-tokens // width)
     q, k, v = (F.pad(x, (0, 0, 0, blocks * width - tokens)) for x in (q, k, v))
     q = _fold(q.unflatten(2, (blocks, width)))
-    k, v = (_fold(_with_neighbours(x, blocks, width, plan.causal)) for x in (k, v))
+    k, v = (_fold(_with_neighbours(x, blocks, width, plan.mask.causal)) for x in (k, v))
     if allowed.shape[0] != q.shape[0]:
         allowed = allowed.repeat(batch, 1, 1, 1)
     out = F.scaled_dot_product_attention(

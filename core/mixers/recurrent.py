@@ -122,6 +122,10 @@ class State:
         """Take over what the forward pass wrote."""
         self.tensors, self._pending = self.tensors | self._pending, {}
 
+    def copy(self) -> None:
+        """Hold copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
+        self.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with these indices, int `[rows]`."""
         self.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}

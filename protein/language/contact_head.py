@@ -8,18 +8,15 @@ most, are never computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
 from ...core.errors import UserError
-from ...core.mixers.attention import Attention
-from ...core.transformer import Block
+from ...core.lens.stream import stream_attention
 from .model import EOS, PAD, SequenceModel, esm_tokens
 
 HEAD = "contact_head"
@@ -30,20 +27,6 @@ MIN_SEPARATION = 6
 
 MAPS_BYTES = 8 << 20
 """Attention maps of a layer that a prediction holds at once, at least one: as many as a processor's cache holds."""
-
-
-def attention_weights(q: Tensor, k: Tensor, scale: float, valid: Tensor) -> Tensor:
-    """What no fused kernel returns: softmax(scale · q·k). -> float32 `[batch, heads, tokens, tokens]`.
-
-    Args:
-        q: queries as `Attention.queries_and_keys` returns them, or some heads of them, `[batch, heads, tokens,
-            head_dim]`.
-        k: keys of the same heads.
-        scale: factor on the scores.
-        valid: bool `[batch, tokens]`, True for real tokens.
-    """
-    scores = (q * scale @ k.mT).float()
-    return scores.masked_fill_(~valid[:, None, None, :], -torch.inf).softmax(-1)
 
 
 def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
@@ -72,58 +55,21 @@ def stream_features(
         heads: for each layer, which heads; layers without any are skipped. All by default.
     """
     residues = _residues(tokens)
-    stream_attention(model, tokens, lambda layer, maps: consume(layer, contact_features(maps, residues)), heads)
+    _stream(model, tokens, lambda layer, maps: consume(layer, contact_features(maps, residues)), heads)
 
 
-@torch.no_grad()
-def stream_attention(
+def _stream(
     model: SequenceModel, tokens: Tensor, consume: Callable[[int, Tensor], None], heads: list[Tensor] | None = None,
     group: int | None = None,
 ) -> None:  # fmt: skip
-    """Run `model` once, with its fused kernels, and hand attention weights to `consume(layer, maps)`.
-
-    They are computed beside the forward pass from its queries and keys, of the heads in `heads` (see
-    `stream_features`), `group` heads of a layer at a time: `[batch, group, tokens, tokens]`. The model is in
-    evaluation mode meanwhile.
-    """
-    valid, blocks = tokens != PAD, [cast(Block, block) for block in model.transformer.blocks]
+    """`stream_attention` of the model in evaluation mode."""
     model.config.transformer.require_attention("attention maps")
-    if any(block.attn.k.out_features != block.attn.q.out_features for block in blocks):
-        raise UserError("Attention maps need a model with kv_heads = heads.")
-
-    def see(layer: int, wanted: Tensor) -> Callable[[Tensor, Tensor], None]:
-        def seen(q: Tensor, k: Tensor) -> None:
-            for part in wanted.split(group or len(wanted)):
-                consume(layer, attention_weights(q[:, part], k[:, part], blocks[layer].attn.scale, valid))
-
-        return seen
-
     was_training = model.training
     model.eval()
-    with ExitStack() as stack:
-        stack.callback(model.train, was_training)
-        for layer, block in enumerate(blocks):
-            wanted = torch.arange(model.config.transformer.heads) if heads is None else heads[layer]
-            if len(wanted):
-                stack.enter_context(_watched(block.attn, see(layer, wanted.to(tokens.device))))
-        model.hidden(tokens)
-
-
-@contextmanager
-def _watched(attention: Attention, see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `see(q, k)` with the queries and keys that a forward pass computes anyway."""
-    inner = attention.queries_and_keys
-
-    def queries_and_keys(*args: Any) -> tuple[Tensor, Tensor]:
-        q, k = inner(*args)
-        see(q, k)
-        return q, k
-
-    vars(attention)["queries_and_keys"] = queries_and_keys
     try:
-        yield
+        stream_attention(model.transformer, lambda: model.hidden(tokens), consume, heads, group)
     finally:
-        del vars(attention)["queries_and_keys"]
+        model.train(was_training)
 
 
 def _residues(tokens: Tensor) -> Tensor:
@@ -177,9 +123,7 @@ class ContactHead(nn.Module):
         half = torch.zeros(batch, length, length, device=tokens.device)  # half + halfᵀ are the logits
         used = [row.nonzero().flatten().cpu() for row in self.weight]
         weights = [iter(row[row != 0].to(half).split(group)) for row in self.weight]
-        stream_attention(
-            model, tokens, lambda layer, maps: add_maps(half, maps, keep, next(weights[layer])), used, group
-        )
+        _stream(model, tokens, lambda layer, maps: add_maps(half, maps, keep, next(weights[layer])), used, group)
         logits = (half + half.mT).mul_(keep[:, :, None]).mul_(keep[:, None, :])
         return logits[:, 1:-1, 1:-1] + self.bias.to(half)
 

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ...core.config import TransformerConfig
 from ...core.layers import Norm
-from ...core.mixers.attention import Attention
-from ...core.mixers.kernels import Plan, attend, reference_attention
+from ...core.mixers.kernels import Plan, attend, attention_weights, reference_attention
 from .gradients import by_rows, folded
 
 MASKED = -1e9
@@ -80,24 +78,36 @@ def key_bias(bias: Tensor, mask: Tensor | None) -> Tensor:
     return bias.contiguous()
 
 
-class GatedAttention(Attention):
-    """The core's attention with AlphaFold2's gate: out(sigmoid(gate(x)) · heads). `[batch, rows, tokens, dim]` -> the
-    same.
+class GatedAttention(nn.Module):
+    """Attention with AlphaFold2's gate: out(sigmoid(gate(x)) · heads). `[batch, rows, tokens, dim]` -> the same.
+
+    All of it passes through `mix`, so that its weights can be recorded (`core.mixers.base.Weighted`).
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
-        config = TransformerConfig(dim=dim, depth=1, heads=heads, head_dim=head_dim, position="none", bias=["out"])
-        super().__init__(config, layer=0)
+        super().__init__()
+        self.head_dim, self.scale = head_dim, head_dim**-0.5
+        self.q, self.k, self.v = (nn.Linear(dim, heads * head_dim, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * head_dim, dim)
         self.gate = nn.Linear(dim, heads * head_dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`bias` `[batch, heads or 1, tokens or 1, tokens]`, shared by all rows."""
-        return self.close(x, self.heads(x, bias))
+        return self.close(x, self.mix(x, bias))
 
-    def heads(self, x: Tensor, bias: Tensor | None, norm: Norm | None = None) -> Tensor:
+    def mix(self, x: Tensor, bias: Tensor | None, norm: Norm | None = None) -> Tensor:
         """The heads' outputs `[batch, rows, tokens, heads, head_dim]`. With a norm, x is normalised already."""
-        weight, shift = folded(norm, torch.cat([self.q.weight, self.k.weight, self.v.weight]))
-        return shared_bias_attention(x, weight, shift, bias, self.head_dim, self.scale)
+        return shared_bias_attention(x, *self._projection(norm), bias, self.head_dim, self.scale)
+
+    def weights(self, x: Tensor, bias: Tensor | None, norm: Norm | None = None) -> Tensor:
+        """The weights that `mix` applies, float32 `[batch, rows, heads, tokens, tokens]`."""
+        qkv = _project(x, *self._projection(norm), self.head_dim).float()
+        rows = [attention_weights(*_heads(row)[:2], bias=bias, scale=self.scale) for row in qkv.unbind(1)]
+        return torch.stack(rows, dim=1)
+
+    def _projection(self, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the linear map to q, k and v, with the norm's gain in them."""
+        return folded(norm, torch.cat([self.q.weight, self.k.weight, self.v.weight]))
 
     def close(self, x: Tensor, heads: Tensor, norm: Norm | None = None, chunk: int | None = None) -> Tensor:
         """Gate the heads' outputs, then mix them. With a norm, x is normalised already."""

@@ -256,7 +256,7 @@ class TriangleAttention(nn.Module):
         if torch.is_grad_enabled():
             x, norm = normalise(z, self.norm.eps), self.norm
             bias = self._masked(F.linear(x, *folded(norm, self.bias.weight)), mask)
-            update = self.attention.close(x, self.attention.heads(x, bias, norm), norm, chunk)
+            update = self.attention.close(x, self.attention.mix(x, bias, norm), norm, chunk)
         else:
             bias = self._masked(in_chunks(lambda rows: self.bias(self.norm(rows)), chunk, z), mask)
             update = in_chunks(lambda rows: self.attention(self.norm(rows), bias), chunk, z)

@@ -377,7 +377,11 @@ def test_stochastic_depth_in_training_skips_whole_branches() -> None:
 
 
 BAD = [
-    ({}, {"x": torch.randn(1, 3, DIM + 1)}, rf"The input has {DIM + 1} channels \(1, 3, {DIM + 1}\), but dim is {DIM}"),
+    (
+        {},
+        {"x": torch.randn(1, 3, DIM + 1)},
+        rf"x is float32 \[1, 3, {DIM + 1}\], but must be float \[batch, tokens, {DIM}\] \(dim is {DIM}\)",
+    ),
     ({"position": "learned", "context": 2}, {}, "has 3 tokens, but the learned position table has context = 2 rows"),
     ({"cross_attention": True}, {}, r"has cross_attention: give it memory=\[batch, memory tokens, dim\]"),
     ({}, {"memory": torch.randn(1, 2, DIM)}, "memory was given, but this model has no cross_attention"),

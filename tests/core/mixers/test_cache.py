@@ -98,11 +98,14 @@ def test_padding_may_be_given_with_the_prompt_only() -> None:
 
 def test_padding_may_start_after_unpadded_tokens() -> None:
     cache = KeyValueCache(TransformerConfig(causal=True))
-    assert cache.extend(2, 3, None, torch.device("cpu")) is None
+    assert cache.with_past(None, 2, 3, torch.device("cpu")) is None
+    cache.commit(3, 2, None, None, None)
     late = torch.tensor([[True, False], [True, True]])
-    assert torch.equal(cache.extend(2, 2, late, torch.device("cpu")), torch.cat([torch.ones(2, 3).bool(), late], 1))
+    found = cache.with_past(late, 2, 2, torch.device("cpu"))
+    assert torch.equal(found, torch.cat([torch.ones(2, 3).bool(), late], 1))
 
 
+@torch.no_grad()
 def test_a_window_bounds_the_memory_of_its_layer() -> None:
     window, cache = 5, LayerCache(5)
     seen = torch.empty(1, 1, 0, 2)
@@ -110,17 +113,20 @@ def test_a_window_bounds_the_memory_of_its_layer() -> None:
         new = torch.full((1, 1, 1, 2), float(step))
         seen = torch.cat([seen, new], 2)
         keys, values = cache.append(new, -new)
+        cache.commit()
         assert torch.equal(keys, seen[:, :, -window:])
         assert torch.equal(values, -keys)
     assert cache.keys is not None
     assert cache.keys.shape[2] <= 64
 
 
+@torch.no_grad()
 def test_an_unbounded_layer_keeps_everything_and_copies_rarely() -> None:
     cache, buffers = LayerCache(), set()
     for step in range(1000):
         new = torch.full((1, 1, 1, 2), float(step))
         keys, _ = cache.append(new, new)
+        cache.commit()
         assert cache.keys is not None
         buffers.add(cache.keys.data_ptr())
     assert torch.equal(keys[0, 0, :, 0], torch.arange(1000.0))
@@ -162,3 +168,100 @@ def test_a_model_that_looks_ahead_has_no_cache() -> None:
     model = build(causal=False)
     with pytest.raises(UserError, match="A cache needs a causal model"):
         model(torch.randn(1, 3, DIM, dtype=torch.float64), cache=KeyValueCache(model.config))
+
+
+# --- what a cache refuses, and what it survives -----------------------------------------------------------------------
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize(
+    "case", [{}, {"window": [3, None]}, {"cross_attention": True}], ids=["full", "window", "cross"]
+)
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("past", [0, 4])
+def test_a_call_that_fails_leaves_the_cache_as_it_was(case: dict[str, Any], layer: int, past: int) -> None:
+    model, x = build(**case), torch.randn(2, 9, DIM, dtype=F64)
+    more = {"memory": torch.randn(2, 3, DIM, dtype=F64)} if case.get("cross_attention") else {}
+    padding, cache = left_padding([9, 6], 9), KeyValueCache(model.config)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        expected = model(x, valid=padding, **more)
+        if past:
+            model(x[:, :past], valid=padding[:, :past], cache=cache, **more)
+        handle = model.blocks[layer].ffn.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(2, 5, DIM, dtype=F64), cache=cache, **more)
+        handle.remove()
+        assert cache.length == past
+        found = model(x[:, past:], valid=padding[:, past:], cache=cache, **more)
+    keep = padding[:, past:, None]
+    torch.testing.assert_close(found * keep, expected[:, past:] * keep, atol=1e-10, rtol=1e-10)
+
+
+def test_the_memory_is_projected_once_and_follows_select() -> None:
+    model, memory = build(cross_attention=True), torch.randn(3, 6, DIM, dtype=F64)
+    x, cache, rows = torch.randn(3, 6, DIM, dtype=F64), KeyValueCache(model.config), torch.tensor([2, 0])
+    valid, calls = left_padding([6, 2, 4], 6), []
+    with torch.no_grad():
+        expected = model(x, memory=memory, memory_valid=valid)
+        model.blocks[0].cross.k.register_forward_hook(lambda *_: calls.append(1))
+        outs = [model(x[:, :2], memory=memory, memory_valid=valid, cache=cache)]
+        outs += [model(x[:, 2:4], cache=cache)]
+        torch.testing.assert_close(torch.cat(outs, 1), expected[:, :4], atol=1e-10, rtol=1e-10)
+        cache.select(rows)
+        found = model(x[rows, 4:], memory=memory[rows], memory_valid=valid[rows], cache=cache)
+    torch.testing.assert_close(found, expected[rows, 4:], atol=1e-10, rtol=1e-10)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("case", [{}, {"window": 3}, {"cross_attention": True}], ids=["full", "window", "cross"])
+def test_gradients_flow_through_a_cache(case: dict[str, Any]) -> None:
+    model, x = build(**case), torch.randn(2, 8, DIM, dtype=F64, requires_grad=True)
+    more = {"memory": torch.randn(2, 3, DIM, dtype=F64, requires_grad=True)} if case.get("cross_attention") else {}
+    inputs, cache = [x, *more.values(), *model.parameters()], KeyValueCache(model.config)
+    expected = torch.autograd.grad(model(x, **more).square().sum(), inputs)
+    outs = [model(part, cache=cache, **more) for part in x.split([3, 1, 4], dim=1)]
+    found = torch.autograd.grad(torch.cat(outs, 1).square().sum(), inputs)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+MODES = [torch.inference_mode, torch.no_grad, torch.enable_grad]
+
+
+@pytest.mark.parametrize("first", MODES)
+@pytest.mark.parametrize("second", MODES)
+def test_a_cache_crosses_modes(first: Any, second: Any) -> None:
+    model, x = build(cross_attention=True, window=[3, None]), torch.randn(2, 8, DIM, dtype=F64)
+    memory, cache = torch.randn(2, 3, DIM, dtype=F64), KeyValueCache(model.config)
+    with torch.no_grad():
+        expected = model(x, memory=memory)
+    with first():
+        outs = [model(x[:, :4], memory=memory, cache=cache)]
+    with second():
+        outs.append(model(x[:, 4:6], cache=cache))
+        if second is torch.enable_grad:
+            outs[-1].square().sum().backward()
+    with first():
+        outs.append(model(x[:, 6:], cache=cache))
+    torch.testing.assert_close(torch.cat([out.detach() for out in outs], 1), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_cache_of_something_else_is_refused() -> None:
+    model, x = build(cross_attention=True), torch.randn(2, 3, DIM, dtype=F64)
+    memory, cache = torch.randn(2, 3, DIM, dtype=F64), KeyValueCache(model.config)
+    model(x, memory=memory, cache=cache)
+    with pytest.raises(UserError, match="x has 1 rows, but the cache holds 2"):
+        model(x[:1], cache=cache)
+    with pytest.raises(UserError, match="memory is another than in the first call with this cache"):
+        model(x, memory=memory + 1, cache=cache)
+    with pytest.raises(UserError, match="memory_valid is another than in the first call"):
+        model(x, memory=memory, memory_valid=torch.ones(2, 3, dtype=torch.bool), cache=cache)
+    with pytest.raises(UserError, match="holds the tokens of another model"):
+        build(cross_attention=True)(x, memory=memory, cache=cache)
+    with pytest.raises(UserError, match="made for another config"):
+        build(depth=3, cross_attention=True)(x, memory=memory, cache=cache)
+    assert cache.length == 3

@@ -84,16 +84,16 @@ def test_streamed_head_equals_stored_maps() -> None:
 
 
 def test_heads_without_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triune.protein.language import contact_head
+    from triune.core.lens import stream
 
     computed: list[int] = []
-    original = contact_head.attention_weights
+    original = stream.attention_weights
 
-    def spy(q, k, scale, padding):
+    def spy(q, *others):
         computed.append(q.shape[1])
-        return original(q, k, scale, padding)
+        return original(q, *others)
 
-    monkeypatch.setattr(contact_head, "attention_weights", spy)
+    monkeypatch.setattr(stream, "attention_weights", spy)
     head = ContactHead(2, 2)
     head.weight[1, 1] = 1.0
     head(model(), tokens())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from triune.core.errors import UserError
+from triune.core.lens.record import record_attention
 from triune.protein.pair import model as model_module
 from triune.protein.pair.config import CHECKPOINTS, PRESETS, PairConfig
 from triune.protein.pair.covariance import (
@@ -249,3 +250,33 @@ def test_chunk_is_chosen_by_memory() -> None:
     assert estimate(config, 1000, 1, chunk) <= whole // 2
     with pytest.raises(UserError, match="cut the chain to at most"):
         choose_chunk(config, 10_000, 8 << 30)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_attention_weights_are_recorded(gradients: bool) -> None:
+    """They and the values make what the gate is multiplied with, in all three kinds of attention."""
+    built, batch = model(depth=2, msa_depth=1, recycles=0), example(1, 7, 3)
+    batch = pad(batch, 2, 0)
+    made, gate = {}, {}
+    with torch.set_grad_enabled(gradients):
+        expected = built(**batch).distogram
+    with torch.set_grad_enabled(gradients), record_attention(built, lambda name, weights: weights) as seen:
+        for name, module in built.named_modules():
+            if name.endswith(".attention"):
+
+                def mixed(*args, module=module, name=name, inner=module.mix):
+                    x, norm = args[0], args[2] if len(args) > 2 else None
+                    qkv = torch.nn.functional.linear(x, *module._projection(norm)).unflatten(
+                        -1, (3, -1, module.head_dim)
+                    )
+                    made[name], gate[name] = qkv[..., 2, :, :], inner(*args)
+                    return gate[name]
+
+                vars(module)["mix"] = mixed
+        assert torch.equal(built(**batch).distogram, expected)
+    assert len(gate) == 6
+    assert seen.keys() == gate.keys() | {"input.encoder.blocks.0.attn"}
+    for name, value in gate.items():
+        found = torch.einsum("brhqk,brkhd->brqhd", seen[name], made[name])
+        assert torch.allclose(found, value, atol=1e-4), name
+        assert seen[name].sum(-1).sub(1).abs().max() < 1e-5

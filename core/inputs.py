@@ -1,0 +1,87 @@
+"""What `Transformer.forward` may be given: shapes and types, checked where they enter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import TransformerConfig
+from .errors import UserError
+
+
+def describe(tensor: Tensor) -> str:
+    """Type and shape of a tensor, such as `int64 [2, 5]`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _require(condition: bool, name: str, tensor: Tensor, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{name} is {describe(tensor)}, but must be {allowed}.")
+
+
+def check_vectors(config: TransformerConfig, x: Tensor) -> None:
+    """Raise UserError unless `x` is float `[batch, tokens, dim]`."""
+    fits = x.dim() == 3 and x.shape[-1] == config.dim and x.shape[1] > 0 and x.is_floating_point()
+    _require(fits, "x", x, f"float [batch, tokens, {config.dim}] (dim is {config.dim})")
+
+
+def check_inputs(
+    config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
+    bias: Tensor | None, positions: Tensor | None, memory: Tensor | None, memory_valid: Tensor | None,
+) -> None:  # fmt: skip
+    """Raise UserError unless everything that comes with `x` fits it, and `keys` tokens in all."""
+    _check_masks(config, x, keys, valid, documents, bias)
+    _check_positions(config, x, positions)
+    _check_memory(config, x, memory, memory_valid)
+
+
+def _check_masks(
+    config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
+    bias: Tensor | None,
+) -> None:  # fmt: skip
+    batch, tokens = x.shape[:2]
+    if valid is not None:
+        fits = valid.dtype == torch.bool and valid.shape == (batch, tokens)
+        _require(fits, "valid", valid, f"bool [{batch}, {tokens}], True for real tokens; .bool() makes one of numbers")
+    if documents is not None:
+        whole = not documents.is_floating_point() and documents.dtype != torch.bool
+        fits = whole and documents.shape == (batch, tokens)
+        _require(fits, "documents", documents, f"int [{batch}, {tokens}], the document of each token")
+    if bias is not None:
+        heads = config.heads
+        fits = bias.dim() == 4 and bias.shape[2:] == (tokens, keys) and bias.is_floating_point()
+        fits = fits and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)
+        _require(fits, "bias", bias, f"float [{batch} or 1, {heads} or 1, {tokens}, {keys}]")
+
+
+def _check_positions(config: TransformerConfig, x: Tensor, positions: Tensor | None) -> None:
+    if positions is None:
+        return
+    if config.position == "none":
+        raise UserError('positions were given, but this model has none (position is "none"); leave them out.')
+    batch, tokens = x.shape[:2]
+    kinds = [r for r in map(config.rotary_at, range(config.depth)) if r is not None]
+    axes = [2] if kinds and kinds[0].axes == 2 else []
+    shapes = [torch.Size([*rows, tokens, *axes]) for rows in ([], [1], [batch])]
+    fits = positions.shape in shapes and positions.dtype != torch.bool
+    if config.position == "learned":
+        fits = fits and not positions.is_floating_point()
+    last = ", 2" if axes else ""
+    allowed = f"{'int' if config.position == 'learned' else 'numbers'} [{tokens}{last}] or [{batch}, {tokens}{last}]"
+    _require(fits, "positions", positions, allowed)
+
+
+def _check_memory(config: TransformerConfig, x: Tensor, memory: Tensor | None, valid: Tensor | None) -> None:
+    if not config.cross_attention:
+        for name, given in (("memory", memory), ("memory_valid", valid)):
+            if given is not None:
+                raise UserError(f"{name} was given, but this model has no cross_attention to read it.")
+        return
+    batch = x.shape[0]
+    if memory is None:
+        raise UserError("This model has cross_attention: give it memory=[batch, memory tokens, dim].")
+    fits = memory.dim() == 3 and memory.shape[::2] == (batch, config.dim) and memory.shape[1] > 0
+    _require(fits and memory.is_floating_point(), "memory", memory, f"float [{batch}, memory tokens, {config.dim}]")
+    if valid is not None:
+        fits = valid.dtype == torch.bool and valid.shape == memory.shape[:2]
+        _require(fits, "memory_valid", valid, f"bool {list(memory.shape[:2])}, True for real tokens")
