@@ -68,7 +68,8 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int, dtype: torch.dtype =
             better ones instead makes another angle, which after thousands of positions shows in the outputs.
     """
     dim = config.rotated_dim(head_dim) // config.axes
-    exponent = torch.arange(0, dim, 2, dtype=dtype) / dim
+    # On the CPU whatever the default device is: a model made on the meta device has real frequencies.
+    exponent = torch.arange(0, dim, 2, dtype=dtype, device="cpu") / dim
     base, factor, attention_factor = config.base, config.factor, 1.0
     if config.scaling == "ntk":
         base = base * factor ** (dim / (dim - 2))
@@ -96,7 +97,7 @@ def _yarn(rate: Tensor, config: RotaryConfig, dim: int) -> Tensor:
 
     low, high = math.floor(pair_with(config.beta_fast)), math.ceil(pair_with(config.beta_slow))
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=rate.dtype) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=rate.dtype, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     return rate * (1 - ramp) + rate / config.factor * ramp
 
 

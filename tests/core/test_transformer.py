@@ -433,3 +433,76 @@ def test_compiled_blocks_equal_eager_ones() -> None:
         out = model(x)
         grads.append([out, *torch.autograd.grad(out.square().mean(), list(model.parameters()))])
     torch.testing.assert_close(grads[1], grads[0], atol=1e-5, rtol=1e-4)
+
+
+SCALINGS = [
+    {}, {"scaling": "ntk", "factor": 2.0}, {"scaling": "yarn", "factor": 4.0, "original_context": 32},
+    {"scaling": "llama3", "factor": 8.0, "original_context": 32},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.get("scaling", "plain"))
+def test_a_model_made_on_the_meta_device_is_right_once_its_weights_are_there(scaling: dict[str, Any]) -> None:
+    config = TransformerConfig(dim=DIM, heads=2, depth=2, rotary=RotaryConfig(**scaling))
+    model, x = Transformer(config), torch.randn(2, TOKENS, DIM)
+    with torch.device("meta"):
+        late = Transformer(config)
+    late.to_empty(device="cpu").load_state_dict(model.state_dict())
+    torch.testing.assert_close(late(x), model(x), atol=0, rtol=0)
+    grads = [torch.autograd.grad(m(x).square().sum(), list(m.parameters())) for m in (model, late)]
+    torch.testing.assert_close(grads[1], grads[0], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_row_without_memory_has_no_nan(softcap: float | None) -> None:
+    """Its cross-attention reads nothing, in value and in gradient, and the other rows do not see it."""
+    model = build(cross_attention=True, causal=True, attention_softcap=softcap)
+    x, memory = vectors(TOKENS, F64), vectors(MEMORY, F64)
+    valid = lengths([MEMORY, 0, 2], MEMORY)
+    out = model(x, memory=memory, memory_valid=valid)
+    others = model(x[[0, 2]], memory=memory[[0, 2]], memory_valid=valid[[0, 2]])
+    equal(out[[0, 2]], others)
+    grads = torch.autograd.grad(out.square().sum(), [x, memory, *model.parameters()])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert grads[1][1].abs().max() == 0
+
+
+@pytest.mark.parametrize("kernel", ["reference", "masked"])
+def test_what_stands_in_the_padding_reaches_no_real_token(kernel: str) -> None:
+    model = build(causal=False, cross_attention=True)
+    real, x, memory = lengths([TOKENS, 4, 1], TOKENS), vectors(TOKENS, F64), vectors(MEMORY, F64)
+    valid = lengths([MEMORY, 3, 1], MEMORY)
+    bad = x.detach().masked_fill(~real[..., None], float("nan")).requires_grad_()
+    bad_memory = memory.detach().masked_fill(~valid[..., None], float("inf")).requires_grad_()
+    found, parameters = [], list(model.parameters())
+    with force_kernel(kernel):
+        for tokens, read in ((x, memory), (bad, bad_memory)):
+            out = model(tokens, valid=real, memory=read, memory_valid=valid)[real]
+            found.append([out, *torch.autograd.grad(out.square().sum(), [tokens, read, *parameters])])
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-12)
+    assert all(tensor.isfinite().all() for tensor in found[1])
+
+
+SHAPES = [
+    ({}, {"x": torch.randn(5, DIM)}, r"x is float32 \[5, 16\], but must be float \[batch, tokens, 16\]"),
+    ({}, {"x": torch.zeros(1, 3, DIM, dtype=torch.long)}, r"x is int64 \[1, 3, 16\]"),
+    ({}, {"valid": torch.ones(1, 4).bool()}, r"valid is bool \[1, 4\], but must be bool \[1, 3\]"),
+    ({}, {"valid": torch.ones(1, 3)}, r"valid is float32 \[1, 3\]"),
+    ({}, {"documents": torch.zeros(2, 3).long()}, r"documents is int64 \[2, 3\], but must be int \[1, 3\]"),
+    (
+        {},
+        {"bias": torch.zeros(1, 3, 3, 3)},
+        r"bias is float32 \[1, 3, 3, 3\], but must be float \[1 or 1, 4 or 1, 3, 3\]",
+    ),
+    ({}, {"positions": torch.arange(4)}, r"positions is int64 \[4\], but must be numbers \[3\] or \[1, 3\]"),
+    ({"position": "none"}, {"positions": torch.arange(3)}, "positions were given, but this model has none"),
+    ({"position": "learned"}, {"positions": torch.arange(3.0)}, r"positions is float32 \[3\], but must be int"),
+    ({"cross_attention": True}, {"memory": torch.randn(2, 2, DIM)}, r"memory is float32 \[2, 2, 16\]"),
+    ({}, {"memory_valid": torch.ones(1, 2).bool()}, "memory_valid was given, but this model has no cross_attention"),
+]
+
+
+@pytest.mark.parametrize(("config", "call", "message"), SHAPES, ids=[case[2][:30] for case in SHAPES])
+def test_a_wrong_shape_gets_a_sentence(config: dict[str, Any], call: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(**config).float()(**({"x": torch.randn(1, 3, DIM)} | call))
