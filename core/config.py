@@ -276,6 +276,8 @@ class TransformerConfig:
         if self.kv_heads is not None:
             check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
         check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        scale = self.attention_scale
+        check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
         check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
