@@ -87,7 +87,7 @@ def _decoder(r: random.Random, kind: str, heads: int, depth: int) -> dict[str, A
 
 def _image(r: random.Random, kind: str) -> dict[str, Any]:
     patch, channels = r.choice((4, 5, 8)), r.choice((1, 3))
-    found = {"image_size": patch * r.randint(1, 4), "patch_size": patch, "num_channels": channels}
+    found: dict[str, Any] = {"image_size": patch * r.randint(1, 4), "patch_size": patch, "num_channels": channels}
     found["hidden_act"] = r.choice(("gelu", "relu", "silu"))
     if kind == "DINOv3ViT":
         found |= {f"{name}_bias": r.random() < 0.5 for name in ("query", "key", "value", "proj", "mlp")}
