@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from traceback import print_exception
 from typing import Any
 
+from .core.errors import Stopped
 from .core.task import Task, named
 from .tasks import task, tasks
 
@@ -43,6 +44,9 @@ def main(args: list[str] | None = None) -> int:
             raise
         print("\nStopped.", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except Exception as error:
         refused = isinstance(error, OSError) and error.errno is not None
         if not refused and not is_user_error(error):

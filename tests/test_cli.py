@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from triune import cli, tasks
-from triune.core.errors import UserError
+from triune.core.errors import Stopped, UserError
 from triune.core.task import Task, Verb, named
 
 LIGHT = """
@@ -134,3 +134,9 @@ def test_interrupt_and_closed_pipe(verb: ModuleType, capsys: pytest.CaptureFixtu
     command = f"{sys.executable} -m triune recipes | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_that_a_signal_ended_has_its_exit_code(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.main = fail(Stopped(143, "Stopped and saved."))  # type: ignore[attr-defined]
+    assert cli.main(["toy", "go"]) == 143
+    assert capsys.readouterr().err == "Stopped and saved.\n"
