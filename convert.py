@@ -13,9 +13,10 @@ from torch import nn
 
 from .core.checkpoints.family import Pretrained
 from .core.checkpoints.source import Source, open_source
-from .core.config import RotaryConfig, TransformerConfig
+from .core.config import TransformerConfig
 from .core.errors import UserError
 from .core.options import Parser
+from .core.rotary import RotaryConfig
 from .core.task import named
 from .tasks import tasks
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import RotaryConfig, TransformerConfig
+    from .config import TransformerConfig
     from .errors import UserError
     from .layers import FeedForward, Norm
     from .lens.record import record_attention
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .mixers.attention import Attention
     from .mixers.cache import KeyValueCache
     from .mixers.kernels import force_kernel, reference_attention
+    from .rotary import RotaryConfig
     from .training.module import Loss, TrainingModule
     from .training.optimizers import OptimizerConfig
     from .training.schedules import ScheduleConfig
@@ -32,7 +33,7 @@ _HOME = {
     "Loss": "training.module",
     "Norm": "layers",
     "OptimizerConfig": "training.optimizers",
-    "RotaryConfig": "config",
+    "RotaryConfig": "rotary",
     "ScheduleConfig": "training.schedules",
     "TrainingModule": "training.module",
     "Transformer": "transformer",

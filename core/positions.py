@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import RotaryConfig
 from .errors import UserError
+from .rotary import RotaryConfig
 
 
 def sinusoidal_table(positions: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,8 @@ from torch import nn
 from triune import convert
 from triune.cli import main
 from triune.core.checkpoints.family import write_folder
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
+from triune.core.rotary import RotaryConfig
 from triune.protein.language.model import SequenceConfig, SequenceModel
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.vision.model import VisionTransformer, VisionTransformerConfig

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..core.checkpoints import native as checkpoint
 from ..core.checks import check_keys, check_types
-from ..core.config import RotaryConfig, TransformerConfig
+from ..core.config import TransformerConfig
 from ..core.errors import UserError, nearest
 from ..core.initialise import initialise
 from ..core.layers import FeedForward, Norm
 from ..core.masks import AttentionMask
 from ..core.mixers.attention import Attention
 from ..core.mixers.kernels import plan
+from ..core.rotary import RotaryConfig
 from ..core.transformer import Transformer
 from .patches import ConvolutionStem, PatchEmbed, Stem
 from .positions import Coordinates, Grid, LearnedGrid, Resample, SinCosGrid, grid_coordinates

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..config import RotaryConfig, TransformerConfig
+from ..config import TransformerConfig
 from ..errors import UserError
 from ..files import replaced_folder, umask, write_json
+from ..rotary import RotaryConfig
 from .native import CONFIG, WEIGHTS
 from .source import Source
 from .weights import WeightMap

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
 from ...core.checks import check_keys, check_types
-from ...core.config import RotaryConfig, TransformerConfig
+from ...core.config import TransformerConfig
 from ...core.errors import UserError, nearest
 from ...core.layers import Norm
 from ...core.losses import IGNORED, linear_cross_entropy
+from ...core.rotary import RotaryConfig
 from ...core.transformer import Transformer
 from ..read import alphabet
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from triune.core.adapt.lora import LoRAConfig
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.core.training.freezing import FreezeConfig
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.schedules import ScheduleConfig

@@ -8,8 +8,9 @@ import math
 
 import pytest
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 
 IMPOSSIBLE = [
     ({"dim": 65, "heads": 4}, "dim is 65", "divisible by heads (4)"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.positions import (
     LearnedPositions,
@@ -19,6 +19,7 @@ from triune.core.positions import (
     rotate,
     sinusoidal_table,
 )
+from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Transformer
 
 F64 = torch.float64

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.mixers.attention import Attention
 from triune.core.mixers.kernels import force_kernel, reference_attention
+from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Block, Transformer
 
 F64 = torch.float64

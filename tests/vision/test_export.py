@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.vision import export
 from triune.vision.classify import Classifier
 from triune.vision.evaluate.calibration import store_temperature

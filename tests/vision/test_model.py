@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.patches import ConvolutionStem, PatchEmbed
 from triune.vision.positions import LearnedGrid, grid_coordinates, resample_grid, sincos2d_table

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from ...core.checkpoints.weights import Rule, WeightMap
-from ...core.config import Linears, RotaryConfig, TransformerConfig, uniform
+from ...core.config import Linears, TransformerConfig, uniform
+from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
 from .settings import (
     FULL,

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import TRANSPOSED, Layout, Rule, WeightMap, heads_interleaved, pairs_interleaved
-from ...core.config import RotaryConfig, TransformerConfig
+from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.files import parsing, read_json
+from ...core.rotary import RotaryConfig
 from ..encoder import TextEncoderConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import STACKED, Layout, Rule, WeightMap, pairs_interleaved
-from ...core.config import RotaryConfig
 from ...core.errors import UserError
 from ...core.positions import rotary_frequencies
+from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
 from .families import HF_FAMILIES

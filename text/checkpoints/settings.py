@@ -12,8 +12,9 @@ from torch import Tensor
 from ...core.checkpoints.family import Family, differences
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
-from ...core.config import SCALING_USES, RotaryConfig, uniform
+from ...core.config import uniform
 from ...core.errors import UserError
+from ...core.rotary import SCALING_USES, RotaryConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer, beside
 

@@ -14,8 +14,9 @@ import torch
 
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
-from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.config import Linears, TransformerConfig
 from ...core.errors import UserError
+from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .family import Names, VisionFamily, different, rules, with_preprocessing, within

@@ -17,8 +17,9 @@ from torch import nn
 
 from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
-from ...core.config import RotaryConfig, TransformerConfig
+from ...core.config import TransformerConfig
 from ...core.errors import UserError
+from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .family import VisionFamily, different, rules, with_preprocessing

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ...core.checkpoints.source import Source
-from ...core.config import Linears, RotaryConfig, TransformerConfig
+from ...core.config import Linears, TransformerConfig
 from ...core.errors import UserError, nearest
+from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig
 
 # --- finding an architecture ------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ....core.checkpoints.weights import Rule, WeightMap, reshaped
-from ....core.config import RotaryConfig, TransformerConfig
+from ....core.config import TransformerConfig
 from ....core.errors import UserError
+from ....core.rotary import RotaryConfig
 from ..contact_head import ContactHead
 from ..model import VOCABULARY, SequenceConfig, SequenceModel
 

@@ -15,8 +15,8 @@ from ....core.checkpoints.family import differences
 from ....core.checkpoints.native import CONFIG
 from ....core.checkpoints.source import Source, read_pickle
 from ....core.checkpoints.weights import Rule, WeightMap
-from ....core.config import RotaryConfig
 from ....core.errors import UserError
+from ....core.rotary import RotaryConfig
 from ..contact_head import ContactHead
 from ..model import MASK, SequenceConfig, SequenceModel
 from .esm import (

@@ -19,8 +19,8 @@ from ....core.checkpoints.family import differences, write_folder
 from ....core.checkpoints.native import CONFIG
 from ....core.checkpoints.source import Source
 from ....core.checkpoints.weights import Rule, WeightMap
-from ....core.config import RotaryConfig
 from ....core.errors import UserError
+from ....core.rotary import RotaryConfig
 from ..contact_head import ContactHead
 from ..model import EOS, MASK, PAD, VOCABULARY, SequenceConfig, SequenceModel
 from .esm import (

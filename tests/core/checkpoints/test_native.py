@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from triune import __version__
 from triune.core.checkpoints import native as checkpoint
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Transformer
 from triune.text.model import LanguageModel, LanguageModelConfig
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.mixers.cache import KeyValueCache, LayerCache
+from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Transformer
 
 DIM = 16

@@ -13,13 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from triune.core.adapt.lora import LoRAConfig, add_lora, lora_layers, merge_lora
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.mixers.cache import KeyValueCache
 from triune.core.mixers.options import KINDS
 from triune.core.mixers.recurrent import Bidirectional, RecurrentMixer, Row, State
 from triune.core.mixers.registry import _MAKERS, register_mixer
 from triune.core.packed import pack
+from triune.core.rotary import RotaryConfig
 from triune.core.training.optimizers import OptimizerConfig, parameter_groups, places
 from triune.core.transformer import Transformer
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from triune.core.checkpoints.family import Pretrained
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.vision.checkpoints import pretrained
 from triune.vision.checkpoints.hf_preprocessing import read_preprocessing, write_preprocessing
 from triune.vision.checkpoints.pretrained import export, load, parity

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Transformer
 from triune.vision.evaluate.explain import (
     attention_maps,

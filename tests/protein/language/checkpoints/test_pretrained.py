@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from triune.core.config import RotaryConfig, TransformerConfig
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.rotary import RotaryConfig
 from triune.protein.language.checkpoints.pretrained import FAMILIES, export, load, parity
 from triune.protein.language.contact_head import ContactHead
 from triune.protein.language.model import (
