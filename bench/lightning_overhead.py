@@ -21,7 +21,7 @@ from common import record, spread, table
 from lightning.pytorch import Callback, Trainer
 
 from triune.core import OptimizerConfig, ScheduleConfig, TransformerConfig
-from triune.core.training.optimizers import build_optimizer
+from triune.core.training.groups import build_optimizer
 from triune.core.training.run import machine
 from triune.core.training.run.telemetry import Telemetry
 from triune.core.training.schedules import factor

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checks import check_types
 from ..errors import UserError
-from .optimizers import places
+from .groups import places
 from .run.progress import short
 
 

@@ -24,7 +24,8 @@ from ..errors import UserError
 from . import lightning_fixes
 from .ema import EMA
 from .freezing import FreezeConfig
-from .optimizers import OptimizerConfig, build_optimizer
+from .groups import build_optimizer
+from .optimizers import OptimizerConfig
 from .rng import rng_state, set_rng_state
 from .schedules import ScheduleConfig, factor
 from .task import Loss as Loss

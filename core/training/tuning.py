@@ -16,7 +16,8 @@ from ..checkpoints.family import Pretrained
 from ..checkpoints.native import CONFIG
 from ..errors import UserError
 from .freezing import FreezeConfig, Freezing, trained
-from .optimizers import LOADED, MuonAdamW, OptimizerConfig, build_optimizer
+from .groups import build_optimizer
+from .optimizers import LOADED, MuonAdamW, OptimizerConfig
 from .start import Start
 
 

@@ -136,6 +136,11 @@ def test_every_folder_with_python_files_is_in_the_wheel() -> None:
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
+def test_no_file_is_long() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in product()}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 def test_constructors_and_modules_touch_no_files() -> None:
     """A constructor only constructs: it opens, reads, writes and prints nothing."""
     forbidden = {

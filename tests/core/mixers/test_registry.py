@@ -21,7 +21,8 @@ from triune.core.mixers.recurrent import Bidirectional, RecurrentMixer, Row, Sta
 from triune.core.mixers.registry import _MAKERS, register_mixer
 from triune.core.packed import pack
 from triune.core.rotary import RotaryConfig
-from triune.core.training.optimizers import OptimizerConfig, parameter_groups, places
+from triune.core.training.groups import parameter_groups, places
+from triune.core.training.optimizers import OptimizerConfig
 from triune.core.transformer import Transformer
 
 CONFIG = TransformerConfig(dim=32, depth=4, heads=2, causal=True, ffn_dim=32)

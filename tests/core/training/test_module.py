@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from triune.core.errors import UserError
+from triune.core.training.groups import build_optimizer
 from triune.core.training.module import Loss, TrainingModule
-from triune.core.training.optimizers import OptimizerConfig, build_optimizer
+from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.schedules import ScheduleConfig
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -10,13 +10,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import _muon
 
 from triune.core.errors import UserError
-from triune.core.training.optimizers import (
-    MuonAdamW,
-    OptimizerConfig,
-    build_optimizer,
-    describe_groups,
-    parameter_groups,
-)
+from triune.core.training.groups import build_optimizer, describe_groups, parameter_groups
+from triune.core.training.optimizers import MuonAdamW, OptimizerConfig
 from triune.core.training.orthogonal import newton_schulz, newton_schulz_reference, orthogonalise
 
 

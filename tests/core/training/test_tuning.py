@@ -21,8 +21,9 @@ from triune.core.checkpoints.native import load_config
 from triune.core.checkpoints.source import Source
 from triune.core.checkpoints.weights import Target
 from triune.core.training.freezing import FreezeConfig, Freezing, trained
+from triune.core.training.groups import build_optimizer, parameter_groups
 from triune.core.training.module import Loss, TrainingModule
-from triune.core.training.optimizers import LORA_LR, PRETRAINED_LR, OptimizerConfig, build_optimizer, parameter_groups
+from triune.core.training.optimizers import LORA_LR, PRETRAINED_LR, OptimizerConfig
 from triune.core.training.schedules import ScheduleConfig
 from triune.core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from triune.core.transformer import Transformer

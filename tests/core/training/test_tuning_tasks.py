@@ -16,7 +16,8 @@ from torch import nn
 
 from triune.core import TransformerConfig, UserError
 from triune.core.adapt.lora import LoRAConfig
-from triune.core.training.optimizers import OptimizerConfig, parameter_groups
+from triune.core.training.groups import parameter_groups
+from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.run.cli import run_task
 from triune.core.training.run.flops import count_step
 from triune.core.training.run.folder import RunFolder, load_summary

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from triune.core.errors import UserError
-from triune.core.training.optimizers import OptimizerConfig, build_optimizer
+from triune.core.training.groups import build_optimizer
+from triune.core.training.optimizers import OptimizerConfig
 from triune.protein.data.module import ProteinData
 from triune.protein.pair.config import PairConfig
 from triune.protein.pair.model import PairModel, PairOutput, distance_classes
