@@ -9,6 +9,7 @@ depends neither on the device nor on the kernel, so that published shares of pea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,14 +36,32 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any,
     return 2 * sdpa_flop_count(query, key, value)
 
 
-def attention_formulas() -> dict[Any, Callable[..., int]]:
-    """Formulas over shapes for the fused attention operators, for `FlopCounterMode(custom_mapping=...)`."""
-    formulas: dict[Any, Callable[..., int]] = {}
+def _solve(matrix: Any, right: Any, *rest: Any, **named: Any) -> int:
+    """A triangular system takes half of the multiply-adds of a product with its matrix."""
+    return matrix[-1] * math.prod(right)
+
+
+def _lstm(x: Any, input_weight: Any, state_weight: Any, *rest: Any, **named: Any) -> int:
+    """Each token is multiplied by both matrices."""
+    return 2 * math.prod(x[:-1]) * (math.prod(input_weight) + math.prod(state_weight))
+
+
+def _lstm_backward(*given: Any, **named: Any) -> int:
+    return 2 * _lstm(*given, **named)
+
+
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas over shapes for the operators that PyTorch does not count, or counts otherwise, for
+    `FlopCounterMode(custom_mapping=...)`: fused attention, triangular systems, the CPU's LSTM.
+    """
+    found: dict[Any, Callable[..., int]] = {torch.ops.aten.linalg_solve_triangular: _solve}
+    found[torch.ops.aten.mkldnn_rnn_layer] = _lstm
+    found[torch.ops.aten.mkldnn_rnn_layer_backward] = _lstm_backward
     for name in FUSED:
         for suffix, formula in (("", _attention), ("_backward", _attention_backward)):
             if operator := getattr(torch.ops.aten, name + suffix, None):
-                formulas[operator] = formula
-    return formulas
+                found[operator] = formula
+    return found
 
 
 class _LossOf(nn.Module):
@@ -72,7 +91,7 @@ def count_step(module: nn.Module, batch: Any) -> int:
     """
     named = {f"module.{name}": value for name, value in module.named_parameters()}
     named |= {f"module.{name}": value for name, value in module.named_buffers()}
-    counter = FlopCounterMode(display=False, custom_mapping=attention_formulas())
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {name: _stand_in(value) for name, value in named.items()}
         inputs = tree_map_only(Tensor, _stand_in, batch)
