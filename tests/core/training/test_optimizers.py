@@ -91,17 +91,17 @@ def test_tied_head_counts_once_as_embedding_and_frozen_parameters_not_at_all() -
 
 
 def test_every_parameter_is_in_exactly_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triune.core.training import optimizers
+    from triune.core.training import groups
 
-    places = optimizers.places
-    monkeypatch.setattr(optimizers, "places", lambda *a: {k: v for k, v in places(*a).items() if k != "head.weight"})
+    places = groups.places
+    monkeypatch.setattr(groups, "places", lambda *a: {k: v for k, v in places(*a).items() if k != "head.weight"})
     with pytest.raises(AssertionError, match=r"head\.weight is in 0"):
         parameter_groups(Toy(), OptimizerConfig())
     monkeypatch.undo()
     twice = parameter_groups(model := Toy(), OptimizerConfig())
     twice[0]["params"].append(model.head.weight)
     with pytest.raises(AssertionError, match=r"head\.weight is in 2"):
-        optimizers._assert_partition(model, twice)
+        groups._assert_partition(model, twice)
 
 
 def test_layer_decay() -> None:

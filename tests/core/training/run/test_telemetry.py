@@ -48,7 +48,7 @@ class Loop:
             strategy=SimpleNamespace(reduce=lambda x, reduce_op: x), loggers=[],
         )  # fmt: skip
         self.module: Any = SimpleNamespace(
-            device=torch.device("cpu"), last_grad_norm=None, slots=lambda batch: batch["tokens"].numel()
+            thawed=0, device=torch.device("cpu"), last_grad_norm=None, slots=lambda batch: batch["tokens"].numel()
         )
         self.module.loss = lambda batch: (batch["weight"] * 2.0).sum()
         self.telemetry.on_train_start(self.trainer, self.module)
