@@ -292,7 +292,7 @@ def test_share_of_peak_is_unknown_rather_than_wrong(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(machine, "peak_flops", lambda name, precision: 1e9)
     loop = Loop(every=1)
     loop.module = Attention()
-    loop.module.device, loop.module.last_grad_norm = torch.device("cpu"), None
+    loop.module.device, loop.module.last_grad_norm, loop.module.thawed = torch.device("cpu"), None, 0
     loop.module.slots = lambda batch: batch["tokens"].numel()
     loop.module.loss = lambda batch: batch["tokens"].sum() * (2 if batch["tokens"].sum().item() else 1)
     loop.step()
