@@ -58,7 +58,8 @@ class Tokenizer:
     Args:
         backend: the Hugging Face tokenizer; its post-processor says what stands around a text.
         eos: the token that ends a text; None looks for the usual names.
-        ends: numbers of further tokens at which generation ends: an instructed model ends its turn with one of its own.
+        ends: numbers of further tokens at which generation ends: an instructed model ends its turn with one of its
+            own.
         chat_template: the Jinja template of a conversation, as published; kept for those who use it.
         bos: the token that begins a text; None: the one that the post-processor puts before it.
     """
@@ -95,7 +96,9 @@ class Tokenizer:
 
     @classmethod
     def characters(cls, text: Iterable[str]) -> Tokenizer:
-        """One token for each distinct character of `text` (a string or several), sorted by code point, and no other."""
+        """One token for each distinct character of `text` (a string or several), sorted by code point, and no
+        other.
+        """
         seen: set[str] = set()
         for part in [text] if isinstance(text, str) else text:
             seen.update(part)
@@ -253,7 +256,7 @@ class Tokenizer:
     # -- encoding and decoding ----------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> np.ndarray:
-        """Return the int64 token numbers [tokens] of `text`, without any special token.
+        """Return the int64 token numbers `[tokens]` of `text`, without any special token.
 
         Raises:
             UserError: a character that a character vocabulary does not have (named with its offset), or half a

@@ -23,7 +23,7 @@ RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
 
 
 class Draw(NamedTuple):
-    """One batch to fetch: `indices` int64 [batch], -1 for none; `position` counts the batches of all epochs of
+    """One batch to fetch: `indices` int64 `[batch]`, -1 for none; `position` counts the batches of all epochs of
     training, and is None in validation."""
 
     position: int | None
@@ -67,7 +67,7 @@ class Shuffled:
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """All that an epoch visits, in order: int64 [examples]. Tasks override it."""
+        """All that an epoch visits, in order: int64 `[examples]`. Tasks override it."""
         return np.random.default_rng([self._seed, epoch]).permutation(self._count)
 
     def batch(self, position: int) -> Any:
@@ -75,7 +75,7 @@ class Shuffled:
         return Draw(position, self.take(position))
 
     def take(self, position: int) -> np.ndarray:
-        """The examples of this rank at a position, int64 [batch]."""
+        """The examples of this rank at a position, int64 `[batch]`."""
         epoch, index = divmod(position, len(self))
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.permutation(epoch)
@@ -151,8 +151,8 @@ class Batches:
             generator=torch.Generator(),
         )
 
-    # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry of
-    # its own: it is the trainer's count of processed batches, which the checkpoint holds.
+    # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry
+    # of its own: it is the trainer's count of processed batches, which the checkpoint holds.
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -185,9 +185,10 @@ class ResumableData(DataModule):
     def position(self) -> int | None:
         """How many batches went into the weights, over all epochs; None outside of `fit`.
 
-        It is the trainer's own count of processed batches. That count is part of every checkpoint, survives however the
-        checkpoint was written (within a step, at the end of an epoch, on an exception), and does not move when a batch
-        is merely read ahead. It is asked for when the first batch is, which is after the trainer has restored it.
+        It is the trainer's own count of processed batches. That count is part of every checkpoint, survives however
+        the checkpoint was written (within a step, at the end of an epoch, on an exception), and does not move when a
+        batch is merely read ahead. It is asked for when the first batch is, which is after the trainer has restored
+        it.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return None

@@ -17,20 +17,20 @@ class Crops:
 
     A chain that is longer than the batch is cut to a random stretch of it. A batch holds
 
-        tokens          int64 [batch, residues], numbers of `alphabet`, PAD behind the end
-        mask            bool [batch, residues], real residues
-        residue_index   int64 [batch, residues], positions along the protein
-        cb              float32 [batch, residues, 3], Cβ in ångström, 0 where unresolved
-        resolved        bool [batch, residues], has a Cβ
-        profile         float32 [batch, residues, 20], zeros where the chain has none
-        has_profile     bool [batch]
-        neff            float32 [batch], of the whole alignment, NaN without one
+        tokens          int64 `[batch, residues]`, numbers of `alphabet`, PAD behind the end
+        mask            bool `[batch, residues]`, real residues
+        residue_index   int64 `[batch, residues]`, positions along the protein
+        cb              float32 `[batch, residues, 3]`, Cβ in ångström, 0 where unresolved
+        resolved        bool `[batch, residues]`, has a Cβ
+        profile         float32 `[batch, residues, 20]`, zeros where the chain has none
+        has_profile     bool `[batch]`
+        neff            float32 `[batch]`, of the whole alignment, NaN without one
         name            list of str, "" where there is no chain
 
     and with `rows`, for chains without an alignment only the chain itself:
 
-        msa             int64 [batch, rows, residues], first the chain itself, then rows of its alignment; PAD beyond
-        deletions       uint8 [batch, rows, residues], residues inserted before, at most 7
+        msa             int64 `[batch, rows, residues]`, first the chain itself, then rows of its alignment; PAD beyond
+        deletions       uint8 `[batch, rows, residues]`, residues inserted before, at most 7
 
     Args:
         chains: the set.

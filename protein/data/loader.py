@@ -17,7 +17,7 @@ class Draw(NamedTuple):
     """One batch to fetch.
 
     Args:
-        chains: int64 [batch], -1 for none.
+        chains: int64 `[batch]`, -1 for none.
         size: residues to which the batch is cut or filled up.
         position: counts the batches of all epochs of training; None in validation.
     """

@@ -5,11 +5,11 @@ A folder holds
 
     chains.tsv     one line per chain: name, split, cluster, length, alignment rows, Neff, whether it has a profile,
                    identity of its closest relative in training (held-out chains; 0 for none)
-    tokens         uint8 [residues], numbers of `alphabet`
-    positions      int32 [residues], position along the protein
-    cb             float32 [residues, 3], Cβ in ångström, NaN where unresolved
-    profile        uint8 [residues, 20], frequency times 255
-    cells          uint8 [cells], alignments one after the other, each [rows, length]: the number of the letter in the
+    tokens         uint8 `[residues]`, numbers of `alphabet`
+    positions      int32 `[residues]`, position along the protein
+    cb             float32 `[residues, 3]`, Cβ in ångström, NaN where unresolved
+    profile        uint8 `[residues, 20]`, frequency times 255
+    cells          uint8 [cells], alignments one after the other, each `[rows, length]`: the number of the letter in the
                    lower five bits, the residues inserted before it (at most 7) in the upper three
     meta.json      format, source and sizes
 
@@ -54,12 +54,12 @@ class Entry(NamedTuple):
 
     Args:
         name: unique in the set.
-        tokens: uint8 [residues].
-        positions: int [residues].
-        cb: float32 [residues, 3], NaN where unresolved.
-        profile: float [residues, 20] or None.
-        msa: uint8 [rows, residues], the first row the chain itself; or None.
-        deletions: uint8 [rows, residues].
+        tokens: uint8 `[residues]`.
+        positions: int `[residues]`.
+        cb: float32 `[residues, 3]`, NaN where unresolved.
+        profile: float `[residues, 20]` or None.
+        msa: uint8 `[rows, residues]`, the first row the chain itself; or None.
+        deletions: uint8 `[rows, residues]`.
         neff: of the whole alignment; NaN without one.
     """
 
@@ -78,13 +78,13 @@ class ChainSet:
     """Chains by number; arrays as in the module's description.
 
     Args:
-        names, split, cluster: str [chains].
-        start: int64 [chains + 1], where the residues of each chain start.
-        rows: int32 [chains], rows of the alignment, 0 without one.
-        cell_start: int64 [chains + 1], where the cells of each alignment start.
-        neff: float32 [chains].
-        has_profile: bool [chains].
-        relative: float32 [chains], identity of the closest relative in training; 0 for none and for training chains.
+        names, split, cluster: str `[chains]`.
+        start: int64 `[chains + 1]`, where the residues of each chain start.
+        rows: int32 `[chains]`, rows of the alignment, 0 without one.
+        cell_start: int64 `[chains + 1]`, where the cells of each alignment start.
+        neff: float32 `[chains]`.
+        has_profile: bool `[chains]`.
+        relative: float32 `[chains]`, identity of the closest relative in training; 0 for none and for training chains.
         arrays: by the names in `LAYOUT`.
         about: source and licence, for printing.
         origin: function and arguments that open the set again, in another process.
@@ -112,7 +112,7 @@ class ChainSet:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Residues of each chain, int64 [chains]."""
+        """Residues of each chain, int64 `[chains]`."""
         return np.diff(self.start)
 
     def of(self, split: str) -> np.ndarray:
@@ -135,7 +135,7 @@ class ChainSet:
         return np.array([known[name] for name in names])
 
     def alignment(self, chain: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return letters and insertions uint8 [rows, residues] of a chain's alignment, or None."""
+        """Return letters and insertions uint8 `[rows, residues]` of a chain's alignment, or None."""
         if not self.rows[chain]:
             return None
         cells = self.arrays["cells"][self.cell_start[chain] : self.cell_start[chain + 1]].reshape(self.rows[chain], -1)

@@ -227,7 +227,7 @@ class Masked:
     A slot of the draw that holds no sequence becomes <cls> <eos> without targets.
 
     Args:
-        chains: numbers of `alphabet`, uint8 [residues] each.
+        chains: numbers of `alphabet`, uint8 `[residues]` each.
         context: residues of a crop.
         seed: with the sequence and, in training, the position, it determines crop and mask.
     """

@@ -30,15 +30,15 @@ def chains_for_head(chains: ChainSet, seed: int = 0) -> tuple[np.ndarray, np.nda
     )
     if not len(train) or not len(val):
         raise UserError(
-            f"the contact head needs training chains of at most {LONGEST[0]} residues and validation chains of at most "
-            f"{LONGEST[1]}, and the set has {len(train)} and {len(val)}; leave --model.structures out."
+            f"the contact head needs training chains of at most {LONGEST[0]} residues and validation chains of at "
+            f"most {LONGEST[1]}, and the set has {len(train)} and {len(val)}; leave --model.structures out."
         )
     drawn = np.random.default_rng(seed).choice(train, min(FITTED_ON, len(train)), replace=False)
     return np.sort(drawn), val
 
 
 def _known(chains: ChainSet, number: int) -> tuple[Tensor, Tensor]:
-    """Tokens [residues] and contacts int8 [residues, residues] of a chain."""
+    """Tokens `[residues]` and contacts int8 `[residues, residues]` of a chain."""
     here = slice(chains.start[number], chains.start[number + 1])
     cbeta = torch.from_numpy(np.array(chains.arrays["cb"][here]))
     tokens = torch.from_numpy(chains.arrays["tokens"][here].astype(np.int64))

@@ -76,16 +76,16 @@ def precisions(
     ranges: dict[str, tuple[int, int]] = RANGES,
     separation: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the scores of each chain, their chance and their ceiling, each float32 [batch]; NaN where there is no
+    """Returns the scores of each chain, their chance and their ceiling, each float32 `[batch]`; NaN where there is no
     pair.
 
     The keys are `{range}_{score}{kind}`: `long_p_at_l`, `long_p_at_l5_chance`, `medium_auc_ceiling`, ...
 
     Args:
-        scores: any number that is larger where a contact is more likely, [batch, L, L]; the upper triangle is read. NaN
-            ranks last.
-        targets: as from `contact_targets`, [batch, L, L].
-        lengths: L of each chain, [batch]; left out, the number of residues with any known pair.
+        scores: any number that is larger where a contact is more likely, `[batch, L, L]`; the upper triangle is read.
+            NaN ranks last.
+        targets: as from `contact_targets`, `[batch, L, L]`.
+        lengths: L of each chain, `[batch]`; left out, the number of residues with any known pair.
         ranges: first and last separation of each.
         separation: of each pair, int `[L, L]`, such as `read.complexes.separations` for a complex; left out, j - i.
     """
@@ -109,7 +109,9 @@ def precisions(
 def _ranked(
     scores: Tensor, targets: Tensor, first: int, last: int, separation: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected hits by rank [batch, ranks], the number of contacts [batch] and of known pairs [batch] of a range."""
+    """Expected hits by rank `[batch, ranks]`, the number of contacts `[batch]` and of known pairs `[batch]` of a
+    range.
+    """
     i, j = pairs_apart(scores.shape[-1], first, last, separation, scores.device)
     flat = i * scores.shape[-1] + j
     target = targets.flatten(1)[:, flat]
@@ -136,7 +138,7 @@ def pairs_apart(
 
 
 def _share_ties(ranked: Tensor, hit: Tensor) -> Tensor:
-    """Replace each hit [batch, ranks] by the mean over the ranks of equal score."""
+    """Replace each hit `[batch, ranks]` by the mean over the ranks of equal score."""
     if not hit.shape[1]:
         return hit
     starts = torch.ones_like(hit, dtype=torch.bool)
@@ -156,7 +158,7 @@ def _counted(like: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _at_tenths(found: Tensor, lengths: Tensor) -> Tensor:
-    """Precision [batch, 10] at 1/10 ... 10/10 of L from the contacts found up to each rank [batch, ranks]."""
+    """Precision `[batch, 10]` at 1/10 ... 10/10 of L from the contacts found up to each rank `[batch, ranks]`."""
     asked = (lengths.to(found.device)[:, None] * torch.arange(1, 11, device=found.device) // 10).clamp_min(1)
     if not found.shape[1]:
         return torch.zeros(asked.shape, dtype=found.dtype, device=found.device)
@@ -186,7 +188,7 @@ class ContactMetrics:
         neff: Tensor | None = None,
         names: Sequence[str] = (),
     ) -> None:
-        """Add chains; the numbers stay on their device. `neff` [batch] may hold NaN; other arguments as
+        """Add chains; the numbers stay on their device. `neff` `[batch]` may hold NaN; other arguments as
         `precisions`.
         """
         found = precisions(scores, targets, lengths, self.ranges)
@@ -197,7 +199,7 @@ class ContactMetrics:
 
     @property
     def values(self) -> Tensor:
-        """What each chain scored and, last, its Neff: float32 [chains, keys + 1]; rows of several ranks may be
+        """What each chain scored and, last, its Neff: float32 `[chains, keys + 1]`; rows of several ranks may be
         joined.
         """
         if not self._values:
@@ -207,8 +209,8 @@ class ContactMetrics:
     def compute(self, values: Tensor | None = None) -> dict[str, float]:
         """Returns the means over the chains that have a score: one number per key, then those of each Neff bin.
 
-        The keys of a bin end in `_neff_10_50`; beside them stands `chains_neff_10_50`. Bins without a chain are absent,
-        as are keys without a score.
+        The keys of a bin end in `_neff_10_50`; beside them stands `chains_neff_10_50`. Bins without a chain are
+        absent, as are keys without a score.
 
         Args:
             values: rows as from `values`; left out, those of this process.

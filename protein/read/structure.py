@@ -118,8 +118,8 @@ def structure_files(folder: str | Path) -> list[Path]:
 def read_chains(file: str | Path, chain: str | None = None, model: int | None = None) -> list[Chain]:
     """Reads the protein chains of a PDB or mmCIF file, possibly gzipped, in the order of the file.
 
-    Cβ is the atom of the file; it is imputed from N, CA and C where it is absent. Of several locations of a residue the
-    one of highest occupancy is taken for all its atoms, of several models the first.
+    Cβ is the atom of the file; it is imputed from N, CA and C where it is absent. Of several locations of a residue
+    the one of highest occupancy is taken for all its atoms, of several models the first.
 
     Args:
         file: .pdb, .ent, .cif or .mmcif, each also with .gz.
@@ -269,7 +269,7 @@ def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[
 
 
 def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Put the residues [residues, ...] at the positions `where` of a sequence; -1 is nowhere."""
+    """Put the residues `[residues, ...]` at the positions `where` of a sequence; -1 is nowhere."""
     here = where >= 0
     out = {}
     for name, values in (("backbone", backbone), ("cbeta", cbeta)):
@@ -302,7 +302,8 @@ def _on_entity(
 
 
 def _broken(residues: list[Residue]) -> bool:
-    """Whether the numbers of neighbours follow each other where the chain is broken: they do not count what is missing.
+    """Whether the numbers of neighbours follow each other where the chain is broken: they do not count what is
+    missing.
 
     A file in which most neighbours are not bound, such as a made-up one, says nothing.
     """

@@ -18,8 +18,9 @@ from .prepared import Place, Prepared
 class TextData(ResumableData):
     """Plain text, tokenised once into a cache and packed into windows of equal length.
 
-    A batch is a dict of int64 tensors [batch, context]: `tokens`; `targets`, the next token of each, -100 where nothing
-    is to be predicted; and, if there are several documents, `documents`, the number of the document of each token.
+    A batch is a dict of int64 tensors `[batch, context]`: `tokens`; `targets`, the next token of each, -100 where
+    nothing is to be predicted; and, if there are several documents, `documents`, the number of the document of each
+    token.
 
     Training visits every window once per epoch, in an order and from a phase that (seed, epoch) determine. Validation
     scores the whole held-out text: every token but the first of each document is a target exactly once.

@@ -53,7 +53,7 @@ class TokenArray:
     first_bytes: int
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
-        """Map the tokens [tokens] and the offsets at which documents start [documents]."""
+        """Map the tokens `[tokens]` and the offsets at which documents start [documents]."""
         return _map(self.folder / f"{self.side}.tokens.npy"), _map(self.folder / f"{self.side}.starts.npy")
 
 

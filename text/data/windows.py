@@ -1,7 +1,7 @@
 """Fixed windows over a stream of tokens, cut into whole batches by numpy.
 
-A batch is indexed by an array of window starts, so that one fancy indexing builds all of it: fetching single samples in
-Python and collating them costs more than a small model's step on a CPU.
+A batch is indexed by an array of window starts, so that one fancy indexing builds all of it: fetching single samples
+in Python and collating them costs more than a small model's step on a CPU.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .tokens import TokenArray
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Batches of windows: `windows[starts]` for an int64 array of offsets [batch] into the token stream.
+    """Batches of windows: `windows[starts]` for an int64 array of offsets `[batch]` into the token stream.
 
-    A batch holds `tokens` and `targets` (the next token, -100 where it is not scored), int64 [batch, context], and,
-    when `packed`, `documents` [batch, context]: the number of the document each token belongs to. The first token of a
-    document is never a target: nothing that the model may see announces it. Positions behind the end of the stream are
-    ignored, too.
+    A batch holds `tokens` and `targets` (the next token, -100 where it is not scored), int64 `[batch, context]`, and,
+    when `packed`, `documents` `[batch, context]`: the number of the document each token belongs to. The first token
+    of a document is never a target: nothing that the model may see announces it. Positions behind the end of the
+    stream are ignored, too.
     """
 
     def __init__(self, array: TokenArray, context: int, packed: bool) -> None:
@@ -61,11 +61,11 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 class ShuffledWindows(data.Shuffled):
-    """The order of training: window starts [batch] of one rank, batch after batch.
+    """The order of training: window starts `[batch]` of one rank, batch after batch.
 
-    In epoch e the windows tile the stream from a random phase in [0, context), in random order and each once; both come
-    from a generator seeded by (seed, e). Every epoch has the same number of batches: windows that do not fill the last
-    one, and tokens outside the tiling, are left out in that epoch only.
+    In epoch e the windows tile the stream from a random phase in [0, context), in random order and each once; both
+    come from a generator seeded by (seed, e). Every epoch has the same number of batches: windows that do not fill
+    the last one, and tokens outside the tiling, are left out in that epoch only.
 
     Args:
         tokens: length of the stream.
@@ -92,8 +92,8 @@ class ShuffledWindows(data.Shuffled):
 class WindowsInOrder:
     """The order of validation: every window once, one behind the other, so that every token is scored once.
 
-    The ranks take disjoint windows and equally many batches of equal shape; what is too much lies behind the end of the
-    stream, where everything is ignored. Arguments as for `ShuffledWindows`.
+    The ranks take disjoint windows and equally many batches of equal shape; what is too much lies behind the end of
+    the stream, where everything is ignored. Arguments as for `ShuffledWindows`.
     """
 
     def __init__(self, tokens: int, context: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -110,7 +110,9 @@ class WindowsInOrder:
 
 
 def training_windows(tokens: int, context: int) -> int:
-    """Return the number of windows of an epoch; the same for every phase where the stream holds two windows or more."""
+    """Return the number of windows of an epoch; the same for every phase where the stream holds two windows or
+    more.
+    """
     if tokens <= context:
         return 0
     return max(1, (tokens - context) // context)

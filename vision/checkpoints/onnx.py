@@ -152,7 +152,7 @@ def _epsilon(graph: Graph, weight: str) -> float:
 
 
 def _head_dim(graph: Graph, bias: str) -> int:
-    """The last number of the shape that keys are given: [batch, tokens, heads, head_dim]."""
+    """The last number of the shape that keys are given: `[batch, tokens, heads, head_dim]`."""
     add = graph.users[bias][0]
     reshape = next(n for n in graph.users[add.output[0]] if n.op_type == "Reshape")
     shape = graph.constant(reshape.input[1])

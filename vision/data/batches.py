@@ -32,8 +32,8 @@ from .scan import Kept
 class InMemory:
     """Batches out of one tensor, all images at once.
 
-    A batch holds `images` uint8 [batch, channels, height, width], `labels` int64 [batch] (-100 where the batch is only
-    filled up), `index` int64 [batch] into the side (-1 there), and in training the `position` of the batch.
+    A batch holds `images` uint8 `[batch, channels, height, width]`, `labels` int64 `[batch]` (-100 where the batch is
+    only filled up), `index` int64 `[batch]` into the side (-1 there), and in training the `position` of the batch.
     """
 
     def __init__(self, pixels: Tensor, labels: np.ndarray) -> None:
@@ -102,8 +102,8 @@ def pixels_in_memory(
 ) -> Tensor:  # fmt: skip
     """All images of a side fitted to `size`: uint8 `[images, channels, height, width]`.
 
-    They come from the cache if it knows them, out of `kept` (which is emptied) if `scan` has decoded them just now, and
-    else from the files.
+    They come from the cache if it knows them, out of `kept` (which is emptied) if `scan` has decoded them just now,
+    and else from the files.
     """
     if images.array is not None and images.array.shape[1:3] == size and preprocessing.crop_pct == 1:
         grey = images.array.ndim == 3

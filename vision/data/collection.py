@@ -59,13 +59,13 @@ class Paths:
 
 @dataclass
 class Images:
-    """One side of a collection: `names` and `labels` [images] of either files or an array.
+    """One side of a collection: `names` and `labels` `[images]` of either files or an array.
 
     Args:
         names: what messages and tables call each image.
-        labels: int64 [images], index into the classes.
+        labels: int64 `[images]`, index into the classes.
         encoded: files to decode; or
-        array: uint8 [images, height, width] or [images, height, width, 3].
+        array: uint8 `[images, height, width]` or `[images, height, width, 3]`.
         rows: which entries of `encoded` or `array` these are.
         decoding: how files are decoded where there is a choice.
     """

@@ -82,7 +82,7 @@ class Gathered:
     """Images that are ready to be served: see the attributes of `ImageData`.
 
     Args:
-        pixels: uint8 [images, channels, height, width] of each side; empty if they are not kept in memory.
+        pixels: uint8 `[images, channels, height, width]` of each side; empty if they are not kept in memory.
         content: hash of the images to train and validate on.
     """
 

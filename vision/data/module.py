@@ -30,12 +30,13 @@ MEMORY = 4.0
 class ImageData(ResumableData):
     """Labelled images. Left without `root`: scikit-learn's 1,797 handwritten digits, which are on every machine.
 
-    A batch is a dict: `images` float32 [batch, channels, height, width], normalised; `labels` int64 [batch], -100 for
-    the entries that only fill up the last validation batch, or float32 [batch, classes] after Mixup or CutMix; `index`
-    int64 [batch], the number of each image in its side (see `names`).
+    A batch is a dict: `images` float32 `[batch, channels, height, width]`, normalised; `labels` int64 `[batch]`, -100
+    for the entries that only fill up the last validation batch, or float32 `[batch, classes]` after Mixup or CutMix;
+    `index` int64 `[batch]`, the number of each image in its side (see `names`).
 
-    Every image is decoded once before the first step. What cannot be read stops the run with a list, or is left out and
-    counted; no other image takes its place. An image whose pixels are also in validation or test is never trained on.
+    Every image is decoded once before the first step. What cannot be read stops the run with a list, or is left out
+    and counted; no other image takes its place. An image whose pixels are also in validation or test is never trained
+    on.
 
     Args:
         root: a folder with one folder for each class, or with train/, val/ and test/ folders of these; a .tar.gz or
@@ -260,11 +261,13 @@ class ImageData(ResumableData):
         return np.bincount(self._images[side].labels, minlength=self.classes).tolist()
 
     def arrays(self, side: Side) -> tuple[Tensor, Tensor] | None:
-        """Pixels uint8 [images, channels, height, width] and labels int64 [images] of a side, if they are in memory."""
+        """Pixels uint8 `[images, channels, height, width]` and labels int64 `[images]` of a side, if they are in
+        memory.
+        """
         return (self._pixels[side], torch.from_numpy(self._images[side].labels)) if side in self._pixels else None
 
     def picture(self, side: Side, index: int) -> Tensor:
-        """One image of a side as the model sees it in validation, uint8 [channels, height, width]."""
+        """One image of a side as the model sees it in validation, uint8 `[channels, height, width]`."""
         if side in self._pixels:
             return self._pixels[side][index]
         return self.preprocessing.pixels(load(self._images[side], index, self.channels), self.image_size)

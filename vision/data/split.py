@@ -14,7 +14,7 @@ from .scan import Record
 
 
 def hold_out(digests: Sequence[str], labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Choose about `fraction` of each class, but at least one image, for validation: bool [images], True there.
+    """Choose about `fraction` of each class, but at least one image, for validation: bool `[images]`, True there.
 
     Images of equal content (equal `digests`) stay together. The choice follows a hash of `seed` and the content, so it
     depends neither on file names nor on their order, and an image keeps its side when others are added or removed at
