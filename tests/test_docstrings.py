@@ -18,5 +18,7 @@ def test_shapes_stand_in_backticks() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                 plain = re.sub(r"`[^`]*`", "", ast.get_docstring(node) or "")
-                wrong += [f"{path.relative_to(ROOT)}: {found}" for found in re.findall(rf"\[(?:{AXES})\b[^\]]*\]", plain)]
+                wrong += [
+                    f"{path.relative_to(ROOT)}: {found}" for found in re.findall(rf"\[(?:{AXES})\b[^\]]*\]", plain)
+                ]
     assert wrong == []

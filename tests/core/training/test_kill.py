@@ -68,9 +68,10 @@ def state(run: Path) -> dict[str, Any]:
     }
 
 
-def losses(run: Path) -> list[tuple[str, str, str]]:
+def losses(run: Path) -> list[tuple[str, str]]:
+    """The rows of training. That of a validation during which the run was stopped may be missing."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [(row["step"], row["loss"], row["val_loss"]) for row in csv.DictReader(file)]
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.fixture(scope="module")
