@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import native as checkpoint
+from .checkpoints.saved import SavedModel
 from .config import TransformerConfig
 from .errors import UserError
 from .initialise import initialise
@@ -86,7 +84,7 @@ class Block(nn.Module):
         return tuple(mixer.start(capacity) for mixer in (self.attn, self.cross) if mixer is not None)
 
 
-class Transformer(nn.Module):
+class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
     """Token vectors in, token vectors out; what they mean is the caller's business.
 
     >>> model = Transformer(TransformerConfig(dim=64, depth=2, heads=4))
@@ -187,18 +185,6 @@ class Transformer(nn.Module):
                 "Rotary positions with two axes need positions=[tokens, 2], the row and column of each token."
             )
         return torch.arange(past, past + tokens, device=device)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        checkpoint.save(folder, "Transformer", {"transformer": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Transformer:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "Transformer")
-        model = cls(TransformerConfig.from_dict(config.get("transformer")))
-        checkpoint.load_weights(model, Path(folder))
-        return model
 
 
 def _hide(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import native as checkpoint
+from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
@@ -76,7 +74,7 @@ class MaskedHead(nn.Module):
         return self.norm(activation(self.kind, self.dense(x))) @ embedding.T + self.bias
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(SavedModel, config=TextEncoderConfig):
     """Token ids `[batch, tokens]` -> logits `[batch, tokens, vocab_size]`, or vectors without a `masked_head`."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -114,15 +112,3 @@ class TextEncoder(nn.Module):
         if self.pooler is None:
             raise UserError("This encoder has no pooler; take the mean of the vectors of the real tokens.")
         return torch.tanh(self.pooler(hidden[:, 0]))
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        checkpoint.save(folder, "TextEncoder", {"model": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> TextEncoder:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "TextEncoder")
-        model = cls(TextEncoderConfig.from_dict(config.get("model")))
-        checkpoint.load_weights(model, Path(folder))
-        return model

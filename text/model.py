@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import native as checkpoint
+from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
@@ -63,7 +61,7 @@ class LanguageModelConfig:
         return cls(**values)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(SavedModel, config=LanguageModelConfig):
     """Token ids `[batch, tokens]` -> logits `[batch, tokens, vocab_size]`."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
@@ -115,15 +113,3 @@ class LanguageModel(nn.Module):
         """
         hidden = self.hidden(tokens, documents)
         return linear_cross_entropy(hidden, self.head.weight, targets, self.head.bias, self.config.logit_softcap)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        checkpoint.save(folder, "LanguageModel", {"model": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LanguageModel:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "LanguageModel")
-        model = cls(LanguageModelConfig.from_dict(config.get("model")))
-        checkpoint.load_weights(model, Path(folder))
-        return model

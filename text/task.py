@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.adapt.lora import LoRAConfig
-from ..core.checkpoints import native as checkpoint
 from ..core.checkpoints.family import Pretrained
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
@@ -126,11 +125,11 @@ class TextTask(TrainingModule):
         return load(source)
 
     def read_start(self, folder: Path) -> Start:
-        config = checkpoint.load_config(folder, "LanguageModel")
+        settings = LanguageModel.read_settings(folder)
         with uninitialised():
-            model = LanguageModel(LanguageModelConfig.from_dict(config["model"]))
+            model = LanguageModel.from_settings(settings)
         has_tokenizer = (folder / "tokenizer.json").is_file()
-        return Start.read(config, model, Tokenizer.load(folder) if has_tokenizer else None)
+        return Start.read(settings, model, Tokenizer.load(folder) if has_tokenizer else None)
 
     def adopt(self, start: Start, data: Any) -> str:
         """The data are tokenised as the checkpoint's text was."""
@@ -198,7 +197,7 @@ class TextTask(TrainingModule):
         """Write the model and its tokenizer, for `triune text generate` and `LanguageModel.from_pretrained`."""
         assert isinstance(self.model, LanguageModel)
         self.trainer.datamodule.tokenizer.save(folder)  # type: ignore[attr-defined]
-        checkpoint.save(folder, "LanguageModel", {"model": self.model.config.to_dict()}, self.export_state())
+        self.model.save_pretrained(folder, self.export_state())
 
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import native as checkpoint
+from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError, nearest
@@ -245,7 +243,7 @@ def new_head(config: VisionTransformerConfig) -> nn.Linear:
     return head
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(SavedModel, config=VisionTransformerConfig):
     """Images `[batch, channels, height, width]`, normalised by `config.preprocessing` -> logits `[batch, classes]`.
 
     Images may have another size than `config.image_size`: a learned table is resampled, rotary and sine-cosine
@@ -347,17 +345,3 @@ class VisionTransformer(nn.Module):
                 table = torch.cat([copy.positions.table[:extra], copy.positions(grid)])
             copy.positions.grid, copy.positions.table = grid, nn.Parameter(table)
         return copy
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json`, with class names and preprocessing, and `model.safetensors` into `folder`,
-        atomically.
-        """
-        checkpoint.save(folder, "VisionTransformer", {"model": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> VisionTransformer:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "VisionTransformer")
-        model = cls(VisionTransformerConfig.from_dict(config["model"]))
-        checkpoint.load_weights(model, Path(folder))
-        return model

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.adapt.lora import LoRAConfig
-from ..core.checkpoints import native as checkpoint
 from ..core.checkpoints.family import Pretrained
+from ..core.checkpoints.native import CONFIG
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.initialise import uninitialised
@@ -170,9 +170,9 @@ class VisionTask(TrainingModule):
         return load(source)
 
     def read_start(self, folder: Path) -> Start:
-        config = checkpoint.load_config(folder, "VisionTransformer")
+        settings = VisionTransformer.read_settings(folder)
         with uninitialised():
-            return Start.read(config, VisionTransformer(VisionTransformerConfig.from_dict(config["model"])))
+            return Start.read(settings, VisionTransformer.from_settings(settings))
 
     def adopt(self, start: Start, data: Any) -> str:
         """The images become what the checkpoint was trained on."""
@@ -303,7 +303,7 @@ class VisionTask(TrainingModule):
 
     def _test_metrics(self, logits: Tensor, labels: Tensor, run: RunFolder | None) -> dict[str, Any]:
         judged, found = judge(logits, labels, self._names), {}
-        if run is not None and (run.model / checkpoint.CONFIG).is_file():
+        if run is not None and (run.model / CONFIG).is_file():
             temperature = read_temperature(run.model)
             after = judge(logits / temperature, labels, self._names)
             found = {"temperature": temperature, "nll_calibrated": after.nll, "ece_calibrated": after.ece}
@@ -361,7 +361,7 @@ class VisionTask(TrainingModule):
     def export(self, folder: Path) -> None:
         """Write the model with class names, preprocessing and temperature, for `triune vision classify`."""
         assert isinstance(self.model, VisionTransformer)
-        checkpoint.save(folder, "VisionTransformer", {"model": self.model.config.to_dict()}, self.export_state())
+        self.model.save_pretrained(folder, self.export_state())
         if self.calibration is not None:
             store_temperature(folder, self.calibration.temperature)
 

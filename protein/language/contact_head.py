@@ -8,13 +8,13 @@ most, are never computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core.checkpoints import native as checkpoint
+from ...core.checkpoints.saved import SavedModel
 from ...core.errors import UserError
 from ...core.lens.stream import stream_attention
 from .model import EOS, PAD, SequenceModel, esm_tokens
@@ -99,7 +99,7 @@ def add_maps(half: Tensor, maps: Tensor, keep: Tensor, weight: Tensor) -> None:
     half.baddbmm_((rows * share).mT, rows, alpha=-1)
 
 
-class ContactHead(nn.Module):
+class ContactHead(SavedModel):
     """sigmoid(sum over layers and heads of weight · feature + bias). One map `[batch, residues, residues]` of
     logits.
     """
@@ -167,18 +167,13 @@ class ContactHead(nn.Module):
         head.bias.fill_(bias)
         return head
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
+    def settings(self) -> dict[str, Any]:
         depth, heads = self.weight.shape
-        checkpoint.save(folder, "ContactHead", {"depth": depth, "heads": heads}, self.state_dict())
+        return {"depth": depth, "heads": heads}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> ContactHead:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "ContactHead")
-        head = cls(config["depth"], config["heads"])
-        checkpoint.load_weights(head, Path(folder))
-        return head
+    def from_settings(cls, settings: Mapping[str, Any]) -> ContactHead:
+        return cls(settings["depth"], settings["heads"])
 
 
 def l1_logistic_regression(

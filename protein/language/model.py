@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.checkpoints import native as checkpoint
+from ...core.checkpoints.saved import SavedModel
 from ...core.checks import check_keys, check_types
 from ...core.config import TransformerConfig
 from ...core.errors import UserError, nearest
@@ -142,7 +140,7 @@ class MaskedHead(nn.Module):
         return self.norm(F.gelu(self.dense(x)))
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(SavedModel, config=SequenceConfig):
     """ESM-2 token ids `[batch, tokens]` -> logits `[batch, tokens, vocab_size]`."""
 
     def __init__(self, config: SequenceConfig) -> None:
@@ -187,18 +185,6 @@ class SequenceModel(nn.Module):
         ignored.
         """
         return linear_cross_entropy(self.head(self.hidden(tokens)), self.embedding.weight, targets, self.head.bias)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        checkpoint.save(folder, "SequenceModel", {"model": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> SequenceModel:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = checkpoint.load_config(Path(folder), "SequenceModel")
-        model = cls(SequenceConfig.from_dict(config["model"]))
-        checkpoint.load_weights(model, Path(folder))
-        return model
 
 
 def mask_tokens(tokens: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

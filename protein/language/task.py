@@ -141,7 +141,8 @@ class PretrainTask(TrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write the model for `SequenceModel.from_pretrained`, and its contact head into a folder of its own."""
-        checkpoint.save(folder, "SequenceModel", {"model": self.config.to_dict()}, self.export_state())
+        assert isinstance(self.model, SequenceModel)
+        self.model.save_pretrained(folder, self.export_state())
         if self.fitted:
             self.fitted["head"].save_pretrained(folder / HEAD)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...core.checkpoints import native as files
+from ...core.checkpoints.saved import SavedModel
 from ...core.config import TransformerConfig
 from ...core.transformer import Transformer
 from ..language.model import SequenceModel, esm_tokens
@@ -168,7 +166,7 @@ class PairHead(nn.Module):
         return PairOutput(logits[..., 0], logits[..., 1:])
 
 
-class PairModel(nn.Module):
+class PairModel(SavedModel, config=PairConfig):
     """Contacts and distances from a sequence, its profile and its alignment.
 
     >>> model = PairModel(PairConfig.preset("tiny"))
@@ -257,15 +255,3 @@ class PairModel(nn.Module):
                 result = block(*args)
             z, m = (result[1], result[0]) if isinstance(result, tuple) else (result, m)
         return z, m
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically."""
-        files.save(folder, "PairModel", {"model": self.config.to_dict()}, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> PairModel:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        config = files.load_config(Path(folder), "PairModel")
-        model = cls(PairConfig.from_dict(config["model"]))
-        files.load_weights(model, Path(folder))
-        return model

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.adapt.lora import LoRAConfig
-from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained
 from ...core.initialise import uninitialised
 from ...core.training.freezing import FreezeConfig
@@ -23,7 +22,7 @@ from ...core.training.run.folder import RunFolder
 from ...core.training.schedules import ScheduleConfig
 from ...core.training.start import Start
 from ..data.module import ProteinData
-from ..language.model import SequenceConfig, SequenceModel
+from ..language.model import SequenceModel
 from ..predict.metrics import CUTOFF, ContactMetrics, distances, targets_of
 from .config import PairConfig
 from .model import PairModel, PairOutput, distance_classes
@@ -162,8 +161,8 @@ class PairTask(TrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
-        config = {"model": self.config.to_dict()} | ({"inputs": self.inputs} if self.inputs else {})
-        checkpoint.save(folder, "PairModel", config, self.export_state())
+        assert isinstance(self.model, PairModel)
+        self.model.save_pretrained(folder, self.export_state(), **({"inputs": self.inputs} if self.inputs else {}))
 
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
@@ -173,9 +172,9 @@ class PairTask(TrainingModule):
 
 def read_start(folder: Path) -> Start:
     """What `Start.save` wrote of a protein language model."""
-    config = checkpoint.load_config(folder, "SequenceModel")
+    settings = SequenceModel.read_settings(folder)
     with uninitialised():
-        return Start.read(config, SequenceModel(SequenceConfig.from_dict(config["model"])))
+        return Start.read(settings, SequenceModel.from_settings(settings))
 
 
 def precision_lines(metrics: dict[str, Any], stage: str = "val") -> list[str]:

@@ -115,7 +115,7 @@ class PairPredictor:
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> PairPredictor:
         model = PairModel.from_pretrained(folder).eval().to(device)
-        return cls(model, load_config(folder, "PairModel").get("inputs") or _assumed(model.config))
+        return cls(model, PairModel.read_settings(folder).get("inputs") or _assumed(model.config))
 
     @property
     def about(self) -> str:

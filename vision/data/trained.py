@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.checkpoints.native import CONFIG, load_config
+from ...core.checkpoints.native import CONFIG
 from ...core.errors import UserError
-from ..model import VisionTransformerConfig
+from ..model import VisionTransformer, VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .collection import Collection, Side
 from .find import Where, at, find, note_missing, side_in
@@ -146,7 +146,7 @@ def read_trained(checkpoint: Path) -> Trained | None:
     folder = checkpoint.parent.parent / "model"
     if not (folder / CONFIG).is_file():
         return None
-    config = VisionTransformerConfig.from_dict(load_config(folder, "VisionTransformer")["model"])
+    config = VisionTransformerConfig.from_dict(VisionTransformer.read_settings(folder)["model"])
     return Trained(None, False, config.labels, config.size, config.channels, config.preprocessing)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...core.checkpoints import native as checkpoint
+from ...core.checkpoints.native import CONFIG
 from ...core.errors import UserError
 from ...core.files import write_json
+from ..model import VisionTransformer
 from .metrics import Judgement, checked, judge
 
 
@@ -105,15 +106,15 @@ def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
 def store_temperature(folder: str | os.PathLike[str], temperature: float) -> None:
     """Add the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
     path = Path(folder)
-    config = checkpoint.load_config(path, "VisionTransformer") | {"temperature": temperature}
-    write_json(path / checkpoint.CONFIG, config)
+    config = VisionTransformer.read_settings(path) | {"temperature": temperature}
+    write_json(path / CONFIG, config)
 
 
 def read_temperature(folder: str | os.PathLike[str]) -> float:
     """The temperature stored with a model; 1 where there is none. Raises UserError for one that is no positive
     number.
     """
-    temperature = checkpoint.load_config(Path(folder), "VisionTransformer").get("temperature", 1.0)
+    temperature = VisionTransformer.read_settings(folder).get("temperature", 1.0)
     if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
-        raise UserError(f"'{Path(folder) / checkpoint.CONFIG}': temperature is {temperature!r}, but must be positive.")
+        raise UserError(f"'{Path(folder) / CONFIG}': temperature is {temperature!r}, but must be positive.")
     return float(temperature)
