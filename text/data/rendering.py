@@ -7,6 +7,7 @@ stops all of these alike.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,6 +41,7 @@ class Renderer:
     def __init__(self, source: str) -> None:
         self.source = source
         self._process: subprocess.Popen[str] | None = None
+        self._end: weakref.finalize | None = None
 
     def render(self, **names: Any) -> str:
         """The text for `names`, plain values. Raises `Refused`."""
@@ -49,9 +51,10 @@ class Renderer:
         return reply["text"]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._end is None or self._process.poll() is not None:
+            self.close()
             self._process = _start()
-            weakref.finalize(self, self._process.kill)
+            self._end = weakref.finalize(self, _finish, self._process, os.getpid())
         process = self._process
         assert process.stdin and process.stdout
         ended = threading.Event()
@@ -64,13 +67,34 @@ class Renderer:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        except BaseException:  # Ctrl-C: the reply on its way would be taken for that of the next request
+            self.close()
+            raise
         finally:
             timer.cancel()
         if line.endswith("\n"):
             return json.loads(line)
+        self.close()
+        raise Refused(f"it ran for more than {SECONDS:g} s" if ended.is_set() else "it ended the process that runs it")
+
+    def close(self) -> None:
+        """Ends the process, if there is one; also done when the renderer is collected and at Python's exit."""
+        if self._end is not None:
+            self._end()
+        self._process = self._end = None
+
+
+def _finish(process: subprocess.Popen[str], owner: int) -> None:
+    """Ends and reaps `process` and closes its pipes. A fork of `owner` only closes its own ends of the pipes."""
+    if os.getpid() == owner:
         process.kill()
         process.wait()
-        raise Refused(f"it ran for more than {SECONDS:g} s" if ended.is_set() else "it ended the process that runs it")
+    else:
+        process.returncode = 0  # it is not ours to wait for
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what could not be written to an ended process
+                pipe.close()
 
 
 def _start() -> subprocess.Popen[str]:
