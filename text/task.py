@@ -11,17 +11,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.adapt.lora import LoRAConfig
 from ..core.checkpoints.family import Pretrained
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.initialise import uninitialised
 from ..core.losses import IGNORED
-from ..core.training.freezing import FreezeConfig
 from ..core.training.module import Loss, TrainingModule
-from ..core.training.optimizers import OptimizerConfig
 from ..core.training.run.folder import RunFolder
-from ..core.training.schedules import ScheduleConfig
 from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import TextData
 from .model import LanguageModel, LanguageModelConfig
@@ -71,15 +67,10 @@ class TextTask(TrainingModule):
         embedding_scale: the embedding is multiplied by sqrt(dim).
         head_bias: a bias on the logits.
         logit_softcap: logits become cap·tanh(logits / cap).
-        optimizer: optimizer and learning rates.
-        schedule: how the learning rate moves.
-        ema: decay of an average of the weights that is judged and exported in their place, for example 0.99.
-        compile: compile the blocks; worth its minute of waiting on a GPU.
         pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face, a GGUF file, a run or model
             folder. Its config and its tokenizer are used; of `transformer` only dropout and stochastic depth may then
             be chosen.
-        lora: train low-rank factors beside the linear layers instead of the weights.
-        freeze: which blocks do not train, or not at first.
+        **training: optimizer, schedule, ema, compile, lora and freeze; see `TrainingModule`.
     """
 
     task_type = "CAUSAL_LM"
@@ -94,15 +85,9 @@ class TextTask(TrainingModule):
         embedding_scale: bool = False,
         head_bias: bool = False,
         logit_softcap: float | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        ema: float | None = None,
-        compile: bool = False,
-        pretrained: str | None = None,
-        lora: LoRAConfig | None = None,
-        freeze: FreezeConfig | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
+        super().__init__(**training)
         self.transformer_config = replace(transformer, causal=True)
         self.options = {
             "tied": tied,

@@ -14,17 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.adapt.lora import LoRAConfig
 from ..core.checkpoints.family import Pretrained
 from ..core.checkpoints.native import CONFIG
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.initialise import uninitialised
-from ..core.training.freezing import FreezeConfig
 from ..core.training.module import Loss, TrainingModule
-from ..core.training.optimizers import OptimizerConfig
 from ..core.training.run.folder import RunFolder
-from ..core.training.schedules import ScheduleConfig
 from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import ImageData
 from .data.names import refuse_other
@@ -74,15 +70,11 @@ class VisionTask(TrainingModule):
         logit_adjustment: for classes of unequal size: in training, this times the log of each class's share is added to
             its logit, so that 1 aims at the mean accuracy over classes (Menon et al. 2021) and 0 at that over images.
         binary: train one yes-or-no question for each class (binary cross-entropy, summed over classes; DeiT III).
-        optimizer: optimizer and learning rates; `layer_decay` for fine-tuning.
-        schedule: how the learning rate moves.
-        ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
-        compile: compile the blocks; worth its minute of waiting on a GPU.
         pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face or timm, a file, a run or model
             folder. Its config and its preprocessing are used, with a new head unless it has the classes of the data;
             of `transformer` only dropout and stochastic depth may then be chosen.
         lora: train low-rank factors beside the linear layers, and the head, instead of all weights.
-        freeze: which blocks do not train, or not at first.
+        **training: optimizer, schedule, ema, compile, lora and freeze; see `TrainingModule`.
     """
 
     unit = "img"
@@ -105,15 +97,9 @@ class VisionTask(TrainingModule):
         label_smoothing: float = 0.0,
         logit_adjustment: float = 0.0,
         binary: bool = False,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        ema: float | None = None,
-        compile: bool = False,
-        pretrained: str | None = None,
-        lora: LoRAConfig | None = None,
-        freeze: FreezeConfig | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
+        super().__init__(**training)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1 (such as 0.1).")
         if not 0 <= logit_adjustment <= 10 or (logit_adjustment and binary):

@@ -19,6 +19,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .run.machine import default_workers
+
 RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
 
 
@@ -174,6 +176,9 @@ class DataModule(LightningDataModule):
 class ResumableData(DataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
 
+    workers: int | None = None
+    """The option of this name; None leaves it to `loader_workers`."""
+
     def __init__(self) -> None:
         super().__init__()
         self._resumed: dict[str, Any] | None = None
@@ -207,6 +212,17 @@ class ResumableData(DataModule):
         """Whether batches should lie in memory from which a GPU copies without waiting."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return on_gpu and torch.cuda.is_available()
+
+    def loader_workers(self, most: int, without_gpu: bool = False) -> int:
+        """Processes that prepare batches: as many as `workers` asks for, else the rule of all tasks.
+
+        Args:
+            most: how many keep up with a training.
+            without_gpu: they pay beside a training on a CPU too, because a batch costs more than its step.
+        """
+        if self.workers is not None:
+            return self.workers
+        return default_workers(self.ranks()[1], most) if without_gpu or self.pin else 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"settings": self.order_settings()}

@@ -48,8 +48,8 @@ class TrainingModule(TaskModule):
     Args:
         optimizer: optimizer and learning rates.
         schedule: how the learning rate moves.
-        ema: decay of an exponential moving average of the weights, for example 0.999; none by default.
-        compile: compile the blocks of the model, in place.
+        ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
+        compile: compile the blocks of the model, in place; worth its minute of waiting on a GPU.
         pretrained: a checkpoint to start from: a folder, a file or a name that the task's `load_pretrained` knows.
         lora: train low-rank factors beside the linear layers of the checkpoint instead of its weights.
         freeze: which blocks of the checkpoint do not train, or not at first.
@@ -60,8 +60,8 @@ class TrainingModule(TaskModule):
 
     def __init__(
         self,
-        optimizer: OptimizerConfig | None = None,
-        schedule: ScheduleConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         ema: float | None = None,
         compile: bool = False,
         pretrained: str | None = None,
@@ -69,7 +69,7 @@ class TrainingModule(TaskModule):
         freeze: FreezeConfig | None = None,
     ) -> None:
         super().__init__()
-        self.optimizer_config = optimizer or OptimizerConfig()
+        self.optimizer_config = optimizer or OptimizerConfig()  # None from tasks that leave it open
         self.schedule_config = schedule or ScheduleConfig()
         self.ema = None if ema is None else EMA(ema)
         self.compile_blocks = compile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ class ProteinData(ResumableData):
         only: names of chains to train on and to validate on, both: to see whether a model can learn them by heart.
         max_length: longest chain that is validated whole; longer ones are cut.
         seed: of the order, the crops and the rows.
-        workers: processes that prepare batches. Left out: 2 with a GPU on a machine of more than two cores, else 0.
+        workers: processes that prepare batches. Left out: 2 beside a GPU on a machine of more than two cores, else 0.
 
     Attributes (after `setup`):
         chains: the `ChainSet`.
@@ -134,7 +133,7 @@ class ProteinData(ResumableData):
                 "lower --data.batch_size."
             )
         order = ShuffledChains(numbers, self.crop, self.batch_size, rank, world, self.seed, self.position)
-        return Batches(self._crops(), order, self._workers, self.pin)
+        return Batches(self._crops(), order, self.loader_workers(most=2), self.pin)
 
     def val_dataloader(self) -> Batches:
         """Return batches that hold every validation chain once."""
@@ -156,12 +155,6 @@ class ProteinData(ResumableData):
     def _set(self) -> ChainSet:
         assert self.chains is not None, "batches before setup()"
         return self.chains
-
-    @property
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 2 if self.pin and (os.cpu_count() or 1) > 2 else 0
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...core.adapt.lora import LoRAConfig
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained
-from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
-from ...core.training.optimizers import OptimizerConfig
 from ...core.training.run.folder import RunFolder
-from ...core.training.schedules import ScheduleConfig
 from ...core.training.start import Start, refuse_contradictions
 from ..data.store import ChainSet, builtin_set, open_set
 from ..pair.task import precision_lines, read_start
@@ -36,14 +32,9 @@ class PretrainTask(TrainingModule):
         size: tiny, 1M, 8M, 35M, 150M, 650M, 3B or 15B.
         structures: a set made by `triune protein prepare`, whose training chains the contact head is fitted on, and
             whose validation chains judge it. Left out: the chains that come with the package.
-        optimizer: optimizer and learning rates.
-        schedule: how the learning rate moves.
-        ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
-        compile: compile the blocks; worth its minute of waiting on a GPU.
         pretrained: a checkpoint to go on with: a file or folder of fair-esm, a folder or hub name of Hugging Face, a
             run. Its config is used in place of `size`; its contact head is fitted anew.
-        lora: train low-rank factors beside the linear layers instead of the weights.
-        freeze: which blocks do not train, or not at first.
+        **training: optimizer, schedule, ema, compile, lora and freeze; see `TrainingModule`.
     """
 
     unit = "masked res"
@@ -53,15 +44,9 @@ class PretrainTask(TrainingModule):
         self,
         size: str = "1M",
         structures: str | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        ema: float | None = None,
-        compile: bool = False,
-        pretrained: str | None = None,
-        lora: LoRAConfig | None = None,
-        freeze: FreezeConfig | None = None,
+        **training: Any,
     ) -> None:
-        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
+        super().__init__(**training)
         self.size, self.structures = size, structures
         self.fitted: dict[str, Any] = {}  # the contact head and how many chains made it; no part of what is trained
         self.config = SequenceConfig(transformer=esm_transformer(size))

@@ -12,14 +12,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.adapt.lora import LoRAConfig
 from ...core.checkpoints.family import Pretrained
 from ...core.initialise import uninitialised
 from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
-from ...core.training.optimizers import OptimizerConfig
 from ...core.training.run.folder import RunFolder
-from ...core.training.schedules import ScheduleConfig
 from ...core.training.start import Start
 from ..data.module import ProteinData
 from ..language.model import SequenceModel
@@ -40,16 +37,13 @@ class PairTask(TrainingModule):
         contact_weight: weight of the contacts' binary cross-entropy.
         distogram_weight: weight of the distogram's cross-entropy.
         local_weight: weight of pairs less than 6 residues apart, relative to the others.
-        optimizer: optimizer and learning rates.
-        schedule: how the learning rate moves.
-        ema: decay of an exponential moving average of the weights; none by default.
-        compile: compile the blocks; worth its minute of waiting on a GPU.
         pretrained: a protein language model (ESM-2) to put below the pair model, whose last vectors enter its sequence
             input: a file or folder of fair-esm, a folder or hub name of Hugging Face, a run of `triune protein
                 pretrain`.
         lora: train low-rank factors beside the language model's linear layers.
         freeze: which of its blocks do not train, or not at first. Left out, without lora: the whole language model is
             frozen (as in ESMFold).
+        **training: optimizer, schedule, ema, compile, lora and freeze; see `TrainingModule`.
     """
 
     unit = "pair"
@@ -62,17 +56,11 @@ class PairTask(TrainingModule):
         contact_weight: float = 1.0,
         distogram_weight: float = 0.3,
         local_weight: float = 0.1,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (never changed; the CLI shows its fields)
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        ema: float | None = None,
-        compile: bool = False,
-        pretrained: str | None = None,
-        lora: LoRAConfig | None = None,
-        freeze: FreezeConfig | None = None,
+        **training: Any,
     ) -> None:
-        if pretrained is not None and lora is None and freeze is None:
-            freeze = FreezeConfig()
-        super().__init__(optimizer, schedule, ema, compile, pretrained, lora, freeze)
+        if training.get("pretrained") is not None and training.get("lora") is None and training.get("freeze") is None:
+            training["freeze"] = FreezeConfig()
+        super().__init__(**training)
         self.preset = preset
         self.config = PairConfig.preset(preset, **settings or {})
         self.contact_weight, self.distogram_weight = contact_weight, distogram_weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ...core.errors import UserError
@@ -42,7 +41,7 @@ class TextData(ResumableData):
         batch_size: windows of a batch on one device.
         text_field: the field that holds the text in files of rows.
         seed: chooses which documents are held out, and the order of training.
-        workers: processes that prepare batches. Left out: 1 with a GPU on a machine of more than two cores, else 0.
+        workers: processes that prepare batches. Left out: 1 beside a GPU on a machine of more than two cores, else 0.
         columns: for `chats` with other names than the usual: prompt, completion, context, system, tools, messages,
             role or content, each with the name that the rows use, such as `--data.columns.prompt question_text`.
         on_error: stop at rows that cannot be used, or skip them; they are counted and named.
@@ -198,7 +197,7 @@ class TextData(ResumableData):
             UserError: the text does not fill one batch.
         """
         order = self.prepared.training_order(self._place, self.seed, self.position)
-        return Batches(self.prepared.batches("train"), order, self._workers, self.pin)
+        return Batches(self.prepared.batches("train"), order, self.loader_workers(most=1), self.pin)
 
     def val_dataloader(self) -> Batches:
         """Return the batches that score the whole validation text once."""
@@ -215,12 +214,6 @@ class TextData(ResumableData):
     @property
     def _place(self) -> Place:
         return Place(self.batch_size, *self.ranks())
-
-    @property
-    def _workers(self) -> int:
-        if self.workers is not None:
-            return self.workers
-        return 1 if self.pin and (os.cpu_count() or 1) > 2 else 0
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.training.data import ResumableData
-from ...core.training.run.machine import default_workers
 from ...core.work import cache_folder
 from ..preprocessing import Interpolation, Preprocessing
 from .augment import AugmentConfig, change_pixels, erase, mix
@@ -383,7 +382,7 @@ class ImageData(ResumableData):
     def _workers(self) -> int:
         if self._pixels:
             return 0
-        return default_workers(self.ranks()[1]) if self.workers is None else self.workers
+        return self.loader_workers(most=8, without_gpu=True)
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 from ...errors import UserError
 from ...yaml_files import read_yaml
@@ -107,6 +109,18 @@ def check_yaml(path: Path) -> Path:
                 f"--config {path}: `{name}` {found}, but must hold options; put them below it, or remove the line."
             )
     return path
+
+
+def use_own_words(parser: argparse.ArgumentParser, task: Any) -> None:
+    """Describe an option that `task` inherits (`pretrained`) as the docstring of `task` does, where it does."""
+    from docstring_parser import parse
+
+    own = inspect.signature(task).parameters
+    said = [p for p in parse(task.__doc__ or "").params if p.description and p.arg_name not in own]
+    words = {f"model.{p.arg_name}": p.description for p in said}
+    for action in parser._actions:  # argparse has no other way to a known option
+        if action.dest in words:
+            action.help = words[action.dest]
 
 
 def _join(configs: list[str], rest: list[str]) -> list[str]:

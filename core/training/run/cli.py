@@ -22,7 +22,7 @@ from ..data import DataModule
 from ..lightning_fixes import quiet
 from ..module import TrainingModule
 from . import bounds, changes, machine, report, sentences
-from .arguments import SCORING, prepare
+from .arguments import SCORING, prepare, use_own_words
 from .arguments import training_verb as training_verb
 from .checkpoints import Checkpoints, damage
 from .folder import RunFolder, newest_runs
@@ -106,6 +106,7 @@ class TaskCLI(LightningCLI):
                 "--ckpt_path", type=str | None, default=None, help="Checkpoint; default: the run's best."
             )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; default: physical cores.")
+        use_own_words(parser, self.model_class)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)

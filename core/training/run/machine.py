@@ -89,10 +89,10 @@ def default_threads(processes: int = 1) -> int:
     return max(1, cores // processes)
 
 
-def default_workers(processes: int = 1) -> int:
-    """Data-loader processes: none on up to two cores (they would fight the training for them), at most 8."""
+def default_workers(processes: int = 1, most: int = 8) -> int:
+    """Data-loader processes: none on up to two cores (they would fight the training for them), at most `most`."""
     cores = usable_cores() // processes
-    return 0 if cores <= 2 else min(8, cores - 1)
+    return 0 if cores <= 2 else min(most, cores - 1)
 
 
 def default_precision(device: str | torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from triune.core.training.data import ResumableData
 from triune.core.training.run import machine
 
 
@@ -80,3 +81,19 @@ def test_this_machine() -> None:
     assert about["device"]
     assert set(about["versions"]) == {"python", "torch", "lightning", "triune"}
     assert about["threads"] == torch.get_num_threads()
+
+
+def test_one_rule_for_workers_of_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Data(ResumableData):
+        pin = False
+
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    data = Data()
+    assert (data.loader_workers(2), data.loader_workers(8, without_gpu=True)) == (0, 8)
+    data.pin = True  # beside a GPU
+    assert data.loader_workers(2) == 2
+    data.workers = 5
+    assert data.loader_workers(2) == 5
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    data.workers = None
+    assert data.loader_workers(2) == 0
