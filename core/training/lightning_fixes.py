@@ -83,6 +83,28 @@ def validate_at_steps(trainer: Trainer) -> None:
     loop._should_check_val_fx = due
 
 
+def validation_due(trainer: Trainer) -> bool:
+    """Whether the interval of validations ends where the training stands; a wish to stop does not count."""
+    loop: Any = trainer.fit_loop
+    stop, trainer.should_stop = trainer.should_stop, False
+    try:
+        return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    finally:
+        trainer.should_stop = stop
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validate before the first step of a resumed training; Lightning leaves out a validation that was due when the
+    checkpoint was written, and continues one that was interrupted with the batches that were left.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    loop._has_run = False
+    trainer.training = True
+
+
 def validation_follows(trainer: Trainer) -> bool:
     """Whether a training that stops now validates once more."""
     loop = trainer.fit_loop.epoch_loop

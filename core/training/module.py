@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .ema import EMA
 from .freezing import FreezeConfig
 from .groups import build_optimizer
 from .optimizers import OptimizerConfig
-from .rng import rng_state, set_rng_state
+from .resume import Resume
 from .schedules import ScheduleConfig, factor
 from .task import Loss as Loss
 from .task import Sums, TaskModule, summed
@@ -82,8 +82,7 @@ class TrainingModule(TaskModule):
         self._window: Tensor | None = None  # [total, count] of the micro-batches since the last optimizer step
         self._nominal: Tensor | None = None
         self._sums: Tensor | None = None  # [total, count] of the evaluation so far
-        self._rng: list[dict[str, Any]] | None = None  # of each rank, from a checkpoint, until training starts
-        self._training_rng: dict[str, Any] | None = None  # during validation
+        self._resume = Resume()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in lightning_fixes.PLAIN:
@@ -274,6 +273,8 @@ class TrainingModule(TaskModule):
         self._swap_ema(to_averages=False)
         if self._sums is None:
             return
+        if stage == "val":
+            self._resume.validated = self.trainer.global_step
         if self.trainer.world_size > 1:
             dist.all_reduce(self._sums)
         self.evaluated = Sums(*self._sums.unbind())
@@ -343,36 +344,11 @@ class TrainingModule(TaskModule):
     def on_train_start(self) -> None:
         self._swap_ema(to_averages=False)
         self._window = None
-        if self._rng is not None and self.trainer.global_rank < len(self._rng):
-            # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
-            set_rng_state(self._rng[self.trainer.global_rank])
-        self._rng = None
-        # Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must
-        # not see those, or it would depend on how often one validates and where one resumes.
-        lightning_fixes.validate_at_steps(self.trainer)
-        loop = self.trainer.fit_loop.epoch_loop.val_loop
-        for name in ("run", "increment_progress_to_evaluation_end"):
-            setattr(loop, name, self._without_drawing(getattr(loop, name)))
-
-    def _without_drawing(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        def wrapped() -> Any:
-            self._training_rng = rng_state()
-            try:
-                return function()
-            finally:
-                set_rng_state(self._training_rng)
-                self._training_rng = None
-
-        return wrapped
+        self._resume.begin(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `ema` and, for each rank, `rng`; Lightning calls this on all ranks."""
-        state = self._training_rng or rng_state()
-        states: list[Any] = [state]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            dist.all_gather_object(states, state)
-        checkpoint["rng"] = states
+        """Add `ema` and what `Resume.state` says; Lightning calls this on all ranks."""
+        checkpoint.update(self._resume.state(self.trainer))
         if self.ema is None:
             return
         if self.ema.swapped:  # somebody saves in the middle of an evaluation
@@ -382,7 +358,7 @@ class TrainingModule(TaskModule):
         checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng = checkpoint.get("rng")
+        self._resume.load(checkpoint)
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ...errors import Stopped
 from ..lightning_fixes import validation_follows, within_window
 from ..task import TaskModule
 from .folder import RunFolder
@@ -30,6 +31,9 @@ class Checkpoints(Checkpoint):
     beside its place and then moved. Lightning calls checkpoint callbacks after all others, so their states are up to
     date.
 
+    A training that stops early writes `last.ckpt` before it validates once more, and not after: resumed, it goes on as
+    one that did not stop. Where that validation finds better weights, the best so far wait in `planned.ckpt`.
+
     Args:
         run: the folder.
         telemetry: told to leave the time of saving out of its rates.
@@ -45,6 +49,11 @@ class Checkpoints(Checkpoint):
         self._saved_step = -1
         self._stop = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero and self.run.planned.exists():
+            self.run.planned.replace(self.run.best)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -57,8 +66,11 @@ class Checkpoints(Checkpoint):
                 both = [value, float(found.get("val_loss", 0.0))]
                 if not math.isnan(value) and both < self.best_value:
                     self.best_value, self.best_step = both, trainer.global_step
+                    if trainer.global_step == self._saved_step and trainer.is_global_zero:
+                        _keep(self.run.best, self.run.planned)
                     self._save(trainer, self.run.best, weights_only=True)
-            self._save_last(trainer)
+            if trainer.global_step != self._saved_step:
+                self._save_last(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,7 +82,7 @@ class Checkpoints(Checkpoint):
             return
         # Saved here rather than in on_train_end, where Lightning has closed the epoch: a run that stops within an epoch
         # would go on with the next one.
-        over = trainer.global_step == total_steps(trainer)
+        over = _is_over(trainer)
         if self._stop or over:
             # Makes Lightning validate now, wherever its interval stands: with a falling learning rate the last weights
             # are mostly the best.
@@ -87,6 +99,12 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save_last(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Stopped within a validation, which the resumed run begins again; but not one after the last step, where the
+        # resumed run would have nothing to do.
+        if isinstance(exception, Stopped) and trainer.global_step != self._saved_step and not _is_over(trainer):
+            self._save_last(trainer)
+
     def _save_last(self, trainer: Trainer) -> None:
         self._save(trainer, self.run.last, weights_only=False)
         self._saved_step = trainer.global_step
@@ -99,17 +117,9 @@ class Checkpoints(Checkpoint):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path == self.run.last:
-                self._keep_previous()
+                _keep(path, self.run.previous)
             part.replace(path)
         trainer.strategy.barrier("Checkpoints")
-
-    def _keep_previous(self) -> None:
-        """Let `previous.ckpt` be the last one so far, to fall back to; without it where files cannot be linked."""
-        spare = self.run.previous.with_name("previous.part.ckpt")
-        with contextlib.suppress(OSError):
-            spare.unlink(missing_ok=True)
-            os.link(self.run.last, spare)
-            spare.replace(self.run.previous)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value, "best_step": self.best_step}
@@ -117,6 +127,20 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self.forget_best:
             self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Let `name` be what `path` is now, before that is replaced; without it where files cannot be linked."""
+    spare = name.with_name(f"{name.stem}.part.ckpt")
+    with contextlib.suppress(OSError):
+        spare.unlink(missing_ok=True)
+        os.link(path, spare)
+        spare.replace(name)
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Whether all steps that were asked for are taken."""
+    return trainer.global_step == total_steps(trainer)
 
 
 def damage(path: Path) -> str:

@@ -46,6 +46,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"
+        self.planned = self.checkpoints / "planned.ckpt"
         self.model = self.path / "model"
         self.pretrained = self.path / "pretrained"
         self.adapter = self.path / "adapter"

@@ -47,9 +47,8 @@ class StopOnSignal(Callback):
         if trainer.is_global_zero:
             rest = "press Ctrl-C again to stop at once" if number == signal.SIGINT else "a second signal stops at once"
             print(f"\nStopping after this step and saving; {rest}.", flush=True)
-        if trainer.validating:  # between two steps, and everything is saved
+        if trainer.validating:  # between two steps
             trainer.should_stop = True
-            self._leave_if_terminated()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,6 +57,17 @@ class StopOnSignal(Callback):
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave_if_terminated()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._leave_if_terminated()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -88,16 +88,18 @@ class MetricsFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.columns = [f.name for f in fields(Snapshot)]
+        self.rows = 0
 
-    def rewind(self, step: int) -> None:
-        """Drop the rows after `step`: a resumed run writes them again."""
+    def rewind(self, step: int, count: int | None = None) -> None:
+        """Drop the rows after `step`, and all but the first `count`: a resumed run writes them again."""
         if self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 reader.fieldnames = [RENAMED.get(name, name) for name in reader.fieldnames or self.columns]
-                rows = [row for row in reader if int(row["step"]) <= step]
+                rows = [row for row in reader if int(row["step"]) <= step][:count]
                 self.columns = list(reader.fieldnames)
             self._rewrite(rows)
+            self.rows = len(rows)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; missing and unknown values stay empty."""
@@ -112,6 +114,7 @@ class MetricsFile:
             self._rewrite([])
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow({k: _cell(v) for k, v in row.items()})
+        self.rows += 1
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
@@ -159,6 +162,8 @@ class Telemetry(Callback):
         self._count: Tensor | None = None
         self._slots = 0
         self._restored = (0.0, 0)
+        self._rows: int | None = None  # of the file when the checkpoint was written
+        self._epoch = 0  # of the last batch
         self._seconds_before = 0.0
         self._start: float | None = None
         self._mark = self._begin = 0.0
@@ -173,7 +178,7 @@ class Telemetry(Callback):
         if self._peak is None:
             self.flops_unknown = "the peak rate of this device and precision is not in the table"
         if self.file and trainer.is_global_zero:
-            self.file.rewind(trainer.global_step)
+            self.file.rewind(trainer.global_step, self._rows)
         self._start = self._mark = self.clock()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -186,7 +191,7 @@ class Telemetry(Callback):
     ) -> None:
         self._add(pl_module, batch)
         stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
+        self._step, self._epoch = trainer.global_step, trainer.current_epoch
         self._window.steps += stepped
         if stepped and self._is_log_step(trainer):
             self._log(trainer, pl_module)
@@ -213,8 +218,9 @@ class Telemetry(Callback):
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
             self.latest.val_loss = values.get("val_loss", self.latest.val_loss)
             self.latest.seconds = self._seconds()
-            pending = 0 if self._count is None else int(self._count.item()) * trainer.world_size
-            row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "units": self.latest.units + pending}
+            pending = self._restored[1] if self._count is None else int(self._count.item())
+            units = self.latest.units + pending * trainer.world_size
+            row = {"step": trainer.global_step, "epoch": self._epoch, "units": units}
             if self.file and trainer.is_global_zero:
                 self.file.append(row | {"seconds": self.latest.seconds} | values)
         self._mark = self.clock()
@@ -238,6 +244,8 @@ class Telemetry(Callback):
             "val_loss": self.latest.val_loss,
             "sums": sums,
             "slots": self._slots,
+            "epoch": self._epoch,
+            "rows": self.file.rows if self.file else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,6 +254,7 @@ class Telemetry(Callback):
         self._seconds_before = state_dict["seconds"]
         self._restored = state_dict["sums"]
         self._slots = state_dict["slots"]
+        self._epoch, self._rows = state_dict.get("epoch", 0), state_dict.get("rows")
 
     # --- counting -----------------------------------------------------------------------------------------------------
 

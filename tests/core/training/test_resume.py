@@ -1,6 +1,7 @@
 import logging
 import random
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -99,13 +100,14 @@ class Record(pl.Callback):
 
 
 def run(
-    folder: Path, seed: int, resume: Path | None = None, every: int | None = None, stop: int | None = None, **limits
-):
+    folder: Path, seed: int, resume: Path | None = None, every: int | None = None, stop: int | None = None,
+    more: Sequence[pl.Callback] = (), **limits
+):  # fmt: skip
     """Train; `stop` breaks the run off after that many steps, as an interruption would."""
     warnings.filterwarnings("ignore", module="lightning")
     pl.seed_everything(seed)
     record = Record()
-    callbacks: list[pl.Callback] = [record]
+    callbacks: list[pl.Callback] = [record, *more]
     if every is not None:  # 0: after each validation
         callbacks.append(
             pl.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=every or None, save_top_k=-1)
@@ -211,3 +213,55 @@ def test_all_generators_are_restored() -> None:
     drawn = [(torch.rand(3).tolist(), random.random(), np.random.rand()) for _ in range(2)]  # noqa: NPY002
     set_rng_state(state)
     assert drawn == [(torch.rand(3).tolist(), random.random(), np.random.rand()) for _ in range(2)]  # noqa: NPY002
+
+
+class Validations(pl.Callback):
+    """Each validation: its step and what it found."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer, module) -> None:
+        if not trainer.sanity_checking:
+            self.seen.append((trainer.global_step, float(trainer.callback_metrics["val_loss"])))
+
+
+class Leave(pl.Callback):
+    """Ends the process, as it were, at the first occasion after a step: within the validation, if there is one."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, *_) -> None:
+        self.on_train_batch_start(trainer)
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            raise Left
+
+
+class Left(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None}, [4, 8, 12, 16, 20]),
+        ({"val_check_interval": 0.5}, [4, 8, 12, 16, 20]),
+        ({}, [8, 16]),
+    ],
+    ids=["steps", "parts", "epochs"],
+)
+@pytest.mark.parametrize("at", [8, 6, 4])  # of 8 batches an epoch
+def test_a_validation_that_was_due_when_the_checkpoint_was_written_is_made_good(
+    tmp_path: Path, limits: dict, steps: list[int], at: int
+) -> None:
+    whole, part, rest = Validations(), Validations(), Validations()
+    limits = limits | {"max_steps": 20}
+    run(tmp_path / "whole", seed=1, more=[whole], **limits)
+    with pytest.raises(Left):
+        run(tmp_path / "part", seed=1, every=at, more=[part, Leave(at)], **limits)
+    run(tmp_path / "rest", seed=99, resume=tmp_path / "part" / f"step={at}.ckpt", more=[rest], **limits)
+    assert [step for step, _ in whole.seen] == steps
+    assert part.seen + rest.seen == whole.seen

@@ -1,0 +1,66 @@
+"""What a checkpoint needs beside Lightning's own states so that a resumed training goes on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from . import lightning_fixes
+from .rng import rng_state, set_rng_state
+
+
+class Resume:
+    """The states of all generators, and whether a validation that was due had not been made.
+
+    Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must not see
+    those, or it would depend on how often one validates and where one resumes; so generators are put back after it.
+    """
+
+    def __init__(self) -> None:
+        self.validated: int | None = None
+        """The step of the last whole validation."""
+        self._rng: list[dict[str, Any]] | None = None  # of each rank, from a checkpoint, until training starts
+        self._training_rng: dict[str, Any] | None = None  # during validation
+        self._owed = False
+
+    def state(self, trainer: Trainer) -> dict[str, Any]:
+        """Entries of a checkpoint: `rng`, a list with an entry for each rank, and `owed`. All ranks call this."""
+        state = self._training_rng or rng_state()
+        states: list[Any] = [state]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            dist.all_gather_object(states, state)
+        due = trainer.state.fn == "fit" and lightning_fixes.validation_due(trainer)
+        return {"rng": states, "owed": due and self.validated != trainer.global_step}
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the entries of a checkpoint, for `begin`."""
+        self._rng, self._owed = checkpoint.get("rng"), checkpoint.get("owed", False)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Restore the generators, and validate where that was due; called when the first step follows."""
+        if self._rng is not None and trainer.global_rank < len(self._rng):
+            # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
+            set_rng_state(self._rng[trainer.global_rank])
+        self._rng = None
+        lightning_fixes.validate_at_steps(trainer)
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        for name in ("run", "increment_progress_to_evaluation_end"):
+            setattr(loop, name, self._without_drawing(getattr(loop, name)))
+        if self._owed:
+            self._owed = False
+            lightning_fixes.validate_now(trainer)
+
+    def _without_drawing(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            self._training_rng = rng_state()
+            try:
+                return function()
+            finally:
+                set_rng_state(self._training_rng)
+                self._training_rng = None
+
+        return wrapped
