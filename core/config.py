@@ -15,6 +15,12 @@ The fields are orthogonal: each names one choice that published models differ in
 | ESM-2            | position rotary with half_precision frequencies, causal False                                |
 | timm ViT, DINOv2 | causal False, layer_scale, input_norm (CLIP), qk_norm head, inner_norm                       |
 | EVA-02, DINOv3   | rotary.axes 2, ffn swiglu with inner_norm ffn, bias without k                                |
+| OLMo 2           | placement branch, qk_norm full                                                               |
+| Granite          | residual_scale, attention_scale                                                              |
+| Cohere, GPT-J    | parallel with shared_norm, rotary.interleaved                                                |
+| StableLM         | qk_norm per_head                                                                             |
+| ModernBERT       | first_norm False, windows and rotary per layer, causal False                                 |
+| OPT, RoBERTa     | position_offset 2                                                                            |
 """
 
 from __future__ import annotations
@@ -57,20 +63,26 @@ class TransformerConfig:
             or a list with one entry (or null) per layer.
         position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or
             `rotary`.
-        context: rows of the learned table; for the others the longest input seen in training, in tokens.
+        position_offset: further rows of the learned table, before that of position 0 (OPT, RoBERTa: 2).
+        context: rows of the learned table from position 0 on; for the others the longest input seen in training, in
+            tokens.
         rotary: settings of the rotary embedding; one for all layers or a list with one entry (or null, for a layer
             without position) per layer.
         norm: `layernorm` (Ba et al. 2016) or `rmsnorm` (Zhang and Sennrich 2019).
         norm_eps: added to the variance.
         norm_weight: `plain` gain, gain stored as `offset` from one (Gemma), or `none` (no gain, no bias).
         norm_bias: LayerNorm has a bias.
-        placement: norm before each sub-layer (`pre`), after the residual sum (`post`, 2017), or before and after each
-            sub-layer, inside the residual branch (`sandwich`).
+        placement: norm before each sub-layer (`pre`), after the residual sum (`post`, 2017), or inside the residual
+            branch after each sub-layer (`branch`, OLMo 2) or before and after it (`sandwich`).
         parallel: attention and feed-forward read the same input and are added together (GPT-J, GPT-NeoX).
+        shared_norm: with `parallel`, both read the output of one norm (GPT-J) instead of having one each (GPT-NeoX).
         input_norm: a norm on the input, after positions are added (BERT, CLIP).
+        first_norm: the first block has a norm before its attention; ModernBERT has only its `input_norm` there.
         final_norm: a norm after the last block; None means yes, except for `post`.
-        qk_norm: normalise queries and keys over each `head` or over the `full` width.
+        qk_norm: normalise queries and keys over each `head` with one gain for all heads, over each with a gain of its
+            own and no bias (`per_head`), or over the `full` width.
         inner_norm: norms inside the sub-layers: before the output projection of `attention`, of `ffn`, or both.
+        residual_scale: factor on each residual branch (Granite).
         attention_scale: factor on query·key; None means head_dim^-0.5.
         attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
         ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021).
@@ -97,18 +109,22 @@ class TransformerConfig:
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     window: int | list[int | None] | None = None
     position: Literal["none", "learned", "sinusoidal", "rotary"] = "rotary"
+    position_offset: int = 0
     context: int = 1024
     rotary: RotaryConfig | list[RotaryConfig | None] = field(default_factory=RotaryConfig)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
     norm_weight: Literal["plain", "offset", "none"] = "plain"
     norm_bias: bool = True
-    placement: Literal["pre", "post", "sandwich"] = "pre"
+    placement: Literal["pre", "post", "branch", "sandwich"] = "pre"
     parallel: bool = False
+    shared_norm: bool = False
     input_norm: bool = False
+    first_norm: bool = True
     final_norm: bool | None = None
-    qk_norm: Literal["none", "head", "full"] = "none"
+    qk_norm: Literal["none", "head", "per_head", "full"] = "none"
     inner_norm: list[Literal["attention", "ffn"]] = field(default_factory=list)
+    residual_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
     ffn: FeedForwardKind = "gelu"
@@ -179,6 +195,7 @@ class TransformerConfig:
             rotary=uniform(rotary) if turned else plain.rotary,
             norm_weight="plain" if full.norm_weight == "none" and full.norm == "rmsnorm" else full.norm_weight,
             norm_bias=full.norm_bias and full.norm == "layernorm" and full.norm_weight != "none",
+            first_norm=full.first_norm or full.placement in ("post", "branch"),
             inner_norm=sorted(set(full.inner_norm)),
             attention_scale=scale if "attention" in names else plain.attention_scale,
             bias=[name for name in Linears if full.has_bias(name) and (full.gated or name != "gate")],
@@ -197,6 +214,10 @@ class TransformerConfig:
         if self.kv_heads is not None:
             check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
         check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        check(self.residual_scale > 0, "residual_scale", self.residual_scale, "positive")
+        offset, learned = self.position_offset, self.position == "learned"
+        check(offset >= 0, "position_offset", offset, "at least 0")
+        check(offset == 0 or learned, "position_offset", offset, f"0 with position {self.position}, which has no table")
         scale = self.attention_scale
         check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
         check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
@@ -212,8 +233,8 @@ class TransformerConfig:
         check_choice("position", self.position, Literal["none", "learned", "sinusoidal", "rotary"])
         check_choice("norm", self.norm, Literal["layernorm", "rmsnorm"])
         check_choice("norm_weight", self.norm_weight, Literal["plain", "offset", "none"])
-        check_choice("placement", self.placement, Literal["pre", "post", "sandwich"])
-        check_choice("qk_norm", self.qk_norm, Literal["none", "head", "full"])
+        check_choice("placement", self.placement, Literal["pre", "post", "branch", "sandwich"])
+        check_choice("qk_norm", self.qk_norm, Literal["none", "head", "per_head", "full"])
         check_choice("ffn", self.ffn, FeedForwardKind)
         check_choice("init_residual", self.init_residual, Literal["scaled", "zero"])
         for name in self.inner_norm:
@@ -225,6 +246,7 @@ class TransformerConfig:
         if self.parallel:
             check(self.placement == "pre", "placement", self.placement, "pre when parallel is true")
             check(not self.cross_attention, "cross_attention", self.cross_attention, "false when parallel is true")
+        check(self.parallel or not self.shared_norm, "shared_norm", self.shared_norm, "false when parallel is false")
 
     def _check_layers(self) -> None:
         for name in ("window", "rotary"):
@@ -245,8 +267,13 @@ class TransformerConfig:
                     f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
                 )  # fmt: skip
                 check(
-                    rotary.scaling != "ntk" or rotated > step, "head_dim", head_dim,
-                    f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling ntk",
+                    rotary.scaling not in ("ntk", "dynamic") or rotated > step, "head_dim", head_dim,
+                    f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling {rotary.scaling}",
+                )  # fmt: skip
+                divisors = len(rotary.short_factors)
+                check(
+                    rotary.scaling != "longrope" or 2 * divisors == rotated, "rotary.short_factors", divisors,
+                    f"{rotated // 2} divisors, one for each pair of the rotated part of a head ({rotated})",
                 )  # fmt: skip
 
         axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
@@ -310,6 +337,10 @@ class TransformerConfig:
         if self.position != "rotary" or self.mixer_at(layer) != "attention":
             return None
         return self.rotary[layer] if isinstance(self.rotary, list) else self.rotary
+
+    def rerotates(self, before: int, after: int) -> bool:
+        """Whether a text that grows from `before` to `after` tokens needs other rotations of those it had."""
+        return any(r.rerotates(before, after) for r in map(self.rotary_at, range(self.depth)) if r is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

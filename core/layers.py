@@ -14,14 +14,17 @@ from .config import TransformerConfig
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis of `[..., dim]`, with the gain the config asks for."""
+    """LayerNorm or RMSNorm over the last axis of `[..., dim]`, with the gain the config asks for.
 
-    def __init__(self, dim: int, config: TransformerConfig) -> None:
+    With `parts` above one it is normalised over each of so many equal parts, with a gain for all and no bias.
+    """
+
+    def __init__(self, dim: int, config: TransformerConfig, parts: int = 1) -> None:
         super().__init__()
-        self.dim, self.kind, self.eps = dim, config.norm, config.norm_eps
+        self.dim, self.kind, self.eps, self.parts = dim, config.norm, config.norm_eps, parts
         self.offset = config.norm_weight == "offset"
         has_weight = config.norm_weight != "none"
-        has_bias = has_weight and config.norm_bias and config.norm == "layernorm"
+        has_bias = has_weight and config.norm_bias and config.norm == "layernorm" and parts == 1
         start = torch.zeros if self.offset else torch.ones
         self.weight = nn.Parameter(start(dim)) if has_weight else None
         self.bias = nn.Parameter(torch.zeros(dim)) if has_bias else None
@@ -32,9 +35,15 @@ class Norm(nn.Module):
             # One dtype throughout: mixed ones leave the fused kernels under autocast.
             weight = (weight + 1.0 if self.offset else weight).to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
+        if self.parts > 1:
+            y = self._normalised(x.unflatten(-1, (self.parts, -1)), None, None).flatten(-2)
+            return y if weight is None else y * weight
+        return self._normalised(x, weight, bias)
+
+    def _normalised(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if self.kind == "rmsnorm":
             return rms_norm(x, weight, self.eps)
-        return F.layer_norm(x, (self.dim,), weight, bias, self.eps)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.kind}, eps={self.eps}"
@@ -133,12 +142,14 @@ class FeedForward(nn.Module):
 
 
 class Branch(nn.Module):
-    """What a sub-layer's output passes before it is added to the residual: norm, gain, dropout, stochastic depth."""
+    """What a sub-layer's output passes before it is added to the residual: norm, gain, factor, dropout, stochastic
+    depth.
+    """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.norm = Norm(config.dim, config) if config.placement == "sandwich" else None
-        gain = config.layer_scale
+        self.norm = Norm(config.dim, config) if config.placement in ("branch", "sandwich") else None
+        gain, self.factor = config.layer_scale, config.residual_scale
         self.scale = nn.Parameter(torch.full((config.dim,), gain)) if gain is not None else None
         self.dropout = config.dropout
         self.skip = config.stochastic_depth * layer / max(config.depth - 1, 1)
@@ -148,6 +159,8 @@ class Branch(nn.Module):
             x = self.norm(x)
         if self.scale is not None:
             x = x * self.scale
+        if self.factor != 1:
+            x = x * self.factor
         if self.training and self.dropout:
             x = F.dropout(x, self.dropout)
         if self.training and self.skip:

@@ -24,24 +24,28 @@ def sinusoidal_table(positions: Tensor, dim: int) -> Tensor:
 
 
 class LearnedPositions(nn.Embedding):
-    """A trained vector for each of `context` positions. Positions `[..., tokens]` -> `[..., tokens, dim]`."""
+    """A trained vector for each of `context` positions. Positions `[..., tokens]` -> `[..., tokens, dim]`.
 
-    def __init__(self, context: int, dim: int) -> None:
-        super().__init__(context, dim)
+    The first `offset` rows of the table belong to no position of a real token (OPT, RoBERTa).
+    """
+
+    def __init__(self, context: int, dim: int, offset: int = 0) -> None:
+        super().__init__(offset + context, dim)
+        self.context, self.offset = context, offset
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.check(positions.shape[-1])
-        return super().forward(positions)
+        return super().forward(positions + self.offset if self.offset else positions)
 
     def check(self, tokens: int) -> None:
         """Raise UserError for a longer input than the table. Looking at the largest position would make the GPU
         wait.
         """
-        if tokens > self.num_embeddings:
+        if tokens > self.context:
             raise UserError(
                 f"The input has {tokens} tokens, but the learned position table has context = "
-                f"{self.num_embeddings} rows; give a shorter input or train with a larger context."
+                f"{self.context} rows; give a shorter input or train with a larger context."
             )
 
 
@@ -56,7 +60,9 @@ class SinusoidalPositions(nn.Module):
         return sinusoidal_table(positions, self.dim)
 
 
-def rotary_frequencies(config: RotaryConfig, head_dim: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, float]:
+def rotary_frequencies(
+    config: RotaryConfig, head_dim: int, dtype: torch.dtype = torch.float64, long: bool = False
+) -> tuple[Tensor, float]:
     """Angle per position of each rotated pair, `[pairs / axes]`, and the factor on cosine and sine.
 
     The scalings follow the papers named in `RotaryConfig`; `llama3` is Meta's released code for Llama 3.1.
@@ -66,11 +72,12 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int, dtype: torch.dtype =
         head_dim: width of a head.
         dtype: what to calculate in. Published models were trained with frequencies calculated in float32; rounding
             better ones instead makes another angle, which after thousands of positions shows in the outputs.
+        long: for longrope, of a text with more than the original context.
     """
     dim = config.rotated_dim(head_dim) // config.axes
     # On the CPU whatever the default device is: a model made on the meta device has real frequencies.
     exponent = torch.arange(0, dim, 2, dtype=dtype, device="cpu") / dim
-    base, factor, attention_factor = config.base, config.factor, 1.0
+    base, factor = config.base, config.factor
     if config.scaling == "ntk":
         base = base * factor ** (dim / (dim - 2))
     rate = 1.0 / base**exponent
@@ -83,10 +90,11 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int, dtype: torch.dtype =
         rate = rate * keep + rate / factor * (1 - keep)
     elif config.scaling == "yarn":
         rate = _yarn(rate, config, dim)
-        attention_factor = config.attention_factor or 0.1 * math.log(factor) + 1.0
+    elif config.scaling == "longrope":
+        rate = rate / torch.tensor(config.long_factors if long else config.short_factors, dtype=dtype, device="cpu")
     if config.half_precision:
         rate = rate.half().to(dtype)
-    return rate, attention_factor
+    return rate, config.own_attention_factor
 
 
 def _yarn(rate: Tensor, config: RotaryConfig, dim: int) -> Tensor:
@@ -106,18 +114,25 @@ class Rotary(nn.Module):
 
     `positions` is `[tokens]` or `[batch, tokens]`, or with `axes` 2 coordinates `[..., tokens, 2]` (row, column); a
     token at the origin, such as a class token, is not rotated. Returns two tensors `[batch or 1, 1, tokens, pairs]`.
+
+    `lengths`, which the scalings dynamic and longrope need, says how many tokens the text of each position has: one
+    number, or int `[batch or 1, tokens]`.
     """
 
     def __init__(self, config: RotaryConfig, head_dim: int) -> None:
         super().__init__()
         self.config = config
         cpu, exact = torch.device("cpu"), torch.float64
-        rate, self.attention_factor = rotary_frequencies(config, head_dim)
+        self.attention_factor = config.own_attention_factor
         # Not a buffer: casting the model to bfloat16 must not round the frequencies.
-        self._rate = {(cpu, exact): rate, (cpu, torch.float32): rotary_frequencies(config, head_dim, torch.float32)[0]}
+        self._rate = {
+            (cpu, dtype, long): rotary_frequencies(config, head_dim, dtype, long)[0]
+            for dtype in (exact, torch.float32)
+            for long in ((False, True) if config.scaling == "longrope" else (False,))
+        }
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        rate = self._rate_on(positions.device, torch.promote_types(dtype, torch.float32))
+    def forward(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        rate = self._rates(positions.device, torch.promote_types(dtype, torch.float32), lengths)
         if self.config.axes == 2:
             angle = (positions[..., None].to(rate.dtype) * rate).flatten(-2)
         else:
@@ -126,12 +141,30 @@ class Rotary(nn.Module):
             angle = angle[None]
         return angle.cos()[:, None] * self.attention_factor, angle.sin()[:, None] * self.attention_factor
 
-    def _rate_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _rates(self, device: torch.device, dtype: torch.dtype, lengths: Tensor | int) -> Tensor:
+        """Angles per position, `[pairs / axes]` or, for texts of several lengths, `[batch or 1, tokens, pairs]`."""
+        scaling, original = self.config.scaling, self.config.original_context or 0
+        rate = self._rate_on(device, dtype)
+        if scaling == "longrope":
+            long = self._rate_on(device, dtype, long=True)
+            if isinstance(lengths, int):
+                return long if lengths > original else rate
+            return torch.where((lengths > original)[..., None], long, rate)
+        if scaling != "dynamic" or (isinstance(lengths, int) and lengths <= original):
+            return rate
+        # The base grows by `stretch`^(dim / (dim - 2)), so that the last frequency is divided by `stretch`.
+        stretch = self.config.factor * torch.as_tensor(lengths, dtype=dtype, device=device) / original
+        stretch = (stretch - (self.config.factor - 1)).clamp(min=1)[..., None]
+        pairs = len(rate)
+        return rate / stretch ** (torch.arange(pairs, dtype=dtype, device=device) / (pairs - 1))
+
+    def _rate_on(self, device: torch.device, dtype: torch.dtype, long: bool = False) -> Tensor:
+        cpu = torch.device("cpu")
         if torch.compiler.is_compiling():  # a traced tensor must not stay in the cache
-            return self._rate[torch.device("cpu"), dtype].to(device)
-        if (device, dtype) not in self._rate:
-            self._rate[device, dtype] = self._rate[torch.device("cpu"), dtype].to(device)
-        return self._rate[device, dtype]
+            return self._rate[cpu, dtype, long].to(device)
+        if (device, dtype, long) not in self._rate:
+            self._rate[device, dtype, long] = self._rate[cpu, dtype, long].to(device)
+        return self._rate[device, dtype, long]
 
 
 Rotation = tuple[Tensor, Tensor]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .checks import check, check_choice, check_types
+from .checks import check, check_types, hashed
 
 SCALING_USES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -15,6 +15,8 @@ SCALING_USES: dict[str, tuple[str, ...]] = {
     "ntk": (),
     "llama3": ("original_context", "low_frequency_factor", "high_frequency_factor"),
     "yarn": ("original_context", "beta_fast", "beta_slow", "attention_factor"),
+    "dynamic": ("original_context",),
+    "longrope": ("original_context", "short_factors", "long_factors", "attention_factor"),
 }
 """Settings of `RotaryConfig` that each kind of scaling reads besides `factor`."""
 
@@ -30,14 +32,19 @@ class RotaryConfig:
             the column.
         interleaved: pair neighbouring channels (GPT-J, EVA) instead of the two halves of the head (Llama, ESM-2).
         scaling: how the wavelengths are stretched beyond the trained context: `linear` (position interpolation, Chen et
-            al. 2023), `ntk` (NTK-aware base), `llama3` (Llama 3.1), `yarn` (Peng et al. 2023).
+            al. 2023), `ntk` (NTK-aware base), `llama3` (Llama 3.1), `yarn` (Peng et al. 2023). Two depend on how many
+            tokens a text has: `dynamic` (an NTK-aware base that grows with what exceeds original_context) and
+            `longrope` (Ding et al. 2024: one divisor a frequency, others above original_context).
         factor: by how much the context grows.
-        original_context: tokens the model was first trained on (llama3, yarn).
+        original_context: tokens the model was first trained on (llama3, yarn, dynamic, longrope).
         low_frequency_factor: llama3, wavelengths above original_context / this are stretched fully.
         high_frequency_factor: llama3, wavelengths below original_context / this are kept.
         beta_fast: yarn, turns over the original context above which a frequency is kept.
         beta_slow: yarn, turns below which a frequency is stretched fully.
-        attention_factor: yarn, factor on cosine and sine; None means 0.1·ln(factor) + 1.
+        short_factors: longrope, divisors of the frequencies of texts up to original_context.
+        long_factors: longrope, divisors of the frequencies of longer texts.
+        attention_factor: factor on cosine and sine; None means 0.1·ln(factor) + 1 for yarn, and
+            sqrt(1 + ln(factor) / ln(original_context)) for longrope.
         half_precision: round the frequencies to float16, as the released ESM-2 checkpoints do.
     """
 
@@ -45,13 +52,15 @@ class RotaryConfig:
     fraction: float = 1.0
     axes: int = 1
     interleaved: bool = False
-    scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "dynamic", "longrope"] = "none"
     factor: float = 1.0
     original_context: int | None = None
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    short_factors: list[float] = field(default_factory=list)
+    long_factors: list[float] = field(default_factory=list)
     attention_factor: float | None = None
     half_precision: bool = False
 
@@ -60,9 +69,9 @@ class RotaryConfig:
         check(self.base > 0, "rotary.base", self.base, "positive")
         check(0 < self.fraction <= 1, "rotary.fraction", self.fraction, "in (0, 1]")
         check(self.axes in (1, 2), "rotary.axes", self.axes, "1 or 2")
-        check_choice("rotary.scaling", self.scaling, Literal["none", "linear", "ntk", "llama3", "yarn"])
+        check(self.axes == 1 or not self.grows, "rotary.axes", self.axes, f"1 with rotary.scaling {self.scaling}")
         check(self.factor >= 1, "rotary.factor", self.factor, "at least 1")
-        if self.scaling in ("llama3", "yarn"):
+        if "original_context" in SCALING_USES[self.scaling]:
             check(
                 bool(self.original_context), "rotary.original_context", self.original_context,
                 f"the trained context in tokens when rotary.scaling is {self.scaling}",
@@ -73,14 +82,46 @@ class RotaryConfig:
             above = self.scaling != scaling or getattr(self, low) < getattr(self, high)
             check(above, f"rotary.{high}", getattr(self, high), f"above rotary.{low} ({getattr(self, low)})")
 
+        if self.scaling == "longrope":
+            short, long = self.short_factors, self.long_factors
+            for name, factors in (("short_factors", short), ("long_factors", long)):
+                positive = bool(factors) and all(factor > 0 for factor in factors)
+                check(positive, f"rotary.{name}", factors, "positive divisors for rotary.scaling longrope")
+            check(
+                len(short) == len(long), "rotary.long_factors", long, f"as many as rotary.short_factors ({len(short)})"
+            )
+
+    def __hash__(self) -> int:
+        return hashed(self)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the angles depend on the length of a text."""
+        return self.scaling in ("dynamic", "longrope")
+
+    def rerotates(self, before: int, after: int) -> bool:
+        """Whether a text that grows from `before` to `after` tokens needs other angles for those it had."""
+        if self.scaling == "longrope":
+            return before <= (self.original_context or 0) < after
+        return self.scaling == "dynamic" and self.factor > 1 and before < after and after > (self.original_context or 0)
+
+    @property
+    def own_attention_factor(self) -> float:
+        """The factor on cosine and sine."""
+        if self.attention_factor is not None or self.factor <= 1:
+            return 1.0 if self.attention_factor is None else self.attention_factor
+        if self.scaling == "longrope":
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context or 0))
+        return 0.1 * math.log(self.factor) + 1 if self.scaling == "yarn" else 1.0
+
     def canonical(self, head_dim: int) -> RotaryConfig:
         """The same rotation of heads of `head_dim` channels in one spelling, as `TransformerConfig.canonical` says."""
-        none = self.scaling == "none" or (self.factor == 1 and self.scaling in ("linear", "ntk"))
+        none = self.scaling == "none" or (self.factor == 1 and self.scaling in ("linear", "ntk", "dynamic"))
         scaling = "none" if none else self.scaling
         unused = {name for names in SCALING_USES.values() for name in names} - {*SCALING_USES[scaling]}
         plain: dict[str, Any] = {name: getattr(RotaryConfig(), name) for name in unused}
-        if scaling == "yarn" and self.attention_factor is None:
-            plain["attention_factor"] = 0.1 * math.log(self.factor) + 1
+        if "attention_factor" in SCALING_USES[scaling]:
+            plain["attention_factor"] = self.own_attention_factor
         factor, fraction = 1.0 if none else self.factor, self.rotated_dim(head_dim) / head_dim
         return dataclasses.replace(self, scaling=scaling, factor=factor, fraction=fraction, **plain)
 

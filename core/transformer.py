@@ -29,8 +29,9 @@ class Block(nn.Module):
 
         pre        x + attn(norm1(x))            then  x + ffn(norm2(x))
         post       close1(x + attn(x))           then  close2(x + ffn(x))
+        branch     x + norm(attn(x))             then  x + norm(ffn(x))
         sandwich   x + norm(attn(norm1(x)))      then  x + norm(ffn(norm2(x)))
-        parallel   x + attn(norm1(x)) + ffn(norm2(x))
+        parallel   x + attn(norm1(x)) + ffn(norm2(x)), or with `shared_norm` ffn(norm1(x))
 
     Norms that a placement does not have are identities. `branch1` and `branch2` hold the sandwich norm, the layer
     scale, dropout and stochastic depth of the residual branches.
@@ -42,9 +43,9 @@ class Block(nn.Module):
         def norm(present: bool) -> nn.Module:
             return Norm(config.dim, config) if present else nn.Identity()
 
-        before, after = config.placement != "post", config.placement == "post"
-        self.parallel = config.parallel
-        self.norm1, self.close1 = norm(before), norm(after)
+        before, after = config.placement in ("pre", "sandwich"), config.placement == "post"
+        self.parallel, self.shared = config.parallel, config.shared_norm
+        self.norm1, self.close1 = norm(before and (config.first_norm or layer > 0)), norm(after)
         self.attn = make_mixer(config, layer)
         self.branch1 = Branch(config, layer)
         self.cross = None
@@ -52,7 +53,7 @@ class Block(nn.Module):
             self.norm_cross, self.close_cross = norm(before), norm(after)
             self.cross = Attention(config, layer, cross=True)
             self.branch_cross = Branch(config, layer)
-        self.norm2, self.close2 = norm(before), norm(after)
+        self.norm2, self.close2 = norm(before and not self.shared), norm(after)
         self.ffn = FeedForward(config)
         self.branch2 = Branch(config, layer)
 
@@ -70,9 +71,10 @@ class Block(nn.Module):
             memory_prepared: what `cross.prepare` returned.
         """
         state, of_memory = (*states, None, None)[:2]
-        attended = self.branch1(self.attn(self.norm1(x), *prepared, cache=state))
+        normed = self.norm1(x)
+        attended = self.branch1(self.attn(normed, *prepared, cache=state))
         if self.parallel:
-            return x + attended + self.branch2(self.ffn(self.norm2(x)))
+            return x + attended + self.branch2(self.ffn(self.norm2(normed if self.shared else x)))
         x = self.close1(x + attended)
         if self.cross is not None:
             read = self.cross(self.norm_cross(x), *memory_prepared, cache=of_memory, memory=memory)
@@ -97,7 +99,7 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         self.config = config = config.resolved()
         self.positions: nn.Module | None = None
         if config.position == "learned":
-            self.positions = LearnedPositions(config.context, config.dim)
+            self.positions = LearnedPositions(config.context, config.dim, config.position_offset)
         elif config.position == "sinusoidal":
             self.positions = SinusoidalPositions(config.dim)
         self.input_norm = Norm(config.dim, config) if config.input_norm else nn.Identity()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
+from ..errors import UserError
 from ..layers import Norm
 from ..positions import Rotary, Rotation, rotate
 from .base import Call, LayerState, Mixer
@@ -40,10 +41,12 @@ class Attention(Mixer):
         self.q = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q"))
         self.k = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("k"))
         self.v = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("v"))
-        if config.qk_norm != "none":
-            full = config.qk_norm == "full"
-            self.q_norm = Norm(heads * head_dim if full else head_dim, config)
-            self.k_norm = Norm(kv_heads * head_dim if full else head_dim, config)
+        if config.qk_norm == "head":
+            self.q_norm, self.k_norm = Norm(head_dim, config), Norm(head_dim, config)
+        elif config.qk_norm != "none":
+            own = config.qk_norm == "per_head"
+            self.q_norm = Norm(heads * head_dim, config, heads if own else 1)
+            self.k_norm = Norm(kv_heads * head_dim, config, kv_heads if own else 1)
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 
@@ -56,7 +59,22 @@ class Attention(Mixer):
             mask = replace(mask if held == call.keys else mask.last(held), window=self.window)
         dropout = self.dropout if self.training else 0.0
         chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
-        return chosen, None if self.rotary is None else self.rotary(call.positions, call.dtype)
+        return chosen, None if self.rotary is None else self._rotation(self.rotary, call)
+
+    def _rotation(self, rotary: Rotary, call: Call) -> Rotation:
+        if not rotary.config.grows:
+            return rotary(call.positions, call.dtype)
+        past, valid = call.keys - call.tokens, call.mask.valid
+        texts = [(past, call.keys)]
+        if valid is not None:
+            texts = list(zip(valid[:, :past].sum(dim=1).tolist(), valid.sum(dim=1).tolist(), strict=True))
+        for before, after in texts:
+            if before and rotary.config.rerotates(before, after):
+                raise UserError(
+                    f"A text grows from {before} to {after} tokens, where rotary.scaling {rotary.config.scaling} turns "
+                    "the tokens before by other angles, so their cache is of no use; give the whole text without one."
+                )
+        return rotary(call.positions, call.dtype, call.lengths())
 
     def start(self, capacity: int) -> LayerState:
         """An empty cache of keys and values."""
@@ -92,7 +110,7 @@ class Attention(Mixer):
     def _heads(self, x: Tensor, name: str = "v", rotation: Rotation | None = None) -> Tensor:
         """`[batch, tokens, heads·head_dim]` -> `[batch, heads, tokens, head_dim]`; q and k normalised and rotated."""
         norm = None if self.qk_norm == "none" or name == "v" else self.q_norm if name == "q" else self.k_norm
-        if norm is not None and self.qk_norm == "full":
+        if norm is not None and self.qk_norm != "head":
             x = norm(x)
         x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if norm is not None and self.qk_norm == "head":

@@ -54,6 +54,18 @@ class Call:
         begins = real & ((before < 0) | ~same)
         return real[:, -self.tokens :], begins[:, -self.tokens :]
 
+    def lengths(self) -> Tensor | int:
+        """How many tokens the document of each new token has so far, int `[batch, tokens]`; one number where all
+        tokens are of one.
+        """
+        segments = self.mask.segments()
+        if segments is None:
+            return self.keys
+        names, index = segments.unique(return_inverse=True)
+        counts = torch.zeros(len(segments), len(names), dtype=torch.long, device=segments.device)
+        counts.scatter_add_(1, index, torch.ones_like(index))
+        return counts.gather(1, index)[:, -self.tokens :]
+
 
 class LayerState(Protocol):
     """What one layer keeps of the tokens before the new ones.

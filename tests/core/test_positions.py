@@ -68,6 +68,8 @@ SHIFTED = [
     RotaryConfig(scaling="ntk", factor=3.0),
     RotaryConfig(scaling="llama3", factor=8.0, original_context=64),
     RotaryConfig(scaling="yarn", factor=8.0, original_context=64),
+    RotaryConfig(scaling="dynamic", factor=8.0, original_context=64),
+    RotaryConfig(scaling="longrope", factor=8.0, original_context=64, short_factors=[1.5] * 8, long_factors=[3.0] * 8),
 ]
 
 
@@ -186,6 +188,33 @@ def test_frequencies_follow_the_papers(config: RotaryConfig, expected: list[floa
     torch.testing.assert_close(rates, torch.tensor(expected, dtype=F64), atol=0, rtol=1e-12)
 
 
+def test_longrope_divides_each_frequency_by_its_own_factor() -> None:
+    short, long = [1.0 + i / 8 for i in range(32)], [2.0 + i for i in range(32)]
+    config = RotaryConfig(
+        scaling="longrope", factor=4.0, original_context=64, short_factors=short, long_factors=long
+    )  # fmt: skip
+    rotary, positions, base = Rotary(config, 64), torch.arange(5), plain(10_000.0, 64)
+    factor = math.sqrt(1 + math.log(4) / math.log(64))  # Ding et al. 2024, section 3.2
+    for length, divisors in ((64, short), (65, long)):
+        rates = torch.tensor([rate / divisor for rate, divisor in zip(base, divisors)], dtype=F64)
+        cos, _ = rotary(positions, F64, length)
+        torch.testing.assert_close(cos[0, 0], factor * (positions[:, None] * rates).cos())
+    both = rotary(torch.arange(2), F64, torch.tensor([[64, 65]]))[0]
+    one, two = (rotary(torch.arange(2), F64, length)[0] for length in (64, 65))
+    assert torch.equal(both[0, 0, 0], one[0, 0, 0]) and torch.equal(both[0, 0, 1], two[0, 0, 1])
+
+
+def test_dynamic_scaling_grows_with_the_text() -> None:
+    config = RotaryConfig(scaling="dynamic", factor=4.0, original_context=64)
+    rotary, positions = Rotary(config, 64), torch.arange(5)
+    for length in (10, 64, 65, 200):
+        stretch = max(1.0, 4 * length / 64 - 3)
+        rates = torch.tensor(plain(10_000.0 * stretch ** (64 / 62), 64), dtype=F64)
+        for given in (length, torch.full((1, 5), length)):
+            cos, _ = rotary(positions, F64, given)
+            torch.testing.assert_close(cos[0, 0], (positions[:, None] * rates).cos(), atol=1e-12, rtol=0)
+
+
 def test_ntk_stretches_the_slowest_pair_by_exactly_the_factor() -> None:
     slow, fast = (rotary_frequencies(RotaryConfig(scaling=s, factor=4.0), 64)[0] for s in ("ntk", "none"))
     assert slow[0] == fast[0] == 1
@@ -197,6 +226,9 @@ def test_yarn_scales_cosine_and_sine() -> None:
     given = RotaryConfig(scaling="yarn", attention_factor=0.5, **YARN)
     cos, sin = Rotary(given, 64)(torch.arange(3), torch.float32)
     torch.testing.assert_close(cos.square() + sin.square(), torch.full_like(cos, 0.25))
+
+
+SHORT = [1.0 + i / 8 for i in range(32)]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +244,13 @@ def test_yarn_scales_cosine_and_sine() -> None:
             {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096},
         ),
         (RotaryConfig(scaling="linear", factor=4.0), {"rope_type": "linear", "factor": 4.0}),
+        (
+            RotaryConfig(scaling="longrope", factor=4, original_context=4096, short_factors=SHORT, long_factors=SHORT),
+            {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 4096, "short_factor": SHORT,
+             "long_factor": SHORT},
+        ),
     ],
-    ids=["llama3", "yarn", "linear"],
+    ids=["llama3", "yarn", "linear", "longrope"],
 )  # fmt: skip
 def test_frequencies_equal_transformers(config: RotaryConfig, values: dict) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not a dependency of the tests")

@@ -206,6 +206,36 @@ def test_pre_and_post_norm() -> None:
 def test_parallel_residual() -> None:
     model, block, x = one_block(parallel=True)
     equal(model(x), x + attention(block.attn, block.norm1(x)) + block.ffn(block.norm2(x)))
+    model, block, x = one_block(parallel=True, shared_norm=True, residual_scale=0.3)
+    y = block.norm1(x)
+    equal(model(x), x + 0.3 * attention(block.attn, y) + 0.3 * block.ffn(y))
+    assert not list(block.norm2.parameters())
+
+
+def test_norms_at_the_end_of_each_branch() -> None:
+    model, block, x = one_block(placement="branch", residual_scale=0.3)
+    y = x + 0.3 * block.branch1.norm(attention(block.attn, x))
+    equal(model(x), y + 0.3 * block.branch2.norm(block.ffn(y)))
+
+
+def test_a_first_block_without_its_first_norm() -> None:
+    model, x = build(position="none", first_norm=False, final_norm=False), torch.randn(2, TOKENS, DIM, dtype=F64)
+    first, second = (block for block in model.blocks)
+    y = x + attention(first.attn, x)  # type: ignore[arg-type, union-attr]
+    y = y + first.ffn(first.norm2(y))  # type: ignore[operator, union-attr]
+    z = y + attention(second.attn, second.norm1(y))  # type: ignore[arg-type, operator, union-attr]
+    equal(model(x), z + second.ffn(second.norm2(z)))  # type: ignore[operator, union-attr]
+
+
+def test_rows_of_a_learned_table_before_position_0() -> None:
+    model = build(position="learned", context=TOKENS, position_offset=2, depth=1)
+    plain = build(position="none", depth=1)
+    plain.load_state_dict({name: p for name, p in model.state_dict().items() if name != "positions.weight"})
+    x, table = torch.randn(2, TOKENS, DIM, dtype=F64), model.get_parameter("positions.weight")
+    assert table.shape == (2 + TOKENS, DIM)
+    equal(model(x), plain(x + table[2:]))
+    with pytest.raises(UserError, match=f"context = {TOKENS} rows"):
+        model(torch.randn(2, TOKENS + 1, DIM, dtype=F64))
 
 
 def test_sandwich() -> None:
@@ -219,6 +249,26 @@ def test_qk_norm(qk_norm: str) -> None:
     model, block, x = one_block(qk_norm=qk_norm)
     assert block.attn.q_norm.weight.shape == ((DIM // HEADS,) if qk_norm == "head" else (DIM,))
     y = x + attention(block.attn, block.norm1(x), **{qk_norm: True})
+    equal(model(x), y + block.ffn(block.norm2(y)))
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_qk_norm_with_a_gain_for_each_head(norm: str) -> None:
+    model, block, x = one_block(qk_norm="per_head", norm=norm, kv_heads=2)
+    attn, size = block.attn, DIM // HEADS
+    assert attn.q_norm.bias is None and attn.k_norm.weight.shape == (2 * size,)
+
+    def normalised(x: Tensor, weight: Tensor) -> Tensor:
+        parts = []
+        for part, gain in zip(x.split(size, -1), weight.split(size)):
+            part = part - part.mean(-1, keepdim=True) if norm == "layernorm" else part
+            parts.append(part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain)
+        return torch.cat(parts, -1)
+
+    y = block.norm1(x)
+    q, k = normalised(attn.q(y), attn.q_norm.weight), normalised(attn.k(y), attn.k_norm.weight)
+    k, v = (heads(t).repeat_interleave(2, dim=1) for t in (k, attn.v(y)))
+    y = x + attn.out(reference_attention(heads(q), k, v).transpose(1, 2).flatten(2))
     equal(model(x), y + block.ffn(block.norm2(y)))
 
 
@@ -278,14 +328,28 @@ def test_layers_without_position_and_rotary_bases_that_differ() -> None:
 
 # --- packing and padding ----------------------------------------------------------------------------------------------
 
-POSITIONS = ["none", "learned", "sinusoidal", "rotary"]
+POSITIONS = ["none", "learned", "sinusoidal", "rotary", "dynamic", "longrope"]
+GROWING: dict[str, Any] = {
+    "dynamic": {"rotary": RotaryConfig(scaling="dynamic", factor=4.0, original_context=5)},
+    "longrope": {
+        "rotary": RotaryConfig(
+            scaling="longrope", factor=4.0, original_context=5, short_factors=[1.0, 2.0], long_factors=[3.0, 9.0]
+        ),
+    },
+}  # fmt: skip
+"""Rotations that depend on the length of each document, some of which are longer than the original context."""
+
+
+def placed(position: str, **values: Any) -> Transformer:
+    position, more = ("rotary", GROWING[position]) if position in GROWING else (position, {})
+    return build(position=position, **values, **more)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 3, [2, None]])
 def test_packed_documents_equal_documents_alone(position: str, causal: bool, window: Any) -> None:
-    model = build(position=position, causal=causal, window=window, context=20)
+    model = placed(position, causal=causal, window=window, context=20)
     sizes = [5, 1, 7, 4]
     x = torch.randn(2, sum(sizes), DIM, dtype=F64)
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes)).expand(2, -1)
@@ -299,7 +363,7 @@ def test_packed_documents_equal_documents_alone(position: str, causal: bool, win
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("window", [None, 3])
 def test_padded_equals_unpadded(position: str, causal: bool, side: str, window: int | None) -> None:
-    model = build(position=position, causal=causal, window=window, context=20)
+    model = placed(position, causal=causal, window=window, context=20)
     sizes, tokens = [13, 6, 1], 13
     rows = [torch.randn(1, n, DIM, dtype=F64) for n in sizes]
     x = torch.full((3, tokens, DIM), 7.0, dtype=F64)
@@ -439,6 +503,7 @@ def test_compiled_blocks_equal_eager_ones() -> None:
 SCALINGS = [
     {}, {"scaling": "ntk", "factor": 2.0}, {"scaling": "yarn", "factor": 4.0, "original_context": 32},
     {"scaling": "llama3", "factor": 8.0, "original_context": 32},
+    {"scaling": "dynamic", "factor": 8.0, "original_context": 3},
 ]  # fmt: skip
 
 

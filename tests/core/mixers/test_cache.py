@@ -266,3 +266,26 @@ def test_a_cache_of_something_else_is_refused() -> None:
     with pytest.raises(UserError, match="made for another config"):
         build(depth=3, cross_attention=True)(x, memory=memory, cache=cache)
     assert cache.length == 3
+
+
+LONG = RotaryConfig(
+    scaling="longrope", factor=2.0, original_context=6, short_factors=[1.0, 2.0], long_factors=[3.0, 9.0]
+)
+
+
+@pytest.mark.parametrize("rotary", [LONG, RotaryConfig(scaling="dynamic", factor=4.0, original_context=6)])
+def test_a_text_that_outgrows_its_rotation_gets_a_sentence_and_not_a_stale_cache(rotary: RotaryConfig) -> None:
+    model, x = build(rotary=rotary), torch.randn(2, 8, DIM, dtype=torch.float64)
+    within = step_by_step(model, x[:, :6], [4, 1, 1])
+    torch.testing.assert_close(within, model(x[:, :6]), atol=1e-10, rtol=0)
+    with pytest.raises(UserError, match=f"grows from 6 to 7 tokens, where rotary.scaling {rotary.scaling}"):
+        step_by_step(model, x, [4, 2, 1])
+    # Of a padded batch only the real tokens count: this one has two rows of 5 and 3 after 7 columns.
+    padding = left_padding([5, 3], 7)
+    part = step_by_step(model, x[:, :7], [5, 1, 1], padding)
+    torch.testing.assert_close(part[padding], model(x[:, :7], valid=padding)[padding], atol=1e-10, rtol=0)
+
+
+def test_longrope_goes_on_beyond_the_point_where_it_turns() -> None:
+    model, x = build(rotary=LONG), torch.randn(2, 12, DIM, dtype=torch.float64)
+    torch.testing.assert_close(step_by_step(model, x, [8, 1, 3]), model(x), atol=1e-10, rtol=0)
