@@ -28,7 +28,8 @@ class LanguageModelConfig:
         tied: the head is the embedding matrix (Press and Wolf 2017).
         head_bias: a bias on the logits.
         embedding_std: standard deviation the embedding starts with.
-        embedding_scale: the embedding is multiplied by sqrt(dim) (2017; Gemma).
+        embedding_scale: the embedding is multiplied by sqrt(dim) (2017; Gemma) when true, or by this number (Granite).
+        logit_scale: factor on the vectors before the head, and so on the logits without their bias (Cohere, Granite).
         logit_softcap: logits become cap·tanh(logits / cap) (Gemma 2).
     """
 
@@ -37,16 +38,19 @@ class LanguageModelConfig:
     tied: bool = True
     head_bias: bool = False
     embedding_std: float = 0.02
-    embedding_scale: bool = False
+    embedding_scale: bool | float = False
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.embedding_scale == 1 and self.embedding_scale is not True:
+            object.__setattr__(self, "embedding_scale", False)  # for Python, 1.0 equals True
         if self.vocab_size < 1:
             raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
-        for name in ("embedding_std", "logit_softcap"):
+        for name in ("embedding_std", "embedding_scale", "logit_scale", "logit_softcap"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and value is not False and not value > 0:
                 raise UserError(f"{name} is {value}, but must be positive.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,9 +93,11 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
     ) -> Tensor:
         """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
         x = self.embedding(tokens)
-        if self.config.embedding_scale:
-            x = x * self.config.transformer.dim**0.5
-        return self.transformer(x, documents=documents, valid=valid, cache=cache)
+        scale, factor = self.config.embedding_scale, self.config.logit_scale
+        if scale is not False:
+            x = x * (self.config.transformer.dim**0.5 if scale is True else scale)
+        x = self.transformer(x, documents=documents, valid=valid, cache=cache)
+        return x if factor == 1 else x * factor
 
     def forward(
         self,

@@ -184,6 +184,9 @@ class _Views:
         for row in self.rows:
             if len(row.tokens) - row.start > self.context:
                 row.start, self._cache = len(row.tokens) - max(self.context // 2, 1), None
+            now = len(row.tokens) - row.start
+            if self.model.config.transformer.rerotates(now - 1, now):
+                self._cache = None
         if self._cache is None or self._free == 0:
             tokens, valid = left_pad([row.tokens[row.start :] for row in self.rows], self.device)
             capacity = min(tokens.shape[1] + steps_left, self.context)

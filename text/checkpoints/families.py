@@ -18,7 +18,7 @@ from ...core.rotary import RotaryConfig
 from ..encoder import TextEncoderConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
-from .decoders import DECODERS
+from .decoder_families import DECODERS
 from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of, old_rotary, write_rotary
 
 # --- GPT-2 ------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ...core.checkpoints import native
 from ...core.checkpoints.family import Pretrained, apart
-from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.files import read_json
 from ..data.chat import ChatTemplate
-from ..encoder import TextEncoder
-from ..model import LanguageModel
+from ..encoder import TextEncoder, TextEncoderConfig
+from ..model import LanguageModel, LanguageModelConfig
 from ..tokenizer import Tokenizer
 
 USUAL_LENGTH, MOST_TOKENS = 64, 1024
@@ -41,23 +40,25 @@ def parity(pretrained: Pretrained, folder: str | os.PathLike[str], library: str 
         UserError: the library is not installed, or cannot be asked.
     """
     model: Any = pretrained.model
-    tokens = random_tokens(model.config.vocab_size, model.config.transformer)
+    tokens = random_tokens(model.config)
     theirs = _ours(Path(folder)) if library == "triune" else original(pretrained, Path(folder), library)
     with torch.inference_mode():
         output = theirs(tokens)
         return apart(model(tokens), output if isinstance(output, Tensor) else output[0])
 
 
-def random_tokens(vocab_size: int, core: TransformerConfig) -> Tensor:
+def random_tokens(config: LanguageModelConfig | TextEncoderConfig, seed: int = 0) -> Tensor:
     """Tokens int64 `[1 or 2, tokens]`: more than a window holds, where that is at most `MOST_TOKENS`, so that it shows.
 
-    Rotary scaling that begins at a length shows in the same way.
+    Rotary scaling that begins at a length shows in the same way, also where that is the length of the context.
     """
+    core = config.transformer
     windows = [window for layer in range(core.depth) if (window := core.window_at(layer))]
     wanted = max([USUAL_LENGTH, *(2 * window for window in windows if 2 * window <= MOST_TOKENS)])
-    length = min(core.context, wanted)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (1 if length > USUAL_LENGTH else 2, length), generator=generator)
+    turning = [(r.original_context or 0) + 8 for r in map(core.rotary_at, range(core.depth)) if r and r.grows]
+    length = max([min(core.context, wanted), *(n for n in turning if n <= MOST_TOKENS)])
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (1 if length > USUAL_LENGTH else 2, length), generator=generator)
 
 
 def original(pretrained: Pretrained, folder: Path, library: str) -> nn.Module:

@@ -46,6 +46,8 @@ GATED = {
 MOST_LAYERS = 10_000
 SLIDING, FULL = "sliding_attention", "full_attention"
 _ROPE_KEYS = {
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
     "original_context": "original_max_position_embeddings",
     "low_frequency_factor": "low_freq_factor",
     "high_frequency_factor": "high_freq_factor",
@@ -53,7 +55,7 @@ _ROPE_KEYS = {
     "beta_slow": "beta_slow",
     "attention_factor": "attention_factor",
 }
-_SCALINGS = ("linear", "llama3", "yarn")
+_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 """Kinds of rotary scaling that transformers and the core both have."""
 
 
@@ -101,13 +103,18 @@ class Settings:
             raise UserError(f"'{self.name}' has {key} = {self[key]!r}, but must have 1 to {MOST_LAYERS:,} layers.")
         return self[key]
 
-    def rotary(self, kind: str = FULL, theta: str = "rope_theta", fraction: str | None = None) -> RotaryConfig:
+    def rotary(
+        self, kind: str = FULL, theta: str = "rope_theta", fraction: str | None = None, interleaved: bool = False,
+        scalings: Sequence[str] | None = None,
+    ) -> RotaryConfig:  # fmt: skip
         """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` and the like (4).
 
         Args:
             kind: the kind of layer, in a config that has settings for each.
             theta: the old key of the base.
             fraction: the old key of the rotated part, None for a family that rotates whole heads.
+            interleaved: neighbouring channels are rotated together.
+            scalings: kinds of scaling that the family has; None for all that its library has.
         """
         new = self.values.get("rope_parameters") or {}
         nested = FULL in new or SLIDING in new
@@ -123,13 +130,20 @@ class Settings:
                 f"'{self.name}' rotates {part:.0%} of each head, but models of its family rotate all of it."
             )
         scaling = rope.get("rope_type") or rope.get("type") or "default"
-        scaling = "none" if scaling == "default" else scaling
+        scaling = {"default": "none", "su": "longrope"}.get(scaling, scaling)
         if scaling not in ("none", *_SCALINGS):
             raise UserError(
                 f"'{self.name}' scales its rotary positions by '{scaling}', which the core does not have; it has "
                 f"{', '.join(_SCALINGS)}."
             )
-        return RotaryConfig(base=float(base), fraction=part, scaling=scaling, **self._scaling(scaling, rope))
+        if scaling not in ("none", *(scalings or _SCALINGS)):
+            raise UserError(
+                f"'{self.name}' scales its rotary positions by '{scaling}', but models of its family by "
+                f"{', '.join(scalings or ())} or not at all."
+            )
+        return RotaryConfig(
+            base=float(base), fraction=part, interleaved=interleaved, scaling=scaling, **self._scaling(scaling, rope)
+        )
 
     def _scaling(self, scaling: str, rope: Mapping[str, Any]) -> dict[str, Any]:
         if scaling == "none":
@@ -137,11 +151,19 @@ class Settings:
         found = {
             ours: rope[_ROPE_KEYS[ours]] for ours in SCALING_USES[scaling] if rope.get(_ROPE_KEYS[ours]) is not None
         }
-        if "original_context" in SCALING_USES[scaling]:
-            found.setdefault("original_context", self["max_position_embeddings"])
+        context = self["max_position_embeddings"]
+        if scaling == "dynamic":
+            found["original_context"] = context  # its class looks at no other
+        elif "original_context" in SCALING_USES[scaling]:
+            # A key beside `rope_parameters` counts before one in it.
+            found["original_context"] = (
+                self.get("original_max_position_embeddings")
+                or self.values.get("original_max_position_embeddings")
+                or found.get("original_context", context)
+            )
         factor = rope.get("factor")
-        if factor is None and scaling == "yarn":
-            factor = self["max_position_embeddings"] / found["original_context"]
+        if factor is None and scaling in ("yarn", "longrope"):
+            factor = max(1.0, context / found["original_context"])
         if factor is None:
             raise UserError(f"'{self.name}' scales its rotary positions by '{scaling}', but states no factor.")
         if scaling == "yarn":
@@ -170,6 +192,12 @@ class Settings:
         return uniform([window if kind == SLIDING else None for kind in types])
 
 
+def inverse(value: float) -> float:
+    """1 / value; of a value that is itself the inverse of a short number, that number."""
+    short = round(1 / value, 12)
+    return short if short and 1 / short == value else 1 / value
+
+
 def _mscale(factor: float, scale: float) -> float:
     """The factor on cosine and sine that yarn's `mscale` stands for."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
@@ -193,6 +221,8 @@ def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:
     if rotary.scaling in _SCALINGS:
         rope |= {"rope_type": rotary.scaling, "factor": rotary.factor}
         used = {_ROPE_KEYS[name]: getattr(rotary, name) for name in SCALING_USES[rotary.scaling]}
+        if rotary.scaling == "dynamic":
+            used = {}  # it grows from `max_position_embeddings` on
         rope |= {key: value for key, value in used.items() if value is not None}
     return rope
 

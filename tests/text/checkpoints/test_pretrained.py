@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from triune.bench.parity_random import in_float64
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.text.checkpoints.pretrained import FAMILIES, HF_FAMILIES, check_inputs, export, load, parity
@@ -42,6 +43,9 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+            "short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 3.5, 8.0]}  # fmt: skip
 WINDOW = {"use_sliding_window": True, "sliding_window": 5}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", GROUPED),
@@ -75,6 +79,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma 3, with a soft cap that its class ignores": (
         "Gemma3", GROUPED | {"head_dim": 16, "sliding_window": 6, "attn_logit_softcapping": 0.5},
     ),
+    "llama, dynamic": ("Llama", GROUPED | {"rope_parameters": DYNAMIC, "max_position_embeddings": 32}),
+    "llama, longrope": ("Llama", GROUPED | {"rope_parameters": LONGROPE}),
+    "phi 3": ("Phi3", GROUPED | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
+    "phi 3, half of a head, window": (
+        "Phi3", GROUPED | {"rope_parameters": NEOX, "sliding_window": 7, "tie_word_embeddings": True},
+    ),
+    "olmo 2": ("Olmo2", GROUPED),
+    "olmo 2 with biases": ("Olmo2", SHAPE | {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo 3": ("Olmo3", GROUPED | {"num_hidden_layers": 5, "sliding_window": 6}),
     "neox": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX}),
     "neox, serial": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX, "use_parallel_residual": False}),
     "neox without biases": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX, "attention_bias": False}),
@@ -92,6 +105,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def original(kind: str, options: dict[str, Any], seed: int = 0) -> Any:
     """A model of transformers with random weights that give outputs of order one."""
+    options = {"pad_token_id": 0} | options
     names = {"GPT2": "GPT2LMHeadModel"}
     cls = getattr(transformers, kind if kind.startswith("Bert") else names.get(kind, kind + "ForCausalLM"))
     torch.manual_seed(seed)
@@ -247,10 +261,9 @@ def test_llamas_of_any_shape(heads, head_dim, depth, hidden, vocab, tied, rope, 
     tokens = ids() % vocab
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        with torch.no_grad():
-            expected = theirs(tokens).logits
-            found = load(folder).model(tokens)
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+        found = in_float64(load(folder).model, theirs, [tokens])
+    assert found["float64"] < 1e-12
+    assert found["ours"] < max(1e-5, 4 * found["theirs"])  # some of these models multiply rounding
 
 
 # --- spellings --------------------------------------------------------------------------------------------------------
@@ -374,8 +387,12 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
     ("name", "config", "message"),
     [
         ("llama", {"hidden_act": "relu6"}, "hidden_act 'relu6'.*it has silu"),
-        ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "by 'longrope'.*it has linear"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "by 'dynamic'"),
+        ("llama", {"rope_scaling": {"rope_type": "axial", "factor": 2.0}}, "by 'axial'.*it has linear"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "short_factors is .*positive divisors"),
+        ("llama", {"rope_scaling": LONGROPE | {"long_factor": [1.0] * 3}}, "long_factors .* as many as"),
+        ("llama", {"rope_scaling": LONGROPE, "head_dim": 4}, "short_factors is 4, but must be 2 divisors"),
+        ("phi 3", {"rope_scaling": LINEAR}, "by 'linear', but models of its family by longrope or not at all"),
+        ("llama", {"rope_scaling": {"type": "dynamic"}}, "states no factor"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "states no factor"),
         ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate"),
         ("llama", {"partial_rotary_factor": 0.5}, "rotates 50% of each head"),
