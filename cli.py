@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from io import TextIOWrapper
 from traceback import print_exception
-from typing import Any
+from typing import Any, NoReturn
 
 from .core.errors import Stopped
 from .core.task import Task, named
@@ -32,7 +36,8 @@ def main(args: list[str] | None = None) -> int:
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        code = dispatch(words)
+        with terminable():
+            code = dispatch(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -55,6 +60,27 @@ def main(args: list[str] | None = None) -> int:
             print_exception(error)
         print(f"error: {refusal(error) if isinstance(error, OSError) else sentence(error)}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Stopped`, so that what was begun is cleared away, and the exit code is 143.
+
+    By default it ends the process where it stands, but not where Lightning's trainer runs, which takes note of it and
+    then ends with 0 or 1.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # whoever owns the process owns its signals
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Stopped(128 + number)
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -13,8 +13,11 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):
-    """A signal has ended the work after everything was saved; `code` is the exit code of the command line."""
+class Stopped(BaseException):
+    """A signal has ended the work, after everything was saved; `code` is the exit code of the command line.
+
+    No Exception, as KeyboardInterrupt is none: whoever goes on after an error must not go on after a signal.
+    """
 
     def __init__(self, code: int, text: str = "Stopped.") -> None:
         super().__init__(text)

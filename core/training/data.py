@@ -6,8 +6,11 @@ processed batches. So nothing needs to be replayed after a resume, and reading a
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -132,7 +135,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self._workers:
-            yield from self._loader
+            others = set(multiprocessing.active_children())
+            batches = iter(self._loader)
+            for worker in set(multiprocessing.active_children()) - others:
+                atexit.register(worker.kill)  # at exit Python would ask by SIGTERM, and wait
+            yield from batches
             return
         for draw in self._order:
             batch = self._source[draw]
@@ -151,6 +158,7 @@ class Batches:
             pin_memory=self._pin,
             # Of its own, because the loader would draw from that of the training: dropout must not depend on workers.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals,
         )
 
     # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry
@@ -160,6 +168,14 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the training answer signals to the whole group (Ctrl-C in a terminal, a batch system): it still needs batches
+    for the step that it finishes. A worker ends when it is told to, or when its parent is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class DataModule(LightningDataModule):

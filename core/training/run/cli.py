@@ -222,6 +222,17 @@ def run_task(
 
 
 def _fit(session: Session) -> dict[str, Any]:
+    try:
+        return _train(session)
+    except Stopped as stop:
+        run = session.run
+        if not run or not (run.last.exists() or run.previous.exists()):
+            raise
+        again = f"triune {session.task} {session.verb} --run {shlex.quote(str(run))} --resume true"
+        raise Stopped(stop.code, f"Stopped and saved. Continue:\n  {again}") from None
+
+
+def _train(session: Session) -> dict[str, Any]:
     run, trainer = session.run, session.trainer
     assert run
     different = changes.accept(run, session.config_text) if session.resume else ""
@@ -231,9 +242,6 @@ def _fit(session: Session) -> dict[str, Any]:
         report.say(report.entry("changed", different))
     try:
         trainer.fit(session.model, session.data, ckpt_path=checkpoint, weights_only=True)
-    except Stopped as stop:
-        again = f"triune {session.task} {session.verb} --run {shlex.quote(str(run))} --resume true"
-        raise Stopped(stop.code, f"Stopped and saved. Continue:\n  {again}") from None
     finally:
         report.remove_traces(session)
         if session.run:

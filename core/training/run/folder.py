@@ -102,7 +102,7 @@ class RunFolder:
     def contents(self) -> list[str]:
         """Names of what makes this folder a run; empty when it may be used for a new one."""
         # `last.ckpt` and the like may be folders (sharded checkpoints).
-        parts = [self.summary, self.best, self.last, self.previous, self.model]
+        parts = [self.summary, self.last, self.previous, self.model]
         held = [str(p.relative_to(self.path)) for p in parts if p.exists()]
         if self.config.exists() and not self._config_is_ours():
             held.insert(0, self.config.name)
@@ -129,7 +129,8 @@ class RunFolder:
     def create(self) -> RunFolder:
         """Make the folder and lock it; refuses (UserError) one that holds a run already, or where one is starting.
 
-        What a training left that ended before its first checkpoint is removed.
+        What a training left that ended before it could be continued is removed; best weights without a last state are
+        kept as `best.before.ckpt`.
         """
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,8 @@ class RunFolder:
         shutil.rmtree(self.pretrained, ignore_errors=True)
         for file in (self.config, self.metrics):
             file.unlink(missing_ok=True)
+        if self.best.exists():  # the process was killed between its two first checkpoints
+            self.best.replace(self.best.with_name("best.before.ckpt"))
 
     def lock(self) -> None:
         """Let no other process train into this folder while this one lives; the system takes the lock back at its end.

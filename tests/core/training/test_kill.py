@@ -1,150 +1,130 @@
-"""A run that is killed goes on as if it had not been: weights, optimizer, averages, generators and rows of metrics,
-bit by bit.
+"""A training that is killed anywhere goes on as if it had not been: weights, optimizer, averages, generators, rows of
+metrics, the best checkpoint and the exported model, bit by bit.
+
+A few moments of each training run here, more with --slow; `python -m triune.bench.kills` takes any number of them.
 """
 
 from __future__ import annotations
 
-import csv
-import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-STEPS = 480
-OPTIONS = [
-    "--data.context", "16", "--data.batch_size", "4", "--data.tokenizer", "bytes",
-    "--model.transformer.dim", "16", "--model.transformer.depth", "1", "--model.transformer.heads", "2",
-    "--model.transformer.dropout", "0.1", "--model.ema", "0.9", "--trainer.max_steps", str(STEPS),
-    "--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "14", "--trainer.limit_val_batches", "2",
-    "--trainer.log_every_n_steps", "5", "--threads", "1", "--trainer.accelerator", "cpu",
-]  # fmt: skip
+from triune.bench.kills.compare import differences
+from triune.bench.kills.kill import Killed, Point
+from triune.bench.kills.server import Server
+from triune.bench.kills.trainings import TRAININGS
+from triune.core.training.run.folder import RunFolder
 
-
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "triune", "text", "fit", *options]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def fresh(folder: Path, run: str, *more: str) -> subprocess.Popen[str]:
-    files = ["--data.files", str(folder / "text.txt"), "--data.cache", str(folder)]
-    return start(folder, *files, "--run", run, *OPTIONS, *more)
-
-
-def finish(process: subprocess.Popen[str], code: int) -> str:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, err[-2000:]
-    return out + err
-
-
-def same(one: Any, other: Any, where: str = "") -> None:
-    """Asserts that two checkpoints hold equal values, down to the last bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            same(a, b, f"{where}[{index}]")
-    else:
-        assert one == other, where
-
-
-def state(run: Path) -> dict[str, Any]:
-    content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-    return {
-        name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "ema", "rng", "global_step")
-    }
-
-
-TIMES = (
-    "seconds", "units_per_second", "slots_per_second", "mfu", "data_wait", "memory_gb", "eta"
-)  # fmt: skip
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    """All rows of metrics.csv, of training and of validation, less what a clock says."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+MOMENTS = {
+    "first epoch": ("on_train_batch_start", 0.05, signal.SIGKILL),
+    "window": ("on_after_backward", 0.55, signal.SIGTERM),
+    "step": ("optimizer_step", 0.4, signal.SIGINT),
+    "validation": ("validation_step", 0.5, signal.SIGKILL),
+    "terminated validation": ("validation_step", 0.6, signal.SIGTERM),
+    "checkpoint": ("half a checkpoint", 0.6, signal.SIGKILL),
+    "first checkpoint": ("half a checkpoint", 0.15, signal.SIGKILL),
+    "row": ("half a row", 0.5, signal.SIGKILL),
+    "previous": ("os.link", 0.5, signal.SIGKILL),
+    "last validation": ("on_validation_start", 0.9, signal.SIGKILL),
+    "export": ("os.rename", 1.0, signal.SIGKILL),
+}
+"""Name of a moment, which one of that name (0 the first, 1 the last), and the signal that comes then."""
+QUICK = {
+    ("text", "window"), ("text", "checkpoint"), ("text-workers", "step"), ("lora", "last validation"),
+    ("vision", "validation"), ("contacts", "first checkpoint"), ("pretrain", "terminated validation"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(2000)))
-    finish(fresh(folder, "whole"), 0)
-    return folder
+def servers() -> Iterator[tuple[Server, Server]]:
+    with Server(1) as first, Server(2) as second:
+        yield first, second
+
+
+@pytest.fixture(scope="module")
+def trained(servers: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Killed]:
+    known: dict[str, Killed] = {}
+
+    def get(name: str) -> Killed:
+        if name not in known:
+            known[name] = Killed(name, tmp_path_factory.mktemp(name), servers)
+        return known[name]
+
+    return get
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "wait"),
+    ("name", "moment"),
     [
-        (signal.SIGKILL, -9, 0.2),
-        (signal.SIGTERM, 143, 0.3),
-        pytest.param(signal.SIGINT, 130, 0.5, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -9, 0.0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -9, 0.7, marks=pytest.mark.slow),
+        pytest.param(name, moment, marks=[] if (name, moment) in QUICK else [pytest.mark.slow])
+        for name in TRAININGS
+        for moment in MOMENTS
     ],
 )
-def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Path, number: int, code: int, wait: float) -> None:
-    name = f"run-{number}-{wait}"
-    process, run = fresh(whole, name), whole / name
-    began = time.monotonic()
-    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() - began < 120:
-        time.sleep(0.01)
-    time.sleep(wait)
-    if process.poll() is not None:
-        finish(process, 0)
-        pytest.skip("the run was faster than the signal")
-    process.send_signal(number)
-    finish(process, code)
-    resumed = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["global_step"]
-    assert 0 < resumed < STEPS
-    finish(start(whole, "--run", name, "--resume", "true"), 0)
-    same(state(whole / "whole"), state(run))
-    assert rows(run) == rows(whole / "whole")
+def test_a_killed_training_goes_on_as_if_it_had_not_been(
+    name: str, moment: str, trained: Callable[[str], Killed]
+) -> None:
+    killed = trained(name)
+    kind, share, number = MOMENTS[moment]
+    at = killed.moment(kind, share)
+    assert killed.run(Point(at, kind, number)) == []
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_can_be_started_again(whole: Path) -> None:
-    process, run = fresh(whole, "early"), whole / "early"
-    began = time.monotonic()
-    while not (run / "config.yaml").exists() and time.monotonic() - began < 120:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    finish(process, -9)
-    if (run / "checkpoints" / "last.ckpt").exists():
-        pytest.skip("the first checkpoint was faster than the kill")
-    finish(fresh(whole, "early"), 0)
-    same(state(whole / "whole"), state(run))
+def test_two_runs_that_differ_are_told_apart(trained: Callable[[str], Killed]) -> None:
+    killed = trained("text")
+    words = [*killed.training.command("other"), "--seed_everything", "3"]
+    killed.check(killed.servers[0].run(killed.place, words), {0})
+    found = differences(killed.place / "whole", killed.place / "other")
+    assert {"last.state_dict", "best.state_dict", "metrics.csv[0]"} <= {".".join(f.split(".")[:2]) for f in found}
+    assert "model/model.safetensors differs" in found
 
 
-def test_one_run_folder_has_one_training(whole: Path) -> None:
-    first = fresh(whole, "locked", "--trainer.max_steps", "100000")
-    began = time.monotonic()
-    while not (whole / "locked" / "checkpoints" / "last.ckpt").exists() and time.monotonic() - began < 120:
-        time.sleep(0.01)
-    second = start(whole, "--run", "locked", "--resume", "true")
-    said = finish(second, 2)
-    assert first.poll() is None
-    first.kill()
-    finish(first, -9)
-    assert "locked" in said
+def test_a_training_that_was_killed_before_its_first_checkpoint_can_be_started_again(
+    trained: Callable[[str], Killed],
+) -> None:
+    killed = trained("text")
+    run = RunFolder(killed.place / "early")
+    words = killed.training.command("early")
+    killed.check(killed.servers[0].run(killed.place, words, killed.moment("training_step", 0)), {-9})
+    assert run.config.exists() and not run.last.exists()
+    refused = killed.servers[1].run(
+        killed.place, [*killed.training.words.split(), "--run", "early", "--resume", "true"]
+    )
+    assert refused.code == 2 and "start it anew" in refused.printed
+    killed.check(killed.servers[1].run(killed.place, words), {0})
+    assert differences(killed.place / "whole", run.path) == []
 
 
-def test_a_changed_option_that_cannot_be_exact_is_refused(whole: Path) -> None:
-    before = (whole / "whole" / "config.yaml").read_text()
-    said = finish(start(whole, "--run", "whole", "--resume", "true", "--model.transformer.dim", "32"), 2)
-    assert "dim" in said
-    assert "--model.pretrained" in said
-    assert (whole / "whole" / "config.yaml").read_text() == before
+def test_best_weights_of_a_run_that_cannot_go_on_are_kept(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    run.best.write_bytes(b"mine")
+    assert run.contents() == []
+    run.create()
+    assert not run.best.exists()
+    assert (run.checkpoints / "best.before.ckpt").read_bytes() == b"mine"
+
+
+def test_one_run_folder_has_one_training(trained: Callable[[str], Killed]) -> None:
+    killed = trained("text")
+    run = RunFolder(killed.place / "whole")
+    run.lock()
+    try:
+        ended = killed.servers[0].run(killed.place, ["text", "fit", "--run", "whole", "--resume", "true"])
+    finally:
+        run.unlock()
+    assert ended.code == 2
+    assert "whole is being trained by another process" in ended.printed
+
+
+def test_a_changed_option_that_cannot_be_exact_is_refused(trained: Callable[[str], Killed]) -> None:
+    killed = trained("text")
+    before = (killed.place / "whole" / "config.yaml").read_text()
+    words = ["text", "fit", "--run", "whole", "--resume", "true", "--model.transformer.dim", "32"]
+    ended = killed.servers[0].run(killed.place, words)
+    assert ended.code == 2
+    assert "dim" in ended.printed and "--model.pretrained" in ended.printed
+    assert (killed.place / "whole" / "config.yaml").read_text() == before

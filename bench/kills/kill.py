@@ -1,0 +1,83 @@
+"""One training, killed at one moment and resumed, beside the same training left alone."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from triune.core.training.run.folder import RunFolder
+
+from .compare import differences
+from .server import Ended, Server
+from .trainings import TRAININGS, Training
+
+CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130}}
+"""Exit codes of a training that such a signal ended. SIGTERM outside of the training itself (before its first step,
+after its last) ends the process as the system does, which a shell shows as 143 too."""
+SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a training, its name, and the signal that comes then."""
+
+    at: int
+    name: str
+    signal: signal.Signals
+
+    def __str__(self) -> str:
+        return f"{self.signal.name} at moment {self.at} ({self.name})"
+
+
+class Killed:
+    """A training, and what it leaves when nothing happens to it.
+
+    Args:
+        name: of `TRAININGS`.
+        place: a folder for its data and runs.
+        servers: where the commands run: the first ones, and those that resume.
+    """
+
+    def __init__(self, name: str, place: Path, servers: tuple[Server, Server]) -> None:
+        self.training: Training = TRAININGS[name]
+        self.place, self.servers = place.resolve(), servers
+        self.training.make(place)
+        self.check(servers[0].run(place, self.training.command("whole"), names=self.place / "moments"), {0})
+        self.names = (place / "moments").read_text().splitlines()
+
+    def check(self, ended: Ended, codes: set[int]) -> Ended:
+        """The same, once its exit code is one of these."""
+        if ended.code not in codes:
+            raise AssertionError(f"exit code {ended.code}, but must be in {codes}: {ended.printed[-3000:]}")
+        return ended
+
+    def points(self, count: int, seed: int = 0) -> list[Point]:
+        """So many moments, in order: one of each name first, then any."""
+        draw = random.Random(seed)
+        kinds = list(dict.fromkeys(self.names))
+        draw.shuffle(kinds)
+        chosen = [draw.choice([at for at, name in enumerate(self.names, 1) if name == kind]) for kind in kinds[:count]]
+        rest = [at for at in range(1, len(self.names) + 1) if at not in chosen]
+        chosen += draw.sample(rest, count - len(chosen))
+        return [Point(at, self.names[at - 1], draw.choice(SIGNALS)) for at in sorted(chosen)]
+
+    def moment(self, name: str, share: float) -> int:
+        """The number of a moment of this name; `share` says which: 0 the first, 1 the last."""
+        found = [at for at, other in enumerate(self.names, 1) if other == name]
+        return found[round(share * (len(found) - 1))]
+
+    def run(self, point: Point) -> list[str]:
+        """Train, be killed, go on, and compare: what differs, in words. The run is removed where nothing does."""
+        run = RunFolder(self.place / f"{point.at}-{point.signal.name}")
+        words = self.training.command(run.path.name)
+        self.check(self.servers[0].run(self.place, words, point.at, point.signal), CODES[point.signal])
+        if run.last.exists() or run.previous.exists():
+            words = [*self.training.words.split(), "--run", run.path.name, "--resume", "true"]
+        self.check(self.servers[1].run(self.place, words), {0})
+        found = differences(self.place / "whole", run.path)
+        if not found:
+            shutil.rmtree(run.path)
+        return found

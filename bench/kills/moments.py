@@ -1,0 +1,111 @@
+"""What happens to a training at which moment of it; runs inside the process that trains.
+
+The moments are counted, so that the same number is the same moment of each run: each hook that Lightning calls in a
+callback or in the module (several for each micro-batch, in training as in validation), each checkpoint that is half
+written, each row of metrics.csv that is half written, and each file that is opened for writing, moved, linked or
+removed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WRITING = os.O_WRONLY | os.O_RDWR
+CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+
+
+class Moments:
+    """Counts moments from 1 and, at number `at`, sends this process signal `number`.
+
+    SIGTERM and SIGINT go to its whole group, as a terminal and a batch system send them. At a half-written file only
+    SIGKILL leaves the half behind: a handler in Python runs when the write is over.
+
+    Args:
+        at: number of the moment; 0 for none.
+        number: of the signal.
+        names: a file to which the name of each moment is written; None for none.
+    """
+
+    def __init__(self, at: int = 0, number: int = signal.SIGKILL, names: Path | None = None) -> None:
+        self.at, self.signal = at, number
+        self.count = 0
+        self._names = None if names is None else names.open("w")
+        self._process, self._thread = os.getpid(), threading.get_ident()
+
+    def passes(self, name: str) -> None:
+        """Note a moment, and act when it is the one."""
+        if os.getpid() != self._process or threading.get_ident() != self._thread:  # a worker of a loader, a library
+            return
+        self.count += 1
+        if self._names:
+            self._names.write(f"{name}\n")
+        if self.count == self.at:
+            if self.signal == signal.SIGKILL:
+                os.kill(self._process, self.signal)
+            else:
+                os.killpg(self._process, self.signal)
+
+    def close(self) -> None:
+        """Write out the names."""
+        if self._names:
+            self._names.close()
+
+    def watch(self) -> None:
+        """From now on: count."""
+        from lightning.fabric.plugins.io import torch_io
+        from lightning.pytorch.trainer import call
+
+        from triune.core.training.run import telemetry
+
+        for name in ("_call_callback_hooks", "_call_lightning_module_hook", "_call_strategy_hook"):
+            setattr(call, name, self._counted(getattr(call, name)))
+        self._halve_checkpoints(torch_io)
+        self._halve_rows(telemetry.MetricsFile)
+        sys.addaudithook(self._audit)
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(trainer: Any, hook: str, *args: Any, **named: Any) -> Any:
+            self.passes(hook)
+            return function(trainer, hook, *args, **named)
+
+        return counted
+
+    def _halve_checkpoints(self, torch_io: Any) -> None:
+        save = torch_io._atomic_save
+
+        def halved(checkpoint: Any, path: Any) -> None:
+            save(checkpoint, path)
+            content = Path(path).read_bytes()
+            Path(path).write_bytes(content[: len(content) // 2])
+            self.passes("half a checkpoint")
+            Path(path).write_bytes(content)
+
+        torch_io._atomic_save = halved
+
+    def _halve_rows(self, file: Any) -> None:
+        append = file.append
+
+        def halved(metrics: Any, row: dict[str, Any]) -> None:
+            before = metrics.path.stat().st_size if metrics.path.exists() else 0
+            append(metrics, row)
+            content = metrics.path.read_bytes()
+            metrics.path.write_bytes(content[: (before + len(content)) // 2])
+            self.passes("half a row")
+            metrics.path.write_bytes(content)
+
+        file.append = halved
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            name, _, flags = args
+            writes = isinstance(flags, int) and flags & WRITING
+            if writes and isinstance(name, str | bytes | os.PathLike) and "/dev/" not in os.fsdecode(name):
+                self.passes("open")
+        elif event in CHANGES:
+            self.passes(event)

@@ -1,0 +1,131 @@
+"""Runs command lines of triune, each in a process of its own that costs no import: the server imports all, then forks.
+
+`python -m triune.bench.kills.server` reads a job in JSON from each line of its input, and answers with a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .moments import Moments
+
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code (negative: the signal that ended it), all that it printed, and in seconds."""
+
+    code: int
+    printed: str
+    seconds: float
+
+
+class Server:
+    """Another process that runs command lines. `seed` is that of Python's hashes, whose order must not matter."""
+
+    def __init__(self, seed: int = 0) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "TRIUNE_"))}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(SECONDS)
+
+    def run(self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None) -> Ended:
+        """Run `triune WORDS` in `folder`, with a signal at a moment (see `Moments`)."""
+        job = {"folder": str(folder), "words": words, "at": at, "signal": number, "names": names and str(names)}
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+
+def serve() -> None:
+    """The server's side: run the jobs until the input ends."""
+    import gc
+
+    import triune.protein.language.task
+    import triune.protein.pair.task
+    import triune.text.task
+    import triune.vision.task  # noqa: F401
+    from triune.core.training.run import cli  # noqa: F401
+
+    gc.freeze()  # else the first collection of each process copies all that is shared
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line))), flush=True)
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    began, output = time.monotonic(), Path(job["folder"], f".printed-{os.getpid()}")
+    child = os.fork()
+    if not child:
+        _become(job, output)
+    code = _wait(child)
+    printed = output.read_text(errors="replace")
+    output.unlink()
+    return {"code": code, "printed": printed, "seconds": time.monotonic() - began}
+
+
+def _wait(child: int) -> int:
+    """Its exit code; a child that has not ended after `SECONDS` is killed, which is code -9 too."""
+    handle = os.pidfd_open(child)
+    try:
+        if not select.select([handle], [], [], SECONDS)[0]:
+            os.kill(child, signal.SIGKILL)
+    finally:
+        os.close(handle)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _become(job: dict[str, Any], output: Path) -> None:
+    """Be the command line of a job, to the end of the process."""
+    from triune.cli import main
+
+    os.setsid()  # signals go to the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(target, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(job["folder"])
+    faulthandler.dump_traceback_later(SECONDS - 5)  # where it hangs
+    moments = Moments(job["at"], job["signal"], Path(job["names"]) if job["names"] else None)
+    moments.watch()
+    code = 1
+    try:
+        code = main(job["words"])
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            moments.close()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    serve()
