@@ -31,8 +31,25 @@ from triune.core.checkpoints.family import apart
 from triune.core.errors import UserError
 
 LIMIT, SAME, WORSE, BATCHES = 2.5e-5, 1e-9, 4.0, 8
-TEXT = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2", "Olmo3")
-PARTIAL = ("Phi3",)
+TEXT = (
+    "Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2", "Olmo3", "Granite",
+    "Starcoder2", "StableLm", "Cohere", "Cohere2",
+)  # fmt: skip
+OWN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "Granite": {
+        "embedding_multiplier": (1.0, 0.3, 12), "logits_scaling": (1.0, 3.0, 16), "residual_multiplier": (1.0, 0.22),
+        "attention_multiplier": (1.0, 0.0625),
+    },
+    "Starcoder2": {"use_bias": (True, False), "norm_epsilon": (1e-5, 1e-3), "hidden_act": ("gelu_new", "silu")},
+    "StableLm": {
+        "use_qkv_bias": (True, False), "use_parallel_residual": (True, False), "qk_layernorm": (True, False),
+        "layer_norm_eps": (1e-5, 1e-3), "head_dim": (None,),
+    },
+    "Cohere": {"use_qk_norm": (True, False), "logit_scale": (0.0625, 1.5), "layer_norm_eps": (1e-5, 1e-3)},
+    "Cohere2": {"logit_scale": (0.0625, 1.5), "layer_norm_eps": (1e-5, 1e-3), "head_dim": (None,)},
+}  # fmt: skip
+"""Options that only one decoder has, and their choices."""
+PARTIAL = ("Phi3", "StableLm")
 """Decoders that may rotate a part of each head only."""
 SCALINGS: tuple[dict[str, Any], ...] = (
     {"rope_type": "default"},
@@ -73,21 +90,25 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
             "hidden_act": r.choice(("gelu", "relu", "gelu_new")), "layer_norm_eps": eps,
             "tie_word_embeddings": r.random() < 0.3,
         }  # fmt: skip
-    return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth) | {"rms_norm_eps": eps}
+    width = even["hidden_size"] // heads
+    return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth, width) | {"rms_norm_eps": eps}
 
 
-def _decoder(r: random.Random, kind: str, heads: int, depth: int) -> dict[str, Any]:
+def _decoder(r: random.Random, kind: str, heads: int, depth: int, width: int) -> dict[str, Any]:
     act = "hidden_activation" if kind in ("Gemma2", "Gemma3") else "hidden_act"
     found = {
         "num_key_value_heads": r.choice([n for n in (1, 2, 3, heads) if heads % n == 0]),
         "head_dim": r.choice((4, 8, 12)), "tie_word_embeddings": r.random() < 0.5,
         act: r.choice(("silu", "gelu_pytorch_tanh")), "attention_bias": r.random() < 0.3, "mlp_bias": r.random() < 0.3,
     }  # fmt: skip
-    found |= _rotary(r, found["head_dim"], kind)
+    found |= {name: r.choice(choices) for name, choices in OWN.get(kind, {}).items()}
+    if found["head_dim"] is None:
+        del found["head_dim"]
+    found |= _rotary(r, found.get("head_dim", width), kind)
     if r.random() < 0.7:
         found |= {"sliding_window": r.randint(1, 20), "use_sliding_window": r.random() < 0.7}
         found["max_window_layers"] = r.randint(0, depth)
-    if kind in ("Qwen2", "Qwen3", "SmolLM3", "Gemma2", "Gemma3", "Olmo3") and r.random() < 0.5:
+    if kind in ("Qwen2", "Qwen3", "SmolLM3", "Gemma2", "Gemma3", "Olmo3", "Cohere2") and r.random() < 0.5:
         found["layer_types"] = [r.choice(("sliding_attention", "full_attention")) for _ in range(depth)]
     if kind == "SmolLM3":
         found["no_rope_layer_interval"] = r.randint(1, 4)

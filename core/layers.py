@@ -16,15 +16,15 @@ from .config import TransformerConfig
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last axis of `[..., dim]`, with the gain the config asks for.
 
-    With `parts` above one it is normalised over each of so many equal parts, with a gain for all and no bias.
+    With `parts` it is normalised over each of so many equal parts, with a gain for each channel and no bias.
     """
 
-    def __init__(self, dim: int, config: TransformerConfig, parts: int = 1) -> None:
+    def __init__(self, dim: int, config: TransformerConfig, parts: int | None = None) -> None:
         super().__init__()
         self.dim, self.kind, self.eps, self.parts = dim, config.norm, config.norm_eps, parts
         self.offset = config.norm_weight == "offset"
         has_weight = config.norm_weight != "none"
-        has_bias = has_weight and config.norm_bias and config.norm == "layernorm" and parts == 1
+        has_bias = has_weight and config.norm_bias and config.norm == "layernorm" and parts is None
         start = torch.zeros if self.offset else torch.ones
         self.weight = nn.Parameter(start(dim)) if has_weight else None
         self.bias = nn.Parameter(torch.zeros(dim)) if has_bias else None
@@ -35,7 +35,7 @@ class Norm(nn.Module):
             # One dtype throughout: mixed ones leave the fused kernels under autocast.
             weight = (weight + 1.0 if self.offset else weight).to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
-        if self.parts > 1:
+        if self.parts is not None:
             y = self._normalised(x.unflatten(-1, (self.parts, -1)), None, None).flatten(-2)
             return y if weight is None else y * weight
         return self._normalised(x, weight, bias)

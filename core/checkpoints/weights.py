@@ -5,6 +5,7 @@ A line of a table pairs our name with theirs, `{}` standing for the number of a 
     Rule("transformer.blocks.{}.norm1", "h.{}.ln_1")                                a module: its weight and its bias
     Rule("class_token", "cls_token")                                                one parameter
     Rule(("….q", "….k", "….v"), "h.{}.attn.c_attn", TRANSPOSED)                     three of ours, stacked in one
+    Rule("….q_norm.weight", ("norms.0.weight", "norms.1.weight"))                   one of ours, two of theirs stacked
 
 Which parameters exist follows from our model; a table may name more (a bias that this model does not have).
 """
@@ -12,7 +13,7 @@ Which parameters exist follows from our model; a table may name more (a bias tha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,19 +105,19 @@ class Rule(NamedTuple):
     """One line of a table.
 
     ours: a module or parameter of ours, or several that are one tensor of theirs.
-    theirs: its name there.
+    theirs: its name there, or the names of several of equal shape.
     layout: how the numbers lie.
     """
 
     ours: str | tuple[str, ...]
-    theirs: str
+    theirs: str | tuple[str, ...]
     layout: Layout = STACKED
 
 
 class Entry(NamedTuple):
-    """One tensor of theirs and the tensors of ours it holds."""
+    """One tensor of theirs, or several stacked, and the tensors of ours it holds."""
 
-    theirs: str
+    theirs: tuple[str, ...]
     ours: tuple[str, ...]
     layout: Layout
 
@@ -156,8 +157,8 @@ class WeightMap:
         Raises:
             KeyError: no rule fits a name; the table is incomplete.
         """
-        found: dict[str, dict[int, str]] = {}
-        rule_of: dict[str, Rule] = {}
+        found: dict[tuple[str, ...], dict[int, str]] = {}
+        rule_of: dict[tuple[str, ...], Rule] = {}
         for name in names:
             rule, part, their = self._find(name)
             found.setdefault(their, {})[part] = name
@@ -167,14 +168,15 @@ class WeightMap:
             for their, parts in found.items()
         ]
 
-    def _find(self, name: str) -> tuple[Rule, int, str]:
+    def _find(self, name: str) -> tuple[Rule, int, tuple[str, ...]]:
         for rule in self.rules:
             ours = (rule.ours,) if isinstance(rule.ours, str) else rule.ours
             for part, pattern in enumerate(ours):
                 match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)") + r"(\.weight|\.bias)?", name)
                 if match:
                     *layers, suffix = match.groups()
-                    return rule, part, rule.theirs.format(*layers) + (suffix or "")
+                    theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
+                    return rule, part, tuple(their.format(*layers) + (suffix or "") for their in theirs)
         raise KeyError(f"no rule for {name}")
 
     def to_ours(self, theirs: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ class WeightMap:
         self, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str
     ) -> Iterator[tuple[str, Tensor]]:
         entries = self.entries(list(own))
-        wanted = {entry.theirs for entry in entries}
+        wanted = {name for entry in entries for name in entry.theirs}
         missing = sorted(wanted - theirs.keys())
         unexpected = [name for name in theirs if name not in wanted and not self._ignores(name)]
         problems = [("missing", missing), ("unexpected", unexpected)]
@@ -215,12 +217,14 @@ class WeightMap:
                 "or another version of its library?"
             )
         for entry in entries:
-            whole, shapes = theirs[entry.theirs], [own[name].shape for name in entry.ours]
+            shapes = [own[name].shape for name in entry.ours]
+            whole = theirs[entry.theirs[0]]
             try:
+                whole = whole if len(entry.theirs) == 1 else torch.cat([theirs[name] for name in entry.theirs])
                 parts = entry.layout.split(whole, shapes)
             except (ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"'{entry.theirs}' of '{source}' is {tuple(whole.shape)}, which does not fit what its config "
+                    f"'{entry.theirs[0]}' of '{source}' is {tuple(whole.shape)}, which does not fit what its config "
                     f"describes ({error})."
                 ) from None
             yield from zip(entry.ours, parts, strict=True)
@@ -231,7 +235,9 @@ class WeightMap:
         gains = {f"{n}.weight": m.dim for n, m in model.named_modules() if isinstance(m, Norm) and m.weight is None}
         own |= {name: torch.ones(dim) for name, dim in gains.items()}
         theirs = {
-            entry.theirs: entry.layout.join([own[name] for name in entry.ours]) for entry in self.entries(list(own))
+            name: part
+            for entry in self.entries(list(own))
+            for name, part in zip(entry.theirs, _pieces(entry, own), strict=True)
         }
         return theirs | dict(self.constants)
 
@@ -245,12 +251,17 @@ class WeightMap:
                 if entry.layout.stacked:
                     where = None if len(entry.ours) == 1 else (part, len(entry.ours))
                     found[name.removesuffix(".weight")] = Target(
-                        entry.theirs.removesuffix(".weight"), entry.layout.transposed, where
+                        entry.theirs[0].removesuffix(".weight"), entry.layout.transposed, where
                     )
         return found
 
     def _ignores(self, name: str) -> bool:
         return name in self.constants or any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def _pieces(entry: Entry, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    whole = entry.layout.join([own[name] for name in entry.ours])
+    return [whole] if len(entry.theirs) == 1 else whole.tensor_split(len(entry.theirs))
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

@@ -45,8 +45,8 @@ class Attention(Mixer):
             self.q_norm, self.k_norm = Norm(head_dim, config), Norm(head_dim, config)
         elif config.qk_norm != "none":
             own = config.qk_norm == "per_head"
-            self.q_norm = Norm(heads * head_dim, config, heads if own else 1)
-            self.k_norm = Norm(kv_heads * head_dim, config, kv_heads if own else 1)
+            self.q_norm = Norm(heads * head_dim, config, heads if own else None)
+            self.k_norm = Norm(kv_heads * head_dim, config, kv_heads if own else None)
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 

@@ -253,10 +253,11 @@ def test_qk_norm(qk_norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
-def test_qk_norm_with_a_gain_for_each_head(norm: str) -> None:
-    model, block, x = one_block(qk_norm="per_head", norm=norm, kv_heads=2)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_qk_norm_with_a_gain_for_each_head(norm: str, kv_heads: int) -> None:
+    model, block, x = one_block(qk_norm="per_head", norm=norm, kv_heads=kv_heads)
     attn, size = block.attn, DIM // HEADS
-    assert attn.q_norm.bias is None and attn.k_norm.weight.shape == (2 * size,)
+    assert attn.q_norm.bias is attn.k_norm.bias is None and attn.k_norm.weight.shape == (kv_heads * size,)
 
     def normalised(x: Tensor, weight: Tensor) -> Tensor:
         parts = []
@@ -267,7 +268,7 @@ def test_qk_norm_with_a_gain_for_each_head(norm: str) -> None:
 
     y = block.norm1(x)
     q, k = normalised(attn.q(y), attn.q_norm.weight), normalised(attn.k(y), attn.k_norm.weight)
-    k, v = (heads(t).repeat_interleave(2, dim=1) for t in (k, attn.v(y)))
+    k, v = (heads(t).repeat_interleave(HEADS // kv_heads, dim=1) for t in (k, attn.v(y)))
     y = x + attn.out(reference_attention(heads(q), k, v).transpose(1, 2).flatten(2))
     equal(model(x), y + block.ffn(block.norm2(y)))
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ...core.checkpoints.weights import Rule
+from ...core.checkpoints.weights import Rule, reshaped
+from ...core.config import Linears
 from ..model import LanguageModelConfig
-from .decoders import Decoder, decoder_weights, read_decoder, rotating, write_decoder
+from .decoders import Decoder, decoder_weights, read_decoder, rotating, where_windowed, write_decoder
 from .settings import FULL, REQUIRED, SLIDING, Settings, TextFamily, hf_family
 
 SIZES = dict.fromkeys(
@@ -37,6 +38,13 @@ GEMMA3 = {key: value for key, value in GEMMA2.items() if key != "attn_logit_soft
     "max_position_embeddings": 131_072, "final_logit_softcapping": None,
     "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
 }  # fmt: skip
+LAYERNORM = {key: value for key, value in LLAMA.items() if key not in ("head_dim", "rms_norm_eps")}
+COHERE = LAYERNORM | {
+    "head_dim": None, "layer_norm_eps": 1e-5, "max_position_embeddings": 8192, "rope_theta": 500_000.0,
+    "tie_word_embeddings": True, "attention_bias": False, "logit_scale": 0.0625,
+}  # fmt: skip
+PARALLEL = {"parallel": True, "shared_norm": True}
+COHERE_CORE = {"norm": "layernorm", "norm_bias": False} | PARALLEL
 OFFSET, SANDWICH = {"norm_weight": "offset"}, {"norm_weight": "offset", "placement": "sandwich"}
 
 
@@ -59,6 +67,32 @@ def _phi3_rules(config: LanguageModelConfig) -> tuple[Rule, ...]:
     return (
         Rule(tuple(f"{block}.attn.{name}" for name in "qkv"), f"{layer}.self_attn.qkv_proj"),
         Rule((f"{block}.ffn.gate", f"{block}.ffn.up"), f"{layer}.mlp.gate_up_proj"),
+    )
+
+
+def _starcoder2_rules(config: LanguageModelConfig) -> tuple[Rule, ...]:
+    ours, theirs = "transformer.blocks.{}.ffn", "model.layers.{}.mlp"
+    return (Rule(f"{ours}.up", f"{theirs}.c_fc"), Rule(f"{ours}.down", f"{theirs}.c_proj"))
+
+
+def _stablelm_rules(config: LanguageModelConfig) -> tuple[Rule, ...]:
+    """Each head has a norm of its own, whose gains lie side by side here."""
+    t = config.transformer.resolved()
+    return tuple(
+        Rule(
+            f"transformer.blocks.{{}}.attn.{name}_norm.weight",
+            tuple(f"model.layers.{{}}.self_attn.{name}_layernorm.norms.{head}.weight" for head in range(heads)),
+        )
+        for name, heads in (("q", t.heads), ("k", t.kv_heads or t.heads))
+    )
+
+
+def _cohere_rules(config: LanguageModelConfig) -> tuple[Rule, ...]:
+    """The gains of each head are a row there."""
+    rows = reshaped(-1, config.transformer.resolved().head_dim or 0)
+    return tuple(
+        Rule(f"transformer.blocks.{{}}.attn.{name}", f"model.layers.{{}}.self_attn.{name}", rows)
+        for name in ("q_norm", "k_norm")
     )
 
 
@@ -136,6 +170,53 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         ),
         LLAMA | {"rms_norm_eps": 1e-5, "attention_bias": False, "sliding_window": 4096, "layer_types": None}
         | {"rope_theta": 500_000.0, "rope_local_base_freq": 500_000.0},
+    ),
+    (
+        "Granite",
+        "granite",
+        Decoder("GraniteForCausalLM"),
+        LLAMA | {"attention_bias": False, "mlp_bias": False, "embedding_multiplier": 1.0, "logits_scaling": 1.0}
+        | {"residual_multiplier": 1.0, "attention_multiplier": 1.0},
+    ),
+    (
+        "StarCoder 2",
+        "starcoder2",
+        Decoder(
+            "Starcoder2ForCausalLM", eps="norm_epsilon", core={"norm": "layernorm"}, biases={"use_bias": Linears},
+            gated=False, kinds=_everywhere, rules=_starcoder2_rules,
+        ),
+        LAYERNORM | {"num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 4096, "use_bias": True}
+        | {"norm_epsilon": 1e-5, "hidden_act": "gelu_pytorch_tanh", "sliding_window": None}
+        | {"tie_word_embeddings": True},
+    ),
+    (
+        "StableLM",
+        "stablelm",
+        Decoder(
+            "StableLmForCausalLM", eps="layer_norm_eps", core={"norm": "layernorm"},
+            biases={"use_qkv_bias": ("q", "k", "v")}, fraction="partial_rotary_factor", rules=_stablelm_rules,
+            switches={"use_parallel_residual": PARALLEL, "qk_layernorm": {"qk_norm": "per_head"}},
+        ),
+        LAYERNORM | {"num_key_value_heads": 32, "max_position_embeddings": 4096, "layer_norm_eps": 1e-5}
+        | {"partial_rotary_factor": 0.25, "use_qkv_bias": False, "use_parallel_residual": False, "qk_layernorm": False},
+    ),
+    (
+        "Cohere",
+        "cohere",
+        Decoder(
+            "CohereForCausalLM", eps="layer_norm_eps", core=COHERE_CORE, interleaved=True, rules=_cohere_rules,
+            switches={"use_qk_norm": {"qk_norm": "per_head"}},
+        ),
+        COHERE | {"use_qk_norm": False},
+    ),
+    (
+        "Cohere 2",
+        "cohere2",
+        Decoder(
+            "Cohere2ForCausalLM", eps="layer_norm_eps", core=COHERE_CORE, interleaved=True, rotates=where_windowed,
+            kinds=lambda c, layer: SLIDING if (layer + 1) % c["sliding_window_pattern"] else FULL,
+        ),
+        COHERE | {"rope_theta": 10_000.0, "sliding_window": 4096, "sliding_window_pattern": 4, "layer_types": None},
     ),
 )  # fmt: skip
 

@@ -107,7 +107,7 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
         rotary=_rotary(c, family, kinds),
         norm_eps=c[family.eps],
         residual_scale=c.get("residual_multiplier", 1.0),
-        attention_scale=c.get("attention_multiplier") or (None if scalar == head_dim else scalar**-0.5),
+        attention_scale=c.get("attention_multiplier", None if scalar == head_dim else scalar**-0.5),
         attention_softcap=c.get("attn_logit_softcapping"),
         ffn="geglu_tanh" if legacy else c.choose(family.activation, family.activations),  # type: ignore[arg-type]
         ffn_dim=c["intermediate_size"],
@@ -117,7 +117,7 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
     return LanguageModelConfig(
         c["vocab_size"], transformer, tied=c["tie_word_embeddings"],
         embedding_scale=c.get("embedding_multiplier", family.scaled),
-        logit_scale=c.get("logit_scale") or inverse(c.get("logits_scaling", 1.0)),
+        logit_scale=c.get("logit_scale", inverse(c.get("logits_scaling", 1.0))),
         logit_softcap=c.get("final_logit_softcapping"),
     )  # fmt: skip
 

@@ -3,14 +3,23 @@
 | family               | library                   | what is read                                            |
 |----------------------|---------------------------|---------------------------------------------------------|
 | GPT-2                | Hugging Face, GGUF        | also old pickles with their mask buffers                |
-| Llama 2, 3; SmolLM 2 | Hugging Face, GGUF        | rotary scaling linear, llama3, yarn                     |
+| Llama 2, 3; SmolLM 2 | Hugging Face, GGUF        | every rotary scaling                                    |
 | Mistral              | Hugging Face, GGUF        | sliding window                                          |
 | Qwen 2, 2.5, 3       | Hugging Face, GGUF        | sliding window from a layer on                          |
 | SmolLM 3             | Hugging Face, GGUF        | layers without rotation                                 |
 | Gemma 1, 2, 3        | Hugging Face (text), GGUF | soft caps, sandwich norms, windows and rotary per layer |
+| Phi 3, Phi 4 mini    | Hugging Face              | fused matrices, longrope, part of a head rotated        |
+| OLMo 2, 3            | Hugging Face              | norms at the end of branches, windows (3)               |
+| Granite              | Hugging Face              | dense models, with their multipliers                    |
+| StarCoder 2          | Hugging Face              | sliding window                                          |
+| StableLM 1, 2        | Hugging Face              | parallel or not, norms of heads                         |
+| Cohere, Cohere 2     | Hugging Face              | norms of heads; layers without rotation (2)             |
 | GPT-NeoX, Pythia     | Hugging Face, GGUF        | parallel or not                                         |
 | BERT                 | Hugging Face              | with the masked head or the pooler                      |
 | glassllm             | its own archive           | read only                                               |
+
+Rotary scaling is linear, dynamic, llama3, yarn or longrope. Dynamic and longrope turn the tokens of a text by its own
+length; transformers turns all texts of a batch by the longest one's.
 
 Dropout is a choice of training: models are loaded without.
 """
@@ -136,7 +145,7 @@ def _tie(
     """
     if isinstance(config, TextEncoderConfig) or not config.tied:
         return config, tensors
-    embedding, head = (weights.entries([name])[0].theirs for name in ("embedding.weight", "head.weight"))
+    embedding, head = (weights.entries([name])[0].theirs[0] for name in ("embedding.weight", "head.weight"))
     if head not in tensors or embedding not in tensors:
         return config, tensors
     if not torch.equal(tensors[head], tensors[embedding]):

@@ -63,6 +63,22 @@ def test_round_trip_is_bit_identical(layout: object) -> None:
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_one_of_ours_may_be_several_of_theirs() -> None:
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.randn(6))
+
+    model, other = Gains(), Gains()
+    table = WeightMap((Rule("gain", ("norms.0.weight", "norms.1.weight")),))
+    theirs = table.to_theirs(model)
+    assert [theirs[f"norms.{i}.weight"].tolist() for i in (0, 1)] == [part.tolist() for part in model.gain.split(3)]
+    table.load(other, theirs, "toy")
+    assert torch.equal(model.gain, other.gain)
+    with pytest.raises(UserError, match=r"1 missing: norms\.1\.weight"):
+        table.load(other, {"norms.0.weight": theirs["norms.0.weight"]}, "toy")
+
+
 def test_missing_and_unexpected_names_are_listed() -> None:
     model, table = Toy(), toy_map()
     theirs = table.to_theirs(model)

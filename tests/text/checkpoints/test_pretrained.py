@@ -88,6 +88,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo 2": ("Olmo2", GROUPED),
     "olmo 2 with biases": ("Olmo2", SHAPE | {"attention_bias": True, "tie_word_embeddings": True}),
     "olmo 3": ("Olmo3", GROUPED | {"num_hidden_layers": 5, "sliding_window": 6}),
+    "granite": (
+        "Granite", GROUPED | {"embedding_multiplier": 1.5, "logits_scaling": 0.7, "residual_multiplier": 0.8,
+        "attention_multiplier": 0.3, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "starcoder 2": ("Starcoder2", GROUPED | {"sliding_window": 7}),
+    "starcoder 2 without biases": (
+        "Starcoder2", GROUPED | {"use_bias": False, "hidden_act": "gelu", "tie_word_embeddings": False},
+    ),
+    "stablelm": ("StableLm", GROUPED),
+    "stablelm, parallel, norms of heads": (
+        "StableLm", GROUPED | {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
+    ),
+    "stablelm, norms of heads": ("StableLm", SHAPE | {"qk_layernorm": True, "num_key_value_heads": 4}),
+    "cohere": ("Cohere", GROUPED | {"logit_scale": 0.5}),
+    "cohere with norms of heads": (
+        "Cohere", GROUPED | {"use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": False}
+        | {"logit_scale": 2.0},
+    ),
+    "cohere 2": ("Cohere2", GROUPED | {"num_hidden_layers": 5, "sliding_window": 6, "logit_scale": 0.5}),
     "neox": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX}),
     "neox, serial": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX, "use_parallel_residual": False}),
     "neox without biases": ("GPTNeoX", SHAPE | {"rope_parameters": NEOX, "attention_bias": False}),
@@ -193,7 +212,13 @@ def test_generation_with_the_cache(folders, name):
     assert found == expected[:, 9:].tolist()
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma 3", "gpt 2", "neox", "bert", "bert, masked"])
+PADDED = [
+    "llama", "mistral", "gemma 3", "phi 3, half of a head, window", "olmo 3", "starcoder 2", "stablelm", "cohere 2",
+    "gpt 2", "neox", "bert", "bert, masked",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PADDED)
 def test_padding(folders, name):
     """Shorter texts of a batch: padded on the left as for generation, an encoder's on the right."""
     theirs, folder = folders[name]
