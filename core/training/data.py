@@ -128,10 +128,10 @@ class Batches:
     """
 
     def __init__(self, source: Source, order: Order, workers: int = 0, pin: bool = False) -> None:
-        self._source, self._order, self._workers, self._pin = source, order, workers, pin
+        self._source, self.order, self._workers, self._pin = source, order, workers, pin
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self._workers:
@@ -141,7 +141,7 @@ class Batches:
                 atexit.register(worker.kill)  # at exit Python would ask by SIGTERM, and wait
             yield from batches
             return
-        for draw in self._order:
+        for draw in self.order:
             batch = self._source[draw]
             yield {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if self._pin else batch
 
@@ -152,7 +152,7 @@ class Batches:
         return DataLoader(
             self._source,  # pyright: ignore[reportArgumentType]
             batch_size=None,
-            sampler=self._order,  # pyright: ignore[reportArgumentType]
+            sampler=self.order,  # pyright: ignore[reportArgumentType]
             num_workers=self._workers,
             persistent_workers=True,
             pin_memory=self._pin,
@@ -188,6 +188,12 @@ class DataModule(LightningDataModule):
         """A line about the data, for the opening block, after `setup()`; empty for none."""
         return ""
 
+    def samples(self, position: int) -> list[str]:
+        """What the training batch of this rank at a position holds, by name: files, documents or chains; empty where
+        that is not known. For messages about a batch that training cannot use.
+        """
+        return []
+
 
 class ResumableData(DataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
@@ -202,6 +208,15 @@ class ResumableData(DataModule):
     def order_settings(self) -> dict[str, Any]:
         """Plain values that the order of batches depends on; they are saved, and compared on resume."""
         raise NotImplementedError(f"{type(self).__name__} must implement order_settings().")
+
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Names of what `Shuffled.take` gives."""
+        raise NotImplementedError(f"{type(self).__name__} must implement names_of(taken).")
+
+    def samples(self, position: int) -> list[str]:
+        """See `DataModule`."""
+        order = getattr(getattr(self.trainer, "train_dataloader", None), "order", None)
+        return self.names_of(order.take(position)) if isinstance(order, Shuffled) else []
 
     def position(self) -> int | None:
         """How many batches went into the weights, over all epochs; None outside of `fit`.

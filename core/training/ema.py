@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .guard import at_hand
 
 
 class EMA:
@@ -60,11 +61,22 @@ class EMA:
         return bool(self._params)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the present weights into the averages; call it after each optimizer step."""
+    def update(self, left_out: Tensor | None = None) -> None:
+        """Take the present weights into the averages; call it after each optimizer step.
+
+        Args:
+            left_out: bool scalar: whether the step changed no weights; then the averages stay as they are, too.
+        """
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self._averages, [p.float() for p in self._params], 1 - decay)
         self.steps += 1
+        if left_out is not None and at_hand(left_out):
+            if left_out:
+                return
+            left_out = None
+        weights = [p.float() for p in self._params]
+        if left_out is not None:  # not read: chosen on the device
+            weights = [torch.where(left_out, a, w) for a, w in zip(self._averages, weights, strict=True)]
+        torch._foreach_lerp_(self._averages, weights, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -25,6 +25,7 @@ from . import lightning_fixes
 from .ema import EMA
 from .freezing import FreezeConfig
 from .groups import build_optimizer
+from .guard import Guard, at_hand, settled
 from .optimizers import OptimizerConfig
 from .resume import Resume
 from .schedules import ScheduleConfig, factor
@@ -40,8 +41,10 @@ class TrainingModule(TaskModule):
     The loss of an optimizer step is the sum over all real units of the global batch divided by their number, whatever
     the split into micro-batches (`accumulate_grad_batches`) and ranks; a batch without any real unit leaves zero
     gradients. Between log steps nothing waits for the device: `last_batch` (sums of the last micro-batch), `last_loss`
-    (mean per unit, of the last optimizer step) and `last_grad_norm` (before clipping, if `gradient_clip_val` is set)
-    are tensors for a telemetry callback to read.
+    (mean per unit, of the last optimizer step) and `last_grad_norm` (before clipping) are tensors for a telemetry
+    callback to read.
+
+    A step whose loss or gradient is not finite leaves weights, optimizer and averages as they were; see `Guard`.
 
     Evaluation uses the averaged weights when `ema` is set. See `EMA` for which weights are where.
 
@@ -72,6 +75,7 @@ class TrainingModule(TaskModule):
         self.optimizer_config = optimizer or OptimizerConfig()  # None from tasks that leave it open
         self.schedule_config = schedule or ScheduleConfig()
         self.ema = None if ema is None else EMA(ema)
+        self.guard = Guard(self.optimizer_config.skip_limit)
         self.compile_blocks = compile
         self.tuning = Tuning.chosen(pretrained, lora, freeze)
         self.model: nn.Module | None = None
@@ -79,6 +83,8 @@ class TrainingModule(TaskModule):
         self.last_loss: Tensor | None = None
         self.last_grad_norm: Tensor | None = None
         self.evaluated: Sums | None = None  # sums over the last whole evaluation
+        self._units: Tensor | None = None  # those of the last optimizer step
+        self._left_out: Tensor | None = None  # whether that step is one without an update
         self._window: Tensor | None = None  # [total, count] of the micro-batches since the last optimizer step
         self._nominal: Tensor | None = None
         self._sums: Tensor | None = None  # [total, count] of the evaluation so far
@@ -165,9 +171,10 @@ class TrainingModule(TaskModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total, count = summed(self, batch)
         self.last_batch = Sums(total.detach(), count.detach())
+        self.guard.saw(self.trainer, total)
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
             loss = total / count.clamp(min=1)
-            self._note(loss.detach())
+            self._note(loss.detach(), count.detach())
             return loss
         # The number of units of the global batch is not known yet: divide by a constant now (it only keeps the numbers
         # in the range of 16-bit gradients) and correct once before the optimizer step.
@@ -183,12 +190,12 @@ class TrainingModule(TaskModule):
         # Walking through the batch is not free, and loaders deliver to the CPU.
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def _note(self, loss: Tensor) -> None:
+    def _note(self, loss: Tensor, units: Tensor) -> None:
         """Log `train_loss`, per unit of an optimizer step, for loggers, bars and callbacks of Lightning.
 
         The device is not waited for, but by Lightning's own progress bar, which reads it at every step.
         """
-        self.last_loss = loss
+        self.last_loss, self._units = loss, units
         self.log("train_loss", loss, prog_bar=self.trainer.progress_bar_callback is not None)
 
     def _choose_nominal(self, count: Tensor) -> Tensor:
@@ -207,9 +214,9 @@ class TrainingModule(TaskModule):
         sums, self._window = self._window, None
         if self.trainer.world_size > 1:
             dist.all_reduce(sums)
-        total, count = sums.unbind()
-        count = count.clamp(min=1)
-        self._note((total / count).float())
+        total, units = sums.unbind()
+        count = units.clamp(min=1)
+        self._note((total / count).float(), units)
         # Lightning has divided each loss by accumulate_grad_batches, and DDP or FSDP the gradients by the ranks.
         divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -222,34 +229,25 @@ class TrainingModule(TaskModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if not gradient_clip_val:
-            return
-        if gradient_clip_algorithm == "value":
+        assert self.last_loss is not None
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params], foreach=True)
+        self.last_grad_norm = norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._left_out = left_out = settled(~(norm.isfinite() & self.last_loss.isfinite()), optimizer)
+        if at_hand(left_out) and left_out:
+            for p in params:  # without gradients an optimizer changes neither weights nor its state
+                p.grad = None
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.last_grad_norm = torch.nn.utils.clip_grad_norm_(params, gradient_clip_val, foreach=True)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(params, gradient_clip_val, norm, foreach=True)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         optimizer.step(closure=optimizer_closure)
+        assert self._left_out is not None and self.last_loss is not None and self._units is not None
         if self.ema is not None:
-            self.ema.update()
-
-    def check_finite(self) -> float | None:
-        """Read the last loss; waits for the device, so meant for log steps.
-
-        Raises:
-            UserError: it is not a finite number.
-        """
-        if self.last_loss is None:
-            return None
-        value = float(self.last_loss)
-        if not math.isfinite(value):
-            raise UserError(
-                f"The training loss is {value} at step {self.trainer.global_step}; try a lower learning rate, a longer"
-                " warm-up (schedule.warmup), --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
-            )
-        return value
+            self.ema.update(self._left_out)
+        self.guard.took(self, self._left_out, self.last_loss, self._units)
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -344,11 +342,17 @@ class TrainingModule(TaskModule):
     def on_train_start(self) -> None:
         self._swap_ema(to_averages=False)
         self._window = None
+        self.guard.forget_window()
         self._resume.begin(self.trainer)
 
+    def on_train_end(self) -> None:
+        self.guard.review(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `ema` and what `Resume.state` says; Lightning calls this on all ranks."""
+        """Add `ema`, `guard` and what `Resume.state` says; Lightning calls this on all ranks."""
         checkpoint.update(self._resume.state(self.trainer))
+        self.guard.review(self)
+        checkpoint["guard"] = self.guard.state_dict()
         if self.ema is None:
             return
         if self.ema.swapped:  # somebody saves in the middle of an evaluation
@@ -359,6 +363,8 @@ class TrainingModule(TaskModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resume.load(checkpoint)
+        if "guard" in checkpoint and self._trainer and self.trainer.state.fn == "fit":  # not of weights to score
+            self.guard.load_state_dict(checkpoint["guard"])
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
 

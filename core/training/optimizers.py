@@ -54,6 +54,8 @@ class OptimizerConfig:
         layer_decay: for fine-tuning: factor in (0, 1] by which the learning rate falls from a block to the one below
             it. Block i of n (counted from 0) gets decay ** (n - i), embeddings decay ** (n + 1), the head 1. Parts that
             are new beside a checkpoint's are left out.
+        skip_limit: steps in a row whose loss or gradient is not finite, and which therefore change nothing, after
+            which the training stops.
 
     Raises:
         UserError: a value outside its range.
@@ -75,6 +77,7 @@ class OptimizerConfig:
     ns_steps: int = 5
     scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     layer_decay: float | None = None
+    skip_limit: int = 5
 
     def __post_init__(self) -> None:
         check_types(self, "optimizer.")
@@ -91,6 +94,7 @@ class OptimizerConfig:
         _check("betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers of at least 0 and below 1")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
         _check("ns_steps", self.ns_steps, 1 <= self.ns_steps <= 20, "1 to 20")
+        _check("skip_limit", self.skip_limit, self.skip_limit >= 1, "at least 1")
         if self.layer_decay is not None:
             _check("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "above 0 and at most 1")
 
@@ -121,7 +125,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         params: groups from `parameter_groups`, each with `algorithm` and `lr`; other settings have defaults.
+
+    Attributes:
+        left_out: bool scalar on the device of the parameters: whether the step changes nothing, weights or state. None
+            for no. It is not read: what is computed is thrown away on the device.
     """
+
+    left_out: Tensor | None = None
 
     def __init__(self, params: Iterable[dict[str, Any]]) -> None:
         defaults = OptimizerConfig()
@@ -152,12 +162,19 @@ class MuonAdamW(torch.optim.Optimizer):
         grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         momentum, lr = group["momentum"], group["lr"]
+        if self.left_out is not None:
+            grads = [torch.where(self.left_out, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
         updates = orthogonalise(list(updates), group["ns_steps"])
         torch._foreach_mul_(updates, [-lr * update_scale(p.shape, group["scale"]) for p in params])
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(params, updates)
+        if self.left_out is None:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, updates)
+            return
+        new = torch._foreach_mul(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(new, updates)
+        torch._foreach_copy_(params, [torch.where(self.left_out, p, n) for p, n in zip(params, new, strict=True)])
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
@@ -182,4 +199,5 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=None if self.left_out is None else self.left_out.float(),
         )

@@ -156,6 +156,10 @@ class ProteinData(ResumableData):
         assert self.chains is not None, "batches before setup()"
         return self.chains
 
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Chains."""
+        return self._set().names[taken].tolist()
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

@@ -50,6 +50,7 @@ class SequenceData(ResumableData):
 
     Attributes (after `setup`):
         sides: the sequences of `train` and `val`, numbers of `alphabet`.
+        names: those of the sequences of `train`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SequenceData(ResumableData):
         self.val_fraction, self.context, self.batch_size = val_fraction, context, batch_size
         self.seed, self.workers = seed, workers
         self.sides: dict[str, list[np.ndarray]] = {}
+        self.names: list[str] = []
         self.duplicates = 0
         self.problems: list[str] = []
 
@@ -87,7 +89,7 @@ class SequenceData(ResumableData):
         """
         if self.sides:
             return
-        sides = _builtin_sides() if self.files is None else self._read(self.files)
+        sides = self._builtin() if self.files is None else self._read(self.files)
         if len(sides["train"]) < self.batch_size or not sides["val"]:
             left_out = f"; left out: {self.problems[0]}" if self.problems else ""
             raise UserError(
@@ -96,6 +98,15 @@ class SequenceData(ResumableData):
                 f"--data.batch_size or --data.val_fraction{left_out}."
             )
         self.sides = sides
+
+    def _builtin(self) -> dict[str, list[np.ndarray]]:
+        chains = builtin_set()
+        tokens = chains.arrays["tokens"]
+        self.names = chains.names[chains.of("train")].tolist()
+        return {
+            side: [tokens[chains.start[chain] : chains.start[chain + 1]] for chain in chains.of(side)]
+            for side in ("train", "val")
+        }
 
     def _read(self, files: list[str]) -> dict[str, list[np.ndarray]]:
         paths = [path for name in files for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
@@ -125,6 +136,7 @@ class SequenceData(ResumableData):
         for letters, tokens in distinct.items():
             held_out = zlib.crc32(letters.encode()) < self.val_fraction * 2**32
             sides["val" if held_out else "train"].append(tokens)
+            self.names += [] if held_out else [chains[letters]]
         return sides
 
     def describe(self) -> str:
@@ -166,6 +178,10 @@ class SequenceData(ResumableData):
     def _batches(self, side: str, order: Shuffled | InOrder, workers: int) -> Batches:
         return Batches(Masked(self.sides[side], self.context, self.seed), order, workers, self.pin)
 
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Sequences, as their file names them."""
+        return [self.names[index] for index in taken.tolist()]
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {
@@ -175,15 +191,6 @@ class SequenceData(ResumableData):
             "devices": self.ranks()[1],
             "seed": self.seed,
         }
-
-
-def _builtin_sides() -> dict[str, list[np.ndarray]]:
-    chains = builtin_set()
-    tokens = chains.arrays["tokens"]
-    return {
-        side: [tokens[chains.start[chain] : chains.start[chain + 1]] for chain in chains.of(side)]
-        for side in ("train", "val")
-    }
 
 
 class PooledByLength(Shuffled):

@@ -112,14 +112,17 @@ class PreparedChats:
         conversations: how many conversations each side has.
         tokenizer: what made the tokens.
         rejected: the rows that could not be used.
+        titles: name of the conversation of each training sample.
 
     Raises:
         UserError: a side has no answer within a row.
     """
 
     def __init__(
-        self, sides: dict[Side, ChatRows], conversations: dict[Side, int], tokenizer: Tokenizer, rejected: Rejected
-    ) -> None:
+        self, sides: dict[Side, ChatRows], conversations: dict[Side, int], tokenizer: Tokenizer, rejected: Rejected,
+        titles: list[str],
+    ) -> None:  # fmt: skip
+        self.titles = titles
         self.sides, self.conversations, self.tokenizer, self.rejected = sides, conversations, tokenizer, rejected
         for side, rows in sides.items():
             if not len(rows):
@@ -147,7 +150,8 @@ class PreparedChats:
             side: ChatRows(join((sample for one in several for sample in one.samples), tokenizer, context), context)
             for side, several in parts.items()
         }
-        return cls(sides, {side: len(several) for side, several in parts.items()}, tokenizer, rejected)
+        titles = [one.conversation.name for one in parts["train"] for _ in one.samples]
+        return cls(sides, {side: len(several) for side, several in parts.items()}, tokenizer, rejected, titles)
 
     def describe(self) -> str:
         c = self.counts()
@@ -180,6 +184,11 @@ class PreparedChats:
 
     def batches(self, side: Side) -> ChatRows:
         return self.sides[side]
+
+    def names(self, taken: np.ndarray) -> list[str]:
+        rows = self.sides["train"]
+        found = [self.titles[rows.chats.kept[sample]] for row in taken.tolist() for sample in rows.rows[row]]
+        return list(dict.fromkeys(found))
 
     def training_order(self, place: Place, seed: int, position: Callable[[], int | None]) -> Order:
         rows, wanted = self.sides["train"], place.batch_size * place.world

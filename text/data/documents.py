@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...core.errors import UserError
 from ...core.training.data import Order
 from ..tokenizer import Tokenizer
@@ -13,6 +15,9 @@ from .prepared import Place
 from .split import Side, Sides
 from .tokens import TokenArray, make_tokenizer, tokenise
 from .windows import ShuffledWindows, Windows, WindowsInOrder, training_windows
+
+READ_AGAIN = 1 << 30
+"""Bytes of text that are read once more to name documents in a message."""
 
 
 class PreparedDocuments:
@@ -91,6 +96,15 @@ class PreparedDocuments:
         # The same keys on both sides, so that a compiled model sees one form of batch.
         packed = any(array.documents > 1 for array in self.arrays.values())
         return Windows(self.arrays[side], self.context, packed)
+
+    def names(self, taken: np.ndarray) -> list[str]:
+        """See `Prepared`; reads the files again, but for their numbers where these are large."""
+        borders = self.arrays["train"].open()[1]
+        first = np.searchsorted(borders, taken, side="right") - 1
+        last = np.searchsorted(borders, taken + self.context, side="right") - 1
+        wanted = sorted({number for a, b in zip(first, last, strict=True) for number in range(a, b + 1)})
+        known = self.sides.training_names() if self.sides.bytes <= READ_AGAIN else []
+        return [known[n] if n < len(known) else f"document {n + 1:,} of the training text" for n in wanted]
 
     def training_order(self, place: Place, seed: int, position: Any) -> Order:
         array, wanted = self.arrays["train"], place.batch_size * place.world

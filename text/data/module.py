@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...core.errors import UserError
 from ...core.training.data import Batches, ResumableData
 from ...core.work import cache_folder
@@ -214,6 +216,10 @@ class TextData(ResumableData):
     @property
     def _place(self) -> Place:
         return Place(self.batch_size, *self.ranks())
+
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Documents or conversations: files, or their rows."""
+        return self.prepared.names(taken)
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

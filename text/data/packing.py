@@ -30,6 +30,7 @@ class Chats:
     bytes: UTF-8 bytes of the answers.
     cut: samples that were longer than a row and lost a part of their answers.
     beyond: samples that were left out, because no answer begins within a row.
+    kept: int64 `[samples]`, which of those that came in each of them is.
     """
 
     tokens: np.ndarray
@@ -38,6 +39,7 @@ class Chats:
     bytes: int
     cut: int
     beyond: int
+    kept: np.ndarray
 
     def __len__(self) -> int:
         return len(self.borders) - 1
@@ -51,8 +53,8 @@ class Chats:
 def join(samples: Iterable[Sample], tokenizer: Tokenizer, context: int) -> Chats:
     """Samples as arrays, cut at `context` tokens and the target behind them; those without an answer there are left
     out."""
-    tokens, answers, size, cut, beyond = [], [], 0, 0, 0
-    for ids, scored in samples:
+    tokens, answers, numbers, size, cut, beyond = [], [], [], 0, 0, 0
+    for number, (ids, scored) in enumerate(samples):
         scored = scored.copy()
         scored[:1] = False
         ids, kept, lost = ids[: context + 1], scored[: context + 1], scored[context + 1 :]
@@ -60,14 +62,16 @@ def join(samples: Iterable[Sample], tokenizer: Tokenizer, context: int) -> Chats
             beyond += 1
             continue
         cut += bool(lost.any())
+        numbers.append(number)
         tokens.append(ids.astype(np.int32))
         answers.append(kept)
         size += len(tokenizer.decode(ids[kept]).encode())
     borders = np.cumsum([0, *map(len, tokens)])
     nothing = np.zeros(0, dtype=np.int32)
     return Chats(
-        np.concatenate([nothing, *tokens]), np.concatenate([nothing.astype(bool), *answers]), borders, size, cut, beyond
-    )
+        np.concatenate([nothing, *tokens]), np.concatenate([nothing.astype(bool), *answers]), borders, size, cut,
+        beyond, np.array(numbers, dtype=np.int64),
+    )  # fmt: skip
 
 
 def pack(lengths: np.ndarray, context: int) -> list[list[int]]:

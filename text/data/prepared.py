@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from ...core.training.data import Order, Source
 from ..tokenizer import Tokenizer
 from .split import Side
@@ -43,6 +45,10 @@ class Prepared(Protocol):
 
     def batches(self, side: Side) -> Source:
         """What makes a batch of a draw."""
+        ...
+
+    def names(self, taken: np.ndarray) -> list[str]:
+        """Documents or conversations that a training draw takes, by name."""
         ...
 
     def training_order(self, place: Place, seed: int, position: Callable[[], int | None]) -> Order:

@@ -124,6 +124,10 @@ class Sides:
     def _known(self) -> frozenset[bytes]:
         return frozenset(document.digest for document in [*self._documents, *self._val_documents])
 
+    def training_names(self) -> list[str]:
+        """Names of the training documents that have text, in the order of their tokens; reads all files."""
+        return [piece.name for piece in self if piece.side == "train" and piece.text]
+
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of all documents."""

@@ -384,6 +384,10 @@ class ImageData(ResumableData):
             return 0
         return self.loader_workers(most=8, without_gpu=True)
 
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Files, or the names that an archive or a data set gives its images."""
+        return [self.names["train"][index] for index in taken.tolist()]
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

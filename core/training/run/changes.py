@@ -10,7 +10,7 @@ from ...errors import UserError
 from ...yaml_files import read_yaml
 from .folder import RunFolder
 
-FREE = ("model.compile",)
+FREE = ("model.compile", "model.optimizer.skip_limit")
 """Options of the model that may change on resume; of all others the state in the checkpoint would silently win."""
 
 

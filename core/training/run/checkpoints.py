@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ...errors import Stopped
+from ...errors import Stopped, UserError
+from ..guard import ADVICE, weights_are_finite
 from ..lightning_fixes import validation_follows, within_window
 from ..task import TaskModule
 from .folder import RunFolder
@@ -110,6 +111,11 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
 
     def _save(self, trainer: Trainer, path: Path, weights_only: bool) -> None:
+        if not weights_are_finite(trainer.lightning_module):
+            raise UserError(
+                f"Weights are not finite after step {trainer.global_step}, so that {path} is not written; what was"
+                f" saved before stays: {ADVICE}."
+            )
         part = path.with_name(path.stem + ".part.ckpt")
         trainer.save_checkpoint(part, weights_only=weights_only)
         if trainer.is_global_zero:

@@ -21,6 +21,13 @@ from .progress import duration, short
 from .session import Session
 from .telemetry import total_steps
 
+SAID = {
+    "skipped_steps": "Steps left out, because their loss or gradient was not finite: {:,}",
+    "loss_spikes": "Leaps of the loss: {:,}",
+    "steps_without_targets": "Steps without a target to learn from: {:,}",
+}
+"""How the counts of `Guard` are told at the end."""
+
 
 def say(text: str) -> None:
     """Print on the main process only."""
@@ -155,6 +162,7 @@ def summarise(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         "steps": session.trainer.global_step,
         "parameters": parameters(session.model),
         **session.telemetry.totals(),
+        **session.model.guard.counts,
         "seed": session.config.seed_everything,
         "precision": str(session.trainer.precision),
         "devices": session.trainer.world_size,
@@ -185,6 +193,7 @@ def closing(session: Session, metrics: dict[str, Any], summary: dict[str, Any]) 
     if summary["memory_gb"]:
         speed.append(f"{summary['memory_gb']:.1f} GB")
     lines = ["", text, "  ".join(speed), f"Everything is in {session.run}"]
+    lines += [SAID[name].format(count) for name, count in session.model.guard.counts.items() if count]
     if session.interrupt.stopped:
         again = f"triune {session.task} {session.verb} --run {shlex.quote(str(session.run))} --resume true"
         lines.append(f"Stopped early. Continue:\n  {again}")

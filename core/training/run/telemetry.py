@@ -45,6 +45,8 @@ class Snapshot:
     """Learning rate of the optimizer's first group."""
     grad_norm: float | None = None
     """Norm of the last gradient before clipping."""
+    skipped: int = 0
+    """Steps so far that changed nothing, because their loss or gradient was not finite."""
     units_per_second: float | None = None
     """Real units per second, all ranks, without warm-up, validation and checkpoints; waiting for data counts."""
     slots_per_second: float | None = None
@@ -161,7 +163,8 @@ class Telemetry(Callback):
         self._total: Tensor | None = None
         self._count: Tensor | None = None
         self._slots = 0
-        self._restored = (0.0, 0)
+        self._lost: Tensor | None = None  # units whose loss is not finite, and which no mean holds
+        self._restored: tuple[float, int, int] = (0.0, 0, 0)
         self._rows: int | None = None  # of the file when the checkpoint was written
         self._epoch = 0  # of the last batch
         self._seconds_before = 0.0
@@ -237,7 +240,9 @@ class Telemetry(Callback):
             self._mark = self.clock()
 
     def state_dict(self) -> dict[str, Any]:
-        sums = (0.0, 0) if self._total is None or self._count is None else (self._total.item(), self._count.item())
+        sums = self._restored
+        if self._total is not None and self._count is not None and self._lost is not None:
+            sums = (self._total.item(), self._count.item(), self._lost.item())
         return {
             "tokens": self.latest.units,
             "seconds": self._seconds(),
@@ -252,7 +257,8 @@ class Telemetry(Callback):
         self.latest.units = state_dict["tokens"]
         self.latest.val_loss = state_dict["val_loss"]
         self._seconds_before = state_dict["seconds"]
-        self._restored = state_dict["sums"]
+        total, count, *lost = state_dict["sums"]  # those of older runs are two
+        self._restored = (total, count, lost[0] if lost else 0)
         self._slots = state_dict["slots"]
         self._epoch, self._rows = state_dict.get("epoch", 0), state_dict.get("rows")
 
@@ -281,14 +287,18 @@ class Telemetry(Callback):
 
     def _add(self, module: Any, batch: Any) -> None:
         loss = module.last_batch
-        if self._count is None or self._total is None:
-            total, count = self._restored
+        if self._count is None or self._total is None or self._lost is None:
+            total, count, lost = self._restored
             self._total = torch.tensor(total, dtype=torch.float32, device=loss.count.device)
             self._count = torch.tensor(count, dtype=torch.int64, device=loss.count.device)
+            self._lost = torch.full_like(self._count, lost)
             self._window.skipped = count
         # A task may weigh its units; counted are whole ones.
-        self._count += loss.count.round().long() if loss.count.is_floating_point() else loss.count
-        self._total += loss.total
+        units = loss.count.round().long() if loss.count.is_floating_point() else loss.count
+        good = loss.total.isfinite()
+        self._count += units
+        self._lost += units.masked_fill(good, 0)
+        self._total += loss.total.masked_fill(~good, 0)
         slots = module.slots(batch)
         self._slots += slots
         self._window.slots += slots
@@ -299,21 +309,22 @@ class Telemetry(Callback):
     def _log(self, trainer: Trainer, module: Any) -> None:
         assert self._count is not None
         assert self._total is not None
+        assert self._lost is not None
         skipped = torch.full_like(self._count, self._window.skipped)
         # float32 (all that Apple's GPUs have) would round counts above 16 million.
         exact = torch.float32 if self._count.device.type == "mps" else torch.float64
-        local = torch.stack([self._count.to(exact), skipped.to(exact), self._total.to(exact)])
+        local = torch.stack([value.to(exact) for value in (self._count, skipped, self._lost, self._total)])
         sums = trainer.strategy.reduce(local, reduce_op="sum")
         assert isinstance(sums, Tensor)
-        count, skipped_count, loss_sum = sums.tolist()  # the one place where the host waits for the device
+        count, skipped_count, lost, loss_sum = sums.tolist()  # the one place where the host waits for the device
         self._window.busy += self.clock() - self._begin
         norm = module.last_grad_norm
         now = self.latest
         now.step, now.epoch, now.seconds = self._step, trainer.current_epoch, self._seconds()
         now.units += int(count)
-        now.loss = loss_sum / count if count else None
-        if now.loss is not None and not math.isfinite(now.loss):
-            module.check_finite()
+        now.loss = loss_sum / (count - lost) if count > lost else None
+        module.guard.review(module)
+        now.skipped = module.guard.counts["skipped_steps"]
         now.grad_norm = None if norm is None else float(norm)
         now.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         now.padding = 1 - count / (self._slots * trainer.world_size) if self._slots else None
@@ -323,8 +334,8 @@ class Telemetry(Callback):
         if self._step - self._first_step > self.warmup and self._window.seconds > 0:
             self._rates(self._window, total_steps(trainer))
         self._write(trainer)
-        self._count.zero_()
-        self._total.zero_()
+        for sums in (self._count, self._lost, self._total):
+            sums.zero_()
         self._slots, self._window = 0, _Window()
 
     def _rates(self, window: _Window, total: int | None) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from triune.core.errors import UserError
+from triune.core.training import guard
 from triune.core.training.groups import build_optimizer
 from triune.core.training.module import Loss, TrainingModule
 from triune.core.training.optimizers import OptimizerConfig
@@ -197,6 +197,7 @@ SYNCS = ["item", "__float__", "__int__", "__bool__", "__index__", "cpu", "tolist
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_no_host_sync_in_a_step(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "UNREAD", ("cpu",))  # as on a GPU
     seen: list[str] = []
     active = [False]
 
@@ -230,7 +231,7 @@ def test_no_host_sync_in_a_step(accumulate: int, monkeypatch: pytest.MonkeyPatch
     assert Watch.steps == 8 // accumulate
     assert not seen, "\n".join(seen)
     active[0] = True
-    module.check_finite()  # the spies do work
+    float(module.last_loss)  # the spies do work
     assert seen
 
 
@@ -251,7 +252,7 @@ def test_gradient_clipping() -> None:
     assert moved[1] < 0.2 * moved[0]
     by_value = ToyModule(batches(2)[1:])
     trainer(gradient_clip_val=0.01, gradient_clip_algorithm="value").fit(by_value)
-    assert by_value.last_grad_norm is None
+    torch.testing.assert_close(by_value.last_grad_norm, norm)
 
 
 def test_validation_scores_the_whole_set_by_units() -> None:
@@ -356,16 +357,6 @@ def test_precisions(precision: str) -> None:
     assert_close(weights(split), weights(one), 0.02)
     moved = (one.model.head.weight.float() - start.head.weight).abs().max()
     assert moved > 0.02
-
-
-def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
-    module = ToyModule(batches(1), optimizer=SMOOTH, schedule=CONSTANT)
-    assert module.check_finite() is None
-    trainer().fit(module)
-    assert module.check_finite() == pytest.approx(math.log(VOCABULARY), abs=1)
-    module.last_loss = torch.tensor(float("nan"))
-    with pytest.raises(UserError, match=r"loss is nan at step 1; try a lower learning rate"):
-        module.check_finite()
 
 
 def test_a_run_without_a_length_needs_a_schedule_that_needs_none() -> None:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from triune.core.errors import UserError
 from triune.core.training.module import Loss
 from triune.core.training.run import machine
 from triune.core.training.run.flops import count_step
@@ -48,17 +47,21 @@ class Loop:
             strategy=SimpleNamespace(reduce=lambda x, reduce_op: x), loggers=[],
         )  # fmt: skip
         self.module: Any = SimpleNamespace(
-            thawed=0, device=torch.device("cpu"), last_grad_norm=None, slots=lambda batch: batch["tokens"].numel()
-        )
+            thawed=0, device=torch.device("cpu"), last_grad_norm=None, slots=lambda batch: batch["tokens"].numel(),
+            guard=SimpleNamespace(review=lambda module: None, counts={"skipped_steps": 0}),
+        )  # fmt: skip
         self.module.loss = lambda batch: (batch["weight"] * 2.0).sum()
         self.telemetry.on_train_start(self.trainer, self.module)
 
-    def step(self, busy: float = 0.5, wait: float = 0.0, real: int = 8, slots: int = 10, stepped: bool = True) -> None:
+    def step(
+        self, busy: float = 0.5, wait: float = 0.0, real: int = 8, slots: int = 10, stepped: bool = True,
+        loss: float = 3.0,
+    ) -> None:  # fmt: skip
         batch = {"tokens": torch.zeros(slots)}
         self.clock.now += wait
         self.telemetry.on_train_batch_start(self.trainer, self.module, batch, 0)
         self.clock.now += busy
-        self.module.last_batch = Loss(torch.tensor(3.0 * real), torch.tensor(real))
+        self.module.last_batch = Loss(torch.tensor(loss * real), torch.tensor(real))
         self.trainer.global_step += stepped
         self.telemetry.on_train_batch_end(self.trainer, self.module, None, batch, 0)
 
@@ -194,18 +197,23 @@ def test_nothing_is_read_between_log_steps(monkeypatch: pytest.MonkeyPatch) -> N
     assert reads == ["tolist"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    loop = Loop(every=1)
-
-    def check() -> None:
-        raise UserError("The training loss is nan at step 1; try a lower learning rate.")
-
-    loop.module.check_finite = check
-    loop.telemetry.on_train_batch_start(loop.trainer, loop.module, {"tokens": torch.zeros(2)}, 0)
-    loop.module.last_batch = Loss(torch.tensor(math.nan), torch.tensor(2))
-    loop.trainer.global_step += 1
-    with pytest.raises(UserError, match="loss is nan"):
-        loop.telemetry.on_train_batch_end(loop.trainer, loop.module, None, {"tokens": torch.zeros(2)}, 0)
+def test_a_loss_that_is_not_finite_is_in_no_mean(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "metrics.csv", every=3)
+    loop.step(real=8)
+    loop.module.guard.counts["skipped_steps"] = 1
+    loop.step(real=5, loss=math.nan)
+    again = loop.telemetry.state_dict()  # the sums of a window survive a resume
+    loop.step(real=2)
+    assert loop.now.loss == 3.0
+    assert loop.now.units == 15
+    assert rows(tmp_path / "metrics.csv")[0]["skipped"] == "1"
+    resumed = Loop(every=3, start=2)
+    resumed.telemetry.load_state_dict(again)
+    resumed.step(real=2)
+    assert resumed.now.loss == 3.0
+    alone = Loop(every=1)
+    alone.step(loss=math.inf)
+    assert alone.now.loss is None
 
 
 # --- FLOPs
@@ -291,7 +299,7 @@ def test_share_of_peak_is_unknown_rather_than_wrong(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(machine, "peak_flops", lambda name, precision: 1e9)
     loop = Loop(every=1)
-    loop.module = Attention()
+    loop.module, loop.module.guard = Attention(), loop.module.guard
     loop.module.device, loop.module.last_grad_norm, loop.module.thawed = torch.device("cpu"), None, 0
     loop.module.slots = lambda batch: batch["tokens"].numel()
     loop.module.loss = lambda batch: batch["tokens"].sum() * (2 if batch["tokens"].sum().item() else 1)
