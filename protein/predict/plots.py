@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core.files import write_atomic
+from ...core import canvas
 from ..read.complexes import name_of, separations, spans
 
 BLUE, RED, GREY, PALE, BAND = "#1f4e8c", "#d1495b", "#8fa3b8", "#eceff2", "#f6f6f6"
@@ -77,11 +75,7 @@ def contact_map(
     _ticks(axes, chains, residues)
     if truth is not None:
         _legend(drawn, entries, counted)
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
-        drawn.savefig(content, format="png", dpi=min(600, max(200, residues / 5)), bbox_inches="tight", pad_inches=0.15)
-    write_atomic(target, content.getvalue())
+    canvas.save(drawn, target, dpi=min(600, max(200, residues / 5)), bbox_inches="tight", pad_inches=0.15)
 
 
 def highest(values: np.ndarray) -> float:
@@ -98,14 +92,10 @@ def highest(values: np.ndarray) -> float:
 
 def _square(legend: bool) -> tuple[Any, Any, Any]:
     """An empty figure that needs no display, with axes for the map and for its colour bar, laid out in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     width, bottom = 7.2, 1.15 if legend else 0.55
     left, side, above = 0.7, 5.5, 0.75
     height = bottom + side + above
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = canvas.figure(width, height, layout=None)
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     beside = figure.add_axes(((left + side + 0.15) / width, (bottom + 0.5) / height, 0.14 / width, (side - 1) / height))
     return figure, axes, beside
@@ -150,7 +140,7 @@ def _labels(axes: Any, title: str, caption: str) -> None:
     for number, line in enumerate(reversed(lines)):
         axes.annotate(line, (0, 1), (0, 5 + 12 * number), fontsize=8.5, color="#555555", **above)
     bold = {"fontsize": 12, "fontweight": "bold"}
-    axes.annotate(name.replace("$", r"\$"), (0, 1), (0, 8 + 12 * len(lines)), **bold, **above)
+    axes.annotate(canvas.literal(name), (0, 1), (0, 8 + 12 * len(lines)), **bold, **above)
     axes.set_xlabel("residue", fontsize=9)
     axes.set_ylabel("residue", fontsize=9)
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.canvas import figure, fitted, save
 from ...core.lens.record import record_attention
 from ..model import VisionTransformer
-from .canvas import figure, fitted, save
 from .plots import show, small_picture
 
 _MOST_PASSES = 256

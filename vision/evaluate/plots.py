@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.canvas import BLUE, GREEN, GREY, PALE, RED, clip, counted, figure, fitted, plain, save
 from .calibration import Calibration
-from .canvas import BLUE, GREEN, GREY, PALE, RED, clip, counted, figure, fitted, plain, save
 from .metrics import BINS, IGNORED, Judgement
 
 # --- confusion matrix -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import csv
 from pathlib import Path
 
-from ...files import written_whole
+from ...canvas import BLUE, PALE, RED, figure, literal, plain, save
 from .progress import short
 
 
@@ -40,23 +40,17 @@ def plot_loss(metrics: Path, target: Path, name: str, unit: str = "nats per toke
     train, val = read_metrics(metrics)
     if len(train) + len(val) < 2:
         return False
-    # The object interface draws without a display and leaves a caller's pyplot alone.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawn, name = figure(8, 4.5), literal(name)
+    axes = drawn.add_subplot()
     steps, losses = [s for s, _ in train], [v for _, v in train]
-    axes.plot(steps, losses, color="#9db8d9", linewidth=0.8, alpha=0.7)
-    axes.plot(steps, smooth(losses, len(losses) / 50), color="#2f6db3", linewidth=1.8, label="training")
+    axes.plot(steps, losses, color=PALE, linewidth=0.8, alpha=0.7)
+    axes.plot(steps, smooth(losses, len(losses) / 50), color=BLUE, linewidth=1.8, label="training")
     if val:
-        axes.plot(*zip(*val), color="#d1495b", linewidth=1.8, marker="o", markersize=4, label="validation")
+        axes.plot(*zip(*val), color=RED, linewidth=1.8, marker="o", markersize=4, label="validation")
         best = min(val, key=lambda point: point[1])
-        axes.annotate(
-            f"{best[1]:.4f}", best, (0, 8), textcoords="offset points", ha="center", fontsize=9, color="#d1495b"
-        )
+        axes.annotate(f"{best[1]:.4f}", best, (0, 8), textcoords="offset points", ha="center", fontsize=9, color=RED)
         axes.set_title(f"{name}: best val_loss {best[1]:.4f} at step {best[0]:,}", loc="left", fontsize=11)
     else:
         axes.set_title(name, loc="left", fontsize=11)
@@ -65,10 +59,8 @@ def plot_loss(metrics: Path, target: Path, name: str, unit: str = "nats per toke
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(f"loss ({unit})")
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.margins(x=0.02, y=0.08)
     axes.legend(frameon=False)
-    with written_whole(target) as part:
-        figure.savefig(part)
+    save(drawn, target)
     return True

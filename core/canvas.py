@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.files import written_whole
+from .files import written_whole
 
 BLUE, RED, GREEN, GREY, PALE = "#2f6db3", "#d1495b", "#3d9a8b", "#8a8a8a", "#9db8d9"
 """What is right, wrong, better than it says, said beside it, and in the background."""
@@ -17,21 +17,24 @@ MISSING = (
 )
 
 
-def figure(width: float, height: float) -> Any:
-    """An empty figure in the house style, in inches; it needs no display and leaves a caller's pyplot alone."""
+def figure(width: float, height: float, layout: Any = "constrained") -> Any:
+    """An empty figure, in inches; it needs no display and does not change a caller's pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    empty = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    empty = Figure(figsize=(width, height), dpi=150, layout=layout)
     FigureCanvasAgg(empty)
     return empty
 
 
-def save(drawn: Any, target: Path) -> None:
-    """Write the PNG completely or not at all, every text in fonts that have its characters."""
+def save(drawn: Any, target: Path, **options: Any) -> None:
+    """Writes the PNG completely or not at all, every text in fonts that have its characters.
+
+    `options` are those of matplotlib's `savefig`.
+    """
     _choose_fonts(drawn)
     with written_whole(target) as part:
-        drawn.savefig(part, format="png")
+        drawn.savefig(part, format="png", **options)
 
 
 def plain(axes: Any) -> None:
@@ -49,11 +52,16 @@ def counted(number: float, _: Any = None) -> str:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
+def literal(name: str) -> str:
+    """A name as it is to be read: a `$` would otherwise begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def clip(name: str, most: int) -> str:
     """A class name in at most `most` characters, cut in the middle: names often differ only at their ends."""
     if len(name) > most:
         name = f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
-    return name.replace("$", r"\$")  # `$` would start a formula
+    return literal(name)
 
 
 def fitted(names: Sequence[str], width: int, lines: int = 3) -> list[str]:
@@ -70,7 +78,7 @@ def _broken(name: str, width: int, lines: int) -> str:
     parts = textwrap.wrap(name, width) or [""]
     if len(parts) > lines:
         parts = textwrap.wrap(clip(name, width * lines - lines).replace(r"\$", "$"), width)[: lines + 1]
-    return "\n".join(parts).replace("$", r"\$")
+    return literal("\n".join(parts))
 
 
 def _spelled(text: str, lacking: frozenset[str]) -> str:
@@ -88,7 +96,8 @@ def _choose_fonts(drawn: Any) -> None:
         text.set_fontfamily(list(families))
         text.set_text(_spelled(text.get_text(), lacking))
     if any("<U+" in text.get_text() for text in texts):
-        drawn.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+        if (layout := drawn.get_layout_engine()) is not None:
+            layout.set(rect=(0, 0.04, 1, 0.96))
         drawn.text(0.995, 0.002, MISSING, fontsize=6, color=GREY, ha="right", va="bottom")
 
 
