@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...core.errors import UserError, nearest
 from ...core.files import open_regular
@@ -136,7 +137,7 @@ def _torchvision(dataset: str, folder: Path) -> Collection:
         return Collection(list(loaded["train"].classes), sides, numbered=True)
     loaded = {side: kind(str(folder), train=side == "train", download=True) for side in ("train", "test")}
     sides = {
-        side: _images(np.asarray(data.data), np.array(data.targets, dtype=np.int64), f"{dataset} {side}")
+        side: _images(torch.as_tensor(data.data).numpy(), np.array(data.targets, dtype=np.int64), f"{dataset} {side}")
         for side, data in loaded.items()
     }
     return Collection(list(loaded["train"].classes), sides, numbered=True, mirror=dataset != "MNIST")

@@ -53,7 +53,7 @@ class RunFolder:
         self.plot = self.path / "loss.png"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
-        self._lock: Any = None
+        self._lock: int | None = None  # no file object, which would be closed with this one
 
     def __str__(self) -> str:
         return str(self.path)
@@ -163,28 +163,26 @@ class RunFolder:
         """
         if fcntl is None or self._lock is not None:  # fcntl is missing on Windows
             return
-        file = (self.path / ".lock").open("a+")
+        file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             # Not `flock`, which the processes of a loader would inherit, and hold when this one is killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
-            owner = file.read(20).strip()
-            file.close()
+            owner = os.read(file, 20).decode(errors="replace").strip()
+            os.close(file)
             raise UserError(
                 f"--run {self} is being trained by another process{f' ({owner})' if owner else ''}; wait until it has"
                 " ended, stop it, or choose another folder."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        os.truncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
         self._lock = file
 
     def unlock(self) -> None:
         """Give the lock back."""
         if self._lock is not None:
-            Path(self._lock.name).unlink(missing_ok=True)
-            self._lock.close()
+            (self.path / ".lock").unlink(missing_ok=True)
+            os.close(self._lock)
             self._lock = None
 
     def export(self, write: Callable[[Path], Any]) -> None:
