@@ -451,18 +451,16 @@ def test_two_processes_do_not_train_into_one_folder(finished: RunFolder, tmp_pat
         "import sys; from triune.core.training.run.folder import RunFolder; run = RunFolder(sys.argv[1]); run.lock();"
         "print('locked', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout and other.stdin
-    assert other.stdout.readline() == "locked\n"
-    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    line = [sys.executable, "-c", code, str(tmp_path / "run")]
     resume = ("--run", tmp_path / "run", "--resume", "true", "--trainer.max_steps", "14")
-    with pytest.raises(UserError, match=f"is being trained by another process \\({other.pid}\\)"):
-        toy("fit", *resume)
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    other.kill()
-    other.wait()
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdin
+        assert other.stdout.readline() == "locked\n"
+        before = (tmp_path / "run" / "metrics.csv").read_bytes()
+        with pytest.raises(UserError, match=f"is being trained by another process \\({other.pid}\\)"):
+            toy("fit", *resume)
+        assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+        other.kill()
     assert toy("fit", *resume)["steps"] == 14
 
 
