@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LEARNED = "⟦", "⟧"
 """Stand around what is learned."""
+SHOWN = 100
+"""Tokens of a document that are shown."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,19 +81,30 @@ def _documents(options: argparse.Namespace) -> int:
     from .data.corpus import find
 
     corpus = find(options.files, options.text_field, options.on_error == "skip")
-    tokenizer, count, size, tokens = _tokenizer(options), 0, 0, 0
-    for document in corpus:
-        ids = [*tokenizer.beginning, *tokenizer.encode(document.text).tolist(), *tokenizer.ending]
-        if count < options.rows:
-            print(f"--- {document.name}: {len(document.text):,} characters, {len(ids):,} tokens")
-            print(_shown([(token, False) for token in ids[:100]], tokenizer, options.tokens) + "…" * (len(ids) > 100))
-        count, size, tokens = count + 1, size + len(document.text.encode()), tokens + len(ids)
-    if not count:
-        raise UserError("There is no text in these files: every file or row is empty or cannot be used.")
+    surveyed, tokenizer, tokens = corpus.survey(), _tokenizer(options), 0
+    for number, (document, known) in enumerate(zip(corpus, surveyed)):
+        count, start = _counted(tokenizer, document.blocks)
+        if number < options.rows:
+            print(f"--- {document.name}: {known.characters:,} characters, {count:,} tokens")
+            shown = _shown([(token, False) for token in start], tokenizer, options.tokens)
+            print(shown + "…" * (count > len(start)))
+        tokens += count
+    size = sum(known.size for known in surveyed)
     skipped = [f"{number:,} {why}" for why, number in corpus.skipped.items() if number]
-    parts = [f"{count:,} documents, {size:,} bytes, {tokens:,} tokens", *corpus.notes]
+    parts = [f"{len(surveyed):,} documents, {size:,} bytes, {tokens:,} tokens", *corpus.notes]
     print("; ".join([*parts, f"passed over: {', '.join(skipped)}"] if skipped else parts))
     return 2 if corpus.skipped["row that cannot be used"] else 0
+
+
+def _counted(tokenizer: Tokenizer, blocks: Iterable[str]) -> tuple[int, list[int]]:
+    """How many tokens a document has, and the first hundred of them."""
+    count, start = len(tokenizer.beginning), list(tokenizer.beginning)
+    for part in tokenizer.parts(blocks):
+        for ids in tokenizer.encode_parts([part]):
+            start += ids[: SHOWN - len(start)].tolist()
+            count += len(ids)
+    start += tokenizer.ending[: SHOWN - len(start)]
+    return count + len(tokenizer.ending), start
 
 
 def _chats(options: argparse.Namespace) -> int:

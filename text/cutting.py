@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 PIECE = 1 << 16
 """Texts longer than this many characters are cut, so that memory stays bounded and all cores take part."""
@@ -17,16 +17,39 @@ WORD_END = re.compile(r"(?<=\w)(?=[^\w'’])|(?<=\s)(?=\S)")
 """Where most words end, in any script; the next best."""
 
 
-def cut(text: str, piece: int = PIECE, longest: int = LONGEST) -> Iterator[str]:
+LINE_START = re.compile(r"(?<=\n)(?=\S)")
+"""Where tokenizers of other libraries are tried."""
+
+Place = Callable[[str, int, int], int]
+"""`place(text, first, last)` says where to cut between two offsets, of which the last is the end of what is known."""
+
+
+def usual_place(text: str, first: int, last: int) -> int:
+    """A safe place where there is one, else the end of a word, else the last."""
+    found = SAFE_CUT.search(text, first, last) or WORD_END.search(text, first, last)
+    return found.start() if found else last
+
+
+def cut(
+    text: str | Iterable[str], piece: int = PIECE, longest: int = LONGEST, place: Place = usual_place
+) -> Iterator[str]:
     """Cut a text into pieces of about `piece` characters, and of at most `longest`.
 
-    A safe place is taken where there is one within `longest`, else the end of a word, else any.
+    The pieces are the same whether the text comes as a whole or in blocks; of blocks no more than `longest` characters
+    and one block are kept.
     """
-    start = 0
-    while len(text) - start > piece:
-        first, last = start + piece, min(start + longest, len(text))
-        found = SAFE_CUT.search(text, first, last) or WORD_END.search(text, first, last)
-        end = found.start() if found else last
-        yield text[start:end]
-        start = end
-    yield text[start:]
+    blocks, rest, complete = iter([text] if isinstance(text, str) else text), "", False
+    while not complete:
+        parts, size, start = [rest], len(rest), 0
+        while size < longest and not complete:
+            block = next(blocks, None)
+            complete = block is None
+            parts.append(block or "")
+            size += len(parts[-1])
+        rest = "".join(parts)
+        while len(rest) - start >= longest or (complete and len(rest) - start > piece):
+            end = place(rest, start + piece, min(start + longest, len(rest)))
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    yield rest

@@ -271,7 +271,7 @@ def _talk(writer: Writer, start: list[Message]) -> int:
 def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
     prompts = list(options.prompt)
     if options.prompt_file:
-        from .data.corpus import read_text
+        from .data.reading import read_text
 
         prompts.append(read_text(options.prompt_file))
     if not prompts:

@@ -8,12 +8,13 @@ underneath and is stored as a standard `tokenizer.json`, which other libraries r
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
@@ -21,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.errors import UserError
 from ..core.files import parsing, write_atomic, write_json
-from .cutting import PIECE, cut
+from .cutting import LINE_START, PIECE, cut, usual_place
 from .specials import CONFIG, GENERATION, apply_specials, read_specials
 from .streaming import StreamDecoder
 
@@ -32,6 +33,8 @@ GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 # Pieces that are encoded at once.
 GROUP = 64
+# Characters on each side of a place where a text may be cut that are looked at, and places that are tried.
+AROUND, TRIED = 256, 32
 # Characters that a BPE learns from at once; the library holds some hundred bytes for each of a few hundred pieces.
 TRAINING_PIECE = 1 << 14
 
@@ -47,6 +50,19 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
+
+
+class Part(NamedTuple):
+    """A part of a text that is encoded by itself.
+
+    text: the part.
+    start: characters of the text before it.
+    lead: the last of them, where it matters what stands before.
+    """
+
+    text: str
+    start: int = 0
+    lead: str = ""
 
 
 class Tokenizer:
@@ -112,11 +128,11 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train_bpe(cls, texts: Iterable[str | Iterable[str]], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
 
         A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
-        Memory does not grow with the length of a text: it is handed over in pieces.
+        A text may come in blocks, so that memory does not grow with its length.
         """
         if vocab_size < 257:
             raise UserError(
@@ -246,8 +262,8 @@ class Tokenizer:
         return table
 
     @cached_property
-    def _may_cut(self) -> bool:
-        """Whether `cut` is safe: GPT-2's own pattern, and nothing that looks at the text before it."""
+    def _is_gpt2(self) -> bool:
+        """Whether a usual place is safe: GPT-2's own pattern, and nothing that looks at the text before it."""
         pre = self._json["pre_tokenizer"] or {}
         gpt2 = pre.get("type") == "ByteLevel" and pre.get("use_regex") and not pre.get("add_prefix_space")
         plain = all(token.special for token in self.backend.get_added_tokens_decoder().values())
@@ -266,31 +282,70 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode several texts, on all cores; each result is as that of `encode`."""
+        parts = [list(self.parts(text)) for text in texts]
+        encoded = self.encode_parts([part for several in parts for part in several])
+        return [np.concatenate([next(encoded) for _ in several]) for several in parts]
+
+    def parts(self, text: str | Iterable[str]) -> Iterator[Part]:
+        """Cut a text, whole or in blocks, so that the tokens of its parts are those of the whole.
+
+        Where a text can hardly be cut so within a million characters (one without line ends, with a tokenizer of
+        another library), it is cut all the same.
+        """
+        if self._is_bytes or self._character_table is not None:
+            pieces = [text] if isinstance(text, str) else text
+        else:
+            pieces = cut(text, PIECE, place=usual_place if self._is_gpt2 else self._place)
+        start, lead = 0, ""
+        for piece in pieces:
+            yield Part(piece, start, lead)
+            start += len(piece)
+            lead = "" if self._is_gpt2 else piece[-1:]
+
+    def encode_parts(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
+        """The tokens of each part, int64 `[tokens]`. Raises UserError as `encode` does."""
+        for part in parts:
+            _utf8(part)
         if self._is_bytes:
-            return [np.frombuffer(_utf8(text), dtype=np.uint8).astype(np.int64) for text in texts]
-        if self._character_table is not None:
-            return [self._encode_characters(text, self._character_table) for text in texts]
-        pieces = [list(cut(text, PIECE)) if self._may_cut else [text] for text in texts]
-        flat = [piece for several in pieces for piece in several]
-        for piece in flat:
-            _utf8(piece)
-        encoded = self._encode_pieces(flat)
-        return [np.concatenate([next(encoded) for _ in several]) for several in pieces]
+            yield from (np.frombuffer(_utf8(part), dtype=np.uint8).astype(np.int64) for part in parts)
+        elif (table := self._character_table) is not None:
+            yield from (self._encode_characters(part, table) for part in parts)
+        else:
+            # The library's result takes about a hundred times the memory of the token numbers: a few at a time.
+            for at in range(0, len(parts), GROUP):
+                yield from self._behind([(part.lead, part.text) for part in parts[at : at + GROUP]])
 
-    def _encode_pieces(self, pieces: list[str]) -> Iterator[np.ndarray]:
-        # The library's result takes about a hundred times the memory of the token numbers: a few pieces at a time.
-        for start in range(0, len(pieces), GROUP):
-            for encoding in self.backend.encode_batch_fast(pieces[start : start + GROUP], add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.int64)
+    def _behind(self, pairs: list[tuple[str, str]]) -> Iterator[np.ndarray]:
+        """The tokens of the second text of each pair where it follows the first, whose tokens are left out."""
+        several = self.backend.encode_batch_fast([lead + text for lead, text in pairs], add_special_tokens=False)
+        for (lead, text), encoding in zip(pairs, several, strict=True):
+            known = self._plain(lead) if lead else []
+            ids = encoding.ids if encoding.ids[: len(known)] == known else [*known, *self._plain(text)]
+            yield np.array(ids[len(known) :], dtype=np.int64)
 
-    def _encode_characters(self, text: str, table: np.ndarray) -> np.ndarray:
+    def _plain(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _place(self, text: str, first: int, last: int) -> int:
+        """Where a tokenizer that nothing is known of may cut: at a line where it makes the same of both sides apart."""
+        for match in itertools.islice(LINE_START.finditer(text, first, last), TRIED):
+            at = match.start()
+            left, right = text[max(0, at - AROUND) : at], text[at : at + AROUND]
+            (behind,) = self._behind([(left[-1], right)])
+            if self._plain(left + right) == [*self._plain(left), *behind.tolist()]:
+                return at
+        return usual_place(text, first, last)
+
+    def _encode_characters(self, part: Part, table: np.ndarray) -> np.ndarray:
+        text = part.text
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         tokens = np.where(points < len(table), table[np.minimum(points, len(table) - 1)], -1)
         if (unknown := np.flatnonzero(tokens < 0)).size:
             at = int(unknown[0])
             raise UserError(
-                f"Character {text[at]!r} (U+{ord(text[at]):04X}) at offset {at} is not among the {self.vocab_size} "
-                "characters of the vocabulary; remove it, or train with --data.tokenizer bytes or bpe."
+                f"Character {text[at]!r} (U+{ord(text[at]):04X}) at offset {part.start + at} is not among the "
+                f"{self.vocab_size} characters of the vocabulary; remove it, or train with --data.tokenizer bytes or "
+                "bpe."
             )
         return tokens
 
@@ -332,11 +387,11 @@ def beside(folder: Path) -> Tokenizer | None:
     return Tokenizer.load(folder) if found else None
 
 
-def _utf8(text: str) -> bytes:
+def _utf8(part: Part) -> bytes:
     try:
-        return text.encode()
+        return part.text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"Character {text[error.start]!r} at offset {error.start} is half a surrogate pair, which is no text; "
-            "remove it."
+            f"Character {part.text[error.start]!r} at offset {part.start + error.start} is half a surrogate pair, "
+            "which is no text; remove it."
         ) from None

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from triune.core.errors import UserError
 from triune.core.files import write_atomic
@@ -244,3 +244,44 @@ def test_writing_leaves_no_other_file_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(tmp_path / "x", b"1")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+LINES = "One line, and\nanother: 12345\n\n  an indented one\n'Tis said\nÜber alles 茶\n茶茶\n" * 9
+
+
+def _foreign() -> dict[str, HFTokenizer]:
+    """Tokenizers as other libraries train them: another pattern, SentencePiece's with and without a space in front."""
+    pattern = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    found = {name: HFTokenizer(models.BPE()) for name in ("llama3", "sentencepiece", "metaspace")}
+    found["llama3"].pre_tokenizer = split
+    found["sentencepiece"].normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    found["metaspace"].pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    for backend in found.values():
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+        # SentencePiece never merges over a line end, which is a token of its own.
+        backend.train_from_iterator(LINES.split("\n"), trainer)
+        backend.add_tokens(["\n"])
+    found["unigram"] = HFTokenizer(models.Unigram())
+    found["unigram"].pre_tokenizer = pre_tokenizers.Metaspace()
+    found["unigram"].train_from_iterator([LINES], trainers.UnigramTrainer(vocab_size=90, show_progress=False))
+    return found
+
+
+@pytest.mark.parametrize(("name", "backend"), _foreign().items())
+def test_parts_of_a_long_text_have_the_tokens_of_the_whole_for_other_tokenizers(monkeypatch, name, backend):
+    tokenizer = Tokenizer(backend)
+    whole = tokenizer.backend.encode(LINES, add_special_tokens=False).ids
+    monkeypatch.setattr(module, "PIECE", 40)
+    assert len(list(tokenizer.parts(LINES))) > 9
+    assert tokenizer.encode(LINES).tolist() == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.sampled_from("ab1 \n.é茶"), max_size=30)), st.integers(1, 20), st.integers(1, 4))
+def test_a_text_in_blocks_is_cut_as_the_whole(blocks, piece, times):
+    assert list(cut(blocks, piece, times * piece + 1)) == list(cut("".join(blocks), piece, times * piece + 1))

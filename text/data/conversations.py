@@ -12,7 +12,7 @@ from ...core.training.data import InOrder, Order, Shuffled
 from ...core.work import progress
 from ..tokenizer import Tokenizer
 from .chat import ChatTemplate, Sample
-from .corpus import digest
+from .corpus import survey
 from .messages import Conversation, read_conversations
 from .packing import ChatRows, join
 from .prepared import Place
@@ -91,7 +91,7 @@ def split(several: list[Usable], fraction: float, seed: int) -> tuple[list[Usabl
     """
     by_content: dict[bytes, list[Usable]] = {}
     for one in several:
-        by_content.setdefault(digest(repr(one.conversation.messages)), []).append(one)
+        by_content.setdefault(survey([repr(one.conversation.messages)]).digest, []).append(one)
     if len(by_content) < 2:
         raise UserError(
             f"data.chats holds {len(by_content)} distinct conversation{'s' * (len(by_content) != 1)}, but must hold at "

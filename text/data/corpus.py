@@ -1,7 +1,8 @@
 """Files to documents.
 
-A corpus may be larger than memory, so it is walked twice: a survey that checks every document and remembers only its
-hash and size, and (when the token cache does not know it yet) a second walk that tokenises.
+A corpus, and one text of it, may be larger than memory. So it is walked twice: a survey that checks every document and
+remembers only its hash and size, and (when the token cache does not know it yet) a second walk that tokenises. Both see
+a text in blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 from ...core.checkpoints.source import PACKAGE, in_package
 from ...core.errors import UserError, nearest
 from ...core.files import check_regular, few, parsing
-from .rows import Row, encoding_of, rows
+from .reading import NotText, read_blocks
+from .rows import Row, rows
 
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.
@@ -33,10 +35,13 @@ NOT_STANDARD = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-pa
 
 
 class Document(NamedTuple):
-    """One text and where it came from (`file`, or `file:row` for a file of rows)."""
+    """One text and where it came from (`file`, or `file:row` for a file of rows).
+
+    `blocks`: the text in parts, one behind the other, to be read once.
+    """
 
     name: str
-    text: str
+    blocks: Iterable[str]
 
 
 class Survey(NamedTuple):
@@ -58,8 +63,8 @@ class Corpus:
         skip_bad: rows that cannot be used are passed over and counted, instead of stopping at the first.
 
     Attributes:
-        skipped: what was passed over in the last walk, by reason.
-        notes: how files were read that could be read in two ways, after a walk.
+        skipped: what is passed over, by reason, after `survey`.
+        notes: how files are read that could be read in two ways, after `survey`.
     """
 
     files: list[tuple[Path, bool]]
@@ -67,33 +72,45 @@ class Corpus:
     skip_bad: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    _no_text: dict[Path, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Document]:
-        self.skipped = Counter({k: n for k, n in self.skipped.items() if k in FOUND_BY_NAME})
-        self.notes = []
-        for file, named in self.files:
-            if file.name.lower().endswith(ROWS):
-                yield from self._rows(file)
-                continue
-            try:
-                text = read_text(file)
-            except NotText as error:
-                if named:
-                    raise
-                self.skipped[error.kind] += 1
-                continue
-            if file.suffix.lower() == ".json" and self._holds_rows(file, text, named):
-                yield from self._rows(file)
-            else:
-                yield Document(str(file), text)
+        return self._walk(Counter(), [])
 
-    def _holds_rows(self, file: Path, text: str, named: bool) -> bool:
-        """Whether a .json file is an array of rows with texts; else its letters are the text."""
-        first = next(rows(file), None) if text.lstrip().startswith("[") else None
+    def _walk(self, skipped: Counter[str], notes: list[str]) -> Iterator[Document]:
+        for file, named in self.files:
+            kind = self._kind(file, named, notes)
+            if kind == "rows":
+                yield from self._rows(file, skipped)
+            elif kind == "text":
+                yield Document(str(file), read_blocks(file))
+            else:
+                skipped[kind] += 1
+
+    def _kind(self, file: Path, named: bool, notes: list[str]) -> str:
+        """`rows`, `text`, or why a file that was found in a folder is no text."""
+        if file.name.lower().endswith(ROWS):
+            return "rows"
+        if not named and file in self._no_text:
+            return self._no_text[file]
+        try:
+            first = next(read_blocks(file), "")
+        except NotText as error:
+            if named:
+                raise
+            return error.kind
+        if file.suffix.lower() != ".json" or not self._holds_rows(file, first, named):
+            return "text"
+        notes.append(f"{file.name} read as rows, not as the letters of its JSON")
+        return "rows"
+
+    def _holds_rows(self, file: Path, start: str, named: bool) -> bool:
+        """Whether a .json file, which begins with `start`, is an array of rows with texts; else its letters are the
+        text."""
+        first = next(rows(file), None) if start.lstrip().startswith("[") else None
         if first is None or not isinstance(first.value, dict):
             return False
         if self.text_field in first.value:
-            self.notes.append(f"{file.name} read as rows, not as the letters of its JSON")
             return True
         if named:
             raise UserError(
@@ -102,7 +119,7 @@ class Corpus:
             )
         return False
 
-    def _rows(self, file: Path) -> Iterator[Document]:
+    def _rows(self, file: Path, skipped: Counter[str]) -> Iterator[Document]:
         parquet = file.suffix.lower() == ".parquet"
         for row in _parquet(file, self.text_field) if parquet else rows(file):
             try:
@@ -110,12 +127,12 @@ class Corpus:
             except UserError:
                 if not self.skip_bad:
                     raise
-                self.skipped["row that cannot be used"] += 1
+                skipped["row that cannot be used"] += 1
                 continue
             if text:
-                yield Document(row.where, text)
+                yield Document(row.where, (text,))
             else:
-                self.skipped["empty row"] += 1
+                skipped["empty row"] += 1
 
     def survey(self) -> list[Survey]:
         """Read and check every document once.
@@ -123,32 +140,51 @@ class Corpus:
         Raises:
             UserError: a file cannot be read as text, or there is no text at all.
         """
-        documents = [_survey(document.text) for document in self]
+        named, documents = {str(file) for file, named in self.files if named}, []
+        skipped, notes = Counter({k: n for k, n in self.skipped.items() if k in FOUND_BY_NAME}), list[str]()
+        for document in self._walk(skipped, notes):
+            try:
+                documents.append(survey(document.blocks))
+            except NotText as error:  # behind its first block; the second walk knows it by then
+                if document.name in named:
+                    raise
+                self._no_text[Path(document.name)] = error.kind
+                skipped[error.kind] += 1
+        self.skipped, self.notes = skipped, notes
         if not documents:
             names = few([str(file) for file, _ in self.files], 3)
             raise UserError(f"There is no text in {names}: every file or row of it is empty; give others.")
         return documents
 
 
-class NotText(UserError):
-    """A file that is no text; `kind` says why in a word or two."""
-
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 FOUND_BY_NAME = ("hidden", "no text suffix")
 
 
-def digest(text: str) -> bytes:
-    """Return the 16-byte hash that stands for a document's content."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+class Sum:
+    """Hash and sizes of a text that passes in blocks."""
+
+    def __init__(self) -> None:
+        self._hash, self._size, self._characters = hashlib.blake2b(digest_size=16), 0, 0
+
+    def of(self, blocks: Iterable[str]) -> Iterator[str]:
+        """The same blocks; each is counted as it passes."""
+        for block in blocks:
+            content = block.encode()
+            self._hash.update(content)
+            self._size, self._characters = self._size + len(content), self._characters + len(block)
+            yield block
+
+    def result(self) -> Survey:
+        """What has passed so far; the hash has 16 bytes."""
+        return Survey(self._hash.digest(), self._size, self._characters)
 
 
-def _survey(text: str) -> Survey:
-    content = text.encode()
-    return Survey(hashlib.blake2b(content, digest_size=16).digest(), len(content), len(text))
+def survey(blocks: Iterable[str]) -> Survey:
+    """Read a text to its end and return what is remembered of it."""
+    found = Sum()
+    for _ in found.of(blocks):
+        pass
+    return found.result()
 
 
 # -- finding files ----------------------------------------------------------------------------------------------------
@@ -224,48 +260,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
     return files
 
 
-# -- reading one file -------------------------------------------------------------------------------------------------
-
-
-def read_text(file: Path) -> str:
-    """Return the content of a text file, its line ends as they are, without a byte-order mark.
-
-    It is UTF-8, or what its byte-order mark says (UTF-16 or UTF-32).
-
-    Raises:
-        UserError: the file cannot be opened, is empty, holds a NUL character or is not in its encoding.
-    """
-    content = _read(file)
-    if not content:
-        raise NotText(f"'{file}' is empty; name a file that holds text.", "empty")
-    encoding, mark = encoding_of(content[:4])
-    if encoding == "utf-8" and (at := content.find(b"\0")) >= 0:
-        utf16 = content[1:64:2].count(0) > 16 or content[0:64:2].count(0) > 16
-        why = ", as UTF-16 does, but has no byte-order mark; save it as UTF-8" if utf16 else "; name a text"
-        raise NotText(f"'{file}' is a binary file, not text: it holds a NUL byte at offset {at}{why}.", "binary")
-    try:
-        text = content[mark:].decode(encoding)
-    except UnicodeDecodeError as error:
-        offset = mark + error.start
-        raise NotText(
-            f"'{file}' is not {encoding.upper()} text: byte 0x{content[offset]:02x} at offset {offset}; convert it "
-            "first, for example with iconv -f latin1 -t utf-8.",
-            f"not {encoding.upper()}",
-        ) from None
-    if not text:
-        raise NotText(f"'{file}' is empty but for a byte-order mark; name a file that holds text.", "empty")
-    return text
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return check_regular(file).read_bytes()
-    except UserError as error:
-        raise NotText(str(error), "not a regular file") from None
-    except OSError as error:
-        raise NotText(
-            f"'{file}' cannot be read ({error.strerror}); allow it, or give another.", "unreadable"
-        ) from error
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _field(row: Row, text_field: str) -> str:

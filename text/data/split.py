@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from ...core.errors import UserError
-from .corpus import Corpus, Survey, digest
+from .corpus import Corpus, Document, Sum, Survey
 
 Side = Literal["train", "val"]
 SIDES: tuple[Side, ...] = ("train", "val")
@@ -19,12 +20,13 @@ SIDES: tuple[Side, ...] = ("train", "val")
 class Piece(NamedTuple):
     """A document, or one of the two parts of the only document, on its side.
 
+    `blocks`: its text in parts, to be read once.
     `ends`: the text ends where the document ends, so that a token for the end of a text belongs behind it.
     """
 
     side: Side
     name: str
-    text: str
+    blocks: Iterable[str]
     ends: bool
 
 
@@ -100,29 +102,26 @@ class Sides:
 
     def __iter__(self) -> Iterator[Piece]:
         if self.split.cut is not None:
-            document = next(iter(self.corpus))
-            self._check(document.name, digest(document.text))
-            yield Piece("train", document.name, document.text[: self.split.cut], False)
-            yield Piece("val", document.name, document.text[self.split.cut :], False)
+            for side in SIDES:
+                document, _ = next(self._walk(self.corpus, self._documents))
+                yield Piece(side, document.name, _half(document.blocks, self.split.cut, side == "train"), False)
             return
-        for document in self.corpus:
-            content = digest(document.text)
-            self._check(document.name, content)
-            if content not in self.split.held_out:
-                yield Piece("train", document.name, document.text, True)
+        for document, known in self._walk(self.corpus, self._documents):
+            if known.digest not in self.split.held_out:
+                yield Piece("train", document.name, document.blocks, True)
             elif self.val is None:
-                yield Piece("val", document.name, document.text, True)
-        for document in self.val or ():
-            self._check(document.name, digest(document.text))
-            yield Piece("val", document.name, document.text, True)
+                yield Piece("val", document.name, document.blocks, True)
+        if self.val is not None:
+            for document, _ in self._walk(self.val, self._val_documents):
+                yield Piece("val", document.name, document.blocks, True)
 
-    def _check(self, name: str, content: bytes) -> None:
-        if content not in self._known:
-            raise UserError(f"'{name}' changed while it was read; start again when it is complete.")
-
-    @cached_property
-    def _known(self) -> frozenset[bytes]:
-        return frozenset(document.digest for document in [*self._documents, *self._val_documents])
+    @staticmethod
+    def _walk(corpus: Corpus, surveyed: list[Survey]) -> Iterator[tuple[Document, Survey]]:
+        """The documents as they were surveyed; those that are read to their end are compared with it."""
+        for document, known in zip_longest(corpus, surveyed):
+            if document is None or known is None:
+                raise UserError("The files of data.files changed while they were read; start again when complete.")
+            yield Document(document.name, _compared(document, known)), known
 
     def training_names(self) -> list[str]:
         """Names of the training documents that have text, in the order of their tokens; reads all files."""
@@ -153,3 +152,22 @@ class Sides:
         for document in self._val_documents:
             every.update(document.digest)
         return every.hexdigest()
+
+
+def _compared(document: Document, known: Survey) -> Iterator[str]:
+    """The blocks of a document. Raises UserError at its end when it is not the one that was surveyed."""
+    found = Sum()
+    yield from found.of(document.blocks)
+    if found.result() != known:
+        raise UserError(f"'{document.name}' changed while it was read; start again when it is complete.")
+
+
+def _half(blocks: Iterable[str], cut: int, first: bool) -> Iterator[str]:
+    """The first `cut` characters of a text, or those behind them."""
+    left = cut
+    for block in blocks:
+        part, left = (block[:left] if first else block[left:]), max(0, left - len(block))
+        if part:
+            yield part
+        if first and not left:
+            return

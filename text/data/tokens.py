@@ -17,15 +17,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import write_atomic
 from ...core.work import progress
-from ..tokenizer import Tokenizer
-from .split import SIDES, Piece, Side, Sides
+from ..tokenizer import Part, Tokenizer
+from .split import SIDES, Side, Sides
 
 FORMAT = 1
 # Characters handed to the tokenizer at once: enough for all cores, little enough for memory.
@@ -66,7 +66,7 @@ def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tok
     if kind == "bytes":
         return Tokenizer.bytes()
     if kind == "characters":
-        return Tokenizer.characters(piece.text for piece in sides)
+        return Tokenizer.characters(block for piece in sides for block in piece.blocks)
     if kind != "bpe":
         return Tokenizer.load(kind)
     folder = cache / "tokenizers" / _key("bpe", vocab_size, sides.fingerprint)
@@ -79,11 +79,16 @@ def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tok
     return tokenizer
 
 
-def _training_texts(sides: Sides, advance: Callable[[int], None]) -> Iterator[str]:
+def _training_texts(sides: Sides, advance: Callable[[int], None]) -> Iterator[Iterator[str]]:
     for piece in sides:
-        advance(len(piece.text))
         if piece.side == "train":
-            yield piece.text
+            yield _counted(piece.blocks, advance)
+
+
+def _counted(blocks: Iterable[str], advance: Callable[[int], None]) -> Iterator[str]:
+    for block in blocks:
+        advance(len(block))
+        yield block
 
 
 def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, TokenArray]:
@@ -104,22 +109,39 @@ def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, Toke
         with contextlib.ExitStack() as stack:
             writers = {side: stack.enter_context(_Writer(folder, side, tokenizer)) for side in SIDES}
             with progress("tokenising", sides.bytes, "MB", 1e6) as advance:
-                for group in _groups(sides):
-                    for piece, ids in zip(group, _encode(group, tokenizer), strict=True):
-                        writers[piece.side].add(piece, ids)
-                        advance(len(piece.text))
+                for group in _groups(_steps(sides, tokenizer)):
+                    for step, ids in zip(group, _encode(group, tokenizer), strict=True):
+                        writers[step.side].add(step, ids)
+                        advance(len(step.part.text))
             files = {name: entry for writer in writers.values() for name, entry in writer.finish().items()}
         counts = {side: writers[side].counts() for side in SIDES}
         write_atomic(folder / "meta.json", json.dumps({"files": files, "sides": counts}, indent=1).encode())
     return {side: TokenArray(folder, side, **counts[side]) for side in SIDES}
 
 
-def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    group: list[Piece] = []
+class _Step(NamedTuple):
+    """A part of a document, or what stands behind its last one: an empty part, and whether the document ends there."""
+
+    side: Side
+    name: str
+    part: Part
+    last: bool = False
+    ends: bool = False
+
+
+def _steps(sides: Sides, tokenizer: Tokenizer) -> Iterator[_Step]:
+    for side, name, blocks, ends in sides:
+        for part in tokenizer.parts(blocks):
+            yield _Step(side, name, part)
+        yield _Step(side, name, Part(""), True, ends)
+
+
+def _groups(steps: Iterable[_Step]) -> Iterator[list[_Step]]:
+    group: list[_Step] = []
     characters = 0
-    for piece in pieces:
-        group.append(piece)
-        characters += len(piece.text)
+    for step in steps:
+        group.append(step)
+        characters += len(step.part.text)
         if characters >= GROUP or len(group) >= 1024:
             yield group
             group, characters = [], 0
@@ -127,15 +149,15 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def _encode(group: list[Piece], tokenizer: Tokenizer) -> list[np.ndarray]:
+def _encode(group: list[_Step], tokenizer: Tokenizer) -> list[np.ndarray]:
     try:
-        return tokenizer.encode_batch([piece.text for piece in group])
+        return list(tokenizer.encode_parts([step.part for step in group]))
     except UserError:
-        for piece in group:
+        for step in group:
             try:
-                tokenizer.encode(piece.text)
+                list(tokenizer.encode_parts([step.part]))
             except UserError as error:
-                raise UserError(f"{piece.name}: {error}") from None
+                raise UserError(f"{step.name}: {error}") from None
         raise
 
 
@@ -149,6 +171,8 @@ class _Writer:
         self._dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         self._starts: list[int] = []
         self._tokens = self._bytes = self._first_bytes = self._checksum = 0
+        # Of the document at hand: whether it has text, whether it has tokens, bytes that do not count yet.
+        self._inside, self._begun, self._unwritten = False, False, 0
 
     def __enter__(self) -> _Writer:
         descriptor, self._temporary = tempfile.mkstemp(dir=self._folder, prefix=f".{self._side}-")
@@ -156,17 +180,25 @@ class _Writer:
         _header(self._file, self._dtype, 0)
         return self
 
-    def add(self, piece: Piece, ids: np.ndarray) -> None:
-        if not piece.text:
-            return
-        ids = np.concatenate([self._tokenizer.beginning, ids, self._tokenizer.ending if piece.ends else []])
-        ids = ids.astype(np.int64)
+    def add(self, step: _Step, ids: np.ndarray) -> None:
+        """Write a part of a document; those of one document follow each other."""
+        if step.part.text:
+            self._write(ids if self._inside else [*self._tokenizer.beginning, *ids])
+            self._inside, self._unwritten = True, self._unwritten + len(step.part.text.encode())
+        if step.last:
+            self._write(self._tokenizer.ending if step.ends and self._inside else [])
+            # A text of which the tokenizer makes nothing does not count.
+            self._bytes += self._unwritten if self._begun else 0
+            self._inside, self._begun, self._unwritten = False, False, 0
+
+    def _write(self, ids: np.ndarray | list[int]) -> None:
         if not len(ids):
             return
-        self._starts.append(self._tokens)
-        self._bytes += len(piece.text.encode())
-        self._first_bytes += len(self._tokenizer.token_bytes(int(ids[0])))
-        content = ids.astype(self._dtype).tobytes()
+        if not self._begun:
+            self._starts.append(self._tokens)
+            self._first_bytes += len(self._tokenizer.token_bytes(int(ids[0])))
+            self._begun = True
+        content = np.asarray(ids, dtype=np.int64).astype(self._dtype).tobytes()
         self._checksum = zlib.crc32(content, self._checksum)
         self._file.write(content)
         self._tokens += len(ids)

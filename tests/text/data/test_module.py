@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import threading
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 
 from triune.core.errors import UserError
 from triune.core.training.data import Batches
-from triune.text.data import corpus, tokens
+from triune.text.data import corpus, reading, tokens
 from triune.text.data.corpus import Survey, find
+from triune.text.data.documents import PreparedDocuments
 from triune.text.data.module import TextData
 from triune.text.data.split import split
 from triune.text.data.windows import ShuffledWindows, WindowsInOrder, training_windows
@@ -67,10 +69,11 @@ def test_a_folder_is_searched_and_what_is_no_text_is_counted(tmp_path):
     }.items():  # fmt: skip
         write(tmp_path / name, content)
     found = find(str(tmp_path))
-    assert [document.text for document in found] == ["b", "r1", "r2", "a"]
+    assert [survey.size for survey in found.survey()] == [1, 2, 2, 1]
+    for _ in range(2):
+        assert ["".join(document.blocks) for document in found] == ["b", "r1", "r2", "a"]
     expected = {"hidden": 1, "no text suffix": 1, "binary": 1, "not UTF-8": 1, "empty": 1, "empty row": 1}
     assert found.skipped == expected
-    assert list(found) == list(found), "a second walk gives the same"
     assert found.skipped == expected, "and counts the same"
 
 
@@ -86,7 +89,7 @@ def test_a_file_reached_twice_is_read_once_and_a_folder_listed_once(tmp_path, mo
 
 def test_line_ends_and_any_suffix_of_a_named_file_are_kept(tmp_path):
     file = write(tmp_path / "notes.weird", "a\r\nb\rc\n")
-    assert [document.text for document in find(str(file))] == ["a\r\nb\rc\n"]
+    assert ["".join(document.blocks) for document in find(str(file))] == ["a\r\nb\rc\n"]
 
 
 def test_rows(tmp_path):
@@ -94,14 +97,18 @@ def test_rows(tmp_path):
     write(tmp_path / "a.jsonl", rows)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     for name in ("a.jsonl", "a.jsonl.gz"):
-        assert [document.text for document in find(str(tmp_path / name), "body")] == ["one", "two\nlines", "dréi"]
+        assert ["".join(document.blocks) for document in find(str(tmp_path / name), "body")] == [
+            "one",
+            "two\nlines",
+            "dréi",
+        ]
 
 
 def test_parquet(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra 'datasets')")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table({"text": ["one", None, "two"]}), tmp_path / "a.parquet")
-    assert [document.text for document in find(str(tmp_path / "a.parquet"))] == ["one", "two"]
+    assert ["".join(document.blocks) for document in find(str(tmp_path / "a.parquet"))] == ["one", "two"]
     with pytest.raises(UserError, match="no column 'body'; its columns are: text"):
         list(find(str(tmp_path / "a.parquet"), "body"))
 
@@ -689,3 +696,66 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(data):
     assert (about["vocabulary"], about["tokens_train"], about["tokens_val"]) == (65, 1_003_854, 111_540)
     assert module.val_bytes == 111_539
     assert sum(int((batch["targets"] != -100).sum()) for batch in module.val_dataloader()) == 111_539
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("block", [4, 7, 64, 1 << 20])
+def test_a_file_in_blocks_is_the_file(tmp_path, monkeypatch, encoding, block):
+    text = "aé茶😀\r\n" * 12
+    monkeypatch.setattr(reading, "BLOCK", block)
+    assert reading.read_text(Path(write(tmp_path / "a.txt", text.encode(encoding)))) == text
+
+
+@pytest.mark.parametrize("block", [4, 5, 6, 1 << 20])
+def test_offsets_of_damage_are_those_of_the_file(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    for name, content, sentence in (
+        ("a.txt", "aé茶é".encode() + b"\xe9!", "byte 0xe9 at offset 8"),
+        ("b.txt", "abé茶".encode()[:-1], "byte 0xe8 at offset 4"),
+        ("c.txt", b"abcdefgh\0", "NUL byte at offset 8"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            reading.read_text(Path(write(tmp_path / name, content)))
+
+
+def test_no_text_behind_the_first_block_is_passed_over_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCK", 16)
+    write(tmp_path / "a.txt", "good text that is long enough\n" * 9)
+    bad = str(tmp_path / "b.txt")
+    write(Path(bad), b"begins as a text, but then\0")
+    data = TextData(str(tmp_path), tokenizer="bytes", context=8, cache=str(tmp_path / "cache"))
+    data.setup()
+    assert data.counts()["skipped"] == {"binary": 1}
+    assert data.counts()["bytes_train"] + data.counts()["bytes_val"] == 30 * 9
+    with pytest.raises(UserError, match="NUL byte at offset 26"):
+        TextData([bad], tokenizer="bytes", context=8, cache=str(tmp_path / "cache")).setup()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "characters"])
+def test_the_tokens_do_not_depend_on_the_blocks(tmp_path, monkeypatch, kind):
+    text = "To be, or not to be: that is\n the question.  Ünï\n\n'Tis 茶茶茶\nnobler\n" * 60
+    file, found = str(write(tmp_path / "a.txt", text)), []
+    for number, block in enumerate((1 << 20, 50)):
+        monkeypatch.setattr(reading, "BLOCK", block)
+        data = TextData(file, tokenizer=kind, vocab_size=300, context=8, cache=str(tmp_path / str(number)))
+        data.setup()
+        assert isinstance(data.prepared, PreparedDocuments)
+        found.append([array.open() for array in data.prepared.arrays.values()])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_a_large_file_is_tokenised_in_bounded_memory(tmp_path, monkeypatch):
+    """What is kept at once does not grow with the file."""
+    monkeypatch.setattr(tokens, "GROUP", 1 << 18)
+    Tokenizer.train_bpe(["A line of a text that repeats itself."], 300).save(tmp_path / "bpe")
+    peaks = []
+    for megabytes in (2, 6):
+        file = tmp_path / f"{megabytes}.txt"
+        file.write_text("A line of a text that repeats itself, number by number.\n" * (megabytes << 20 >> 6))
+        tracemalloc.start()
+        TextData(str(file), tokenizer=str(tmp_path / "bpe"), cache=str(tmp_path / "cache")).setup()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
