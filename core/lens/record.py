@@ -49,17 +49,27 @@ def record_attention(model: nn.Module, keep: Callable[[str, Tensor], Tensor | No
 def watched(looks: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
     """Call `looks[module](*args)`, without gradients, with what the `mix` of each such `Weighted` module is given."""
 
-    def tap(mix: Callable[..., Tensor], look: Callable[..., None]) -> Callable[..., Tensor]:
-        def mixed(*args: Any) -> Tensor:
-            with torch.no_grad():
-                look(*args)
-            return mix(*args)
+    def tap(look: Callable[..., None]) -> Callable[..., Any]:
+        def wrap(mix: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def mixed(*args: Any) -> Tensor:
+                with torch.no_grad():
+                    look(*args)
+                return mix(*args)
 
-        return mixed
+            return mixed
 
-    before = {module: vars(module).get("mix") for module in looks}
-    for module, look in looks.items():
-        vars(module)["mix"] = tap(module.mix, look)
+        return wrap
+
+    with swapped({module: tap(look) for module, look in looks.items()}):
+        yield
+
+
+@contextmanager
+def swapped(wraps: Mapping[Any, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]) -> Iterator[None]:
+    """Put `wraps[module](mix)` in the place of the `mix` of each such `Weighted` module; run uncompiled meanwhile."""
+    before = {module: vars(module).get("mix") for module in wraps}
+    for module, wrap in wraps.items():
+        vars(module)["mix"] = wrap(module.mix)
     try:
         # A compiled block would not run what was put in its place after its compilation, and say nothing.
         with torch.compiler.set_stance("force_eager"):

@@ -1,0 +1,125 @@
+"""Activation patching: values of a clean run, put into a corrupted one, and how much of the answer comes back.
+
+An effect is (patched - corrupted) / (clean - corrupted) of a measure of the output: 1 brings the clean answer back, 0
+changes nothing (Vig et al. 2020; Meng et al. 2022). `attribute` estimates all effects from two forward passes and one
+backward pass: gradient x difference (Nanda 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..work import progress
+from .edit import lens
+from .points import Point, matching, points
+
+Measure = Callable[[Any], Tensor]
+"""From what the model returns to one number."""
+
+
+@torch.no_grad()
+def patch(
+    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, where: Sequence[str] = ("*.resid_post",),
+    positions: Sequence[int] | None = None, heads: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The effect of each point, position and head: one pass of the model for each.
+
+    Args:
+        model: in evaluation mode; it is called with `clean` and with `corrupted`.
+        clean: input `[batch, tokens, ...]`.
+        corrupted: another one of the same shape.
+        measure: one number from the model's output, such as a difference of two logits.
+        where: points or patterns.
+        positions: tokens to patch one by one; all of them together by default.
+        heads: patch each head by itself; `where` must then name points with heads (`q`, `k`, `v`, `z`).
+
+    Returns:
+        By point, effects `[positions or 1, heads or 1]`.
+
+    Raises:
+        UserError: inputs of different shape, or of equal answers.
+    """
+    known = points(model)
+    names = list(dict.fromkeys(name for pattern in where for name in matching(known, pattern)))
+    kept, top, bottom = _both(model, clean, corrupted, measure, names)
+    at = [slice(None)] if positions is None else [slice(p, p + 1) for p in positions]
+    found: dict[str, Tensor] = {}
+    parts = {name: range(kept[name].shape[2]) if _by_head(known, name, heads) else [None] for name in names}
+    with progress("patching", len(at) * sum(map(len, parts.values())), "passes") as step:
+        for name in names:
+            effects = torch.empty(len(at), len(parts[name]), dtype=torch.float64)
+            for i, tokens in enumerate(at):
+                for j, head in enumerate(parts[name]):
+                    part = slice(None) if head is None else slice(head, head + 1)
+                    with lens(model, edit={name: partial(_put, kept[name], tokens, part)}):
+                        effects[i, j] = (float(measure(model(corrupted))) - bottom) / (top - bottom)
+                    step(1)
+            found[name] = effects
+    return found
+
+
+def attribute(
+    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, where: Sequence[str] = ("*.resid_post",),
+    positions: Sequence[int] | None = None, heads: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The linear estimate of what `patch` measures, for all points at once; arguments and result as there."""
+    known = points(model)
+    names = list(dict.fromkeys(name for pattern in where for name in matching(known, pattern)))
+    kept, top, bottom = _both(model, clean, corrupted, measure, names)
+    seen: dict[str, Tensor] = {}
+
+    def track(name: str, x: Tensor) -> Tensor:
+        """The same value, of which a gradient can be asked though nothing before it may have one."""
+        seen[name] = x if x.requires_grad else x.detach().requires_grad_()
+        return seen[name]
+
+    with torch.enable_grad(), lens(model, edit={name: partial(track, name) for name in names}):
+        value = measure(model(corrupted))
+    slopes = torch.autograd.grad(value, [seen[name] for name in names])
+    found = {}
+    for name, slope in zip(names, slopes):
+        product = slope.double() * (kept[name] - seen[name].detach()).double() / (top - bottom)
+        split = _by_head(known, name, heads)
+        summed = product.flatten(3 if split else 2).sum(-1).sum(0)  # [tokens] or [tokens, heads]
+        summed = summed if split else summed[:, None]
+        found[name] = summed.sum(0, keepdim=True) if positions is None else summed[list(positions)]
+    return found
+
+
+def _both(
+    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, names: Sequence[str]
+) -> tuple[dict[str, Tensor], float, float]:
+    """Values of the clean run, and the measure of both runs."""
+    if isinstance(clean, Tensor) and isinstance(corrupted, Tensor) and clean.shape != corrupted.shape:
+        raise UserError(
+            f"clean is {list(clean.shape)} and corrupted {list(corrupted.shape)}, but they must have one shape, because"
+            " values are put in at the same positions; pad the shorter one, or exchange single tokens."
+        )
+    with torch.no_grad():
+        with lens(model, keep=names) as seen:
+            top = float(measure(model(clean)))
+        bottom = float(measure(model(corrupted)))
+    if top == bottom:
+        raise UserError(f"The measure is {top:g} for both inputs, so there is nothing to bring back; choose others.")
+    return dict(seen), top, bottom
+
+
+def _by_head(known: dict[str, Point], name: str, heads: bool) -> bool:
+    if heads and known[name].head_dim is None:
+        raise UserError(f"The point {name} has no heads; name q, k, v or z, or leave heads out.")
+    return heads
+
+
+def _put(value: Tensor, tokens: slice, part: slice, x: Tensor) -> Tensor:
+    x = x.clone()
+    if x.dim() == 4:
+        x[:, tokens, part] = value[:, tokens, part]
+    else:
+        x[:, tokens] = value[:, tokens]
+    return x
