@@ -35,6 +35,9 @@ TEXT = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2", "Olmo3", "Granite",
     "Starcoder2", "StableLm", "Cohere", "Cohere2",
 )  # fmt: skip
+OLDER = ("GPT2", "GPTNeoX", "GPTJ", "OPT", "Falcon")
+ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
+IMAGES = ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT")
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "Granite": {
         "embedding_multiplier": (1.0, 0.3, 12), "logits_scaling": (1.0, 3.0, 16), "residual_multiplier": (1.0, 0.22),
@@ -68,30 +71,65 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
     heads, depth = r.choice((1, 2, 4, 6)), r.randint(1, 4)
     even = {"num_hidden_layers": depth, "num_attention_heads": heads}
     even |= {"hidden_size": heads * r.choice((4, 8, 16)), "intermediate_size": r.randint(5, 70)}
-    kind = r.choice((*TEXT, *TEXT, "GPTNeoX", "GPT2", "Bert", "ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT"))
+    kind = r.choice((*TEXT, *TEXT, *OLDER, *ENCODERS, *IMAGES))
     eps = r.choice((1e-6, 1e-5, 1e-3))
-    if kind in ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT"):
+    if kind in IMAGES:
         return "vision", kind, even | _image(r, kind) | {"layer_norm_eps": eps}
     special = {"vocab_size": 67, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    if kind == "GPT2":
-        names = {"n_embd": even["hidden_size"], "n_layer": depth, "n_head": heads, "n_positions": 48}
-        return "text", "GPT2LMHeadModel", special | names | {
-            "n_inner": r.choice((None, 31)), "activation_function": r.choice(("gelu_new", "gelu", "relu", "silu")),
-            "scale_attn_weights": r.random() < 0.7, "tie_word_embeddings": r.random() < 0.5, "layer_norm_epsilon": eps,
-        }  # fmt: skip
     common = special | even | {"max_position_embeddings": 64}
-    if kind == "Bert":
-        act = {"hidden_act": r.choice(("gelu", "gelu_new", "relu")), "type_vocab_size": r.randint(1, 3)}
-        return "text", r.choice(("BertModel", "BertForMaskedLM")), common | act | {"layer_norm_eps": eps}
-    if kind == "GPTNeoX":
-        rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": r.choice((0.5, 1.0))}
-        return "text", "GPTNeoXForCausalLM", common | {
-            "rope_parameters": rope, "use_parallel_residual": r.random() < 0.5, "attention_bias": r.random() < 0.5,
-            "hidden_act": r.choice(("gelu", "relu", "gelu_new")), "layer_norm_eps": eps,
-            "tie_word_embeddings": r.random() < 0.3,
-        }  # fmt: skip
+    if kind in ENCODERS:
+        return "text", r.choice((f"{kind}Model", f"{kind}ForMaskedLM")), common | _encoder(r, kind, depth, eps)
+    if kind in OLDER:
+        name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+        return "text", name, common | _older(r, kind, even, eps) | {"tie_word_embeddings": r.random() < 0.5}
     width = even["hidden_size"] // heads
     return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth, width) | {"rms_norm_eps": eps}
+
+
+def _older(r: random.Random, kind: str, even: dict[str, Any], eps: float) -> dict[str, Any]:
+    heads, dim, act = even["num_attention_heads"], even["hidden_size"], r.choice(("gelu_new", "gelu", "relu", "silu"))
+    if kind in ("GPT2", "GPTJ"):
+        own = (
+            {"scale_attn_weights": r.random() < 0.7} if kind == "GPT2" else {"rotary_dim": r.choice((2, dim // heads))}
+        )
+        return own | {
+            "n_embd": dim, "n_layer": even["num_hidden_layers"], "n_head": heads, "n_positions": 48,
+            "n_inner": r.choice((None, 31)), "activation_function": act, "layer_norm_epsilon": eps,
+        }  # fmt: skip
+    if kind == "GPTNeoX":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": r.choice((0.5, 1.0))}
+        return {
+            "rope_parameters": rope, "use_parallel_residual": r.random() < 0.5, "attention_bias": r.random() < 0.5,
+            "hidden_act": act, "layer_norm_eps": eps,
+        }  # fmt: skip
+    if kind == "OPT":
+        return {
+            "ffn_dim": even["intermediate_size"], "do_layer_norm_before": r.random() < 0.7, "activation_function": act,
+            "word_embed_proj_dim": r.choice((None, 10)), "enable_bias": r.random() < 0.7,
+            "_remove_final_layer_norm": r.random() < 0.3,
+        }  # fmt: skip
+    return {
+        "new_decoder_architecture": r.random() < 0.5, "multi_query": r.random() < 0.5, "bias": r.random() < 0.5,
+        "parallel_attn": r.random() < 0.7, "num_ln_in_parallel_attn": r.choice((None, 1, 2)), "activation": act,
+        "num_kv_heads": r.choice([n for n in (1, 2, 3, heads) if heads % n == 0]), "layer_norm_epsilon": eps,
+        "ffn_hidden_size": r.choice((None, 31)), "alibi": r.random() < 0.1, **_rotary(r, dim // heads, kind),
+    }  # fmt: skip
+
+
+def _encoder(r: random.Random, kind: str, depth: int, eps: float) -> dict[str, Any]:
+    if kind != "ModernBert":
+        pad = {} if kind == "Bert" else {"pad_token_id": 1, "bos_token_id": 0}
+        return pad | {
+            "hidden_act": "gelu" if pad else r.choice(("gelu", "gelu_new", "relu")),
+            "type_vocab_size": r.randint(1, 3), "layer_norm_eps": eps,
+        }  # fmt: skip
+    act = r.choice(("gelu", "silu"))
+    names = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
+    kinds = ("sliding_attention", "full_attention")
+    return {name: r.random() < 0.5 for name in names} | {
+        "hidden_activation": act, "classifier_activation": act, "norm_eps": eps, "local_attention": r.randint(2, 30),
+        "layer_types": r.choice((None, [r.choice(kinds) for _ in range(depth)])),
+    }  # fmt: skip
 
 
 def _decoder(r: random.Random, kind: str, heads: int, depth: int, width: int) -> dict[str, Any]:
@@ -196,7 +234,7 @@ def compare(seed: int, folder: Path) -> dict[str, Any] | None:
         theirs = cls(cls.config_class(**options)).eval()
         with torch.no_grad():
             if task == "text":
-                theirs(torch.zeros(1, 30, dtype=torch.long))
+                theirs(torch.full((1, 30), 3))
             for parameter in theirs.parameters():
                 wide = parameter.dim() > 1
                 parameter.normal_(std=0.3) if wide else parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -30,6 +30,8 @@ class TextEncoderConfig:
         segments: kinds of token (first and second text: 2), each with a vector that is added; 0 for none.
         masked_head: logits of masked tokens (Devlin et al. 2018, section 3.1), with the embedding as the last matrix.
         pooler: a vector for the whole text, tanh of a linear map of the first token.
+        dense_bias: the dense layer of the masked head has a bias.
+        logit_bias: the logits of the masked head have a bias.
     """
 
     vocab_size: int
@@ -37,6 +39,8 @@ class TextEncoderConfig:
     segments: int = 2
     masked_head: bool = False
     pooler: bool = False
+    dense_bias: bool = True
+    logit_bias: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -66,12 +70,13 @@ class MaskedHead(nn.Module):
         super().__init__()
         dim = config.transformer.dim
         self.kind = config.transformer.ffn
-        self.dense = nn.Linear(dim, dim)
+        self.dense = nn.Linear(dim, dim, bias=config.dense_bias)
         self.norm = Norm(dim, config.transformer)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.norm(activation(self.kind, self.dense(x))) @ embedding.T + self.bias
+        logits = self.norm(activation(self.kind, self.dense(x))) @ embedding.T
+        return logits if self.bias is None else logits + self.bias
 
 
 class TextEncoder(SavedModel, config=TextEncoderConfig):

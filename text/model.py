@@ -28,6 +28,8 @@ class LanguageModelConfig:
         tied: the head is the embedding matrix (Press and Wolf 2017).
         head_bias: a bias on the logits.
         embedding_std: standard deviation the embedding starts with.
+        embedding_dim: width of the embedding and the head, where linear layers stand between them and the core (OPT of
+            350M); None means that of the core.
         embedding_scale: the embedding is multiplied by sqrt(dim) (2017; Gemma) when true, or by this number (Granite).
         logit_scale: factor on the vectors before the head, and so on the logits without their bias (Cohere, Granite).
         logit_softcap: logits become cap·tanh(logits / cap) (Gemma 2).
@@ -38,6 +40,7 @@ class LanguageModelConfig:
     tied: bool = True
     head_bias: bool = False
     embedding_std: float = 0.02
+    embedding_dim: int | None = None
     embedding_scale: bool | float = False
     logit_scale: float = 1.0
     logit_softcap: float | None = None
@@ -48,7 +51,7 @@ class LanguageModelConfig:
             object.__setattr__(self, "embedding_scale", False)  # for Python, 1.0 equals True
         if self.vocab_size < 1:
             raise UserError(f"vocab_size is {self.vocab_size}, but must be a positive integer.")
-        for name in ("embedding_std", "embedding_scale", "logit_scale", "logit_softcap"):
+        for name in ("embedding_dim", "embedding_std", "embedding_scale", "logit_scale", "logit_softcap"):
             value = getattr(self, name)
             if value is not None and value is not False and not value > 0:
                 raise UserError(f"{name} is {value}, but must be positive.")
@@ -70,10 +73,12 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
-        dim = config.transformer.dim
+        core, dim = config.transformer.dim, config.embedding_dim or config.transformer.dim
         self.embedding = nn.Embedding(config.vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
+        self.widen = nn.Linear(dim, core, bias=False) if dim != core else None
         self.transformer = Transformer(config.transformer)
+        self.narrow = nn.Linear(core, dim, bias=False) if dim != core else None
         self.config = dataclasses.replace(config, transformer=self.transformer.config)
         self.head = nn.Linear(dim, config.vocab_size, bias=config.head_bias)
         if config.tied:
@@ -96,7 +101,11 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
         scale, factor = self.config.embedding_scale, self.config.logit_scale
         if scale is not False:
             x = x * (self.config.transformer.dim**0.5 if scale is True else scale)
+        if self.widen is not None:
+            x = self.widen(x)
         x = self.transformer(x, documents=documents, valid=valid, cache=cache)
+        if self.narrow is not None:
+            x = self.narrow(x)
         return x if factor == 1 else x * factor
 
     def forward(

@@ -78,13 +78,19 @@ def reshaped(*shape: int) -> Layout:
 
 
 def heads_interleaved(heads: int) -> Layout:
-    """q, k and v of one head follow each other, then the next head (GPT-NeoX): rows are `[heads, parts, head_dim]`."""
+    """q, k and v of one head follow each other, then the next head (GPT-NeoX), or those of the queries that share a key
+    and value (Falcon).
+
+    Args:
+        heads: of keys and values; each part has a multiple of their number of rows.
+    """
 
     def join(parts: list[Tensor]) -> Tensor:
-        return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
+        return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
 
     def split(whole: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-        return [part.flatten(0, 1) for part in whole.unflatten(0, (heads, len(shapes), -1)).unbind(1)]
+        rows = [shape[0] // heads for shape in shapes]
+        return [part.flatten(0, 1) for part in whole.unflatten(0, (heads, -1)).split(rows, dim=1)]
 
     return Layout(join, split, stacked=False)
 

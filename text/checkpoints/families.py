@@ -1,4 +1,4 @@
-"""The families of text models: GPT-2, GPT-NeoX, BERT, glassllm, and those of `decoders.py`."""
+"""The families of text models: GPT-2, GPT-NeoX and glassllm here, the others in the files beside this one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.files import parsing, read_json
 from ...core.rotary import RotaryConfig
-from ..encoder import TextEncoderConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
 from .decoder_families import DECODERS
+from .encoders import ENCODERS
+from .older import OLDER
 from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of, old_rotary, write_rotary
 
 # --- GPT-2 ------------------------------------------------------------------------------------------------------------
@@ -176,93 +177,6 @@ def neox_weights(config: LanguageModelConfig) -> WeightMap:
     return WeightMap(rules, ignored=(r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",))
 
 
-# --- BERT -------------------------------------------------------------------------------------------------------------
-
-BERT = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), REQUIRED),
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "tie_word_embeddings": True,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "position_embedding_type": "absolute",
-    "architectures": None,
-}
-
-
-def read_bert(c: Settings) -> TextEncoderConfig:
-    """The config of BERT (Devlin et al. 2018)."""
-    for key, value in {
-        "is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-    }.items():  # fmt: skip
-        c.require(key, value)
-    names = c["architectures"] or ["BertModel"]
-    masked = any(name in ("BertForMaskedLM", "BertForPreTraining") for name in names)
-    transformer = TransformerConfig(
-        dim=c["hidden_size"],
-        depth=c.depth(),
-        heads=c["num_attention_heads"],
-        position="learned",
-        context=c["max_position_embeddings"],
-        norm_eps=c["layer_norm_eps"],
-        placement="post",
-        input_norm=True,
-        ffn=c.choose("hidden_act", PLAIN),  # type: ignore[arg-type]
-        ffn_dim=c["intermediate_size"],
-    )
-    return TextEncoderConfig(
-        c["vocab_size"], transformer, c["type_vocab_size"], masked_head=masked, pooler="BertModel" in names
-    )
-
-
-def write_bert(ours: TextEncoderConfig) -> dict[str, Any]:
-    """The inverse of `read_bert`."""
-    t = ours.transformer.resolved()
-    return {
-        "architectures": ["BertForMaskedLM" if ours.masked_head else "BertModel"],
-        "vocab_size": ours.vocab_size,
-        "hidden_size": t.dim,
-        "intermediate_size": t.ffn_dim,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "max_position_embeddings": t.context,
-        "type_vocab_size": ours.segments,
-        "layer_norm_eps": t.norm_eps,
-        "hidden_act": name_of(PLAIN, t.ffn),
-        "hidden_dropout_prob": t.dropout,
-        "attention_probs_dropout_prob": t.attention_dropout,
-    }
-
-
-def bert_weights(config: TextEncoderConfig) -> WeightMap:
-    """The table of BERT."""
-    block, layer = "transformer.blocks.{}", "bert.encoder.layer.{}"
-    rules = (
-        Rule("embedding", "bert.embeddings.word_embeddings"),
-        Rule("transformer.positions", "bert.embeddings.position_embeddings"),
-        Rule("segments", "bert.embeddings.token_type_embeddings"),
-        Rule("transformer.input_norm", "bert.embeddings.LayerNorm"),
-        Rule(f"{block}.attn.q", f"{layer}.attention.self.query"),
-        Rule(f"{block}.attn.k", f"{layer}.attention.self.key"),
-        Rule(f"{block}.attn.v", f"{layer}.attention.self.value"),
-        Rule(f"{block}.attn.out", f"{layer}.attention.output.dense"),
-        Rule(f"{block}.close1", f"{layer}.attention.output.LayerNorm"),
-        Rule(f"{block}.ffn.up", f"{layer}.intermediate.dense"),
-        Rule(f"{block}.ffn.down", f"{layer}.output.dense"),
-        Rule(f"{block}.close2", f"{layer}.output.LayerNorm"),
-        Rule("pooler", "bert.pooler.dense"),
-        Rule("head.dense", "cls.predictions.transform.dense"),
-        Rule("head.norm", "cls.predictions.transform.LayerNorm"),
-        Rule("head.bias", "cls.predictions.bias"),
-    )
-    ignored = (r"bert\.embeddings\.position_ids", r"cls\.seq_relationship\..*", r"cls\.predictions\.decoder\..*")
-    return WeightMap(rules, ignored=ignored if config.pooler else (*ignored, r"bert\.pooler\..*"))
-
-
 # --- glassllm ---------------------------------------------------------------------------------------------------------
 
 
@@ -359,10 +273,8 @@ HF_FAMILIES: tuple[TextFamily, ...] = (
         "GPT-NeoX", "gpt_neox", LanguageModelConfig, read_neox, write_neox, NEOX, neox_weights, prefix="gpt_neox.",
         renames=((r"^lm_head\.", "embed_out."),),
     ),
-    hf_family(
-        "BERT", "bert", TextEncoderConfig, read_bert, write_bert, BERT, bert_weights, prefix="bert.",
-        renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    ),
+    *OLDER,
+    *ENCODERS,
 )  # fmt: skip
 GLASS = TextFamily(
     "glassllm", "other", lambda source: _glass_config(source) is not None, read_glass, glass_weights,

@@ -58,7 +58,13 @@ def random_tokens(config: LanguageModelConfig | TextEncoderConfig, seed: int = 0
     turning = [(r.original_context or 0) + 8 for r in map(core.rotary_at, range(core.depth)) if r and r.grows]
     length = max([min(core.context, wanted), *(n for n in turning if n <= MOST_TOKENS)])
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size, (1 if length > USUAL_LENGTH else 2, length), generator=generator)
+    # Tokens below the offset fill texts up, which some models see in the tokens themselves.
+    return torch.randint(
+        min(core.position_offset, config.vocab_size - 1),
+        config.vocab_size,
+        (1 if length > USUAL_LENGTH else 2, length),
+        generator=generator,
+    )
 
 
 def original(pretrained: Pretrained, folder: Path, library: str) -> nn.Module:

@@ -15,7 +15,11 @@
 | StableLM 1, 2        | Hugging Face              | parallel or not, norms of heads                         |
 | Cohere, Cohere 2     | Hugging Face              | norms of heads; layers without rotation (2)             |
 | GPT-NeoX, Pythia     | Hugging Face, GGUF        | parallel or not                                         |
-| BERT                 | Hugging Face              | with the masked head or the pooler                      |
+| Falcon               | Hugging Face              | old and new decoder, without alibi                      |
+| GPT-J                | Hugging Face              |                                                         |
+| OPT                  | Hugging Face              | also of 350M: narrow embeddings, norms after the sums   |
+| BERT, (XLM-)RoBERTa  | Hugging Face              | with the masked head or the pooler                      |
+| ModernBERT           | Hugging Face              | with the masked head or none                            |
 | glassllm             | its own archive           | read only                                               |
 
 Rotary scaling is linear, dynamic, llama3, yarn or longrope. Dynamic and longrope turn the tokens of a text by its own

@@ -173,15 +173,15 @@ class Settings:
                 found["attention_factor"] = _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"])
         return found | {"factor": float(factor)}
 
-    def windows(self, types: Sequence[str]) -> int | list[int | None] | None:
-        """Window of the layers from the kind of each."""
+    def windows(self, types: Sequence[str], window: int | None = None) -> int | list[int | None] | None:
+        """Window of the layers from the kind of each; by default of the width that `sliding_window` says."""
         types = self.get("layer_types") or types
         if unknown := sorted(set(types) - {SLIDING, FULL}):
             raise UserError(
                 f"'{self.name}' has layers of the kind {', '.join(unknown)}, which the core does not have; it has "
                 f"{FULL} and {SLIDING}."
             )
-        window = self.get("sliding_window")
+        window = window or self.get("sliding_window")
         if "max_window_layers" in self.defaults and not self["use_sliding_window"]:
             window = None  # Qwen's; SmolLM 3's class asks this key only where no layer_types are given
         if window is None and SLIDING in types:

@@ -126,3 +126,12 @@ def test_targets_say_where_linear_layers_lie() -> None:
 
 def test_tied_weights_are_listed_once() -> None:
     assert "head.weight" not in unique_state(Toy())
+
+
+def test_grouped_heads_lie_with_their_key_and_value() -> None:
+    """Falcon's rows: for each key the queries that share it, the key, the value."""
+    rows = torch.arange(16.0)[:, None]
+    q, k, v = heads_interleaved(2).split(rows, [torch.Size([8, 1]), torch.Size([4, 1]), torch.Size([4, 1])])
+    assert q.flatten().tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert (k.flatten().tolist(), v.flatten().tolist()) == ([4, 5, 12, 13], [6, 7, 14, 15])
+    assert torch.equal(heads_interleaved(2).join([q, k, v]), rows)
