@@ -130,7 +130,14 @@ def open_source(name: str) -> Source:
     path = in_package(name, SUFFIXES) if name.startswith(PACKAGE) else Path(name).expanduser()
     if path.is_dir():
         inner = path / "model"  # of a run folder
-        return Source(name, inner if not (path / CONFIG).exists() and (inner / CONFIG).exists() else path)
+        if (path / CONFIG).exists():
+            return Source(name, path)
+        if not (inner / CONFIG).exists() and (path / "checkpoints").is_dir():
+            raise UserError(
+                f"'{name}' is a run that holds no model yet; continue it with --resume true, or let"
+                f" `triune TASK validate {name}` write its best weights so far."
+            )
+        return Source(name, inner if (inner / CONFIG).exists() else path)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise UserError(f"'{name}' is not a checkpoint; a file must end in {', '.join(SUFFIXES)}.")

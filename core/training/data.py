@@ -11,7 +11,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -22,9 +21,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..errors import UserError
 from .run.machine import default_workers
-
-RESUME_NEEDS = "the batches of the current epoch are not those of the first run"
 
 
 class Draw(NamedTuple):
@@ -194,6 +192,9 @@ class DataModule(LightningDataModule):
         """
         return []
 
+    def check_resumed(self) -> None:
+        """Raise UserError when a resumed run would see other batches than those of its checkpoint."""
+
 
 class ResumableData(DataModule):
     """A data module whose training order is a function of the trainer's position and of `order_settings()`."""
@@ -228,7 +229,7 @@ class ResumableData(DataModule):
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return None
-        self._warn_if_resumed_differently()
+        self.check_resumed()
         trainer: Any = self.trainer
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return progress.current.processed if trainer.overfit_batches else progress.total.processed
@@ -261,9 +262,12 @@ class ResumableData(DataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["settings"]
 
-    def _warn_if_resumed_differently(self) -> None:
+    def check_resumed(self) -> None:
         saved, self._resumed = self._resumed, None
         now = self.order_settings()
         changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
         if changed:
-            warnings.warn(f"{RESUME_NEEDS}: {'; '.join(changed)}", stacklevel=2)
+            raise UserError(
+                f"The data are not those that this run was trained on ({'; '.join(changed)}), so its batches would be"
+                " others; put them back to continue, or start a new run (--model.pretrained takes the weights of one)."
+            )

@@ -140,6 +140,7 @@ class TrainingModule(TaskModule):
         optimizer = make(self.model, self.optimizer_config)
         schedule, total = self.schedule_config, self._total_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(schedule, step, total))
+        self._resume.configured(optimizer, scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

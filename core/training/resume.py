@@ -7,13 +7,19 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
+from ..errors import UserError
 from . import lightning_fixes
 from .rng import rng_state, set_rng_state
 
 
 class Resume:
-    """The states of all generators, and whether a validation that was due had not been made.
+    """The states of all generators, whether a validation that was due had not been made, and the optimizer's settings.
+
+    A restored optimizer brings its own rates and factors with it. Those that are configured now hold: where they are
+    the same, nothing changes.
 
     Validation, and Lightning's winding a validation loop forward on resume, draw random numbers. Training must not see
     those, or it would depend on how often one validates and where one resumes; so generators are put back after it.
@@ -25,6 +31,14 @@ class Resume:
         self._rng: list[dict[str, Any]] | None = None  # of each rank, from a checkpoint, until training starts
         self._training_rng: dict[str, Any] | None = None  # during validation
         self._owed = False
+        self._settings: tuple[Optimizer, LambdaLR, list[dict[str, Any]]] | None = None
+
+    def configured(self, optimizer: Optimizer, scheduler: LambdaLR) -> None:
+        """Note the settings of all groups, before a checkpoint replaces them."""
+        self._settings = optimizer, scheduler, [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]  # fmt: skip
 
     def state(self, trainer: Trainer) -> dict[str, Any]:
         """Entries of a checkpoint: `rng`, a list with an entry for each rank, and `owed`. All ranks call this."""
@@ -41,10 +55,15 @@ class Resume:
         self._rng, self._owed = checkpoint.get("rng"), checkpoint.get("owed", False)
 
     def begin(self, trainer: Trainer) -> None:
-        """Restore the generators, and validate where that was due; called when the first step follows."""
+        """Restore the generators, and validate where that was due; called when the first step follows.
+
+        Raises:
+            UserError: the optimizer's groups are not those of the checkpoint.
+        """
         if self._rng is not None and trainer.global_rank < len(self._rng):
             # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
             set_rng_state(self._rng[trainer.global_rank])
+            self._configure()
         self._rng = None
         lightning_fixes.validate_at_steps(trainer)
         loop = trainer.fit_loop.epoch_loop.val_loop
@@ -53,6 +72,21 @@ class Resume:
         if self._owed:
             self._owed = False
             lightning_fixes.validate_now(trainer)
+
+    def _configure(self) -> None:
+        if self._settings is None:  # a module with an optimizer of its own
+            return
+        optimizer, scheduler, settings = self._settings
+        for group, now in zip(optimizer.param_groups, settings, strict=True):
+            if group.get("name") != now.get("name"):
+                raise UserError(
+                    f"The optimizer's group '{now.get('name')}' was '{group.get('name')}' in the checkpoint; leave the"
+                    " changed options of model.optimizer out."
+                )
+            group.update(now)
+        scheduler.base_lrs = [now["initial_lr"] for now in settings]
+        for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
 
     def _without_drawing(self, function: Callable[[], Any]) -> Callable[[], Any]:
         def wrapped() -> Any:

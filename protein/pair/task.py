@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.checkpoints.family import Pretrained
+from ...core.checkpoints.native import load_config
+from ...core.checkpoints.source import open_source
 from ...core.initialise import uninitialised
 from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
-from ...core.training.start import Start
+from ...core.training.start import Start, refuse_contradictions
 from ..data.module import ProteinData
 from ..language.model import SequenceModel
 from ..predict.metrics import CUTOFF, ContactMetrics, distances, targets_of
@@ -61,7 +63,7 @@ class PairTask(TrainingModule):
         if training.get("pretrained") is not None and training.get("lora") is None and training.get("freeze") is None:
             training["freeze"] = FreezeConfig()
         super().__init__(**training)
-        self.preset = preset
+        self.preset, self.settings = preset, settings
         self.config = PairConfig.preset(preset, **settings or {})
         self.contact_weight, self.distogram_weight = contact_weight, distogram_weight
         self.local_weight = local_weight
@@ -78,13 +80,23 @@ class PairTask(TrainingModule):
     def load_pretrained(self, source: str) -> Pretrained:
         from ..language.checkpoints.pretrained import load
 
+        opened = open_source(source)
+        if opened.is_ours and opened.config.get("architecture") == PairModel.architecture:
+            return Pretrained(PairModel.from_pretrained(opened.path), opened)
         return replace(load(source), companion=None)  # its contact head has no use here
 
     def read_start(self, folder: Path) -> Start:
         return read_start(folder)
 
     def adapt_model(self, start: Start, data: Any) -> PairModel:
-        """A new pair model with the checkpoint as its trunk."""
+        """The pair model of a run as it is, or a new one with the checkpoint as its trunk."""
+        if isinstance(start.model, PairModel):
+            same = self.config == start.model.config
+            found = {"preset": self.preset, "settings": self.settings} if same else {"preset": "", "settings": ""}
+            refuse_contradictions(PairTask, {"preset": self.preset, "settings": self.settings}, found, start.source)
+            self.config = start.model.config
+            self.build_model(data)
+            return start.model
         assert isinstance(start.model, SequenceModel)
         self.config = replace(self.config, trunk=start.model.config)
         return self.build_model(data, start.model)
@@ -159,10 +171,11 @@ class PairTask(TrainingModule):
 
 
 def read_start(folder: Path) -> Start:
-    """What `Start.save` wrote of a protein language model."""
-    settings = SequenceModel.read_settings(folder)
+    """What `Start.save` wrote of a protein language model or a pair model."""
+    settings = load_config(folder, SequenceModel.architecture, PairModel.architecture)
+    kind = PairModel if settings["architecture"] == PairModel.architecture else SequenceModel
     with uninitialised():
-        return Start.read(settings, SequenceModel.from_settings(settings))
+        return Start.read(settings, kind.from_settings(settings))
 
 
 def precision_lines(metrics: dict[str, Any], stage: str = "val") -> list[str]:

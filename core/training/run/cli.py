@@ -21,9 +21,10 @@ from ...files import written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet
 from ..module import TrainingModule
-from . import bounds, changes, machine, report, sentences
+from . import bounds, machine, report, sentences
 from .arguments import SCORING, prepare, use_own_words
 from .arguments import training_verb as training_verb
+from .changes import Change, accept, changes
 from .checkpoints import Checkpoints, damage
 from .folder import RunFolder, newest_runs
 from .progress import Progress
@@ -179,11 +180,17 @@ class TaskCLI(LightningCLI):
 
     def config_text(self) -> str:
         """The resolved configuration as YAML, without what belongs to this call only."""
-        config = self.config.clone()
+        return f"# {self.session.command}\n{self._yaml(self.config)}"
+
+    def changes(self, run: RunFolder) -> list[Change]:
+        """What this call changes in a run that it resumes."""
+        return changes(run, self.session.config_text, self._yaml(self.parser.get_defaults(skip_validation=True)))
+
+    def _yaml(self, config: Any) -> str:
+        config = config.clone()
         for key in ("config", "run", "resume", "ckpt_path"):
             config.pop(key, None)
-        header = f"# {self.session.command}\n"
-        return header + self.parser.dump(config, skip_none=False, skip_validation=True, format="yaml")
+        return self.parser.dump(config, skip_none=False, skip_validation=True, format="yaml")
 
 
 def run_task(
@@ -207,6 +214,8 @@ def run_task(
     try:
         cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package)
         if cli.trains:
+            if cli.session.run and cli.session.resume:
+                cli.session.changes = cli.changes(cli.session.run)
             return _fit(cli.session)
         checkpoint = _checkpoint(cli.session, cli.config.ckpt_path)
         cli.model.before_scoring(Path(checkpoint), cli.datamodule)
@@ -235,7 +244,7 @@ def _fit(session: Session) -> dict[str, Any]:
 def _train(session: Session) -> dict[str, Any]:
     run, trainer = session.run, session.trainer
     assert run
-    different = changes.accept(run, session.config_text) if session.resume else ""
+    different = accept(session.changes, run, session.task)
     checkpoint = _to_continue(session, run) if session.resume else None
     report.say(report.opening(session))
     if different:
@@ -278,6 +287,9 @@ def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
     if session.run and session.trainer.is_global_zero:
         run = session.run
         run.write_json(run.validation if session.verb == "validate" else run.path / "test.json", metrics)
+        if session.verb == "validate" and not run.model.is_dir():
+            run.export(session.model.export)
+            report.say(f"The model of {checkpoint} is in {run.model}.")
     text = report.shown(session, metrics)
     report.say(f"{session.run or checkpoint}:" + ("\n" if "\n" in text else " ") + text)
     return metrics

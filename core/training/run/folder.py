@@ -17,7 +17,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ...errors import UserError
-from ...files import write_json
+from ...files import write_atomic, write_json
 
 ROOT = Path("runs")
 
@@ -25,7 +25,8 @@ ROOT = Path("runs")
 class RunFolder:
     """Paths and files of a run. Constructing touches nothing.
 
-    config.yaml       every option, resolved; `--config` takes it to train the same again
+    config.yaml       every option, resolved; `--config` takes it to train the same again. Where a resumed run changed
+                      some, config.until-step-N.yaml holds what was true before
     metrics.csv       one row per log step and per validation (telemetry.Snapshot says what the columns mean)
     tensorboard/      the same numbers for `tensorboard --logdir`
     checkpoints/      best.ckpt (lowest val_loss), last.ckpt (to continue), previous.ckpt (should last be damaged)
@@ -139,6 +140,13 @@ class RunFolder:
         self._clear()
         return self
 
+    def change_config(self, text: str, step: int) -> None:
+        """Let config.yaml hold `text`; what it held stays in a file that is named after the last step it is true of."""
+        before = self.path / f"config.until-step-{step}.yaml"
+        if not before.exists():
+            write_atomic(before, self.config.read_bytes())
+        write_atomic(self.config, text.encode())
+
     def remove_start(self) -> None:
         """Remove what a training has written before its first checkpoint, and the folder when nothing else is in it."""
         self._clear()
@@ -219,7 +227,8 @@ def model_folder(path: str | Path, task: str) -> Path:
     run = RunFolder.open(path)
     if not run.model.is_dir():
         raise UserError(
-            f"{run} holds no finished model yet; continue it with `triune {task} {run.verb} --run {run} --resume true`."
+            f"{run} holds no finished model yet; continue it with `triune {task} {run.verb} --run {run} --resume true`,"
+            f" or let `triune {task} validate {run}` write its best weights so far."
         )
     return run.model
 

@@ -14,7 +14,6 @@ from ...errors import UserError
 from ...files import write_atomic
 from ..lightning_fixes import rank
 from . import machine
-from .changes import changed
 from .folder import RunFolder
 from .plot import plot_loss
 from .progress import duration, short
@@ -87,11 +86,18 @@ class Opening(Callback):
     def _make(self, session: Session, run: RunFolder) -> None:
         run.lock() if session.resume else run.create()
         session.owns_run = True
-        if session.resume and changed(run, session.config_text):
-            write_atomic(run.path / "config.before.yaml", run.config.read_bytes())
+        if session.resume:
+            session.data.check_resumed()
+            return
         write_atomic(run.config, session.config_text.encode())
-        if session.model.tuning and session.model.tuning.start and not session.resume:
+        if session.model.tuning and session.model.tuning.start:
             session.model.tuning.start.save(run.pretrained)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only now, when the checkpoint is loaded and nothing was refused: config.yaml says how the run goes on.
+        session = self.session
+        if session.run and session.changes and trainer.is_global_zero and not session.is_trial:
+            session.run.change_config(session.config_text, trainer.global_step)
 
     def _lines(self, session: Session, trainer: Trainer) -> list[str]:
         model = session.model

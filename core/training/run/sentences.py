@@ -129,6 +129,11 @@ def of_library(error: Exception) -> str | None:
             f"The checkpoint does not fit the model ({problem}); use the options it was trained with, which are in the "
             "config.yaml of its run."
         )
+    if isinstance(error, ValueError) and "loaded state dict" in text:
+        return (
+            "The optimizer of the checkpoint has other groups of parameters than these options make; leave the changed"
+            " options of model.optimizer out."
+        )
     if isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,

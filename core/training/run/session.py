@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from ..data import DataModule
 from ..module import TrainingModule
+from .changes import Change
 from .checkpoints import Checkpoints
 from .folder import RunFolder
 from .signals import StopOnSignal
@@ -39,6 +40,8 @@ class Session:
     interrupt: StopOnSignal
     checkpoints: Checkpoints | None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    changes: list[Change] = field(default_factory=list)
+    """Options that a resumed run changes."""
     owns_run: bool = False
     """Whether this process has made or locked the run folder."""
     model: TrainingModule = field(init=False)

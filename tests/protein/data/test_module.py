@@ -348,10 +348,10 @@ def test_training_resumes_exactly(folder, tmp_path, stop):
     assert len(set(whole.seen)) == 6
 
 
-def test_resuming_with_other_settings_is_said(folder, tmp_path):
+def test_resuming_with_other_settings_is_refused(folder, tmp_path):
     _, trainer = run(folder, tmp_path, 2)
     trainer.save_checkpoint(tmp_path / "stop.ckpt")
-    with pytest.warns(UserWarning, match="msa_rows was 0, now 2"):
+    with pytest.raises(UserError, match="msa_rows was 0, now 2"):
         run(folder, tmp_path, 3, str(tmp_path / "stop.ckpt"), msa_rows=2)
 
 

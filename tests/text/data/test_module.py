@@ -675,10 +675,10 @@ def test_the_state_says_what_the_order_depends_on(tmp_path, ten_a_epoch):
     assert {"text", "context", "batch_size", "seed"} <= set(state["settings"])
 
 
-def test_resuming_with_another_order_warns(tmp_path, ten_a_epoch):
+def test_resuming_with_another_order_is_refused(tmp_path, ten_a_epoch):
     _, trainer = fit(ten_a_epoch(), tmp_path, 3)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(UserWarning, match="batch_size was 4, now 2"):
+    with pytest.raises(UserError, match="batch_size was 4, now 2"):
         fit(ten_a_epoch(batch_size=2), tmp_path, 6, tmp_path / "a.ckpt")
 
 

@@ -21,12 +21,13 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from triune.core.checkpoints.source import open_source
 from triune.core.errors import UserError
 from triune.core.training.data import DataModule
 from triune.core.training.module import Loss, TrainingModule
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.run.cli import run_task
-from triune.core.training.run.folder import RunFolder, load_summary, newest_runs
+from triune.core.training.run.folder import RunFolder, load_summary, model_folder, newest_runs
 from triune.core.training.run.plot import plot_loss, smooth
 from triune.core.training.run.recipes import find_config, list_recipes
 from triune.core.training.schedules import ScheduleConfig
@@ -249,7 +250,7 @@ def test_interrupt_saves_and_resumes(finished: RunFolder, tmp_path: Path, capsys
     summary = load_summary(run.path)
     assert (summary["interrupted"], summary["steps"]) == (True, 7)
     assert f"triune toy fit --run {run} --resume true" in capsys.readouterr().out
-    toy("fit", "--run", run.path, "--resume", "true", "--data.interrupt_at", "-1")
+    toy("fit", "--run", run.path, "--resume", "true")
     ours, theirs = weights(run), weights(finished)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert load_summary(run.path)["interrupted"] is False
@@ -499,11 +500,58 @@ def test_a_changed_option_on_resume_is_refused_or_said(
     finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished.path, tmp_path / "run")
-    resume = ("--run", tmp_path / "run", "--resume", "true")
+    run, resume = RunFolder(tmp_path / "run"), ("--run", tmp_path / "run", "--resume", "true")
+    before = run.config.read_bytes()
+    with pytest.raises(UserError, match=r"--model.dim is 16, but this run was trained with 8.*--model.pretrained"):
+        toy("fit", *resume, "--model.dim", "16")
+    assert run.config.read_bytes() == before
+    # Beyond the peak of a schedule that is constant, so that the rates can be read.
+    options = {"--model.optimizer.lr": "0.5", "--model.optimizer.weight_decay": "0.25", "--trainer.max_steps": "14",
+               "--model.schedule.kind": "constant", "--model.optimizer.adamw_lr": "0.05", "--model.ema": "0.5",
+               "--trainer.gradient_clip_val": "0.3"}  # fmt: skip
+    assert toy("fit", *resume, *(word for pair in options.items() for word in pair))["steps"] == 14
+    said = " ".join(capsys.readouterr().out.split())
+    assert "trainer.max_steps was 12, now 14" in said
+    assert "model.optimizer.weight_decay was None, now 0.25" in said and "used from the next step on" in said
+    assert (run.path / "config.until-step-12.yaml").read_bytes() == before
+    groups = torch.load(run.last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    muon, embeddings = (next(g for g in groups if g["name"] == name) for name in ("matrices", "embeddings"))
+    assert (muon["lr"], muon["initial_lr"], muon["weight_decay"], embeddings["lr"]) == (0.5, 0.5, 0.25, 0.05)
+    assert [float(row["lr"]) for row in rows(run) if row["lr"]][-1] == 0.05  # of the first group, the embeddings
+
+
+def test_a_changed_rate_is_that_of_the_next_step(finished: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    run, resume = RunFolder(tmp_path / "run"), ("--run", tmp_path / "run", "--resume", "true")
+    before = torch.load(run.last, weights_only=True)["state_dict"]
+    # A rate that moves nothing: were the restored one used for a step, the weights would have moved.
+    toy("fit", *resume, "--trainer.max_steps", "13", "--model.optimizer.lr", "1e-30", "--model.optimizer.adamw_lr",
+        "1e-30", "--model.schedule.kind", "constant")  # fmt: skip
+    after = torch.load(run.last, weights_only=True)
+    assert after["global_step"] == 13
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after["state_dict"].items())
+
+
+def test_groups_that_are_not_those_of_the_checkpoint_are_refused(finished: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    resume = ("--run", tmp_path / "run", "--resume", "true", "--trainer.max_steps", "14")
     before = (tmp_path / "run" / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"--model.optimizer.*but this run was trained with.*--model.pretrained"):
-        toy("fit", *resume, "--model.optimizer.lr", "0.5")
+    with pytest.raises(UserError, match="groups of parameters"):
+        toy("fit", *resume, "--model.optimizer.head_lr", "0.1")
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    assert toy("fit", *resume, "--trainer.max_steps", "14")["steps"] == 14
-    assert "trainer.max_steps was 12, now 14" in " ".join(capsys.readouterr().out.split())
-    assert (tmp_path / "run" / "config.before.yaml").read_bytes() == before
+
+
+def test_a_run_that_was_killed_gets_a_model_by_validating_it(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    shutil.rmtree(run.model)
+    with pytest.raises(UserError, match=r"`triune toy validate .*run` writes them for that"):
+        toy("fit", "--run", run.path, "--resume", "true", "--model.dim", "16")
+    for opened in (lambda: model_folder(run.path, "toy"), lambda: open_source(str(run))):
+        with pytest.raises(UserError, match=r"no .*model yet.*validate"):
+            opened()
+    toy("validate", run.path)
+    assert str(run.model) in capsys.readouterr().out
+    assert all(torch.equal(a, weights(finished)[name]) for name, a in weights(run).items())
