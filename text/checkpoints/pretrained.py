@@ -49,7 +49,7 @@ from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
 from ...core.initialise import uninitialised
 from ..encoder import TextEncoder, TextEncoderConfig
-from ..model import LanguageModel
+from ..model import LanguageModel, LanguageModelConfig
 from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
 from .gguf_families import GGUF_FAMILIES, check_architecture
@@ -208,14 +208,22 @@ def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
     for family in HF_FAMILIES:
         if family.represents(model.config):
             return family
-    kinds = [family for family in HF_FAMILIES if type(model.config).__name__ not in family.unlike(model.config)]
-    nearest = min(kinds, key=lambda family: len(family.unlike(model.config)))
-    lacking = nearest.unlike(model.config)
+    nearest = _nearest(model.config)
     raise UserError(
         f"Hugging Face has no counterpart to this model: the nearest of {', '.join(f.name for f in HF_FAMILIES)} is "
-        f"{nearest.name}, which has no {', no '.join(lacking)}; keep it in triune's format, or train with other "
-        "settings."
+        f"{nearest.name}, which has no {', no '.join(nearest.unlike(model.config))}; keep it in triune's format, or "
+        "train with the settings of triune text fit without --config, which has one."
     )
+
+
+def _nearest(config: LanguageModelConfig | TextEncoderConfig) -> TextFamily:
+    kinds = [family for family in HF_FAMILIES if type(config).__name__ not in family.unlike(config)]
+    return min(kinds, key=lambda family: len(family.unlike(config)))
+
+
+def lacking(config: LanguageModelConfig | TextEncoderConfig) -> list[str]:
+    """The settings of a model that the nearest class of Hugging Face does not have; none where one has all."""
+    return _nearest(config).unlike(config)
 
 
 def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:

@@ -124,8 +124,8 @@ class Sides:
             yield Document(document.name, _compared(document, known)), known
 
     def training_names(self) -> list[str]:
-        """Names of the training documents that have text, in the order of their tokens; reads all files."""
-        return [piece.name for piece in self if piece.side == "train" and piece.text]
+        """Names of the training documents that have text, in the order of their tokens; opens all files."""
+        return [piece.name for piece in self if piece.side == "train" and any(piece.blocks)]
 
     @property
     def bytes(self) -> int:
