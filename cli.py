@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 1 (a bug), 2 (a mistake in the input), 130 (Ctrl-C) or
+    """Runs a command line and returns its exit code: 0, 1 (a bug), 2 (a mistake in the input), 130 (Ctrl-C) or
     143 (SIGTERM)."""
     words = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
@@ -108,7 +108,7 @@ def sentence(error: BaseException) -> str:
 
 
 def dispatch(words: list[str]) -> int:
-    """Find and run what `words` ask for."""
+    """Finds and runs what `words` ask for."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -145,7 +145,7 @@ def dispatch(words: list[str]) -> int:
 
 
 def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
-    """Run the shared command line with the classes of the verb, or of the verb that trained the run it scores."""
+    """Runs the shared command line with the classes of the verb, or of the verb that trained the run it scores."""
     from .core.training.run.cli import run_task, training_verb
 
     verbs = task(name).verbs

@@ -34,7 +34,7 @@ MOST_COMPARED = 3_000_000_000
 
 
 def info(args: list[str]) -> int:
-    """Run `triune info` and return its exit code."""
+    """Runs `triune info` and returns its exit code."""
     p = Parser(
         prog="triune info",
         description="Say what a checkpoint is and what can be done with it, and compare its outputs with those of its "
@@ -52,7 +52,7 @@ def info(args: list[str]) -> int:
 
 
 def convert(args: list[str]) -> int:
-    """Run `triune convert` and return its exit code."""
+    """Runs `triune convert` and returns its exit code."""
     p = Parser(
         prog="triune convert",
         description="Write a checkpoint in another library's format. The source is opened by its own library and the "

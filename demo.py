@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune demo` and return its exit code."""
+    """Runs `triune demo` and returns its exit code."""
     options = parser().parse_args(args)
     base = options.run or Path("runs/demo") / time.strftime("%Y-%m-%d_%H-%M-%S")
     done = []

@@ -36,7 +36,7 @@ def device_name() -> str:
 
 
 def record(name: str, rows: list[dict[str, Any]], **notes: Any) -> Path:
-    """Write `results/NAME.json` with the figures and all that is needed to repeat them."""
+    """Writes `results/NAME.json` with the figures and all that is needed to repeat them."""
     import importlib.metadata as metadata
 
     versions = {}

@@ -112,7 +112,7 @@ class StraightBlock(nn.Module):
 
 
 def copy_weights(straight: StraightBlock, block: PairBlock) -> None:
-    """Give the reference the parameters of the block."""
+    """Gives the reference the parameters of the block."""
     with torch.no_grad():
         for theirs, ours in zip(straight.multiplications, block.multiplications):
             for kind in ("weight", "bias"):
@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def rows_of(residues: int, args: argparse.Namespace) -> list[dict[str, object]]:
-    """Print one size and return its rows."""
+    """Prints one size and returns its rows."""
     found = compare(residues, args)
     base = found["straightforward"]
     print(f"N = {residues}, {args.blocks} block(s), {args.device}, {args.dtype}, {torch.get_num_threads()} threads")

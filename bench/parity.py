@@ -56,7 +56,7 @@ def identical(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def there_and_back(room: Any, theirs: Path, back: Path, library: str) -> tuple[Any, float]:
-    """Read, compare with the original library on the original's own files, and write back."""
+    """Reads, compares with the original library on the original's own files, and writes back."""
     found = room.load(str(theirs))
     difference = room.parity(found, theirs, library)
     room.export(found, back, library)

@@ -202,7 +202,7 @@ def subset(root: Path, folder: Path, seed: int, judged: int) -> None:
 
 
 def triune(*words: str) -> str:
-    """Run a command of ours and return what it printed."""
+    """Runs a command of ours and returns what it printed."""
     done = subprocess.run([sys.executable, "-m", "triune", *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"triune {' '.join(words)}\n{done.stdout}\n{done.stderr}")

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def compare_published(published: list[dict[str, str]], chains: dict, alignments: dict[str, np.ndarray]) -> None:
-    """Print each chain and the means by Neff bin."""
+    """Prints each chain and the means by Neff bin."""
     ours, neffs, seconds = ContactMetrics(), [], 0.0
     for row in published:
         cb = torch.from_numpy(chains[row["chain"]].cb)
@@ -80,7 +80,7 @@ def compare_published(published: list[dict[str, str]], chains: dict, alignments:
 
 
 def compare_freecontact(name: str, tokens: np.ndarray) -> None:
-    """Print the correlation of all scores with `freecontact --parprof evfold`."""
+    """Prints the correlation of all scores with `freecontact --parprof evfold`."""
     rows = informative_rows(torch.from_numpy(tokens)).numpy()
     rows = np.where(rows == UNKNOWN, GAP, rows)
     command = ["freecontact", "--parprof", "evfold", "--clustpc", "80", "--apply-gapth", "0", "--quiet", "1", "-a", "1"]

@@ -87,7 +87,7 @@ def _spelled(text: str, lacking: frozenset[str]) -> str:
 
 
 def _choose_fonts(drawn: Any) -> None:
-    """Give texts with characters that the usual font lacks others beside it; write out what no font has, and say so."""
+    """Gives texts with characters that the usual font lacks others beside it; writes out what no font has."""
     from matplotlib.text import Text
 
     texts = [text for text in drawn.findobj(Text) if not text.get_text().isascii() or "<U+" in text.get_text()]

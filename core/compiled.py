@@ -22,7 +22,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module, device: str, dynamic: bool | None = None) -> None:
-    """Compile the blocks of `model`, which takes place when they are first called.
+    """Compiles the blocks of `model`, which takes place when they are first called.
 
     Args:
         model: on `device`.

@@ -25,6 +25,6 @@ class Stopped(BaseException):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return `" (did you mean 'x'?)"` for the closest of `allowed`, or an empty string."""
+    """Returns `" (did you mean 'x'?)"` for the closest of `allowed`, or an empty string."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{match[0]}'?)" if match else ""

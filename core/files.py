@@ -45,7 +45,7 @@ def kind_of(mode: int) -> str:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise UserError when `path` exists and is no regular file: a folder, a device, a pipe or a socket."""
+    """Raises UserError when `path` exists and is no regular file: a folder, a device, a pipe or a socket."""
     try:
         mode = path.stat().st_mode
     except OSError:  # nothing there, or a link to nothing
@@ -103,7 +103,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never half of it; also after a power cut.
+    """Writes a file so that a reader sees the old content or the new one, never half of it; also after a power cut.
 
     Raises:
         UserError: `path` is something else than a regular file.
@@ -115,7 +115,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a value as JSON with an indent of two, as `write_atomic` does."""
+    """Writes a value as JSON with an indent of two, as `write_atomic` does."""
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -183,7 +183,7 @@ def shown(name: object) -> str:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file for reading; a name that ends in `.gz` is read through gzip.
+    """Opens a regular file for reading; a name that ends in `.gz` is read through gzip.
 
     Raises:
         UserError: see `check_regular`; or it may not be read.

@@ -121,7 +121,7 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(model: nn.Module, kind: Kind) -> nn.Module:
-    """Replace the linear layers inside `model`, one after the other, so that no second copy of all weights exists.
+    """Replaces the linear layers inside `model`, one after the other, so that no second copy of all weights exists.
 
     Raises UserError for a model that is not on a CPU.
     """

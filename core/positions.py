@@ -39,7 +39,7 @@ class LearnedPositions(nn.Embedding):
         return super().forward(positions + self.offset if self.offset else positions)
 
     def check(self, tokens: int) -> None:
-        """Raise UserError for a longer input than the table. Looking at the largest position would make the GPU
+        """Raises UserError for a longer input than the table. Looking at the largest position would make the GPU
         wait.
         """
         if tokens > self.context:
@@ -171,7 +171,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
-    """Turn each pair of channels of `x` `[batch, heads, tokens, head_dim]` by its angle; channels beyond the pairs
+    """Turns each pair of channels of `x` `[batch, heads, tokens, head_dim]` by its angle; channels beyond the pairs
     stay.
 
     half split:   pairs (x[i], x[i + R/2]) of the first R channels      interleaved: pairs (x[2i], x[2i + 1])

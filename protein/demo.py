@@ -18,7 +18,7 @@ from .predict.predictors import predictor_for
 
 
 def main(run: Path, options: list[str]) -> dict[str, Any]:
-    """Train into the folder `run` with further options of `fit`; returns the summary of the run."""
+    """Trains into the folder `run` with further options of `fit`; returns the summary of the run."""
 
     summary = run_task(
         "protein", "fit", ["--config", "demo", "--run", str(run), *options], PairTask, ProteinData, "triune.protein"

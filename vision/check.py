@@ -73,7 +73,7 @@ class Report:
 
 
 def main(args: list[str]) -> int:
-    """Check a folder. Returns 0, or 1 if something serious was found.
+    """Checks a folder. Returns 0, or 1 if something serious was found.
 
     Raises:
         UserError: there are no labelled images to check.
@@ -121,7 +121,7 @@ def main(args: list[str]) -> int:
 def examine(
     name: str, collection: Collection, records: dict[str, list[Record]], image_size: int | None = None
 ) -> Report:
-    """Gather the report from what `scan` saw."""
+    """Gathers the report from what `scan` saw."""
     known = [record for found in records.values() for record in found if not record.problem]
     sides = [side for side in SIDES if side in collection.sides]
     tallies = {side: np.bincount(collection.sides[side].labels, minlength=len(collection.classes)) for side in sides}
@@ -250,7 +250,7 @@ def _remarks(collection: Collection, records: dict[str, list[Record]]) -> list[F
 
 
 def show(report: Report, console: Any = None) -> None:
-    """Print the report for a terminal of any width."""
+    """Prints the report for a terminal of any width."""
     from rich.console import Console
     from rich.markup import escape
 

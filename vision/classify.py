@@ -68,7 +68,7 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Classifier:
-        """Open a run folder, a model folder, or a checkpoint of timm or Hugging Face (see `pretrained.py`).
+        """Opens a run folder, a model folder, or a checkpoint of timm or Hugging Face (see `pretrained.py`).
 
         Raises:
             UserError: it holds no classifier, or `device` cannot be used.
@@ -172,7 +172,7 @@ class Result:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune vision classify` and return its exit code."""
+    """Runs `triune vision classify` and returns its exit code."""
     options = parser().parse_args(args)
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
@@ -281,7 +281,7 @@ def _escaped(text: str) -> str:
 
 
 def _explain(classifier: Classifier, results: list[Result], options: argparse.Namespace) -> None:
-    """Draw `--attention`, and say beside each file how far the weights agree with their effect."""
+    """Draws `--attention`, and says beside each file how far the weights agree with their effect."""
     from .evaluate.explain import draw, explain
     from .evaluate.plots import percent
 

@@ -14,7 +14,7 @@ from .task import VisionTask
 
 
 def main(run: Path, options: list[str]) -> dict[str, Any]:
-    """Train into the folder `run` with further options of `fit`; returns the summary of the run."""
+    """Trains into the folder `run` with further options of `fit`; returns the summary of the run."""
 
     summary = run_task(
         "vision", "fit", ["--config", "demo", "--run", str(run), *options], VisionTask, ImageData, "triune.vision"

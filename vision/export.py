@@ -69,7 +69,7 @@ class Export:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune vision export` and return its exit code: 1 when the file does not agree with the model."""
+    """Runs `triune vision export` and returns its exit code: 1 when the file does not agree with the model."""
     options = parser().parse_args(args)
     target: Path = options.onnx or options.torch_export
     if target.is_dir():
@@ -193,7 +193,7 @@ def _traced(what: Export) -> Any:
 
 
 def write_torch(what: Export, path: Path) -> None:
-    """Write a file for `torch.export.load`."""
+    """Writes a file for `torch.export.load`."""
     import torch
 
     content = io.BytesIO()
@@ -226,7 +226,7 @@ def _need_onnx() -> None:
 
 
 def write_onnx(what: Export, path: Path) -> None:
-    """Write an ONNX file, weights included, and what goes along as its metadata."""
+    """Writes an ONNX file, weights included, and what goes along as its metadata."""
     import torch
 
     with _quiet():

@@ -20,7 +20,7 @@ Coordinates = Literal["index", "unit"]
 
 
 def resample_grid(table: Tensor, old: Grid, new: Grid, method: Resample = "reference") -> Tensor:
-    """Stretch a table over one grid to another. `[old rows·columns, dim]` -> `[new rows·columns, dim]`.
+    """Stretches a table over one grid to another. `[old rows·columns, dim]` -> `[new rows·columns, dim]`.
 
     The same weights give features that differ by up to 0.37 between these methods (DINOv2 ViT-S/14, 518 to 224 pixels):
 

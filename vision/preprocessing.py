@@ -71,11 +71,11 @@ class Preprocessing:
         return cls(**check_keys(cls, values, "preprocessing"))
 
     def pixels(self, image: Image, size: tuple[int, int]) -> Tensor:
-        """Fit a decoded image (mode L or RGB) to `size` (height, width): uint8 `[channels, height, width]`."""
+        """Fits a decoded image (mode L or RGB) to `size` (height, width): uint8 `[channels, height, width]`."""
         return to_tensor(self.fit(image, size))
 
     def fit(self, image: Image, size: tuple[int, int]) -> Image:
-        """Resize and crop to `size` (height, width) as validation and use do."""
+        """Resizes and crops to `size` (height, width) as validation and use do."""
         height, width = size
         if image.size == (width, height) and self.crop_pct == 1:
             return image

@@ -65,7 +65,7 @@ def parser() -> Any:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune vision probe` and return its exit code."""
+    """Runs `triune vision probe` and returns its exit code."""
     p = parser()
     given = p.parse_args(args)
     check(given)
@@ -172,7 +172,7 @@ def _variance(accuracy: float, images: int) -> float:
 
 
 def probe(name: str, data: ImageData, limit: int | None = None, device: str | None = None, side: str = "val") -> Result:
-    """Judge the frozen features of a checkpoint.
+    """Judges the frozen features of a checkpoint.
 
     Args:
         name: of the checkpoint; see `pretrained.load`.

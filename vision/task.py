@@ -325,7 +325,7 @@ class VisionTask(TrainingModule):
         return table(metrics, self.baselines, self.data.notes if self.data.scores else [])
 
     def finish(self, run: RunFolder) -> None:
-        """Draw the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
+        """Draws the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
         if self.calibration is None or self.predicted is None:
             return
         judged, name = self.calibration.before, run.path.name
@@ -345,7 +345,7 @@ class VisionTask(TrainingModule):
         return self.data.picture("val", index).permute(1, 2, 0).squeeze(-1).numpy()
 
     def export(self, folder: Path) -> None:
-        """Write the model with class names, preprocessing and temperature, for `triune vision classify`."""
+        """Writes the model with class names, preprocessing and temperature, for `triune vision classify`."""
         assert isinstance(self.model, VisionTransformer)
         self.model.save_pretrained(folder, self.export_state())
         if self.calibration is not None:
@@ -368,7 +368,7 @@ class VisionTask(TrainingModule):
         checkpoint["images"] = self.data.trained.to_dict()
 
     def before_scoring(self, checkpoint: Path, data: Any) -> None:
-        """Let the data prepare images, and name classes, as those of the training were."""
+        """Lets the data prepare images, and name classes, as those of the training were."""
         if isinstance(data, ImageData) and (trained := read_trained(checkpoint)) is not None:
             data.continue_as(trained)
 

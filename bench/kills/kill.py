@@ -70,7 +70,7 @@ class Killed:
         return found[round(share * (len(found) - 1))]
 
     def run(self, point: Point) -> list[str]:
-        """Train, be killed, go on, and compare: what differs, in words. The run is removed where nothing does."""
+        """Trains, is killed, goes on, and compares: what differs, in words. The run is removed where nothing does."""
         run = RunFolder(self.place / f"{point.at}-{point.signal.name}")
         words = self.training.command(run.path.name)
         self.check(self.servers[0].run(self.place, words, point.at, point.signal), CODES[point.signal])

@@ -39,7 +39,7 @@ class Moments:
         self._process, self._thread = os.getpid(), threading.get_ident()
 
     def passes(self, name: str) -> None:
-        """Note a moment, and act when it is the one."""
+        """Notes a moment, and acts when it is the one."""
         if os.getpid() != self._process or threading.get_ident() != self._thread:  # a worker of a loader, a library
             return
         self.count += 1
@@ -52,7 +52,7 @@ class Moments:
                 os.killpg(self._process, self.signal)
 
     def close(self) -> None:
-        """Write out the names."""
+        """Writes out the names."""
         if self._names:
             self._names.close()
 

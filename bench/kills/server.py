@@ -52,7 +52,7 @@ class Server:
         self._process.wait(SECONDS)
 
     def run(self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None) -> Ended:
-        """Run `triune WORDS` in `folder`, with a signal at a moment (see `Moments`)."""
+        """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`)."""
         job = {"folder": str(folder), "words": words, "at": at, "signal": number, "names": names and str(names)}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")

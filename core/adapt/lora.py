@@ -126,7 +126,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 
 
 def add_lora(model: nn.Module, config: LoRAConfig, keep: Callable[[str], bool] = lambda name: False) -> list[str]:
-    """Freeze `model` and put factors beside the linear layers that `config.targets` names.
+    """Freezes `model` and puts factors beside the linear layers that `config.targets` names.
 
     Args:
         model: changed in place.
@@ -155,7 +155,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, keep: Callable[[str], bool] =
 
 
 def adapt(model: nn.Module, name: str, rank: int, scale: float, dropout: float = 0.0) -> LoRALinear:
-    """Replace the linear layer `name` of `model` by an adapted one, and return that."""
+    """Replaces the linear layer `name` of `model` by an adapted one, and returns that."""
     base = model.get_submodule(name)
     assert isinstance(base, nn.Linear), f"{name} is a {type(base).__name__}, not a linear layer"
     layer = LoRALinear(base, rank, scale, dropout)
@@ -164,7 +164,7 @@ def adapt(model: nn.Module, name: str, rank: int, scale: float, dropout: float =
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Replace all adapted layers of `model` by plain linear layers with the same outputs. What is frozen stays so."""
+    """Replaces all adapted layers of `model` by plain linear layers with the same outputs. What is frozen stays so."""
     for name, layer in list(lora_layers(model)):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(layer.merged_weight(), requires_grad=layer.base_weight.requires_grad)

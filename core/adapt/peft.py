@@ -46,7 +46,7 @@ def export_peft(
     base: str = "",
     task_type: str | None = None,
 ) -> None:
-    """Write the factors of `model` so that `peft.PeftModel.from_pretrained(original, folder)` computes what it does.
+    """Writes the factors of `model` so that `peft.PeftModel.from_pretrained(original, folder)` computes what it does.
 
     Args:
         folder: created if needed.
@@ -83,7 +83,7 @@ def export_peft(
 
 
 def load_peft(folder: str | os.PathLike[str], model: nn.Module, targets: Mapping[str, Target]) -> list[str]:
-    """Freeze `model` and put the adapter in `folder` into it; returns the names of the adapted layers.
+    """Freezes `model` and puts the adapter in `folder` into it; returns the names of the adapted layers.
 
     Raises:
         UserError: there is no adapter, it is damaged, of another kind than LoRA, or of another model.

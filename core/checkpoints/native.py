@@ -21,7 +21,7 @@ FORMAT = 1
 def save(
     folder: str | os.PathLike[str], architecture: str, config: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> None:
-    """Write a model: the weights first, so that a folder with a config always has weights beside it.
+    """Writes a model: the weights first, so that a folder with a config always has weights beside it.
 
     Args:
         folder: created if needed.
@@ -45,7 +45,7 @@ def save(
 
 
 def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
-    """Read `config.json`. Raises UserError when it is missing, damaged, or describes none of `architectures`."""
+    """Reads `config.json`. Raises UserError when it is missing, damaged, or describes none of `architectures`."""
     path = folder / CONFIG
     if not folder.is_dir():
         raise UserError(f"There is no model folder '{folder}'; it must hold {CONFIG} and {WEIGHTS}.")
@@ -64,7 +64,7 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`. Raises UserError when it is missing or damaged."""
+    """Reads `model.safetensors`. Raises UserError when it is missing or damaged."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHTS}); it holds {listing(folder)}.")
@@ -72,12 +72,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load the weights of `folder` into `model`, strictly: see `load_state`."""
+    """Loads the weights of `folder` into `model`, strictly: see `load_state`."""
     load_state(model, read_weights(folder), str(folder))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`; every name and shape must agree.
+    """Copies `state` into `model`; every name and shape must agree.
 
     Names of `model` that share a tensor with a stored name (tied weights) may be absent. Raises UserError listing what
     is missing, unexpected or of another shape.

@@ -51,7 +51,7 @@ class SavedModel(nn.Module):
     def save_pretrained(
         self, folder: str | os.PathLike[str], state: Mapping[str, Tensor] | None = None, **settings: Any
     ) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, atomically.
+        """Writes `config.json` and `model.safetensors` into `folder`, atomically.
 
         Args:
             folder: created if needed.
@@ -62,7 +62,7 @@ class SavedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Load what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
+        """Loads what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
         model = cls.from_settings(cls.read_settings(folder))
         load_weights(model, Path(folder))
         return model

@@ -53,7 +53,7 @@ class Source:
         return self._contents[read]
 
     def release(self) -> None:
-        """Let go of all that `once` and `tensors` keep."""
+        """Lets go of all that `once` and `tensors` keep."""
         self._contents.clear()
 
     @property
@@ -119,7 +119,7 @@ class Source:
 
 
 def open_source(name: str) -> Source:
-    """Find a checkpoint: a folder, a run folder, a file, one in an installed package (`package:NAME`, see
+    """Finds a checkpoint: a folder, a run folder, a file, one in an installed package (`package:NAME`, see
     `in_package`), or a repository `owner/name` of the Hugging Face hub.
 
     The hub's own cache, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.

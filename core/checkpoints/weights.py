@@ -194,7 +194,7 @@ class WeightMap:
         return dict(self._translate(theirs, unique_state(model), source))
 
     def load(self, model: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
-        """Copy their weights into `model`, one at a time: a mapping that reads each when asked needs no second copy.
+        """Copies their weights into `model`, one at a time: a mapping that reads each when asked needs no second copy.
 
         Raises UserError as `to_ours` does, and for a shape that is not the model's.
         """

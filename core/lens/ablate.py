@@ -55,7 +55,7 @@ def ablation(
     model: nn.Module, measure: Callable[[], float | Tensor], heads: Sequence[Head], how: How = "mean",
     controls: int = 10, seed: int = 0,
 ) -> Ablation:  # fmt: skip
-    """Measure a model without some heads, and without random sets of as many others.
+    """Measures a model without some heads, and without random sets of as many others.
 
     Args:
         model: in evaluation mode.

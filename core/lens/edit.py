@@ -38,7 +38,7 @@ def lens(
     model: nn.Module, *, edit: Mapping[str, Edit] | None = None, cut: Mapping[int, Edges] | None = None,
     keep: Sequence[str] | Mapping[str, Callable[[Tensor], Tensor]] = (),
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
-    """Run `model` in the `with` block under edits and cuts; yields what is kept, by point.
+    """Runs `model` in the `with` block under edits and cuts; yields what is kept, by point.
 
     Args:
         model: holds one Transformer, of any task.
@@ -89,7 +89,7 @@ def lens(
 
 @contextmanager
 def _hooked(point: Point, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Pass the value of `point` through `function`; what it returns, if anything, takes its place."""
+    """Passes the value of `point` through `function`; what it returns, if anything, takes its place."""
 
     def look(x: Tensor) -> Tensor | None:
         new = function(point.split(x))

@@ -14,7 +14,7 @@ from ..mixers.base import Weighted
 
 @contextmanager
 def record_attention(model: nn.Module, keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[dict[str, Tensor]]:
-    """Collect attention weights while the model runs its usual kernels: they are computed beside them.
+    """Collects attention weights while the model runs its usual kernels: they are computed beside them.
 
         with record_attention(model, lambda name, weights: weights.mean(dim=1)) as seen:
             logits = model(images)
@@ -47,7 +47,7 @@ def record_attention(model: nn.Module, keep: Callable[[str, Tensor], Tensor | No
 
 @contextmanager
 def watched(looks: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
-    """Call `looks[module](*args)`, without gradients, with what the `mix` of each such `Weighted` module is given."""
+    """Calls `looks[module](*args)`, without gradients, with what the `mix` of each such `Weighted` module is given."""
 
     def tap(look: Callable[..., None]) -> Callable[..., Any]:
         def wrap(mix: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -66,7 +66,7 @@ def watched(looks: Mapping[Any, Callable[..., None]]) -> Iterator[None]:
 
 @contextmanager
 def swapped(wraps: Mapping[Any, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]) -> Iterator[None]:
-    """Put `wraps[module](mix)` in the place of the `mix` of each such `Weighted` module; run uncompiled meanwhile."""
+    """Puts `wraps[module](mix)` in the place of the `mix` of each such `Weighted` module; runs uncompiled meanwhile."""
     before = {module: vars(module).get("mix") for module in wraps}
     for module, wrap in wraps.items():
         vars(module)["mix"] = wrap(module.mix)

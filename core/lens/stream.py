@@ -19,7 +19,7 @@ def stream_attention(
     transformer: Transformer, run: Callable[[], Any], consume: Callable[[int, Tensor], None],
     heads: Sequence[Tensor] | None = None, group: int | None = None,
 ) -> None:  # fmt: skip
-    """Call `run()`, which runs `transformer` with its fused kernels, and hand weights to `consume(layer, weights)`.
+    """Calls `run()`, which runs `transformer` with its fused kernels, and hands weights to `consume(layer, weights)`.
 
     Args:
         transformer: in evaluation mode.

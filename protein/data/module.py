@@ -120,7 +120,7 @@ class ProteinData(ResumableData):
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:
-        """Return the batches of training; each iteration is one epoch, or what is left of it after a resume.
+        """Returns the batches of training; each iteration is one epoch, or what is left of it after a resume.
 
         Raises:
             UserError: the chains do not fill one batch.
@@ -136,11 +136,11 @@ class ProteinData(ResumableData):
         return Batches(self._crops(), order, self.loader_workers(most=2), self.pin)
 
     def val_dataloader(self) -> Batches:
-        """Return batches that hold every validation chain once."""
+        """Returns batches that hold every validation chain once."""
         return self._whole("val")
 
     def test_dataloader(self) -> Batches:
-        """Return batches that hold every test chain once; the validation chains if the set has no test chains."""
+        """Returns batches that hold every test chain once; the validation chains if the set has no test chains."""
         return self._whole("test" if len(self._sides["test"]) else "val")
 
     def _whole(self, side: str) -> Batches:

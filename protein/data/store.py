@@ -116,11 +116,11 @@ class ChainSet:
         return np.diff(self.start)
 
     def of(self, split: str) -> np.ndarray:
-        """Return the numbers of the chains of a split."""
+        """Returns the numbers of the chains of a split."""
         return np.flatnonzero(self.split == split)
 
     def named(self, names: list[str]) -> np.ndarray:
-        """Return the numbers of chains.
+        """Returns the numbers of chains.
 
         Raises:
             UserError: a name is not in the set.
@@ -135,7 +135,7 @@ class ChainSet:
         return np.array([known[name] for name in names])
 
     def alignment(self, chain: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return letters and insertions uint8 `[rows, residues]` of a chain's alignment, or None."""
+        """Returns letters and insertions uint8 `[rows, residues]` of a chain's alignment, or None."""
         if not self.rows[chain]:
             return None
         cells = self.arrays["cells"][self.cell_start[chain] : self.cell_start[chain + 1]].reshape(self.rows[chain], -1)
@@ -198,7 +198,7 @@ def _mapped(folder: Path, about: dict[str, Any], rows: list[dict[str, str]]) -> 
 
 
 def builtin_set() -> ChainSet:
-    """Return the chains that come with the package (see `builtin/README.md`): small, with profile, without
+    """Returns the chains that come with the package (see `builtin/README.md`): small, with profile, without
     alignments.
     """
     with np.load(BUILTIN) as file:
@@ -246,7 +246,7 @@ class Writer:
         return {name: (self.folder / name).open("wb") for name in LAYOUT}
 
     def add(self, entry: Entry) -> None:
-        """Append a chain."""
+        """Appends a chain."""
         length = len(entry.tokens)
         profile = np.zeros((length, len(AMINO_ACIDS))) if entry.profile is None else entry.profile
         parts = {
@@ -274,7 +274,7 @@ class Writer:
         )
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Close the arrays and write the table and `meta.json`."""
+        """Closes the arrays and writes the table and `meta.json`."""
         sizes = {}
         for name, file in self._files.items():
             file.close()
@@ -287,6 +287,6 @@ class Writer:
         (self.folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
     def close(self) -> None:
-        """Close the arrays without finishing."""
+        """Closes the arrays without finishing."""
         for file in vars(self).get("_files", {}).values():
             file.close()

@@ -46,7 +46,7 @@ def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
 def stream_features(
     model: SequenceModel, tokens: Tensor, consume: Callable[[int, Tensor], None], heads: list[Tensor] | None = None
 ) -> None:
-    """Run `model` once and hand each layer's features to `consume(layer, features)`; nothing is kept between layers.
+    """Runs `model` once and hands each layer's features to `consume(layer, features)`; nothing is kept between layers.
 
     Args:
         model: the language model.
@@ -80,7 +80,7 @@ def _residues(tokens: Tensor) -> Tensor:
 
 
 def add_maps(half: Tensor, maps: Tensor, keep: Tensor, weight: Tensor) -> None:
-    """Add the weighted features of some heads, so that half + halfᵀ grows by those of `contact_features`.
+    """Adds the weighted features of some heads, so that half + halfᵀ grows by those of `contact_features`.
 
     Symmetrising and summing over heads change places, and the corrections of all heads are one product of their row
     sums: the maps are read three times and never copied.
@@ -131,7 +131,7 @@ class ContactHead(SavedModel):
     def fit(
         cls, model: SequenceModel, structures: Iterable[tuple[Tensor, Tensor]], strength: float = 0.15
     ) -> ContactHead:
-        """Fit the regression on a few structures (Rao et al. 2020 take 20); minimises |w|₁ + strength · sum of log
+        """Fits the regression on a few structures (Rao et al. 2020 take 20); minimises |w|₁ + strength · sum of log
         losses.
 
         Args:
@@ -179,7 +179,7 @@ class ContactHead(SavedModel):
 def l1_logistic_regression(
     x: Tensor, y: Tensor, strength: float, most: int = 3000, tolerance: float = 1e-7
 ) -> tuple[Tensor, float]:
-    """Minimise |w|₁ + strength · sum of log losses by accelerated proximal gradient steps (Beck and Teboulle 2009).
+    """Minimises |w|₁ + strength · sum of log losses by accelerated proximal gradient steps (Beck and Teboulle 2009).
 
     x `[samples, features]`, y `[samples]` of 0 and 1 -> weights `[features]` and the intercept, which is not penalised.
     Each feature is divided by its standard deviation for the steps, and its penalty with it, which changes nothing but

@@ -82,7 +82,7 @@ class SequenceData(ResumableData):
         self.problems: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files; a sequence that is none is left out, and said so.
+        """Reads the files; a sequence that is none is left out, and said so.
 
         Raises:
             UserError: a file cannot be read, or a side has too few sequences.
@@ -161,13 +161,13 @@ class SequenceData(ResumableData):
         return counts | {"duplicates": self.duplicates}
 
     def train_dataloader(self) -> Batches:
-        """Return the batches of training; each iteration is one epoch, or what is left of it after a resume."""
+        """Returns the batches of training; each iteration is one epoch, or what is left of it after a resume."""
         lengths = np.array([len(chain) for chain in self.sides["train"]])
         order = PooledByLength(lengths, self.batch_size, *self.ranks(), self.seed, self.position)
         return self._batches("train", order, self.loader_workers(most=1))
 
     def val_dataloader(self) -> Batches:
-        """Return batches that hold every validation sequence once."""
+        """Returns batches that hold every validation sequence once."""
         lengths = np.array([len(chain) for chain in self.sides["val"]])
         return self._batches("val", SequencesByLength(lengths, self.batch_size, *self.ranks()), 0)
 

@@ -100,7 +100,7 @@ class PretrainTask(TrainingModule):
         return f"{'ESM-2 shape: ' if self.tuning is None else ''}{c.depth} layers x {c.dim}, {c.heads} heads"
 
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
-        """Fit the contact head to the weights just judged; its precision on the held-out chains with known
+        """Fits the contact head to the weights just judged; its precision on the held-out chains with known
         structure.
         """
         chains, fitted_on, judged_by = self._structures()
@@ -125,7 +125,7 @@ class PretrainTask(TrainingModule):
         return "\n".join([*lines, *precision_lines(metrics)])
 
     def export(self, folder: Path) -> None:
-        """Write the model for `SequenceModel.from_pretrained`, and its contact head into a folder of its own."""
+        """Writes the model for `SequenceModel.from_pretrained`, and its contact head into a folder of its own."""
         assert isinstance(self.model, SequenceModel)
         self.model.save_pretrained(folder, self.export_state())
         if self.fitted:

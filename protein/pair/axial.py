@@ -29,7 +29,7 @@ _CPU_SCORES, _GPU_SCORES = 1 << 20, 1 << 26
 
 
 def join(parts: Iterable[Tensor], size: int, dim: int) -> Tensor:
-    """Concatenate `parts` along `dim` to `size`: each is written to its place and then dropped (for use without
+    """Concatenates `parts` along `dim` to `size`: each is written to its place and then dropped (for use without
     gradients).
     """
     whole, start = None, 0
@@ -68,7 +68,7 @@ def in_chunks(function: Callable[..., Tensor], chunk: int | None, *tensors: Tens
 
 
 def key_bias(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """Add the key mask, bool `[batch, keys]`, to a bias `[batch, heads, queries, keys]`, once for all rows.
+    """Adds the key mask, bool `[batch, keys]`, to a bias `[batch, heads, queries, keys]`, once for all rows.
 
     Contiguous, or PyTorch's fused CPU kernel would write it out for every row.
     """
@@ -110,7 +110,7 @@ class GatedAttention(nn.Module):
         return folded(norm, torch.cat([self.q.weight, self.k.weight, self.v.weight]))
 
     def close(self, x: Tensor, heads: Tensor, norm: Norm | None = None, chunk: int | None = None) -> Tensor:
-        """Gate the heads' outputs, then mix them. With a norm, x is normalised already."""
+        """Gates the heads' outputs, then mixes them. With a norm, x is normalised already."""
         gate, out = folded(norm, self.gate.weight, self.gate.bias), (self.out.weight, self.out.bias)
         return by_rows(_gated, chunk, (x, heads.flatten(3)), gate, out)
 

@@ -72,7 +72,7 @@ def estimate_attention(residues: int) -> int:
 
 
 def check_attention(residues: int, available: int) -> None:
-    """Raise UserError if `estimate_attention` does not fit into `available` bytes."""
+    """Raises UserError if `estimate_attention` does not fit into `available` bytes."""
     if estimate_attention(residues) > available:
         raise _too_long(residues, estimate_attention, available, "for one attention map at a time")
 

@@ -197,7 +197,7 @@ class PairModel(SavedModel, config=PairConfig):
         residue_index: Tensor | None = None, mask: Tensor | None = None, chunk: int | None = None,
         recycles: int | None = None,
     ) -> PairOutput:  # fmt: skip
-        """Predict all pairs.
+        """Predicts all pairs.
 
         Args:
             tokens: int `[batch, residues]`, numbers of `alphabet`.

@@ -160,7 +160,7 @@ class PairTask(TrainingModule):
         return "\n".join([f"{stage}_loss {metrics[f'{stage}_loss']:.4f}", *precision_lines(metrics, stage)])
 
     def export(self, folder: Path) -> None:
-        """Write the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
+        """Writes the model for `PairModel.from_pretrained`, and which inputs it learned to use."""
         assert isinstance(self.model, PairModel)
         self.model.save_pretrained(folder, self.export_state(), **({"inputs": self.inputs} if self.inputs else {}))
 

@@ -138,7 +138,7 @@ def pairs_apart(
 
 
 def _share_ties(ranked: Tensor, hit: Tensor) -> Tensor:
-    """Replace each hit `[batch, ranks]` by the mean over the ranks of equal score."""
+    """Replaces each hit `[batch, ranks]` by the mean over the ranks of equal score."""
     if not hit.shape[1]:
         return hit
     starts = torch.ones_like(hit, dtype=torch.bool)
@@ -188,7 +188,7 @@ class ContactMetrics:
         neff: Tensor | None = None,
         names: Sequence[str] = (),
     ) -> None:
-        """Add chains; the numbers stay on their device. `neff` `[batch]` may hold NaN; other arguments as
+        """Adds chains; the numbers stay on their device. `neff` `[batch]` may hold NaN; other arguments as
         `precisions`.
         """
         found = precisions(scores, targets, lengths, self.ranges)

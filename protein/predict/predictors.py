@@ -70,7 +70,7 @@ class Predictor(Protocol):
         self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None,
         letters: str | None = None, chains: tuple[int, ...] = (),
     ) -> Prediction:  # fmt: skip
-        """Predict one chain.
+        """Predicts one chain.
 
         Args:
             tokens: numbers of `alphabet`, uint8 `[residues]`.
@@ -86,7 +86,7 @@ class Predictor(Protocol):
 
 
 def predictor_for(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
-    """Open the model in a folder (`config.json` and `model.safetensors`).
+    """Opens the model in a folder (`config.json` and `model.safetensors`).
 
     Raises:
         UserError: it holds none, or a language model without a contact head.
@@ -228,7 +228,7 @@ class LanguagePredictor:
 
     @classmethod
     def pretrained(cls, name: str, device: str | torch.device = "cpu") -> LanguagePredictor:
-        """Open a checkpoint of fair-esm or Hugging Face. Raises UserError when it has no contact regression."""
+        """Opens a checkpoint of fair-esm or Hugging Face. Raises UserError when it has no contact regression."""
         from ..language.checkpoints.pretrained import load
 
         found = load(name)
@@ -342,7 +342,7 @@ class Windowed:
 
 @contextmanager
 def _memory_is_enough(residues: int, needed: int) -> Iterator[None]:
-    """Turn the error of an allocation that failed, although the estimate fitted, into a sentence."""
+    """Turns the error of an allocation that failed, although the estimate fitted, into a sentence."""
     try:
         yield
     except RuntimeError as error:

@@ -315,7 +315,7 @@ def _without_case(file: str | Path, records: list[Record]) -> Alignment:
 
 
 def _query_columns(records: list[Record], tokens: np.ndarray, deletions: np.ndarray) -> Alignment:
-    """Keep the columns in which the query has a residue; what rows have in the others is inserted before the next."""
+    """Keeps the columns in which the query has a residue; what rows have in the others is inserted before the next."""
     kept = tokens[0] != GAP
     if not kept.all():
         before = np.cumsum(np.where(kept, deletions, deletions + (tokens != GAP)), axis=1, dtype=np.int64)[:, kept]

@@ -299,7 +299,7 @@ def residues_of(atoms: list[Atom]) -> list[Residue]:
 
 
 def _residue(atoms: list[Atom]) -> Residue | None:
-    """Choose one of the alternatives of a residue, the same for all its atoms; None if it is no amino acid."""
+    """Chooses one of the alternatives of a residue, the same for all its atoms; None if it is no amino acid."""
     weight: dict[tuple[str, str], float] = defaultdict(float)
     for atom in atoms:
         weight[atom.residue, atom.alternative] += atom.occupancy * (1 if atom.name in BACKBONE else 1e-3)

@@ -269,7 +269,7 @@ def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[
 
 
 def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """Put the residues `[residues, ...]` at the positions `where` of a sequence; -1 is nowhere."""
+    """Puts the residues `[residues, ...]` at the positions `where` of a sequence; -1 is nowhere."""
     here = where >= 0
     out = {}
     for name, values in (("backbone", backbone), ("cbeta", cbeta)):

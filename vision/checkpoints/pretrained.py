@@ -59,7 +59,7 @@ _TIMM_NAME = re.compile(r"[a-z0-9]+_\w+(\.\w+)?")
 
 
 def load(name: str) -> Pretrained:
-    """Open an image model: a folder, a run of ours, a file, a hub name or a timm name.
+    """Opens an image model: a folder, a run of ours, a file, a hub name or a timm name.
 
     >>> model = load("vit_small_patch14_dinov2.lvd142m").model
 
@@ -122,7 +122,7 @@ def _recognised(source: Source) -> VisionFamily:
 
 
 def export(pretrained: Pretrained | VisionTransformer, folder: str | Path, library: str) -> Path:
-    """Write a model so that `library` loads it, with class names and preprocessing.
+    """Writes a model so that `library` loads it, with class names and preprocessing.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)`,
     `AutoModelForImageClassification.from_pretrained(FOLDER)`, or
@@ -148,7 +148,7 @@ def export(pretrained: Pretrained | VisionTransformer, folder: str | Path, libra
 
 
 def _warn(config: VisionTransformerConfig, family: VisionFamily) -> None:
-    """Say so where the other library makes another table of positions for the images that the model is used on."""
+    """Says so where the other library makes another table of positions for the images that the model is used on."""
     if config.position == "learned" and config.input_size != config.size and config.resample != family.resample:
         sizes = ["×".join(map(str, size)) for size in (config.input_size, config.size)]
         print(

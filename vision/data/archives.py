@@ -23,7 +23,7 @@ def is_archive(path: Path) -> bool:
 
 
 def extract(archive: Path, cache: Path) -> Path:
-    """Unpack an archive into the cache, once. Returns the folder.
+    """Unpacks an archive into the cache, once. Returns the folder.
 
     Only regular files are unpacked, none outside the folder, and at most 100 times the archive's size (plus 1 GiB).
 

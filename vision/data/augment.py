@@ -91,7 +91,7 @@ class AugmentConfig:
 def change_pixels(
     pixels: Tensor, config: AugmentConfig, rng: np.random.Generator, mirror: bool, cropped: bool
 ) -> Tensor:
-    """Crop, turn and colour. uint8 `[batch, channels, height, width]` -> float32 in [0, 1], same shape.
+    """Crops, turns and colours. uint8 `[batch, channels, height, width]` -> float32 in [0, 1], same shape.
 
     Args:
         mirror: whether mirrored images are of the same class; decides where `config.flip` is None.
@@ -128,7 +128,7 @@ def _to(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def _shift(pixels: Tensor, offsets: np.ndarray, padding: int) -> Tensor:
-    """Cut the original size out of the padded image, at offsets [2, batch] in pixels."""
+    """Cuts the original size out of the padded image, at offsets [2, batch] in pixels."""
     height, width = pixels.shape[-2:]
     windows = F.pad(pixels, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: no pixel is copied here
     rows, columns = _to(offsets, pixels).long()
@@ -168,7 +168,7 @@ def _draw_maps(
 
 
 def _warp(x: Tensor, maps: Maps) -> Tensor:
-    """Resample float images by their maps, bilinear, with black outside."""
+    """Resamples float images by their maps, bilinear, with black outside."""
     height, width = x.shape[-2:]
     half = np.array([width / 2, height / 2])
     a, t = maps
@@ -224,7 +224,7 @@ def _inside(x: Tensor, top: np.ndarray, left: np.ndarray, bottom: np.ndarray, ri
 def mix(
     x: Tensor, labels: Tensor, classes: int, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with the one before it in the batch.
+    """Mixes each image with the one before it in the batch.
 
     Args:
         x: float `[batch, channels, height, width]`.

@@ -90,7 +90,7 @@ def _batch(draw: Draw, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def load(images: Images, index: int, channels: int) -> Image.Image:
-    """Decode one image of a side: mode L or RGB. Raises UnreadableImage."""
+    """Decodes one image of a side: mode L or RGB. Raises UnreadableImage."""
     if images.array is None:
         return read_image(images.source(index), channels, images.names[index], images.decoding)
     return Image.fromarray(images.array[images.rows[index]]).convert("L" if channels == 1 else "RGB")
@@ -154,7 +154,7 @@ def _cached(
 
 
 def _remember(array: np.ndarray, path: Path) -> None:
-    """Write the cache, unless it would fill the disk. One that cannot be written only costs time."""
+    """Writes the cache, unless it would fill the disk. One that cannot be written only costs time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         if array.nbytes > shutil.disk_usage(path.parent).free / 4:

@@ -27,7 +27,7 @@ operations.
 def draw(
     policy: str, operations: int, magnitude: float, batch: int, rng: np.random.Generator
 ) -> tuple[set[str], list[Round]]:
-    """Choose operations: the names that may occur and, round by round, one for each image."""
+    """Chooses operations: the names that may occur and, round by round, one for each image."""
     if policy == "none":
         return set(), []
     if policy == "three":
@@ -136,7 +136,7 @@ def _autocontrast(x: Tensor, amount: Tensor, policy: str) -> Tensor:
 
 
 def _equalize(x: Tensor, amount: Tensor, policy: str) -> Tensor:
-    """Spread the values so that their histogram becomes flat, channel by channel (as Pillow does, with 256 bins)."""
+    """Spreads the values so that their histogram becomes flat, channel by channel (as Pillow does, with 256 bins)."""
     values = (x * 255).round().long().flatten(2)  # [images, channels, pixels]
     counts = torch.zeros(*values.shape[:2], 256, device=x.device).scatter_add_(
         2, values, torch.ones_like(values, dtype=torch.float)

@@ -90,7 +90,7 @@ def _where(path: Path) -> str:
 
 
 def add_side(collection: Collection, side: Side, found: Collection, where: str) -> None:
-    """Make the images that were found for one side a side of the collection, whose classes they are joined to by name.
+    """Makes the images that were found for one side a side of the collection, whose classes they are joined to by name.
 
     Raises:
         UserError: they have a class that the collection lacks, or several sides of which none is this one.
@@ -120,7 +120,7 @@ def side_in(found: Collection, side: Side, where: str) -> Images:
 
 
 def note_missing(collection: Collection, side: Side) -> None:
-    """Say which classes validation or test has no image of; training has all."""
+    """Says which classes validation or test has no image of; training has all."""
     images = collection.sides.get(side)
     if images is None or not len(images):
         return

@@ -160,7 +160,7 @@ def _split_within(classes: list[Path]) -> dict[Side, dict[str, Path]]:
 
 
 def _refuse_half_split(classes: list[Path]) -> None:
-    """Raise UserError when some class folders, but not all, are divided into train/ and others."""
+    """Raises UserError when some class folders, but not all, are divided into train/ and others."""
     divided = []
     for folder in classes:
         sides = {side_of(path.name) for path in _subfolders(folder)} - {None}
@@ -202,7 +202,7 @@ def _collection(root: Path, sides: dict[Side, dict[str, Path]], notes: list[str]
 
 
 def _descend(folder: Path) -> Path:
-    """Pass through folders that hold nothing but one folder of folders, as archives often do."""
+    """Passes through folders that hold nothing but one folder of folders, as archives often do."""
     while True:
         inner = _subfolders(folder)
         if len(inner) != 1 or not _subfolders(inner[0]) or _loose(folder):

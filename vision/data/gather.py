@@ -98,7 +98,7 @@ class Gathered:
 
 
 def gather(collection: Collection, settings: Settings, cache: Path, changed: Callable[[str], None]) -> Gathered:
-    """Look at the images of a collection, split it, and decode what is kept in memory.
+    """Looks at the images of a collection, splits it, and decodes what is kept in memory.
 
     Args:
         collection: what was found; it is changed.
@@ -194,7 +194,7 @@ def _fit(preprocessing: Preprocessing, shape: Shape) -> Fit:
 
 
 def settle_range(collection: Collection, records: Records, bits: int | None = None, kept: Kept | None = None) -> int:
-    """Decide, for 16-bit grey files that do not say it themselves, how many bits their values have.
+    """Decides, for 16-bit grey files that do not say it themselves, how many bits their values have.
 
     It is what a trained model was given (`bits`), else the least of 8, 10, 12, 14 and 16 that holds the largest value
     of all sides.
@@ -228,7 +228,7 @@ def settle_range(collection: Collection, records: Records, bits: int | None = No
 
 
 def _separate(collection: Collection, records: Records, fraction: float, seed: int) -> tuple[int, int]:
-    """Hold out validation images if there are none, and take from training what another side also has.
+    """Holds out validation images if there are none, and takes from training what another side also has.
 
     Returns:
         Training images left out because validation or test has the same pixels; copies within training and validation.

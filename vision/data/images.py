@@ -77,7 +77,7 @@ class Opened(NamedTuple):
 def read_image(
     source: str | os.PathLike[str] | bytes, channels: int = 3, name: str = "", decoding: Decoding = Decoding()
 ) -> Image.Image:
-    """Decode a file, or its content, completely. Returns an image of mode RGB (`channels` 3) or L (1).
+    """Decodes a file, or its content, completely. Returns an image of mode RGB (`channels` 3) or L (1).
 
     - turned upright as its EXIF orientation says;
     - transparency (alpha, a transparent palette entry or colour) on white;
@@ -98,7 +98,7 @@ def read_image(
 
 
 def decode(opened: Opened, channels: int = 3, decoding: Decoding = Decoding()) -> Image.Image:
-    """Decode what `open_image` returned, and close it; otherwise as `read_image`."""
+    """Decodes what `open_image` returned, and closes it; otherwise as `read_image`."""
     image, name = opened.image, opened.name
     try:
         image.load()
@@ -115,7 +115,7 @@ def decode(opened: Opened, channels: int = 3, decoding: Decoding = Decoding()) -
 
 
 def open_image(source: str | os.PathLike[str] | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> Opened:
-    """Read the header only. Raises UnreadableImage."""
+    """Reads the header only. Raises UnreadableImage."""
     name = name or ("(bytes)" if isinstance(source, bytes) else os.fspath(source))
     image = _opened(source, name, max_pixels)
     width, height = image.size
@@ -149,7 +149,7 @@ def _opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) 
 
 
 def _pillow(source: Any) -> Image.Image:
-    """Open with Pillow, and with pillow-heif where that is installed and nothing else knows the file."""
+    """Opens with Pillow, and with pillow-heif where that is installed and nothing else knows the file."""
     try:
         return Image.open(source)
     except UnidentifiedImageError:
@@ -184,7 +184,7 @@ def _pixels_in(message: str) -> str:
 
 
 def what_is(source: str | os.PathLike[str] | bytes) -> str:
-    """Say in words what a file that is no image looks like."""
+    """Says in words what a file that is no image looks like."""
     try:
         if isinstance(source, bytes):
             start = source[:512]

@@ -142,7 +142,7 @@ class ImageData(ResumableData):
         self._mirror = True
 
     def adopt(self, preprocessing: Preprocessing, size: tuple[int, int], channels: int, source: str) -> str:
-        """Make images as a pretrained model saw them, but for what was chosen here; call it before `setup`.
+        """Makes images as a pretrained model saw them, but for what was chosen here; call it before `setup`.
 
         Args:
             preprocessing: of the model.
@@ -173,7 +173,7 @@ class ImageData(ResumableData):
         return "its " + ", ".join(taken) if taken else ""
 
     def continue_as(self, trained: Trained) -> None:
-        """Prepare for scoring a trained model on its own or other images: call it before `setup`.
+        """Prepares for scoring a trained model on its own or other images: call it before `setup`.
 
         Raises:
             UserError: other channels were chosen.
@@ -188,11 +188,11 @@ class ImageData(ResumableData):
     # -- from files to sides ------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Fill the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
+        """Fills the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Find, check, split and (if they fit) decode the images; a second call does nothing.
+        """Finds, checks, splits and (if they fit) decodes the images; a second call does nothing.
 
         Raises:
             UserError: for every mistake in the files or settings, with what to do about it.

@@ -105,7 +105,7 @@ def _listed(labels: list[str], classes: Sequence[str], numbered: bool) -> list[s
 
 
 def refuse_other(mine: Sequence[str], theirs: Sequence[str], where: str) -> None:
-    """Raise UserError when the classes of the data, `mine`, are not those of a model, `theirs`."""
+    """Raises UserError when the classes of the data, `mine`, are not those of a model, `theirs`."""
     if len(theirs) != len(mine):
         raise UserError(
             f"The data have {len(mine)} classes, but {where} was trained on {len(theirs)}: {few(list(theirs))}."

@@ -128,7 +128,7 @@ def _remarks(name: str, kind: str, mode: str, width: int, height: int, animated:
 
 
 def scan(images: Images, cache: Path, label: str, fit: Fit | None = None, kept: Kept | None = None) -> list[Record]:
-    """Look at all files of a side, in parallel, with a progress bar; files known by (path, size, time) are not read.
+    """Looks at all files of a side, in parallel, with a progress bar; files known by (path, size, time) are not read.
 
     Args:
         images: the side.

@@ -14,7 +14,7 @@ from .scan import Record
 
 
 def hold_out(digests: Sequence[str], labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Choose about `fraction` of each class, but at least one image, for validation: bool `[images]`, True there.
+    """Chooses about `fraction` of each class, but at least one image, for validation: bool `[images]`, True there.
 
     Images of equal content (equal `digests`) stay together. The choice follows a hash of `seed` and the content, so it
     depends neither on file names nor on their order, and an image keeps its side when others are added or removed at
@@ -54,7 +54,7 @@ def count_copies(digests: Sequence[str]) -> int:
 
 
 def check_classes(collection: Collection) -> None:
-    """Raise UserError for fewer than two classes, or a class without training images."""
+    """Raises UserError for fewer than two classes, or a class without training images."""
     if collection.empty:
         more = f" (and {len(collection.empty) - 1} more class folders)" if len(collection.empty) > 1 else ""
         raise UserError(f"'{collection.empty[0]}'{more} holds no images: add some, or remove the folder.")
@@ -73,7 +73,7 @@ def check_classes(collection: Collection) -> None:
 
 
 def drop_unreadable(collection: Collection, records: dict[Side, list[Record]], on_error: str) -> int:
-    """Take out what cannot be read, from both arguments, and return how many these are.
+    """Takes out what cannot be read, from both arguments, and returns how many these are.
 
     Raises:
         UserError: `on_error` is stop and there are any; lists the first ten.

@@ -89,7 +89,7 @@ class Trained:
         return collection
 
     def changed(self, root: str | None, side: Side, content: str, notes: list[str]) -> None:
-        """Say that the images of `root` are not those of the training, if so; refuse to split those of another root.
+        """Says that the images of `root` are not those of the training, if so; refuses to split those of another root.
 
         Raises:
             UserError: they are others, and none of them are of the side to be scored.
@@ -107,7 +107,7 @@ class Trained:
         )
 
     def join(self, collection: Collection, where: str) -> None:
-        """Give the images of a collection the classes of this training, by name; a class may be missing.
+        """Gives the images of a collection the classes of this training, by name; a class may be missing.
 
         Raises:
             UserError: a class that the training did not have.

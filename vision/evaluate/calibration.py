@@ -43,7 +43,7 @@ class Calibration:
 
 
 def calibrate(logits: Tensor, labels: Tensor, class_names: Sequence[str], seed: int = 0) -> Calibration:
-    """Fit a temperature on validation data and judge what it does.
+    """Fits a temperature on validation data and judges what it does.
 
     Args:
         logits: `[examples, classes]`.
@@ -104,7 +104,7 @@ def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def store_temperature(folder: str | os.PathLike[str], temperature: float) -> None:
-    """Add the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
+    """Adds the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
     path = Path(folder)
     config = VisionTransformer.read_settings(path) | {"temperature": temperature}
     write_json(path / CONFIG, config)

@@ -175,7 +175,7 @@ def explain(
     model: VisionTransformer, image: Tensor, target: int | None = None, temperature: float = 1.0,
     window: int | None = None, batch_size: int = 64,
 ) -> Explanation:  # fmt: skip
-    """Explain one prediction; the model must be in `eval()` mode.
+    """Explains one prediction; the model must be in `eval()` mode.
 
     Args:
         model: a classifier.

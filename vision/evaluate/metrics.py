@@ -96,7 +96,7 @@ class Judgement:
 
 
 def judge(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Judgement:
-    """Judge predictions.
+    """Judges predictions.
 
     Args:
         logits: `[examples, classes]`, any float type, of the whole set.

@@ -235,7 +235,7 @@ def percent(p: float | Tensor) -> str:
 
 
 def show(axes: Any, image: Any) -> None:
-    """Draw an image into `axes`; small ones keep their pixels."""
+    """Draws an image into `axes`; small ones keep their pixels."""
     picture = small_picture(image, 384)
     axes.imshow(picture, interpolation="nearest" if max(picture.size) < 100 else "antialiased")
     axes.set_axis_off()

@@ -254,7 +254,7 @@ class Audit(NamedTuple):
 
 
 def audit(sequences: list[str], side: np.ndarray, files: list[str], advance: Advance = lambda _: None) -> Audit:
-    """Look for relatives of the held-out sequences in training.
+    """Looks for relatives of the held-out sequences in training.
 
     Args:
         sequences: letters.

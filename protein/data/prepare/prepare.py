@@ -83,14 +83,14 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def bad(self, file: str, error: UserError) -> None:
-        """Note a bad file, or stop at it."""
+        """Notes a bad file, or stops at it."""
         if self.strict:
             raise UserError(f"{error} (--strict stops at the first bad file.)")
         self.skipped.append(str(error) if file in str(error) else f"{file}: {error}")
 
 
 def main(args: list[str]) -> int:
-    """Run `triune protein prepare` and return its exit code.
+    """Runs `triune protein prepare` and returns its exit code.
 
     Raises:
         UserError: a mistake in the options, or no chain is left.
@@ -138,7 +138,7 @@ def _source(options: argparse.Namespace) -> str:
 def _write(
     writer: Writer, options: argparse.Namespace, alignments: Alignments, table: dict[str, Any] | None, tally: Tally
 ) -> tuple[list[str], list[str]]:
-    """Write every chain that is wanted; return the sequence of each and where it came from."""
+    """Writes every chain that is wanted; returns the sequence of each and where it came from."""
     sequences: list[str] = []
     files: list[str] = []
     names: set[str] = set()
@@ -199,7 +199,7 @@ def _with_alignment(found: Found, options: argparse.Namespace, alignments: Align
 def _assign(
     rows: list[dict[str, Any]], sequences: list[str], table: dict[str, Any] | None, options: argparse.Namespace
 ) -> None:
-    """Put cluster and split into the rows."""
+    """Puts cluster and split into the rows."""
     if table is not None:
         for row in rows:
             row["split"], row["cluster"] = table[row["name"]]
@@ -218,7 +218,7 @@ def _assign(
 
 
 def _audited(rows: list[dict[str, Any]], sequences: list[str], files: list[str]) -> Audit:
-    """Look for relatives of held-out chains in training and put their identity into the rows."""
+    """Looks for relatives of held-out chains in training and puts their identity into the rows."""
     side = np.array([row["split"] for row in rows])
     with progress("checking the split", int((side != "train").sum())) as advance:
         found = audit(sequences, side, files, advance=advance)
@@ -281,7 +281,7 @@ def audit_text(found: Audit, rows: list[dict[str, Any]]) -> str:
 
 @contextlib.contextmanager
 def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Make a folder beside `out` that takes its name when the block succeeds, and vanishes when it does not."""
+    """Makes a folder beside `out` that takes its name when the block succeeds, and vanishes when it does not."""
     if out.exists():
         if not (out / "meta.json").is_file() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"'{out}' exists and is no set of chains; name another folder.")

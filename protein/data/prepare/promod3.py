@@ -44,7 +44,7 @@ class _Chain(NamedTuple):
 
 
 def read_promod3(file: str | Path) -> Iterator[Entry]:
-    """Yield the chains of a `structure_db.dat`, named entry_chain_first-residue.
+    """Yields the chains of a `structure_db.dat`, named entry_chain_first-residue.
 
     Raises:
         UserError: the file cannot be read or has another layout.

@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 def from_structures(files: list[Path], bad: BadFile) -> Iterator[list[Found]]:
-    """Yield the chains of each file; of chains with the same sequence the one of which most was seen."""
+    """Yields the chains of each file; of chains with the same sequence the one of which most was seen."""
     for file in files:
         try:
             chains = read_chains(file)

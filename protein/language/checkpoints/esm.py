@@ -80,7 +80,7 @@ def read_rotary(stored: list[Tensor], base: float, head_dim: int, name: str) -> 
 
 
 def check_tied(output: Tensor | None, embedding: Tensor | None, name: str) -> None:
-    """Raise UserError for an output layer that is no copy of the embedding matrix."""
+    """Raises UserError for an output layer that is no copy of the embedding matrix."""
     if output is not None and embedding is not None and not torch.equal(output, embedding):
         raise UserError(
             f"'{name}' has an output layer of its own, but that of ESM-2 and ESM-1b is the embedding matrix; was it "

@@ -72,7 +72,7 @@ def content(source: Source) -> Mapping[str, Any]:
 
 
 def _settings(record: Any, name: str) -> Callable[..., Any]:
-    """Look settings up in a Namespace, or in what `_record` makes."""
+    """Looks settings up in a Namespace, or in what `_record` makes."""
     given = {key.removeprefix("encoder_"): value for key, value in getattr(record, "__dict__", {}).items()}
 
     def setting(key: str, default: Any = None) -> Any:

@@ -52,7 +52,7 @@ _LIBRARIES = {"hf": esm_hf, "fair-esm": esm_fair}
 
 
 def load(name: str) -> Pretrained:
-    """Open a protein language model: a `.pt` of fair-esm or its folder, a Hugging Face folder or hub name, or a run.
+    """Opens a protein language model: a `.pt` of fair-esm or its folder, a Hugging Face folder or hub name, or a run.
 
     Returns:
         `model` is a `SequenceModel` in evaluation mode, `companion` its `ContactHead`, or None where there is none.
@@ -81,7 +81,7 @@ def _ours(source: Source) -> Pretrained:
 
 
 def export(pretrained: Pretrained | SequenceModel, folder: str | Path, library: str) -> Path:
-    """Write a model, and its contact head if it has one, as `library` ("hf", "fair-esm" or "triune") loads it.
+    """Writes a model, and its contact head if it has one, as `library` ("hf", "fair-esm" or "triune") loads it.
 
     Raises:
         UserError: the library has no such model; the sentence says which libraries have.
@@ -103,7 +103,7 @@ def export(pretrained: Pretrained | SequenceModel, folder: str | Path, library: 
 
 
 def check_library(config: SequenceConfig, library: str) -> None:
-    """Raise UserError when `library` cannot represent a model, listing those that can."""
+    """Raises UserError when `library` cannot represent a model, listing those that can."""
     can = dict.fromkeys(family.library for family in FAMILIES if family.represents(config))
     if library not in can:
         odd = ", ".join(_LIBRARIES[library].unlike(config)) if library in _LIBRARIES else ""
@@ -136,7 +136,7 @@ def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
 
 
 def check_inputs(pretrained: Pretrained, folder: str | Path, library: str) -> str:
-    """Compare the tokens of a chain with all letters with those of transformers' tokenizer for what is in `folder`.
+    """Compares the tokens of a chain with all letters with those of transformers' tokenizer for what is in `folder`.
 
     Returns:
         What was compared, as a sentence; an empty text where there is nothing to compare with.
