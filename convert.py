@@ -88,10 +88,14 @@ def task_of(name: str) -> str:
                 f"have one are {', '.join(OURS)}."
             )
         return OURS[architecture]
+    problem: UserError | None = None
     for task in ROOMS:
-        if any(family.fits(source) for family in _room(task).FAMILIES):
-            return task
-    raise UserError(_nobodys(source))
+        try:
+            if any(family.fits(source) for family in _room(task).FAMILIES):
+                return task
+        except UserError as error:  # a kind of file that another task may know, or says best what is wrong with
+            problem = error
+    raise problem or UserError(_nobodys(source))
 
 
 def _find(name: str) -> Source:

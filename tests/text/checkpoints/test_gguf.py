@@ -5,7 +5,9 @@ tokenizers.
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from triune.convert import task_of
 from triune.core.errors import UserError
 from triune.text.checkpoints.gguf import Tensors, read_header
 from triune.text.checkpoints.pretrained import export, load
@@ -296,3 +299,89 @@ def test_other_tokenizers_and_rotations_are_named(tmp_path):
 
     with pytest.raises(UserError, match="rope_freqs"):
         load(str(write(tmp_path / "c.gguf", large(), "LLAMA", odd)))
+
+
+def packed(*parts: Any) -> bytes:
+    """Numbers by their codes, and texts as GGUF writes them."""
+    found = b""
+    for part in parts:
+        if isinstance(part, str):
+            found += struct.pack("<Q", len(part)) + part.encode()
+        else:
+            found += struct.pack("<" + part[0], part[1])
+    return found
+
+
+def header(tensors: int, pairs: int, *rest: Any, version: int = 3) -> bytes:
+    return b"GGUF" + packed(("I", version), ("Q", tensors), ("Q", pairs), *rest)
+
+
+def tensor(name: str, *shape: int, kind: int = 0, offset: int = 0) -> bytes:
+    return packed(name, ("I", len(shape)), *(("Q", size) for size in shape), ("I", kind), ("Q", offset))
+
+
+def aligned(value: int, code: str = "I", kind: int = 4) -> bytes:
+    return header(1, 1, "general.alignment", ("I", kind), (code, value)) + tensor("a", 4) + b"\0" * 256
+
+
+END = b"\0" * 256
+HUGE = 2**63
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (header(0, 0, version=99), "is GGUF of version 99, but must be of version 2 or 3; make it anew"),
+        (header(0, 0, version=1), "is GGUF of version 1, but must be"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is a GGUF file for big-endian machines"),
+        (b"", "cannot be read as GGUF"),
+        (aligned(0), "general.alignment is 0, but must be a positive multiple of 8"),
+        (aligned(12), "general.alignment is 12, but"),
+        (aligned(-8, "i", 5), "general.alignment is -8, but"),
+        (aligned(1, "?", 7), "general.alignment is True, but"),
+        (header(1, 1, "general.alignment", ("I", 8), "32") + tensor("a", 4) + END, "general.alignment is '32', but"),
+        (aligned(2**31), "tensor 'a' of the shape (4,) ends behind the file"),
+        (header(HUGE, 0) + END, "too short for 9,223,372,036,854,775,808 tensors"),
+        (header(0, HUGE) + END, "too short for 9,223,372,036,854,775,808 pairs of metadata"),
+        (header(0, 1, ("Q", HUGE)) + END, "too short for a text of 9,223,372,036,854,775,808 bytes"),
+        (header(0, 1, "k", ("I", 9), ("I", 4), ("Q", HUGE)) + END, "808 values of a list"),
+        (header(0, 1, "k", ("I", 9), ("I", 8), ("Q", HUGE)) + END, "808 values of a list"),
+        (header(0, 1, "k", ("I", 77)) + END, "a value of the unknown kind 77"),
+        (header(0, 1, "k", ("I", 9), ("I", 77), ("Q", 1)) + END, "a value of the unknown kind 77"),
+        (
+            header(0, 1, "k", *[("I", 9), ("I", 9), ("Q", 1), ("I", 9), ("Q", 1), ("I", 9), ("Q", 1)]) + END,
+            "in each other",
+        ),
+        (header(0, 1, "k", ("I", 9), ("I", 0), ("Q", 5 << 20)) + b"\0" * (5 << 20), "lists of more than 4,194,304"),
+        (header(0, 2, "k", ("I", 0), ("B", 1), "k", ("I", 0), ("B", 1)) + END, "has the key 'k' twice"),
+        (header(2, 0) + tensor("a", 4) + tensor("a", 4, offset=32) + END, "has the tensor 'a' twice"),
+        (header(2, 0) + tensor("a", 16) + tensor("b", 4, offset=32) + END, "tensors 'a' and 'b' lie over each other"),
+        (header(1, 0) + tensor("a", 4, offset=8) + END, "'a' does not begin at a multiple of 32"),
+        (header(1, 0) + tensor("a", 4, offset=HUGE) + END, "'a' of the shape (4,) ends behind the file"),
+        (header(1, 0) + tensor("a", HUGE, HUGE, HUGE, HUGE) + END, "ends behind the file"),
+        (header(1, 0) + tensor("a", 4, 0) + END, "has a length of 0 in its shape (0, 4)"),
+        (header(1, 0) + tensor("a", *[1] * 9) + END, "a tensor of 9 axes, more than 4"),
+        (header(1, 0) + packed("a", ("I", 2**32 - 1)) + END, "a tensor of 4,294,967,295 axes"),
+        (header(1, 0) + tensor("a", 33, kind=8) + END, "have 33 values, no multiple of 32"),
+    ],
+)
+def test_headers_that_lie_are_refused_in_bounded_memory(tmp_path, content, sentence):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError) as told:
+            read_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert sentence in str(told.value)
+    assert str(told.value).count(str(path)) == 1
+
+
+def test_the_command_for_all_kinds_of_checkpoints_knows_gguf(tmp_path, capsys):
+    path = write(tmp_path / "model.gguf", large(), "LLAMA", metadata("gpt-2")[0])
+    assert task_of(str(path)) == "text"
+    path.write_bytes(header(0, 0, version=99))
+    with pytest.raises(UserError, match="is GGUF of version 99, but must be"):
+        task_of(str(path))
