@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
+from ..core.options import Parser, whole
 
 if TYPE_CHECKING:
     from .data.chat import ChatTemplate, Sample
@@ -19,10 +20,10 @@ SHOWN = 100
 """Tokens of a document that are shown."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of `triune text check`."""
-    p = argparse.ArgumentParser(
-        prog="triune text check",
+    p = Parser(
+        "triune text check",
         description="Show what training would read: documents of text files, or conversations as the model's template "
         f"writes them, with {LEARNED[0]}what is learned{LEARNED[1]} marked. Nothing is trained or written.",
     )
@@ -31,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data.text_field", dest="text_field", default="text", help="the field of the text in rows")
     p.add_argument("--data.tokenizer", dest="tokenizer", help="bytes, or the path of a tokenizer")
     p.add_argument("--model.pretrained", dest="pretrained", help="a checkpoint, whose tokenizer and template are used")
-    p.add_argument("--data.context", dest="context", type=int, default=256, help="tokens of a row (default 256)")
+    p.add_argument("--data.context", dest="context", type=whole(2), default=256, help="tokens of a row (default 256)")
     p.add_argument("--data.on_error", dest="on_error", choices=("stop", "skip"), default="skip")
     p.add_argument("--data.columns", dest="columns", type=json.loads, default={}, help='such as \'{"prompt": "q"}\'')
-    p.add_argument("--rows", type=int, default=3, help="how many conversations or documents are shown (default 3)")
+    p.add_argument("--rows", type=whole(0), default=3, help="how many conversations or documents are shown (default 3)")
     p.add_argument("--tokens", action="store_true", help="show the borders of tokens, too")
     return p
 
@@ -44,8 +45,6 @@ def main(args: list[str]) -> int:
     options = parser().parse_args(_joined(args))
     if bool(options.files) == bool(options.chats):
         raise UserError("Give either FILES of text or --data.chats with files of conversations.")
-    if options.rows < 0:
-        raise UserError(f"--rows is {options.rows}, but must be at least 0.")
     if not isinstance(options.columns, dict):
         raise UserError('--data.columns must be an object such as {"prompt": "q"}.')
     return _documents(options) if options.files else _chats(options)

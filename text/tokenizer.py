@@ -178,6 +178,8 @@ class Tokenizer:
         """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
         with parsing(file, "a tokenizer"):
             backend, specials = read(), read_specials(file.parent)
+            if not backend.get_vocab_size():
+                raise UserError(f"'{file}' is a tokenizer without a token, but must have a vocabulary.")
             apply_specials(backend, specials)
             return cls(backend, specials.eos, specials.ends, specials.chat_template, specials.bos)
 

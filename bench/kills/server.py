@@ -80,13 +80,13 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if not child:
         _become(job, output)
-    code = _wait(child)
+    code = exit_code(child)
     printed = output.read_text(errors="replace")
     output.unlink()
     return {"code": code, "printed": printed, "seconds": time.monotonic() - began}
 
 
-def _wait(child: int) -> int:
+def exit_code(child: int) -> int:
     """Its exit code; a child that has not ended after `SECONDS` is killed, which is code -9 too."""
     handle = os.pidfd_open(child)
     try:

@@ -62,6 +62,88 @@ HEADERS: list[tuple[str, Content, str]] = [
     ("other labels", idx((3, 2, 2), bytes(12)), "3 images, but"),
 ]
 
+PNG = ("1.png", GOOD, b"0")
+SHARDS: list[tuple[str, str, dict[str, Content], str]] = [
+    (
+        "an image without a label",
+        "x.tar",
+        {"x.tar": tarred(PNG, ("1.cls", b"0", b"0"), ("2.png", GOOD, b"0"))},
+        "without",
+    ),
+    (
+        "a label without an image",
+        "x.tar",
+        {"x.tar": tarred(PNG, ("1.cls", b"0", b"0"), ("2.cls", b"1", b"0"))},
+        "without",
+    ),
+    ("an empty label", "x.tar", {"x.tar": tarred(PNG, ("1.cls", b"", b"0"))}, "label"),
+    ("one class", "x.tar", {"x.tar": tarred(PNG, ("1.cls", b"0", b"0"))}, "class"),
+    ("a label of 9 digits", "x.tar", {"x.tar": tarred(PNG, ("1.cls", b"999999999", b"0"))}, "class|memory|label"),
+    ("a cut shard", "x.tar", {"x.tar": tarred(PNG, ("1.cls", b"0", b"0"))[:700]}, "tar|cut|label|class"),
+    (
+        "labels that are no images",
+        "x.tar",
+        {
+            "x.tar": tarred(
+                ("1.png", b"hello", b"0"), ("1.cls", b"0", b"0"), ("2.png", GOOD, b"0"), ("2.cls", b"1", b"0")
+            )
+        },
+        "text file",
+    ),
+    (
+        "names for fewer classes",
+        "x",
+        {"x/a.tar": tarred(PNG, ("1.cls", b"3", b"0")), "x/classes.txt": b"cat"},
+        "classes.txt",
+    ),
+    (
+        "names that are no UTF-8",
+        "x",
+        {"x/a.tar": tarred(PNG, ("1.cls", b"0", b"0")), "x/classes.txt": b"\xe9"},
+        "classes.txt",
+    ),
+    (
+        "names that are a pipe",
+        "x",
+        {"x/a.tar": tarred(PNG, ("1.cls", b"0", b"0")), "x/classes.txt": pipe},
+        "classes.txt|class",
+    ),
+    ("a shard that is a pipe", "x", {"x/a.tar": pipe}, "pipe|no class|x"),
+    ("no Parquet", "x.parquet", {"x.parquet": b"PAR1"}, "datasets|Parquet"),
+    ("an empty Parquet", "x.parquet", {"x.parquet": b""}, "datasets|Parquet"),
+    ("a Parquet that is a pipe", "x.parquet", {"x.parquet": pipe}, "datasets|pipe"),
+    ("a device", "/dev/zero", {}, "is a file|device"),
+]
+HUGE = b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 2, -2147483648, 1, 24, 0) + bytes(20)
+CLASSIFIED: list[tuple[str, str, dict[str, Content], str]] = [
+    ("a device", "/dev/zero", {}, "device"),
+    ("a name that is not UTF-8", "caf\udce9.png", {}, "UTF-8"),
+    ("a folder of texts", "f", {"f/a.txt": b"a"}, "no image"),
+    ("a video", "x.mp4", {"x.mp4": b"\0\0\0\x20ftypisom" + bytes(99)}, "x.mp4"),
+    ("a drawing", "x.svg", {"x.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "x.svg"),
+    ("an image of no pixels", "x.ppm", {"x.ppm": b"P6 0 0 255\n"}, "x.ppm"),
+    ("a PPM of 2^62 pixels", "x.ppm", {"x.ppm": b"P6 2147483648 2147483648 255\n"}, "x.ppm"),
+    ("a PPM of negative size", "x.ppm", {"x.ppm": b"P6 -2 2 255\n" + bytes(12)}, "x.ppm"),
+    ("a TIFF that points at itself", "x.tif", {"x.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0"}, "x.tif"),
+    ("a GIF without a frame", "x.gif", {"x.gif": b"GIF89a\x02\0\x02\0\x80\0\0\0\0\0\xff\xff\xff;"}, "x.gif"),
+    ("a BMP of a huge height", "x.bmp", {"x.bmp": HUGE}, "x.bmp"),
+]
+WORDS: list[tuple[str, str, str]] = [
+    ("names for fewer classes", IMAGES.format("ok/img") + " --data.labels '[a]'", "labels"),
+    ("a name twice", IMAGES.format("ok/img") + " --data.labels '[a, a]'", "labels|twice"),
+    ("names that are numbers", IMAGES.format("ok/img") + " --data.labels '[1, 2]'", "labels"),
+    ("a set of nobody", "vision fit --run run --data.dataset mnits", "dataset"),
+    ("a set and its file", "vision fit --run run --data.dataset mnist --data.root none.gz", "none.gz|dataset|root"),
+    ("two channels", IMAGES.format("ok/img") + " --data.channels 2", "channels"),
+    ("a validation folder without classes", IMAGES.format("ok/img") + " --data.val_root ok/pdb", "no class folders"),
+    ("a test folder that is not there", IMAGES.format("ok/img") + " --data.test_root none", "test_root"),
+    (
+        "a validation folder that is the training folder",
+        IMAGES.format("ok/img") + " --data.val_root ok/img",
+        "no training images left",
+    ),
+]
+
 
 def cases() -> Iterator[Case]:
     """All of this room."""
@@ -85,3 +167,7 @@ def cases() -> Iterator[Case]:
     yield from table("classify", CLASSIFY, [(about, "y.png", {"y.png": bad}, words) for about, bad, words in BROKEN])
     nothing = [("no such file", "none.png", {}, "does not exist"), ("an empty folder", "f", {"f": folder}, "no image")]
     yield from table("classify", CLASSIFY, nothing)
+    yield from table("classify", CLASSIFY, CLASSIFIED)
+    yield from table("shards", IMAGES, SHARDS)
+    for about, command, words in WORDS:
+        yield Case("image options", about, command, {}, words)

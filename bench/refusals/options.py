@@ -29,6 +29,7 @@ GOOD = {
     ("protein", "prepare"): "set --arrays ok/chains.npz --no-mmseqs --val 0.3",
     ("protein", "dca"): "ok/ok.a3m --force",
     ("protein", "contacts"): "ok/ok.a3m --run ok/pair --no-png",
+    ("text", "check"): "ok/ok.txt --data.tokenizer bytes",
     ("text", "generate"): "ok/lm --prompt a --max-tokens 2",
     ("info",): "ok/lm",
     ("convert",): "ok/lm out --to triune",
@@ -37,11 +38,29 @@ GOOD = {
 """A command line of each verb that works; verbs that score take the options of `fit`."""
 
 BAD = {
-    int: ("-1", "0", "1000000000000000000", "nan", "1.5", "x", ""),
-    float: ("-1", "0", "1e400", "nan", "x", ""),
-    bool: ("maybe", "2", ""),
-    str: ("", "no such thing", "\ud800"),
+    int: ("-1", "0", "1000000000000000000", "nan", "inf", "1.5", "x", "", "[1, 2]", "{a: 1}"),
+    float: ("-1", "0", "1e30", "1e400", "-inf", "nan", "x", "", "[0.1, 0.2]"),
+    bool: ("maybe", "2", "", "[true]"),
+    str: ("", "no such thing", "\ud800", "[a, b]", "{a: 1}"),
 }
+NONSENSE = ("-1", "nan", "inf", "-inf", "1e400", "x", "", "maybe", "\ud800")
+"""Values that no option has a use for, but for these:"""
+MEANINGFUL = {
+    "--trainer.max_epochs=-1": "no bound on the epochs",
+    "--trainer.max_steps=-1": "no bound on the steps",
+    "--trainer.num_sanity_val_steps=-1": "the whole validation set",
+    "--prompt=": "what a text begins with",
+    "--stop=": "no text to stop at",
+}
+
+
+def judge(option: str, value: str, code: Any, sentence: str) -> str:
+    """What is wrong with how a value was met, in words; empty where nothing is."""
+    if code == 2:
+        return "" if "error: " in sentence and "Traceback" not in sentence else "no sentence"
+    if code not in (0, 1) or "Traceback" in sentence:
+        return "it broke"
+    return "nonsense was taken" if value in NONSENSE and f"{option}={value}" not in MEANINGFUL else ""
 
 
 class Captured(BaseException):
@@ -104,12 +123,16 @@ def verbs() -> list[tuple[str, ...]]:
     return [words for words in GOOD if words != ("demo",)]
 
 
-def attempt(words: tuple[str, ...], option: str, value: str, place: Path) -> tuple[Any, str]:
-    """Exit code and last line on standard error of a verb with one bad value; no training, only what comes before."""
+def attempt(
+    words: tuple[str, ...], option: str, value: str, place: Path, settings: list[str] | None = None
+) -> tuple[Any, str]:
+    """Exit code and last line on standard error of a verb with one bad value; without training, unless `settings` say
+    how.
+    """
     shown = io.StringIO()
-    line = [*words, *GOOD[words].split(), f"{option}={value}"]
+    line = [*words, *GOOD[words].split(), *(settings or []), f"{option}={value}"]
     with (
-        mock.patch.object(training, "_fit", return_value={}),
+        mock.patch.object(training, "_fit", return_value={}) if settings is None else contextlib.nullcontext(),
         contextlib.chdir(place),
         contextlib.redirect_stderr(shown),
         contextlib.redirect_stdout(io.StringIO()),

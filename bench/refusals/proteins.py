@@ -13,9 +13,11 @@ import numpy as np
 
 from .made import A3M, Case, Content, arrays, claimed, folder, packed, pipe, single, table, tarred
 
+PLACES = ("/dev/zero", "ok")
+"""Names that are there already."""
 DCA = "protein dca {}"
 CONTACTS = "protein contacts {} --run ok/pair"
-STRUCTURE = "protein dca ok/ok.a3m --structure {}"
+STRUCTURE = "protein dca ok/ok.a3m --force --structure {}"
 ARRAYS = "protein prepare set --arrays {}"
 SPLIT = "protein prepare set --structures ok/pdb --split {}"
 ALIGNMENTS = "protein prepare set --structures ok/pdb --alignments {}"
@@ -31,6 +33,13 @@ ROWS: list[tuple[str, str, Content, str]] = [
     ("unknown letters", "x.a3m", b">a\nMK1\n", "1"),
     ("damaged gzip", "x.a3m.gz", gzip.compress(A3M)[:-4], "cannot be read"),
 ]
+COMPLEXES: list[tuple[str, str, Content, str]] = [
+    ("a complex with one length", "x.a3m", b"#19,\t1,1\n" + A3M, "chains of 19"),
+    ("lengths that do not add up", "x.a3m", b"#4,5\t1,1\n" + A3M, "residues|length|add up"),
+    ("lengths of zero", "x.a3m", b"#0,19\t1,1\n" + A3M, "#|length|residues"),
+    ("a negative length", "x.a3m", b"#-1,20\t1,1\n" + A3M, "#|length|residues"),
+    ("copies that are not as many", "x.a3m", b"#9,10\t1\n" + A3M, "#|copies|length|residues"),
+]
 MORE: list[tuple[str, str, Content, str]] = [
     ("no format", "x.dat", b"1234", "no format"),
     ("unequal rows of FASTA", "x.fasta", b">a\nMKV\n>b\nMK\n", "columns|holds 2 sequences"),
@@ -42,6 +51,14 @@ MORE: list[tuple[str, str, Content, str]] = [
     ("one residue", "x.a3m", b">a\nM\n", "residue"),
 ]
 ATOM = b"ATOM      1  CA  ALA A   1      xx.000   1.0     1.0  1.00\n"
+CIF = b"data_x\nloop_\n" + b"".join(
+    b"_atom_site." + name + b"\n"
+    for name in (b"group_PDB", b"label_atom_id", b"label_comp_id", b"auth_asym_id", b"auth_seq_id", b"Cartn_x")
+) + b"_atom_site.Cartn_y\n_atom_site.Cartn_z\n"  # fmt: skip
+OTHER = b"".join(
+    f"ATOM  {n:5}  {atom:<3} TRP A{1 + n // 4:4}    {n:8.3f}{n / 2:8.3f}{0.0:8.3f}{1.0:6.2f}{0.0:6.2f}\n".encode()
+    for n, atom in enumerate(["N", "CA", "C", "CB"] * 30)
+)
 STRUCTURES: list[tuple[str, str, Content, str]] = [
     ("a pipe", "x.pdb", pipe, "pipe"),
     ("an empty file", "x.pdb", b"", "empty"),
@@ -50,6 +67,41 @@ STRUCTURES: list[tuple[str, str, Content, str]] = [
     ("mmCIF without atoms", "x.cif", b"data_X\n", "mmCIF"),
     ("a binary file", "x.pdb", bytes(range(256)), "no protein|PDB|binary"),
     ("a coordinate that is no number", "x.pdb", ATOM, "PDB"),
+    (
+        "a residue number that is none",
+        "x.pdb",
+        ATOM.replace(b"xx.000", b" 1.000").replace(b"A   1 ", b"A  x! "),
+        "number",
+    ),
+    (
+        "a hybrid-36 number cut short",
+        "x.pdb",
+        ATOM.replace(b"xx.000", b" 1.000").replace(b"A   1 ", b"AA0   "),
+        "number",
+    ),
+    ("coordinates that are not finite", "x.pdb", ATOM.replace(b"xx.000", b"   nan"), "no protein|position"),
+    ("a CA alone", "x.pdb", ATOM.replace(b"xx.000", b" 1.000"), "CA only|position"),
+    ("water only", "x.pdb", ATOM.replace(b"xx.000", b" 1.000").replace(b"CA  ALA", b"O   HOH"), "no protein"),
+    ("mmCIF of a ligand", "x.cif", b"data_ATP\n_chem_comp.id ATP\n", "no atoms"),
+    ("mmCIF with a cut row", "x.cif", CIF + b"ATOM CA ALA A 1 1.0\n", "mmCIF"),
+    ("mmCIF with a text as coordinate", "x.cif", CIF + b"ATOM CA ALA A 1 x 2.0 3.0\n", "mmCIF"),
+    (
+        "mmCIF with coordinates that are not finite",
+        "x.cif",
+        CIF + b"ATOM CB ALA A 1 nan 2.0 3.0\n",
+        "no protein|position|finite",
+    ),
+    ("mmCIF with a text as residue number", "x.cif", CIF + b"ATOM CA ALA A x 1.0 2.0 3.0\n", "number"),
+    ("mmCIF with a key twice", "x.cif", b"data_x\n_a 1\n_a 2\n", "mmCIF"),
+    (
+        "mmCIF with an open text",
+        "x.cif",
+        b"data_x\nloop_\n_atom_site.label_atom_id\n;never closed\n",
+        "mmCIF|no protein",
+    ),
+    ("a device", "/dev/zero", b"", "device"),
+    ("a folder without a structure", "ok", b"", "no protein"),
+    ("another protein", "x.pdb", OTHER, "W{9}"),
     ("damaged gzip", "x.pdb.gz", b"\x1f\x8b\x08hello", "cannot be read"),
 ]
 CHAINS: dict[str, Any] = {
@@ -77,7 +129,7 @@ SPLITS: list[tuple[str, Content, str]] = [
     ("a pipe", pipe, "pipe"),
     ("an empty file", b"", "no column"),
     ("commas", b"chain,cluster,split\n", "no column"),
-    ("another split", b"chain\tcluster\tsplit\na\tb\tc\n", "allowed are"),
+    ("another split", b"chain\tcluster\tsplit\na\tb\tc\n", "must have train"),
     ("a short row", b"chain\tcluster\tsplit\na\n", "not as many cells"),
     ("a chain twice", b"chain\tcluster\tsplit\na\tb\tval\na\tb\ttrain\n", "twice"),
     ("no UTF-8", b"chain\tcluster\tsplit\n\xe9\tb\tval\n", "table"),
@@ -119,12 +171,14 @@ def cases() -> Iterator[Case]:
     """All of this room."""
 
     def rows(several: list[tuple[str, str, Content, str]]) -> list[tuple[str, str, dict[str, Content], str]]:
-        return [(about, name, {name: content}, words) for about, name, content, words in several]
+        laid = lambda name, content: {} if name in PLACES else {name: content}  # noqa: E731
+        return [(about, name, laid(name, content), words) for about, name, content, words in several]
 
     places = [("no such file", "none.a3m", {}, "No such file"), ("an empty folder", "f", {"f": folder}, "no sequence")]
     yield from table("alignments", DCA, [*rows(ROWS), *rows(MORE), *places])
     yield from table("contacts", CONTACTS, rows([row for row in ROWS if row[0] != "unequal rows"]))
     yield from table("sequences", PRETRAIN, rows([row for row in ROWS if row[0] != "unequal rows"]))
+    yield from table("complexes", CONTACTS, rows(COMPLEXES))
     yield from table("structures", STRUCTURE, rows(STRUCTURES))
     yield from table("arrays of chains", ARRAYS, single(".npz", ODD))
     yield from table("splits", SPLIT, single(".tsv", SPLITS))

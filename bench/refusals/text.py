@@ -35,11 +35,20 @@ def cases() -> Iterator[Case]:
     yield from table("text", TEXT, PLACES)
     yield from table("text", TEXT, single(".jsonl", ROWS))
     yield from table("text", TEXT, single(".jsonl.gz", PACKED))
-    yield from table("text", TEXT, single(".parquet", [("no Parquet", b"PAR1", "Parquet|pyarrow")]))
+    yield from table("text", TEXT, single(".parquet", TABLES))
+    devices = [("a device", "/dev/zero", {}, "device|no file"), ("a name that is not UTF-8", "caf\udce9", {}, "UTF-8")]
+    yield from table("text", TEXT, devices)
+    yield from table("conversations", CHATS, devices)
+    yield from table("prompts", WRITE, devices)
     yield from table("conversations", CHATS, single(".jsonl", ROWS))
     conversations = [
         ("no answer", [message | {"role": "user"}], "no answer"),
         ("a number as content", [message | {"content": 3}], "must be a text"),
+        ("a role of nobody", [message | {"role": "god"}, message], "role"),
+        ("messages that are a text", "hello", "messages|list"),
+        ("messages that are numbers", [1, 2], "message|object"),
+        ("no messages", [], "no message|empty|answer"),
+        ("a message without a role", [{"content": "a"}, message], "role"),
         ("one conversation", [{"role": "user", "content": "q"}, message], "at least 2"),
     ]
     rows = [(about, json.dumps({"messages": found}).encode(), words) for about, found, words in conversations]
@@ -64,10 +73,20 @@ PLACES = [
     ("a pattern that matches nothing", "*.none", {}, "no file matches"),
     ("a package that is not there", "package:none", {}, "no installed package"),
 ]
+TABLES: list[tuple[str, Content, str]] = [
+    ("no Parquet", b"PAR1", "Parquet|pyarrow"),
+    ("an empty Parquet", b"", "Parquet|pyarrow|empty"),
+    ("a Parquet that is a pipe", pipe, "pipe"),
+    ("a Parquet of zero bytes", b"PAR1" + bytes(200) + b"PAR1", "Parquet|pyarrow"),
+]
 PACKED: list[tuple[str, Content, str]] = [
     ("damaged gzip", gzip.compress(b'{"text": "a"}' * 99)[:-9], "cannot be read"),
     ("no gzip", b'{"text": "a"}', "cannot be read"),
 ]
+PATTERN = (
+    b'{"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": false},'
+    b' "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+)
 TOKENIZERS: list[tuple[str, Content, str]] = [
     ("a pipe", pipe, "no tokenizer|pipe"),
     ("no JSON", b"hello", "as a tokenizer"),
@@ -75,6 +94,21 @@ TOKENIZERS: list[tuple[str, Content, str]] = [
     ("another JSON", b"{}", "as a tokenizer"),
     ("deep nesting", b"[" * 100_000, "as a tokenizer"),
     ("no UTF-8", b"\xff\xfe", "as a tokenizer"),
+    ("a device", lambda path: path.symlink_to("/dev/zero"), "device|tokenizer"),
+    ("no model", b'{"version": "1.0"}', "as a tokenizer"),
+    ("a model of no kind", b'{"model": {"type": "X"}}', "as a tokenizer"),
+    (
+        "merges of words that are not there",
+        b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}}',
+        "as a tokenizer",
+    ),
+    ("an empty vocabulary", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "vocabulary|tokenizer"),
+    ("a negative number", b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "as a tokenizer"),
+    (
+        "a pattern that is none",
+        PATTERN,
+        "as a tokenizer",
+    ),
     ("a vocabulary that is a list", b'{"model": {"type": "BPE", "vocab": [], "merges": []}}', "as a tokenizer"),
 ]
 YAML: list[tuple[str, Content, str]] = [

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.checkpoints.family import Pretrained
 from ...core.checkpoints.native import load_config
 from ...core.checkpoints.source import open_source
+from ...core.checks import check
 from ...core.initialise import uninitialised
 from ...core.training.freezing import FreezeConfig
 from ...core.training.module import Loss, TrainingModule
@@ -65,6 +66,13 @@ class PairTask(TrainingModule):
         super().__init__(**training)
         self.preset, self.settings = preset, settings
         self.config = PairConfig.preset(preset, **settings or {})
+        weights = {
+            "contact_weight": contact_weight, "distogram_weight": distogram_weight, "local_weight": local_weight
+        }  # fmt: skip
+        for name, weight in weights.items():
+            check(weight >= 0, f"model.{name}", weight, "at least 0")
+        either = "above 0 where model.distogram_weight is 0"
+        check(contact_weight + distogram_weight > 0, "model.contact_weight", contact_weight, either)
         self.contact_weight, self.distogram_weight = contact_weight, distogram_weight
         self.local_weight = local_weight
         self.metrics = ContactMetrics()

@@ -168,7 +168,7 @@ def _marked(file: str | Path, text: str) -> list[Block]:
     chains: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     if match := COLABFOLD.match(text):
-        chains, copies = (tuple(int(number) for number in part.split(",") if number) for part in match.groups())
+        chains, copies = _lengths_and_copies(file, match[1], match[2])
         chains = chains if len(chains) > 1 else ()
         if max(copies, default=1) > 1:
             notes = ("of a chain in several copies one is read: contacts between copies look like contacts within one",)
@@ -185,6 +185,18 @@ def _marked(file: str | Path, text: str) -> list[Block]:
             rows = queries.setdefault(records[0].letters, [])
             rows += records[1:] if rows else records
     return [Block(rows, rows[0].name, chains, notes) for rows in queries.values()]
+
+
+def _lengths_and_copies(file: str | Path, lengths: str, copies: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The numbers of ColabFold's first line: residues of each chain, and how many copies there are of it."""
+    first, second = (part.strip(",").split(",") for part in (lengths, copies))
+    positive = all(re.fullmatch(r"0*[1-9]\d{0,8}", word) for word in (*first, *second))
+    if len(first) != len(second) or not positive:
+        raise UserError(
+            f"'{file}': its first line gives chains of {lengths} residues in {copies} copies, but must give a positive "
+            "number of each for every chain; mend or remove the line."
+        )
+    return tuple(map(int, first)), tuple(map(int, second))
 
 
 def alignment_of(file: str | Path, block: Block, format: Format, max_rows: int = MAX_ROWS) -> Alignment:

@@ -27,7 +27,7 @@ SUFFIXES: dict[str, Format] = {
     **dict.fromkeys((".fasta", ".fa", ".fas", ".faa", ".afa", ".mfa", ".seq"), "fasta"),
 }
 CLUSTAL = ("CLUSTAL", "MUSCLE", "PROBCONS", "MSAPROBS", "Kalign")
-COLABFOLD = re.compile(r"#([\d,]+)[ \t]+([\d,]+)[ \t]*(?:\n|$)")
+COLABFOLD = re.compile(r"#([-\d,]+)[ \t]+([-\d,]+)[ \t]*(?:\n|$)")
 """The first line that ColabFold writes: lengths of the chains, and how many copies there are of each."""
 
 ALIKE = 0.2

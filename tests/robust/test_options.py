@@ -1,7 +1,6 @@
 """Bad values for every leaf option of every verb: one sentence and exit code 2, or a value that means something.
 
-A sample runs here, without training: `pytest tests/robust/test_options.py --slow` tries every option and value (about
-ten minutes).
+A sample runs here, without training. `python -m triune.bench.refusals.sweep` tries every option and value, for real.
 """
 
 from __future__ import annotations
@@ -10,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from triune.bench.refusals.options import GOOD, attempt, leaves, pairs, parser_of, verbs
+from triune.bench.refusals.options import GOOD, attempt, judge, leaves, pairs, parser_of, verbs
 from triune.bench.refusals.run import make_good
 from triune.core.errors import UserError
 from triune.core.options import Parser, number, whole
 
-NONSENSE = ("-1", "nan", "x", "", "maybe", "\ud800")
-"""Values that no option has a use for, but for these:"""
-MEANINGFUL = {
-    "--trainer.max_epochs=-1": "no bound on the epochs",
-    "--trainer.max_steps=-1": "no bound on the steps",
-    "--trainer.num_sanity_val_steps=-1": "the whole validation set",
-    "--prompt=": "what a text begins with",
-    "--stop=": "no text to stop at",
-}
 TRAINING = {("text", "fit"), ("vision", "fit"), ("protein", "fit"), ("protein", "pretrain"), ("vision", "probe")}
 
 
@@ -47,9 +37,8 @@ def test_bad_values_are_refused_in_one_sentence(
         place.mkdir()
         (place / "ok").symlink_to(good)
         code, sentence = attempt(words, option, value, place)
-        fine = code in (0, 1) and (value not in NONSENSE or f"{option}={value}" in MEANINGFUL)
-        if not fine and not (code == 2 and sentence.startswith("error: ")):
-            faults.append(f"{option}={value!r}: {code} {sentence}")
+        if fault := judge(option, value, code, sentence):
+            faults.append(f"{fault}: {option}={value!r}: {code} {sentence}")
     assert faults == []
 
 

@@ -83,7 +83,7 @@ class TextData(ResumableData):
             raise UserError("data.columns is given without data.chats; it maps the columns of conversations.")
         if on_error not in ("stop", "skip"):
             raise UserError(f"data.on_error is {on_error}, but must be stop or skip; choose one.")
-        self._check_options(val_fraction, tokenizer, vocab_size, context, batch_size, workers, seed)
+        self._check_options(val_fraction, vocab_size, context, batch_size, workers, seed)
         self.files, self.val_files, self.val_fraction = files, val_files, val_fraction
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.context, self.batch_size, self.seed = context, batch_size, seed
@@ -116,9 +116,8 @@ class TextData(ResumableData):
 
     @staticmethod
     def _check_options(
-        val_fraction: float, tokenizer: str | None, vocab_size: int, context: int, batch_size: int,
-        workers: int | None, seed: int,
-    ) -> None:  # fmt: skip
+        val_fraction: float, vocab_size: int, context: int, batch_size: int, workers: int | None, seed: int
+    ) -> None:
         if not 0 < val_fraction < 1:
             raise UserError(
                 f"data.val_fraction is {val_fraction}, but must lie between 0 and 1; give 0.1, for example."
@@ -128,9 +127,8 @@ class TextData(ResumableData):
             "batch_size": (batch_size, 1),
             "workers": (workers or 0, 0),
             "seed": (seed, 0),
+            "vocab_size": (vocab_size, 257),
         }
-        if tokenizer in ("bpe", None):
-            least["vocab_size"] = (vocab_size, 257)
         for name, (value, bound) in least.items():
             if value < bound:
                 why = " (256 bytes and the end of text)" if name == "vocab_size" else ""

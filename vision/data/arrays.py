@@ -137,7 +137,11 @@ def _torchvision(dataset: str, folder: Path) -> Collection:
         return Collection(list(loaded["train"].classes), sides, numbered=True)
     loaded = {side: kind(str(folder), train=side == "train", download=True) for side in ("train", "test")}
     sides = {
-        side: _images(torch.as_tensor(data.data).numpy(), np.array(data.targets, dtype=np.int64), f"{dataset} {side}")
+        side: _images(
+            torch.as_tensor(data.data).numpy(),
+            torch.as_tensor(data.targets).numpy().astype(np.int64),
+            f"{dataset} {side}",
+        )
         for side, data in loaded.items()
     }
     return Collection(list(loaded["train"].classes), sides, numbered=True, mirror=dataset != "MNIST")

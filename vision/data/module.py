@@ -24,6 +24,8 @@ from .trained import Trained, resolved
 
 MEMORY = 4.0
 """GB of pixels that are kept in memory unless told otherwise."""
+MOST_PIXELS = 16_384
+"""Largest side of the images that a model sees."""
 
 
 class ImageData(ResumableData):
@@ -114,10 +116,12 @@ class ImageData(ResumableData):
         if channels not in (None, 1, 3):
             raise UserError(f"data.channels is {channels}, but must be 1 (grey) or 3 (colour).")
         sides = [image_size] if isinstance(image_size, int) else list(image_size or [1])
-        if len(sides) > 2 or min(sides) < 1:
+        if len(sides) > 2 or min(sides) < 1 or max(sides) > MOST_PIXELS:
             raise UserError(
-                f"data.image_size is {image_size}, but must be a positive number or two (height and width)."
+                f"data.image_size is {image_size}, but must be one or two numbers from 1 to {MOST_PIXELS:,}."
             )
+        if memory < 0:
+            raise UserError(f"data.memory is {memory:g}, but must be at least 0.")
         self.root, self.val_root, self.test_root, self.dataset = root, val_root, test_root, dataset
         self.val_fraction, self.on_error, self.seed = val_fraction, on_error, seed
         self.image_size: Any = image_size

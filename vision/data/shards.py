@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import parsing
+from ...core.files import MAX_JSON_BYTES, check_regular, parsing, read_bytes
 from .collection import Collection, Images, Side, side_of
 from .images import EXTENSIONS
 
@@ -53,7 +53,7 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    with parsing(path, "an uncompressed tar"), tarfile.open(path, "r:") as tar:
+    with parsing(path, "an uncompressed tar"), tarfile.open(check_regular(path), "r:") as tar:
         yield from tar
 
 
@@ -139,7 +139,9 @@ def _classes(path: Path, labels: set[str]) -> tuple[list[str], dict[str, int], b
 
 def _named(path: Path) -> dict[int, str]:
     """The names in a `classes.txt`, by number."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    with parsing(path, "a list of classes"):
+        text = read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     keyed = [re.fullmatch(r"([0-9]{1,9})[\s,:;=]+(\S.*)", line) for line in lines]
     if lines and all(keyed):
         return {int(match[1]): match[2] for match in keyed if match}

@@ -29,6 +29,13 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "data.workers": (0, 1024),
 }
 """Least and largest value of options; -1 stands for no bound, or for all. Each worker is a process."""
+OURS = {
+    "trainer.default_root_dir": "--run names the folder",
+    "trainer.model_registry": "--run names the folder",
+    "trainer.enable_progress_bar": "progress is shown in any case",
+    "trainer.enable_model_summary": "the opening lines say what the model is",
+}
+"""Options of Lightning's trainer whose work is done here, and what to do instead."""
 
 
 def check(config: Any) -> None:
@@ -40,10 +47,17 @@ def check(config: Any) -> None:
     values = vars(config.as_flat())
     for name, value in values.items():
         for part in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(part, float) and not math.isfinite(part):
-                raise UserError(f"--{name} is {part}, but must be a finite number.")
+            if isinstance(part, float) and not abs(part) <= MOST:
+                raise UserError(f"--{name} is {part}, but must be a finite number of at most {MOST:,} in size.")
             if isinstance(part, str) and not part.strip():
                 raise UserError(f"--{name} is empty, but must have a value; leave it out for the default.")
+    for name, instead in OURS.items():
+        if values.get(name) is not None:
+            raise UserError(f"--{name} is given, but is not used here; {instead}.")
+    for name, unbounded in (("max_steps", True), ("max_epochs", True), ("limit_train_batches", False)):
+        if (value := values.get(f"trainer.{name}")) == 0 and not isinstance(value, bool):
+            rest = ", or -1 for no bound" if unbounded else ", or a part of an epoch above 0"
+            raise UserError(f"--trainer.{name} is 0, which trains nothing; it must be at least 1{rest}.")
     for name, (least, most) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not isinstance(value, bool) and not least <= value <= most:

@@ -102,8 +102,12 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Stopped within a validation, which the resumed run begins again; but not one after the last step, where the
-        # resumed run would have nothing to do.
-        if isinstance(exception, Stopped) and trainer.global_step != self._saved_step and not _is_over(trainer):
+        # resumed run would have nothing to do, nor before the training has begun.
+        began = self._saved_step >= 0
+        if (
+            isinstance(exception, Stopped) and began
+            and trainer.global_step != self._saved_step and not _is_over(trainer)
+        ):  # fmt: skip
             self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:

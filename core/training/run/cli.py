@@ -143,8 +143,8 @@ class TaskCLI(LightningCLI):
             raise UserError(sentences.validation(str(error))) from error
         except ValueError as error:  # constructors only check their arguments
             raise UserError(sentences.validation(str(error))) from error
-        except (TypeError, RuntimeError, MemoryError, OverflowError) as error:
-            # Sizes that no memory holds, and values that Lightning meets without a check.
+        except (TypeError, RuntimeError, MemoryError, OverflowError, ImportError) as error:
+            # Sizes that no memory holds, values that Lightning meets without a check, and what they need.
             why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(
                 f"Model, data or trainer cannot be made with these options ({why}); change them."

@@ -19,6 +19,7 @@ from triune.bench.kills.trainings import TRAININGS
 from triune.core.training.run.folder import RunFolder
 
 MOMENTS = {
+    "before training": ("setup", 0.3, signal.SIGTERM),
     "first epoch": ("on_train_batch_start", 0.05, signal.SIGKILL),
     "window": ("on_after_backward", 0.55, signal.SIGTERM),
     "step": ("optimizer_step", 0.4, signal.SIGINT),
@@ -35,6 +36,7 @@ MOMENTS = {
 QUICK = {
     ("text", "window"), ("text", "checkpoint"), ("text-workers", "step"), ("lora", "last validation"),
     ("vision", "validation"), ("contacts", "first checkpoint"), ("pretrain", "terminated validation"),
+    ("pretrain", "before training"),
 }  # fmt: skip
 
 

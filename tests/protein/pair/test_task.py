@@ -171,3 +171,17 @@ def test_the_exported_model_says_which_inputs_it_knows(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["inputs"] == {"profiles": 1.0, "msa_rows": 0}  # every built-in chain has a profile, none an alignment
     assert PairModel.from_pretrained(tmp_path).config == task.config
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"contact_weight": -1.0}, "model.contact_weight is -1.0, but must be at least 0."),
+        ({"local_weight": -0.1}, "model.local_weight is -0.1, but must be at least 0."),
+        ({"contact_weight": 0.0, "distogram_weight": 0.0}, "must be above 0 where model.distogram_weight is 0."),
+    ],
+)
+def test_weights_that_train_uphill_or_nothing_are_refused(values: dict[str, float], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        PairTask(**values)
+    assert sentence in str(error.value)

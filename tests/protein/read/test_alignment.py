@@ -103,6 +103,9 @@ def test_colabfold_a3m_of_one_chain_and_of_a_complex():
     assert parse("#3,1\t1,2\n" + A3M).chains == (3, 1)
     with pytest.raises(UserError, match="chains of 3, 2 residues, together 5, but the query has 4"):
         parse("#3,2\t1,1\n" + A3M)
+    for line in ("#4\t1,1", "#3,1\t1", "#0,4\t1,1", "#-1,5\t1,1", "#3,1\t1,0"):
+        with pytest.raises(UserError, match="must give a positive number of each for every chain"):
+            parse(f"{line}\n{A3M}")
 
 
 def test_colabfold_nul_bytes_between_databases_are_joined_and_between_queries_refused():

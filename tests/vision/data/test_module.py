@@ -207,6 +207,10 @@ def test_webdataset_shards_are_read_in_place(tmp_path: Path) -> None:
     assert data.names["val"] == ["val-000.tar:v0", "val-000.tar:v1"]
     pixels, _ = data.arrays("val") or pytest.fail("small images must be in memory")
     assert torch.equal(pixels[1].permute(1, 2, 0), torch.from_numpy(np.asarray(picture(51)).copy()))
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="cannot be read as a list of classes"):
+        made(tmp_path)
+    (tmp_path / "classes.txt").unlink()
     shard("train-002.tar", [("c", "one", 90)])
     with pytest.raises(UserError):  # names among numbers: the validation shards lack the class
         made(tmp_path / "train-002.tar")

@@ -1,0 +1,106 @@
+"""`python -m triune.bench.refusals.sweep [WORDS …]`: every option of every verb with every bad value, for real.
+
+Each command runs in a process of its own, forked from one that has imported everything; trainings take two steps. What
+is neither refused in one sentence nor done is printed, and what is done with a value that no option has a use for.
+`--accepted FILE` lists all that was done, to be read by a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from triune import cli
+
+from ..kills.server import Ended, exit_code
+from .options import attempt, judge, pairs, verbs
+from .run import make_good
+
+QUICK = (
+    "--trainer.max_steps=2 --trainer.limit_val_batches=1 --trainer.logger=false --trainer.accelerator=cpu --threads=1"
+)
+SMALL = "--model.transformer.dim=16 --model.transformer.depth=1 --model.transformer.heads=2"
+SETTINGS: dict[tuple[str, ...], str] = {
+    ("text", "fit"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
+    ("vision", "fit"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
+    ("protein", "fit"): f"{QUICK} --data.crop=16 --data.batch_size=1 --model.preset=tiny",
+    (
+        "protein",
+        "pretrain",
+    ): f"{QUICK} --data.context=16 --data.batch_size=2 --model.size=tiny --model.structures=ok/set",
+    ("vision", "probe"): "--data.batch_size=2",
+}
+FOREVER = ("--trainer.max_steps=-1", "--trainer.max_steps=1000000000000000000")
+"""These train until somebody stops them."""
+BYTES = 24 << 30
+"""Address space of a command: a size that no memory holds must be refused, not be tried."""
+
+
+def in_a_process(words: tuple[str, ...], option: str, value: str, place: Path) -> Ended:
+    """Run a verb with one bad value."""
+    shown = place / ".shown"
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException), shown.open("w") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+            try:
+                ended, sentence = attempt(words, option, value, place, SETTINGS.get(words, "").split())
+                file.write(f"Traceback of {sentence}" if ended == "traceback" else sentence)
+                code = ended if isinstance(ended, int) else 1
+            except BaseException:
+                traceback.print_exc(file=file)
+        os._exit(code)
+    code = exit_code(child)
+    return Ended(code, shown.read_text(errors="replace"), 0.0)
+
+
+def _prepare(good: Path) -> None:
+    """A small set of chains for the contact head of a language model."""
+    words = f"protein prepare {good}/set --arrays {good}/chains.npz --no-mmseqs --val 0.3"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(words.split()) == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m triune.bench.refusals.sweep")
+    parser.add_argument("verb", nargs="*", help="such as: text fit; all by default")
+    parser.add_argument("--accepted", type=Path, help="a file that lists what was done")
+    parser.add_argument("--only", default="", help="a part of the names of the options")
+    chosen = parser.parse_args()
+    wanted = [words for words in verbs() if not chosen.verb or words == tuple(chosen.verb)]
+    tried = faults = 0
+    with tempfile.TemporaryDirectory() as name, (chosen.accepted or Path(os.devnull)).open("w") as accepted:
+        os.environ["TRIUNE_CACHE"] = f"{name}/cache"
+        make_good(Path(name, "good"))
+        _prepare(Path(name, "good"))
+        for words in wanted:
+            for option, value in pairs(words):
+                if chosen.only not in option or f"{option}={value}" in FOREVER:
+                    continue
+                place = Path(name, str(tried))
+                place.mkdir()
+                (place / "ok").symlink_to(Path(name, "good"))
+                tried += 1
+                ended = in_a_process(words, option, value, place)
+                line = f"{' '.join(words)} {option}={value!r}: {ended.code} {ended.printed.strip()[-300:]}"
+                if fault := judge(option, value, ended.code, ended.printed):
+                    faults += 1
+                    print(f"{fault}: {line}", flush=True)
+                elif ended.code != 2:
+                    print(line, file=accepted, flush=True)
+    print(f"{tried} values tried, {faults} faults")
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
