@@ -80,7 +80,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     """Copies `state` into `model`; every name and shape must agree.
 
     Names of `model` that share a tensor with a stored name (tied weights) may be absent. Raises UserError listing what
-    is missing, unexpected or of another shape.
+    is missing, unexpected, of another shape, or not finite.
     """
     own = model.state_dict()
     present = {own[name].data_ptr() for name in state if name in own}
@@ -95,6 +95,27 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     text = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems if names)
     if text:
         raise UserError(f"The weights of '{source}' do not fit this model ({text}); was it made with other settings?")
+    refuse_not_finite([name for name, tensor in state.items() if not finite(tensor)], source)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or no number; one pass, and no second tensor of this size."""
+    return (
+        not tensor.is_floating_point()
+        or not tensor.numel()
+        or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+    )
+
+
+def refuse_not_finite(names: list[str], source: str) -> None:
+    """Raises UserError if there are `names`: of weights that hold values that are not finite, which would reach every
+    output of a model.
+    """
+    if names:
+        raise UserError(
+            f"{len(names)} weights of '{source}' hold values that are not finite ({few(names)}): the file is damaged, "
+            "or the training diverged; take another checkpoint."
+        )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import few
 from ..layers import Norm
+from .native import finite, refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,9 @@ class WeightMap:
     def load(self, model: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
         """Copies their weights into `model`, one at a time: a mapping that reads each when asked needs no second copy.
 
-        Raises UserError as `to_ours` does, and for a shape that is not the model's.
+        Raises UserError as `to_ours` does, for a shape that is not the model's, and for values that are not finite.
         """
-        own = unique_state(model)
+        own, odd = unique_state(model), []
         with torch.no_grad():
             for name, tensor in self._translate(theirs, own, source):
                 if tensor.shape != own[name].shape:
@@ -207,6 +208,8 @@ class WeightMap:
                         f"{tuple(own[name].shape)} here; was it made with other settings?"
                     )
                 own[name].copy_(tensor)
+                odd += [] if finite(tensor) else [name]
+        refuse_not_finite(odd, source)
 
     def _translate(
         self, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str

@@ -60,3 +60,10 @@ def test_another_class_is_refused(tmp_path: Path) -> None:
     Sum(SumConfig()).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="describes Sum, but Product was expected here"):
         Product.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    Sum(SumConfig()).save_pretrained(tmp_path, {"weight": torch.tensor([1.0, value, 2.0])})
+    with pytest.raises(UserError, match=r"1 weights of '.*' hold values that are not finite \(weight\)"):
+        Sum.from_pretrained(tmp_path)
