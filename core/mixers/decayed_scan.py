@@ -88,7 +88,8 @@ def _part(
 
 def chunks(x: Tensor, chunk: int) -> Tensor:
     """`[batch, tokens, heads, width]` -> `[batch, heads, chunks, chunk, width]`, filled up with zeros."""
-    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
+    missing = -x.shape[1] % chunk
+    x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x  # filling up by nothing would copy
     return x.unflatten(1, (-1, chunk)).movedim(3, 1)
 
 

@@ -10,9 +10,14 @@ transformers with the delta rule", section 3).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .decayed_scan import chunk_decays, chunks
+
+BLOCK = 4
+"""Size of the triangular matrices that are inverted by their powers. With 8 the rounding of equal keys is four times as
+large."""
 
 
 def reference_delta_scan(
@@ -34,7 +39,7 @@ def reference_delta_scan(
 
 def delta_scan(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, begins: Tensor | None = None,
-    state: Tensor | None = None, chunk: int = 64,
+    state: Tensor | None = None, chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the recurrence in chunks.
 
@@ -54,21 +59,52 @@ def delta_scan(
     tokens = v.shape[1]
     if tokens == 1:
         return reference_delta_scan(q, k, v, beta, log_decay, begins, state)
-    chunk = min(chunk, tokens)
-    q, k, v, beta = (chunks(x, chunk) for x in (q, k, v, beta[..., None]))  # [batch, heads, chunks, chunk, ·]
+    chunk, heads = min(chunk, tokens), v.shape[2]
+    q, k, v, beta = (chunks(x, chunk).contiguous() for x in (q, k, v, beta[..., None]))
     between, head, tail, whole = chunk_decays(chunks(log_decay[..., None], chunk), begins, chunk)
     # The corrections u solve u_i + β_i Σ_{j<i} between_ij (k_i·k_j) u_j = β_i (v_i - head_i Sᵀ k_i), with S the state
-    # before the chunk; they are linear in S, so one solution serves: u = own - seen S.
-    system = (beta * between * (k @ k.mT)).tril(-1)
-    right = torch.cat([beta * v, beta * head[..., None] * k], dim=-1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    own, seen = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
-    scores, reading, writing = q @ k.mT * between, head[..., None] * q, (k * tail[..., None]).mT
-    s = own.new_zeros(*own.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
-    outputs = []
-    for c in range(own.shape[2]):
-        u = own[:, :, c] - seen[:, :, c] @ s
-        outputs.append(scores[:, :, c] @ u + reading[:, :, c] @ s)
-        s = whole[:, :, c, None, None] * s + writing[:, :, c] @ u
-    y = torch.stack(outputs, dim=2).flatten(2, 3).transpose(1, 2)
-    return y[:, :tokens], s
+    # before the chunk; they are linear in S, so one solution serves: u = own - seen S. Decays and β are multiplied into
+    # the chunk x chunk matrices, the smallest ones.
+    solve = unit_lower_inverse(k @ k.mT * (between * beta)) * beta.mT
+    own, seen, scores = solve @ v, solve * head[..., None, :] @ k, q @ k.mT * between
+    s = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
+    s, outputs = s.flatten(0, 1), []
+    parts = (own, seen, scores, q, k, head[..., None], tail[..., None], whole[..., None, None])
+    for own, seen, scores, q, k, head, tail, whole in zip(*(x.flatten(0, 1).unbind(1) for x in parts), strict=True):
+        u = torch.baddbmm(own, seen, s, alpha=-1)  # each of the parts is now [batch·heads, chunk, ·]
+        outputs.append(torch.baddbmm(head * (q @ s), scores, u))
+        s = torch.baddbmm(whole * s, k.mT, tail * u)
+    y = torch.stack(outputs, dim=1).unflatten(0, (-1, heads)).flatten(2, 3).transpose(1, 2)
+    return y[:, :tokens], s.unflatten(0, (-1, heads))
+
+
+def unit_lower_inverse(x: Tensor) -> Tensor:
+    """The inverse of I + L, with L the part of `x` `[..., size, size]` below its diagonal; the rest is not read.
+
+    Blocks of `BLOCK` are inverted as the product (I - L)(I + L²)(I + L⁴)…, which ends because L to the power of `BLOCK`
+    is zero; then two neighbours A and B with C below A become one, whose lower left part is -B⁻¹ C A⁻¹. The product
+    alone would serve any size, but the powers of a large L grow beyond what float32 can take back. A batch of LAPACK's
+    triangular solutions takes longer, forward and backward.
+    """
+    size, width = x.shape[-1], BLOCK
+    while width < size:
+        width *= 2
+    x = F.pad(x, (0, width - size, 0, width - size)) if width > size else x
+    power, reach = _diagonal_blocks(x, BLOCK).tril(-1), 2
+    inverse = torch.eye(BLOCK, dtype=x.dtype, device=x.device) - power
+    while reach < BLOCK:
+        power, reach = power @ power, 2 * reach
+        inverse = inverse + inverse @ power
+    at = BLOCK
+    while at < width:
+        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        below = -(second @ _diagonal_blocks(x, 2 * at)[..., at:, :at] @ first)
+        inverse = torch.cat([F.pad(first, (0, at)), torch.cat([below, second], dim=-1)], dim=-2)
+        at *= 2
+    return inverse[..., 0, :size, :size]
+
+
+def _diagonal_blocks(x: Tensor, size: int) -> Tensor:
+    """`[..., n·size, n·size]` -> the n blocks on its diagonal, `[..., n, size, size]`."""
+    x = x.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+    return x.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from triune.core.mixers.channel_scan import channel_scan, reference_channel_scan
 from triune.core.mixers.decayed_scan import decayed_scan, reference_decayed_scan
-from triune.core.mixers.delta_scan import delta_scan, reference_delta_scan
+from triune.core.mixers.delta_scan import delta_scan, reference_delta_scan, unit_lower_inverse
 
 BATCH, TOKENS, HEADS, STATE, WIDTH = 2, 37, 4, 3, 5
 
@@ -139,3 +139,26 @@ def test_float32_keeps_the_delta_rule_to_a_millionth() -> None:
     y, _ = delta_scan(*inputs)
     exact, _ = reference_delta_scan(*(x.double() for x in inputs))
     assert (y - exact).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 31, 64])
+def test_the_inverse_of_a_triangular_matrix(size: int) -> None:
+    torch.manual_seed(0)
+    x = (0.2 * random(2, 3, size, size)).requires_grad_()  # larger ones have no inverse that float64 could hold
+    expected = torch.linalg.inv(torch.eye(size, dtype=x.dtype) + x.tril(-1))
+    assert_close(unit_lower_inverse(x), expected)
+    weight = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (unit_lower_inverse(x), expected))
+    assert_close(ours, theirs)
+
+
+def test_equal_keys_without_decay_lose_no_precision() -> None:
+    """All entries of L are one here: its powers reach C(31, 15), yet the inverse has entries 1 and -1 only."""
+    ones = torch.ones(64, 64)
+    expected = torch.eye(64) - torch.eye(64).roll(1, 0).tril(-1)
+    assert_close(unit_lower_inverse(ones), expected, rtol=0, atol=1e-5)
+    torch.manual_seed(0)
+    key = torch.nn.functional.normalize(torch.randn(1, 1, 1, 16), dim=-1).expand(1, 128, 2, 16)
+    inputs = [key, key, torch.randn(1, 128, 2, 16), torch.ones(1, 128, 2), torch.zeros(1, 128, 2)]
+    exact, _ = reference_delta_scan(*(x.double() for x in inputs))
+    assert (delta_scan(*inputs)[0] - exact).abs().max() <= 1e-6 * exact.abs().max()
