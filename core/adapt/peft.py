@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.source import read_tensors
-from ..checkpoints.weights import Target
+from ..checkpoints.weights import Target, heads_interleaved
 from ..errors import UserError
 from ..files import few, read_json, write_atomic
 from .lora import LoRALinear, adapt, lora_layers
@@ -140,7 +140,8 @@ def _joined(model: nn.Module, whole: _Whole, adapted: Mapping[str, LoRALinear]) 
         adapted[name].lora_b.detach().cpu() if name in adapted else a[0].new_zeros(rows, 0)
         for name, rows in zip(whole.names, _rows(model, whole), strict=True)
     ]
-    return torch.cat(a), torch.block_diag(*blocks)
+    b = torch.block_diag(*blocks)
+    return torch.cat(a), heads_interleaved(whole.target.groups).join(list(b.split([len(block) for block in blocks])))
 
 
 def _split(model: nn.Module, whole: _Whole, a: Tensor, b: Tensor, where: str) -> list[tuple[str, Tensor, Tensor]]:
@@ -157,7 +158,8 @@ def _split(model: nn.Module, whole: _Whole, a: Tensor, b: Tensor, where: str) ->
             f" {layer.in_features} -> {sum(rows)}; the adapter belongs to another model."
         )
     found = []
-    for name, own in zip(whole.names, b.split(rows), strict=True):
+    shapes = [torch.Size([count, len(a)]) for count in rows]
+    for name, own in zip(whole.names, heads_interleaved(whole.target.groups).split(b, shapes), strict=True):
         used = own.any(0)
         if len(rows) == 1:
             found.append((name, a, b))

@@ -34,13 +34,15 @@ class Layout:
         join: ours, in the order of the rule -> theirs.
         split: theirs and the shapes of ours -> ours.
         transposed: matrices are stored `[in, out]`; together with `stacked` this is what LoRA adapters need to know.
-        stacked: output rows of ours follow each other, so that each is a slice of theirs.
+        stacked: output rows of theirs are those of ours; LoRA adapters need to know this and what follows.
+        groups: rows lie in so many groups, each with an equal share of the rows of each of ours.
     """
 
     join: Callable[[list[Tensor]], Tensor]
     split: Callable[[Tensor, list[torch.Size]], list[Tensor]]
     transposed: bool = False
     stacked: bool = True
+    groups: int = 1
 
 
 def _rows(whole: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
@@ -93,7 +95,7 @@ def heads_interleaved(heads: int) -> Layout:
         rows = [shape[0] // heads for shape in shapes]
         return [part.flatten(0, 1) for part in whole.unflatten(0, (heads, -1)).split(rows, dim=1)]
 
-    return Layout(join, split, stacked=False)
+    return Layout(join, split, groups=heads)
 
 
 def pairs_interleaved(heads: int) -> Layout:
@@ -135,11 +137,13 @@ class Target(NamedTuple):
     module: its path there.
     transposed: its weight is stored `[in, out]`.
     part: (index, count, ) of ours among the layers that are stacked in theirs, None when it is alone.
+    groups: as in `Layout`.
     """
 
     module: str
     transposed: bool = False
     part: tuple[int, int] | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ class WeightMap:
                 if entry.layout.stacked:
                     where = None if len(entry.ours) == 1 else (part, len(entry.ours))
                     found[name.removesuffix(".weight")] = Target(
-                        entry.theirs[0].removesuffix(".weight"), entry.layout.transposed, where
+                        entry.theirs[0].removesuffix(".weight"), entry.layout.transposed, where, entry.layout.groups
                     )
         return found
 

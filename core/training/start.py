@@ -69,8 +69,8 @@ class Start:
     def read(cls, config: Mapping[str, Any], model: nn.Module, companion: Any = None) -> Start:
         """The inverse of `save`, given the content of `config.json` and a model made from it."""
         targets = {
-            name: Target(module, transposed, part and tuple(part))
-            for name, (module, transposed, part) in config["targets"].items()
+            name: Target(module, transposed, part and tuple(part), *groups)  # runs of before have no groups
+            for name, (module, transposed, part, *groups) in config["targets"].items()
         }
         return cls(config["source"], model, companion, targets)
 

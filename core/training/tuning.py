@@ -134,10 +134,17 @@ class Tuning:
         return [("start", about), ("tuning", "; ".join([*parts, f"peak learning rates: {rates}"]))]
 
     def export(self, folder: Path, model: nn.Module, task_type: str | None) -> bool:
-        """Write the factors in PEFT's format, if the checkpoint is one of Hugging Face's; returns whether it was
-        done.
+        """Write LoRA's factors in PEFT's format; returns whether there are any.
+
+        Raises:
+            UserError: PEFT cannot hold them, because the checkpoint or a layer is none of Hugging Face's.
         """
-        if self.lora is None or self.start is None or not self.start.targets:
+        if self.lora is None or self.start is None:
             return False
+        if not self.start.targets:
+            raise UserError(
+                f"'{self.source}' is no checkpoint of Hugging Face's, to whose layers PEFT could add the factors; the "
+                "model of this run has them merged."
+            )
         export_peft(folder, model, self.start.targets, self.source, task_type)
         return True

@@ -235,7 +235,7 @@ def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any], vocab_size:
     found: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokenizer is not None:
         ends = sorted(tokenizer.end_ids)
-        begin = tokenizer.beginning[0] if tokenizer.beginning else tokenizer.eos_id
+        begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         found |= {"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     found |= {key: kept[key] for key in found if key in kept}
     for key, value in found.items():

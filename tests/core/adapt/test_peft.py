@@ -16,6 +16,7 @@ from triune.core import TransformerConfig, UserError
 from triune.core.adapt.lora import LoRAConfig, add_lora, lora_layers, lora_state
 from triune.core.adapt.peft import CONFIG, WEIGHTS, export_peft, load_peft
 from triune.core.checkpoints.weights import TRANSPOSED, Rule, Target, WeightMap
+from triune.text.checkpoints.families import HF_FAMILIES
 from triune.text.model import LanguageModel, LanguageModelConfig
 
 peft: Any = pytest.importorskip("peft", reason="compares with the library PEFT")
@@ -89,7 +90,22 @@ def gpt2() -> Pair:
     return theirs.eval(), ours.eval(), GPT2
 
 
-FAMILIES = pytest.mark.parametrize("family", [llama, gpt2])
+def falcon() -> Pair:
+    """Its queries, keys and values lie in one matrix, in turns."""
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2,
+        new_decoder_architecture=True, tie_word_embeddings=False, max_position_embeddings=64,
+    )  # fmt: skip
+    theirs = transformers.FalconForCausalLM(config)
+    family = next(family for family in HF_FAMILIES if family.model_type == "falcon")
+    ours = LanguageModel(family.read("the test", config.to_dict()))
+    weights = family.weights(ours.config)
+    weights.load(ours, theirs.state_dict(), "the test")
+    return theirs.eval(), ours.eval(), weights
+
+
+FAMILIES = pytest.mark.parametrize("family", [llama, gpt2, falcon])
 TOKENS = torch.randint(61, (2, 11), generator=torch.Generator().manual_seed(2))
 
 
@@ -154,7 +170,9 @@ def test_what_was_written_is_read_back(family: Callable[[], Pair], tmp_path: Pat
 def test_we_compute_what_peft_trained(family: Callable[[], Pair], stabilised: bool, tmp_path: Path) -> None:
     """In PEFT's own adapters a stacked matrix has a dense B, shared by q, k and v."""
     theirs, ours, weights = family()
-    names = ["c_attn", "c_proj"] if family is gpt2 else ["q_proj", "down_proj"]
+    names = {
+        gpt2: ["c_attn", "c_proj"], llama: ["q_proj", "down_proj"], falcon: ["query_key_value", "dense_4h_to_h"],
+    }[family]  # fmt: skip
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=names, rank_pattern={names[0]: 6}, alpha_pattern={names[1]: 3},
         use_rslora=stabilised, init_lora_weights=False, fan_in_fan_out=family is gpt2,

@@ -452,6 +452,24 @@ def test_the_opening_names_what_trains(tmp_path):
     assert text.startswith(f"training {count} of ")
 
 
+def test_an_adapter_that_peft_cannot_hold_is_named(tmp_path):
+    task, _ = fit(tmp_path, lora=LoRAConfig(rank=2, targets=["q", "v"]), max_steps=1)
+    with pytest.raises(UserError, match="'toy' is no checkpoint of Hugging Face's, to whose layers PEFT"):
+        task.export_adapter(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    plain, _ = fit(tmp_path, max_steps=1)
+    assert plain.export_adapter(tmp_path / "adapter") is False
+
+
+def test_a_start_of_an_older_run_has_no_groups(tmp_path):
+    config = {
+        "source": "x",
+        "targets": {"a": ["h.a", False, None], "b": ["h.b", True, [1, 3]], "c": ["c", False, None, 4]},
+    }
+    found = Start.read(config, checkpoint()).targets
+    assert found == {"a": Target("h.a"), "b": Target("h.b", True, (1, 3)), "c": Target("c", groups=4)}
+
+
 def test_a_start_is_written_and_read(tmp_path):
     targets = {"transformer.blocks.0.attn.q": Target("h.0.attn", True, (0, 3)), "head": Target("lm_head")}
     start = Start("org/name", checkpoint(), None, targets)
