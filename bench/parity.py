@@ -146,10 +146,9 @@ def page(rows: list[Row]) -> str:
         "",
         f"Made by `python bench/parity.py` at commit {commit()} with {packages}; float32 on a CPU. Each row is a "
         "small model of the original library with random weights: the largest difference between its outputs and ours "
-        "(relative to their root mean square where that is above one), on its own files and on those that triune wrote, and "
-        "whether the weights are bit-identical after "
-        "the way "
-        "through triune and back into the library (no name missing, none unexpected).",
+        "(relative to their root mean square where that is above one), on its own files and on those that triune "
+        "wrote, and whether the weights are bit-identical after the way through "
+        "triune and back into the library (no name missing, none unexpected).",
         "",
         "| family | library | case | largest difference | round trip |",
         "|---|---|---|---|---|",
