@@ -20,6 +20,7 @@ from .core.task import Task, named
 from .tasks import task, tasks
 
 COMMANDS: dict[str, str] = {
+    "check": "triune.check:main",
     "demo": "triune.demo:main",
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
@@ -171,6 +172,7 @@ def overview() -> str:
 triune {__version__}: one transformer core that trains and explains models of images, proteins and text
 
 usage: triune TASK VERB [options]
+       triune check [TASK] RECIPE|FILE|RUN [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune demo | recipes | --version
@@ -179,6 +181,7 @@ tasks
 {about}
 
 commands
+  check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
   demo      train and try small models in a few minutes
   recipes   list the configurations that --config knows by name
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm

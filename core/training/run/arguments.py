@@ -25,7 +25,7 @@ SECTIONS = ("trainer", "model", "data")
 def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFolder | None, bool, list[str]]:
     """Find run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
     trains = verb not in SCORING
-    known, rest = _run_and_configs(verb, args)
+    known, rest = run_and_configs(verb, args)
     if None in known.config or ("--run" in args and known.run is None):
         missing = "--config" if None in known.config else "--run"
         raise UserError(f"{missing} needs a value; `triune {task} {verb} --help` says which.")
@@ -70,7 +70,7 @@ def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:
     return [str(find_config(name, package)) for name in names if name in known][:1]
 
 
-def _run_and_configs(verb: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def run_and_configs(verb: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """`--run` (or the first word, of a verb that uses a run), `--resume` and `--config`, and the rest of the line."""
     line = list(args)
     if verb in SCORING and line and not line[0].startswith("-"):
@@ -86,7 +86,7 @@ def training_verb(verb: str, args: list[str]) -> str:
     """The verb whose classes `triune TASK VERB ARGS` needs: its own if it trains, else that of the run it uses."""
     if verb not in SCORING:
         return verb
-    run = _run_and_configs(verb, args)[0].run
+    run = run_and_configs(verb, args)[0].run
     return RunFolder(run).verb if run else "fit"
 
 

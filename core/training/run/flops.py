@@ -89,12 +89,17 @@ def count_step(module: nn.Module, batch: Any) -> int:
     eager code. Raises whatever PyTorch raises where the computation depends on values, or on tensors outside of the
     module and the batch: then the count is unknown.
     """
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
+    on_fake_tensors(module, batch, counter)
+    return counter.get_total_flops()
+
+
+def on_fake_tensors(module: nn.Module, batch: Any, mode: Any) -> None:
+    """Forward and backward pass of `module.loss(batch)` under `mode`, on fake tensors; see `count_step`."""
     named = {f"module.{name}": value for name, value in module.named_parameters()}
     named |= {f"module.{name}": value for name, value in module.named_buffers()}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {name: _stand_in(value) for name, value in named.items()}
         inputs = tree_map_only(Tensor, _stand_in, batch)
-        with counter:
+        with mode:
             torch.func.functional_call(_LossOf(module), tensors, (inputs,)).backward()
-    return counter.get_total_flops()
