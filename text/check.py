@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.options import Parser, whole
 
 if TYPE_CHECKING:
+    from ..core.training.run.cli import TaskParser
     from .data.chat import ChatTemplate, Sample
+    from .data.module import TextData
     from .tokenizer import Tokenizer
 
 LEARNED = "⟦", "⟧"
@@ -20,67 +19,77 @@ SHOWN = 100
 """Tokens of a document that are shown."""
 
 
-def parser() -> Parser:
-    """The options of `triune text check`."""
-    p = Parser(
-        "triune text check",
+UNUSED: set[str | int] = {"val_files", "val_fraction", "vocab_size", "batch_size", "seed", "workers", "cache"}
+"""Options of the data that only training needs."""
+
+
+def parser() -> TaskParser:
+    """The options of `triune text check`: those of the data of `triune text fit`, and a few of its own."""
+    from ..core.training.run.cli import TaskParser
+    from .data.module import TextData
+
+    p = TaskParser(
+        prog="triune text check",
         description="Show what training would read: documents of text files, or conversations as the model's template "
         f"writes them, with {LEARNED[0]}what is learned{LEARNED[1]} marked. Nothing is trained or written.",
     )
     p.add_argument("files", nargs="*", metavar="FILES", help="text files, folders or globs, as for --data.files")
-    p.add_argument("--data.chats", dest="chats", nargs="+", metavar="FILE", help="conversations, as for text fit")
-    p.add_argument("--data.text_field", dest="text_field", default="text", help="the field of the text in rows")
-    p.add_argument("--data.tokenizer", dest="tokenizer", help="bytes, or the path of a tokenizer")
-    p.add_argument("--model.pretrained", dest="pretrained", help="a checkpoint, whose tokenizer and template are used")
-    p.add_argument("--data.context", dest="context", type=whole(2), default=256, help="tokens of a row (default 256)")
-    p.add_argument("--data.on_error", dest="on_error", choices=("stop", "skip"), default="skip")
-    p.add_argument("--data.columns", dest="columns", type=json.loads, default={}, help='such as \'{"prompt": "q"}\'')
-    p.add_argument("--rows", type=whole(0), default=3, help="how many conversations or documents are shown (default 3)")
+    p.add_class_arguments(TextData, "data", skip=UNUSED)
+    p.set_defaults({"data.on_error": "skip"})
+    p.add_argument(
+        "--model.pretrained", type=str | None, default=None,
+        help="a checkpoint, whose tokenizer and template are used",
+    )  # fmt: skip
+    p.add_argument("--rows", type=int, default=3, help="how many conversations or documents are shown (default 3)")
     p.add_argument("--tokens", action="store_true", help="show the borders of tokens, too")
     return p
 
 
 def main(args: list[str]) -> int:
     """Run `triune text check` and return its exit code: 0, or 2 when rows cannot be used."""
-    options = parser().parse_args(_joined(args))
-    if bool(options.files) == bool(options.chats):
+    from ..core.training.run.arguments import given
+    from .data.module import TextData
+
+    options = parser().parse_args(args)
+    if options.files and options.data.files is not None:
+        raise UserError("FILES and --data.files are both given; leave out one of them.")
+    if options.files:
+        options.data.files = options.files
+    if (options.data.files is None) == (options.data.chats is None):
         raise UserError("Give either FILES of text or --data.chats with files of conversations.")
-    if not isinstance(options.columns, dict):
-        raise UserError('--data.columns must be an object such as {"prompt": "q"}.')
-    return _documents(options) if options.files else _chats(options)
+    if options.rows < 0:
+        raise UserError(f"--rows is {options.rows}, but must be at least 0.")
+    data = TextData(**options.data)
+    data.given = given(args)
+    if data.chats is None and "context" in data.given:
+        raise UserError("--data.context is given without --data.chats, for whose rows it counts here; leave it out.")
+    tokenizer = _tokenizer(data, options.model.pretrained)
+    return _documents(data, tokenizer, options) if data.chats is None else _chats(data, tokenizer, options)
 
 
-def _joined(args: list[str]) -> list[str]:
-    """`--data.columns.prompt q`, the form of `text fit`, as one `--data.columns`."""
-    rest, columns, words = [], {}, iter(args)
-    for word in words:
-        if not word.startswith("--data.columns."):
-            rest.append(word)
-            continue
-        name, found, value = word.removeprefix("--data.columns.").partition("=")
-        columns[name] = value if found else next(words, "")
-    return [*rest, "--data.columns", json.dumps(columns)] if columns else rest
-
-
-def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+def _tokenizer(data: TextData, pretrained: str | None) -> Tokenizer:
     from .checkpoints.pretrained import load
     from .tokenizer import Tokenizer
 
-    if options.pretrained and options.tokenizer:
+    kind = data.tokenizer_kind
+    if pretrained and kind:
         raise UserError("--data.tokenizer and --model.pretrained are both given; a model brings its own tokenizer.")
-    if options.pretrained:
-        tokenizer = load(options.pretrained).companion
+    if pretrained:
+        tokenizer = load(pretrained).companion
         if tokenizer is None:
-            raise UserError(f"'{options.pretrained}' comes without a tokenizer; give --data.tokenizer PATH instead.")
+            raise UserError(f"'{pretrained}' comes without a tokenizer; give --data.tokenizer PATH instead.")
         return tokenizer
-    return Tokenizer.bytes() if options.tokenizer in (None, "bytes") else Tokenizer.load(options.tokenizer)
+    if kind in ("bpe", "characters"):
+        raise UserError(f"--data.tokenizer is {kind}, which is made in training; give bytes or the path of one.")
+    return Tokenizer.bytes() if kind in (None, "bytes") else Tokenizer.load(kind)
 
 
-def _documents(options: argparse.Namespace) -> int:
+def _documents(data: TextData, tokenizer: Tokenizer, options: Any) -> int:
     from .data.corpus import find
 
-    corpus = find(options.files, options.text_field, options.on_error == "skip")
-    surveyed, tokenizer, tokens = corpus.survey(), _tokenizer(options), 0
+    corpus = find(data.files, data.text_field, data.on_error == "skip")
+    data.refuse_unused(corpus)
+    surveyed, tokens = corpus.survey(), 0
     for number, (document, known) in enumerate(zip(corpus, surveyed)):
         count, start = _counted(tokenizer, document.blocks)
         if number < options.rows:
@@ -106,23 +115,23 @@ def _counted(tokenizer: Tokenizer, blocks: Iterable[str]) -> tuple[int, list[int
     return count + len(tokenizer.ending), start
 
 
-def _chats(options: argparse.Namespace) -> int:
+def _chats(data: TextData, tokenizer: Tokenizer, options: Any) -> int:
     from .data.chat import ChatTemplate
     from .data.conversations import usable
     from .data.messages import read_conversations
     from .data.packing import join
 
-    tokenizer = _tokenizer(options)
+    data.refuse_unused()
     template = ChatTemplate(tokenizer)
-    found, rejected = usable(read_conversations(options.chats, options.columns), template, options.on_error)
+    found, rejected = usable(read_conversations(data.chats or [], data.columns), template, data.on_error)
     for one in found[: options.rows]:
         samples = one.samples
         print(f"--- {one.conversation.name}: {len(samples)} sample{'s' * (len(samples) != 1)}, {_lengths(samples)}")
         for sample in samples:
             pairs = list(zip(sample.tokens.tolist(), sample.answers.tolist()))
             print(_shown(pairs, tokenizer, options.tokens))
-    chats = join((sample for one in found for sample in one.samples), tokenizer, options.context)
-    print(f"{_summary(template, len(found), chats, options.context)}")
+    chats = join((sample for one in found for sample in one.samples), tokenizer, data.context)
+    print(f"{_summary(template, len(found), chats, data.context)}")
     for reason in rejected.reasons:
         print(f"cannot be used: {reason}")
     if rejected.number:

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `triune text generate`."""
     p = Parser(
         prog="triune text generate",
-        may_be_empty=("--prompt", "--stop"),
+        may_be_empty=("--prompt",),
         description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
     )
     p.add_argument(
@@ -48,9 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--think", action="store_true", help="with --chat: let a model think first, if its template can")
     p.add_argument("--prompt-file", type=Path, help="a UTF-8 file to continue")
     p.add_argument("--max-tokens", type=int, default=300, help="new tokens of each prompt (default 300)")
-    p.add_argument(
-        "--temperature", type=float, default=0.8, help="0 is greedy, 1 the model's own chances (default 0.8)"
-    )
+    p.add_argument("--temperature", type=float, help="0 is greedy, 1 the model's own chances (default 0.8)")
     p.add_argument("--greedy", action="store_true", help="always the most likely token")
     p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
     p.add_argument("--top-p", type=float, help="draw among the most likely tokens that sum to p")
@@ -84,7 +82,7 @@ class Continuation:
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str], after: Sequence[int] = (), lead: str = "") -> None:
-        self.stream, self.stops, self.lead = tokenizer.stream(after), [s for s in stops if s], lead
+        self.stream, self.stops, self.lead = tokenizer.stream(after), stops, lead
         self.text, self.shown, self.tokens, self.done = "", 0, 0, False
 
     def push(self, token: int) -> str:
@@ -169,13 +167,10 @@ def main(args: list[str]) -> int:
     if options.max_tokens < 1:
         raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
     from ..core.compiled import compile_blocks
-    from .sampling import SamplingConfig, check_seed
+    from .sampling import check_seed
     from .talk import start_of
 
-    for name in ("system", "conversation", "think"):
-        if getattr(options, name) and not options.chat:
-            raise UserError(f"--{name} is given without --chat; add it, or leave --{name} out.")
-    config = SamplingConfig(0.0 if options.greedy else options.temperature, options.top_k, options.top_p, options.min_p)
+    config = _sampling(options)
     check_seed(options.seed)
     start = start_of(options.system, options.conversation)
     model, tokenizer = load(options.run, options.device)
@@ -187,6 +182,26 @@ def main(args: list[str]) -> int:
     if options.chat and not (options.prompt or options.prompt_file):
         return _talk(writer, start)
     return _write(writer, start)
+
+
+def _sampling(options: argparse.Namespace) -> SamplingConfig:
+    """How tokens are drawn. Raises UserError for options that the others leave without an effect."""
+    from .sampling import SamplingConfig
+
+    if options.greedy and options.temperature is not None:
+        raise UserError("--greedy and --temperature are both given; leave out one of them.")
+    temperature = 0.0 if options.greedy else 0.8 if options.temperature is None else options.temperature
+    greedy = "--greedy" if options.greedy else "--temperature 0"
+    without = {name: "without --chat" for name in ("system", "conversation", "think") if not options.chat}
+    if temperature == 0:
+        without |= dict.fromkeys(("top_k", "top_p", "min_p", "seed"), f"with {greedy}, which draws nothing")
+    if options.no_cache:
+        without["compile"] = "with --no-cache, whose steps are not compiled"
+    for name, why in without.items():
+        value = getattr(options, name)
+        if value is not None and value is not False:  # a number may be 0
+            raise UserError(f"--{name.replace('_', '-')} is given {why}; leave it out.")
+    return SamplingConfig(temperature, options.top_k, options.top_p, options.min_p)
 
 
 class Writer:

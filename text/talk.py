@@ -35,6 +35,8 @@ class Talk:
         between them and an answer."""
         messages = self.messages if question is None else [*self.messages, {"role": "user", "content": question}]
         ids = self.template.ask(messages, thinks=self.thinks).tolist()
+        if self.thinks and ids == self.template.ask(messages).tolist():
+            raise UserError("--think is given, but changes nothing in the chat template of this model; leave it out.")
         self.messages = messages
         return ids, self.template.lead(messages, self.thinks)
 

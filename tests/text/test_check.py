@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from triune.core.errors import UserError
+from triune.core.training.run.cli import run_task
 from triune.text.check import main
 from triune.text.data.module import TextData
+from triune.text.generate import main as generate
+from triune.text.task import TextTask
 
 GOOD = {"prompt": "Hi", "completion": "Ho"}
 BAD: list[tuple[object, str]] = [
@@ -154,3 +157,82 @@ def test_one_kind_of_files(tmp_path):
         main([])
     with pytest.raises(UserError, match="There is no file"):
         main([str(tmp_path / "none.txt")])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.chats", "C", "--data.val_files", "T"], "together with data.files or data.val_files"),
+        (["--data.chats", "C", "--data.files", "T"], "together with data.files or data.val_files"),
+        (["--data.chats", "C", "--data.text_field", "x"], "text_field is given, but the columns of conversations"),
+        (["--data.chats", "C", "--data.cache", "here"], "cache is given, but conversations are not cached"),
+        (["--data.chats", "C", "--data.vocab_size", "300"], "vocab_size is given, but conversations need"),
+        (["--data.files", "T", "--data.columns.prompt", "q"], "data.columns is given without data.chats"),
+        (["--data.files", "T", "--data.text_field", "x"], "text_field is given, but none of the files has rows"),
+        (["--data.files", "T", "--data.on_error=skip"], "on_error is given, but none of the files has rows"),
+        (["--data.files", "T", "--data.vocab_size", "300"], "vocab_size is given, but only a BPE"),
+        (
+            ["--data.files", "T", "--data.val_files", "T", "--data.val_fraction", "0.2"],
+            "val_fraction is given, but --data",
+        ),
+    ],
+)
+def test_options_of_the_data_without_an_effect_are_refused(options, sentence, tmp_path):
+    chats = write(tmp_path / "c.jsonl", GOOD, GOOD | {"prompt": "Ha"})
+    (tmp_path / "t.txt").write_text("some text " * 50)
+    line = [{"C": chats, "T": str(tmp_path / "t.txt")}.get(str(word), str(word)) for word in options]
+    run = ["--run", str(tmp_path / "run"), "--data.tokenizer", "bytes", "--data.context", "8", "--data.batch_size", "1"]
+    with pytest.raises(UserError, match=sentence):
+        run_task("text", "fit", [*run, *line], TextTask, TextData, "triune.text")
+
+
+def test_options_of_a_recipe_may_be_without_an_effect(tmp_path):
+    """`--data.tokenizer bytes` does without the vocabulary size that the default recipe has."""
+    chats = TextData(chats=write(tmp_path / "c.jsonl", GOOD, GOOD | {"prompt": "Ha"}), tokenizer="bytes", context=64)
+    chats.vocab_size = 300
+    chats.setup()
+    assert chats.vocab_size == 257
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.chats", "C", "--data.batch_size", "2"], "Unknown option '--data.batch_size'"),
+        (["--data.chats", "C", "--data.val_files", "T"], "Unknown option '--data.val_files'"),
+        (["--data.chats", "C", "--data.text_field", "x"], "text_field is given, but the columns"),
+        (["T", "--data.text_field", "x"], "text_field is given, but none of the files has rows"),
+        (["T", "--data.context", "9"], "context is given without --data.chats"),
+        (["T", "--data.files", "T"], "FILES and --data.files are both given"),
+        (["T", "--data.columns.prompt", "x"], "data.columns is given without data.chats"),
+        (["T", "--data.tokenizer", "characters"], "is characters, which is made in training"),
+        (["T", "--data.contxt", "9"], "did you mean"),
+        (["T", "--data.context", "x"], "data.context"),
+        (["T", "--rows", "-1"], "--rows is -1, but must be at least 0"),
+        ([], "Give either FILES of text or --data.chats"),
+    ],
+)
+def test_check_reads_the_options_of_the_data_as_fit_does(options, sentence, tmp_path):
+    chats = write(tmp_path / "c.jsonl", GOOD, GOOD | {"prompt": "Ha"})
+    (tmp_path / "t.txt").write_text("some text " * 50)
+    line = [{"C": chats, "T": str(tmp_path / "t.txt")}.get(str(word), str(word)) for word in options]
+    with pytest.raises(UserError, match=sentence):
+        main(line)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--system", "x"], "--system is given without --chat"),
+        (["--think"], "--think is given without --chat"),
+        (["--conversation", "x.json"], "--conversation is given without --chat"),
+        (["--greedy", "--temperature", "0.5"], "--greedy and --temperature are both given"),
+        (["--greedy", "--top-k", "3"], "--top-k is given with --greedy, which draws nothing"),
+        (["--temperature", "0", "--min-p", "0.1"], "--min-p is given with --temperature 0, which draws nothing"),
+        (["--temperature", "0", "--seed", "0"], "--seed is given with --temperature 0"),
+        (["--no-cache", "--compile"], "--compile is given with --no-cache"),
+        (["--stop", ""], "--stop is empty"),
+    ],
+)
+def test_options_of_generate_without_an_effect_are_refused(options, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        generate([str(tmp_path), "--prompt", "a", *options])

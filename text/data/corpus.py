@@ -74,6 +74,11 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
     _no_text: dict[Path, str] = field(default_factory=dict)
 
+    @property
+    def may_have_rows(self) -> bool:
+        """Whether a file is of a kind that has rows, or may."""
+        return any(file.name.lower().endswith((*ROWS, ".json")) for file, _ in self.files)
+
     def __iter__(self) -> Iterator[Document]:
         return self._walk(Counter(), [])
 

@@ -11,7 +11,7 @@ from ...core.training.data import Batches, ResumableData
 from ...core.work import cache_folder
 from ..tokenizer import Tokenizer
 from .conversations import OnError, PreparedChats
-from .corpus import find
+from .corpus import Corpus, find
 from .documents import PreparedDocuments
 from .prepared import Place, Prepared
 
@@ -78,7 +78,9 @@ class TextData(ResumableData):
     ) -> None:
         super().__init__()
         if chats is not None and (files is not None or val_files is not None):
-            raise UserError("data.chats and data.files are both given; train on conversations or on text.")
+            raise UserError(
+                "data.chats is given together with data.files or data.val_files; train on conversations or on text."
+            )
         if columns and chats is None:
             raise UserError("data.columns is given without data.chats; it maps the columns of conversations.")
         if on_error not in ("stop", "skip"):
@@ -134,6 +136,36 @@ class TextData(ResumableData):
                 why = " (256 bytes and the end of text)" if name == "vocab_size" else ""
                 raise UserError(f"data.{name} is {value}, but must be at least {bound}{why}; raise it.")
 
+    def refuse_unused(self, *corpora: Corpus | None) -> None:
+        """Refuse options that were given and change nothing in this mode; those of a recipe may.
+
+        Args:
+            corpora: what text is read from; none for conversations.
+
+        Raises:
+            UserError: there is such an option; it is named with the reason.
+        """
+        unused: dict[str, str] = {}
+        if self.chats is not None:
+            unused = {"text_field": "the columns of conversations are named by --data.columns"}
+            unused |= {
+                "cache": "conversations are not cached",
+                "vocab_size": "conversations need a tokenizer that exists",
+            }
+        else:
+            has_rows = any(corpus.may_have_rows for corpus in corpora if corpus is not None)
+            if not has_rows:
+                unused = dict.fromkeys(
+                    ("text_field", "on_error"), "none of the files has rows (.jsonl, .parquet, .json)"
+                )
+            if self.val_files is not None:
+                unused["val_fraction"] = "--data.val_files says what to validate on"
+            if self._adopted is not None or self.tokenizer_kind not in (None, "bpe"):
+                unused["vocab_size"] = "only a BPE that is trained here has a size to choose"
+        for name, why in unused.items():
+            if name in self.given and getattr(self, name) is not None:
+                raise UserError(f"--data.{name} is given, but {why}; leave it out.")
+
     # -- from files to tokens -----------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
@@ -156,12 +188,14 @@ class TextData(ResumableData):
         skip = self.on_error == "skip"
         corpus = find(self.files, self.text_field, skip)
         val = None if self.val_files is None else find(self.val_files, self.text_field, skip)
+        self.refuse_unused(corpus, val)
         return PreparedDocuments.read(
             corpus, val, self.val_fraction, self.seed, self._adopted, self.tokenizer_kind, self.vocab_size,
             self.context, cache_folder(self.cache),
         )  # fmt: skip
 
     def _read_chats(self, files: list[str]) -> PreparedChats:
+        self.refuse_unused()
         tokenizer, kind = self._adopted, self.tokenizer_kind
         if tokenizer is None:
             if kind in (None, "bpe", "characters"):

@@ -59,6 +59,12 @@ def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFol
     return run, resume, _join(configs, rest)
 
 
+def given(args: list[str], section: str = "data") -> frozenset[str]:
+    """The options of a section (`trainer`, `model` or `data`) that stand on a command line, without their fields."""
+    words = (word.split("=")[0] for word in args if word.startswith(f"--{section}."))
+    return frozenset(word.split(".")[1].removesuffix("+") for word in words)
+
+
 def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:
     """The recipe for a command line without --config: one for fine-tuning, where a checkpoint is given and there is
     one.

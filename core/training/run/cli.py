@@ -22,7 +22,7 @@ from ..data import DataModule
 from ..lightning_fixes import quiet
 from ..module import TrainingModule
 from . import bounds, machine, report, sentences
-from .arguments import SCORING, prepare, use_own_words
+from .arguments import SCORING, given, prepare, use_own_words
 from .arguments import training_verb as training_verb
 from .changes import Change, accept, changes
 from .checkpoints import Checkpoints, damage
@@ -95,6 +95,7 @@ class TaskCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+        self.datamodule.given = given(args)
         self.session.filled(self.model, self.datamodule, self.trainer, self.config, self.config_text())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

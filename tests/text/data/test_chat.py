@@ -230,7 +230,7 @@ def _held_out(data: TextData) -> list[int]:
 
 
 def test_chats_need_a_tokenizer_and_no_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="both given"):
+    with pytest.raises(UserError, match="together with data"):
         TextData(chats="x.jsonl", files="y.txt")
     with pytest.raises(UserError, match="needs a tokenizer that exists"):
         TextData(chats="x.jsonl").setup()
