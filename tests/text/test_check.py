@@ -165,7 +165,6 @@ def test_one_kind_of_files(tmp_path):
         (["--data.chats", "C", "--data.val_files", "T"], "together with data.files or data.val_files"),
         (["--data.chats", "C", "--data.files", "T"], "together with data.files or data.val_files"),
         (["--data.chats", "C", "--data.text_field", "x"], "text_field is given, but the columns of conversations"),
-        (["--data.chats", "C", "--data.cache", "here"], "cache is given, but conversations are not cached"),
         (["--data.chats", "C", "--data.vocab_size", "300"], "vocab_size is given, but conversations need"),
         (["--data.files", "T", "--data.columns.prompt", "q"], "data.columns is given without data.chats"),
         (["--data.files", "T", "--data.text_field", "x"], "text_field is given, but none of the files has rows"),

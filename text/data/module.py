@@ -147,9 +147,8 @@ class TextData(ResumableData):
         """
         unused: dict[str, str] = {}
         if self.chats is not None:
-            unused = {"text_field": "the columns of conversations are named by --data.columns"}
-            unused |= {
-                "cache": "conversations are not cached",
+            unused = {
+                "text_field": "the columns of conversations are named by --data.columns",
                 "vocab_size": "conversations need a tokenizer that exists",
             }
         else:
