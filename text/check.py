@@ -72,6 +72,8 @@ def _tokenizer(data: TextData, pretrained: str | None) -> Tokenizer:
     from .tokenizer import Tokenizer
 
     kind = data.tokenizer_kind
+    if pretrained == "":
+        raise UserError("--model.pretrained is empty, but must name a checkpoint; leave it out for none.")
     if pretrained and kind:
         raise UserError("--data.tokenizer and --model.pretrained are both given; a model brings its own tokenizer.")
     if pretrained:

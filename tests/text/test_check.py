@@ -206,6 +206,7 @@ def test_options_of_a_recipe_may_be_without_an_effect(tmp_path):
         (["T", "--data.tokenizer", "characters"], "is characters, which is made in training"),
         (["T", "--data.contxt", "9"], "did you mean"),
         (["T", "--data.context", "x"], "data.context"),
+        (["T", "--model.pretrained", ""], "--model.pretrained is empty"),
         (["T", "--rows", "-1"], "--rows is -1, but must be at least 0"),
         ([], "Give either FILES of text or --data.chats"),
     ],
