@@ -47,9 +47,10 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
+        assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         self._process.wait(SECONDS)
+        self._process.stdout.close()
 
     def run(self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None) -> Ended:
         """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`)."""
