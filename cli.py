@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "demo": "triune.demo:main",
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
+    "recall": "triune.recall.command:main",
 }
 
 
@@ -175,7 +176,7 @@ usage: triune TASK VERB [options]
        triune check [TASK] RECIPE|FILE|RUN [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
-       triune demo | recipes | --version
+       triune demo | recall | recipes | --version
 
 tasks
 {about}
@@ -184,6 +185,7 @@ commands
   check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
   demo      train and try small models in a few minutes
   recipes   list the configurations that --config knows by name
+  recall    train small models with each kind of mixer, and show what it can remember
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm
   convert   write it in the format of another of them, and compare the outputs
 

@@ -1,0 +1,133 @@
+"""Training of one small model on one task, and its score on rows that it has not seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.training.schedules import ScheduleConfig, factor
+from .models import Recaller, choose, sized, state_bytes
+from .tasks import IGNORED, Rows, Task, divergence, find
+
+SCHEDULE = ScheduleConfig(kind="cosine", warmup=0.1)
+TEST_ROWS = 1024
+Watch = Callable[[int, int, float], None]
+"""`watch(step, steps, loss)` is called after every step."""
+
+
+def recall(
+    mixer: str = "attention", task: str = "mqar", pairs: int | None = None, length: int | None = None,
+    state: int | None = None, steps: int | None = None, depth: int | None = None, dim: int = 64, seed: int = 0,
+    watch: Watch | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains a model with one mixer on one task from the start, and scores it.
+
+    Args:
+        mixer: see `models.choose`; also one of your own, by the name that `register_mixer` gave it.
+        task: one of `tasks.TASKS`.
+        pairs: pairs to remember, or tokens to copy.
+        length: of a row in tokens.
+        state: size of the state, of mixers that have such an option.
+        steps: of training.
+        depth: number of layers; a pattern has its own.
+        dim: width of the token vectors.
+        seed: of the weights and of the training rows; the test rows are always the same.
+        watch: is told of every step.
+
+    Returns:
+        The settings; `accuracy` over all questions, `exact` (rows with all of them right), `slices`, for `lag` also
+        `kl` in nats and its `oracles`; `chance`; `state_bytes` of one row, `parameters`, `seconds`, and `history`, the
+        accuracy after each tenth of the steps.
+
+    Raises:
+        UserError: a value out of range, or one that is not used.
+    """
+    rule = find(task)
+    for name, value in (("steps", steps), ("depth", depth), ("state", state), ("dim", dim)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, but must be at least 1; change it.")
+    length, count = rule.check(task, rule.length if length is None else length, pairs)
+    choice = choose(mixer, depth or rule.depth)
+    if depth is not None and len(choice.layers) != depth:
+        raise UserError(f"depth is {depth}, but the pattern {mixer} has {len(choice.layers)} layers; leave depth out.")
+    if state is not None and not any(sized(kind, state) for kind in choice.layers):
+        raise UserError(f"state is {state}, but mixer {mixer} has no such size; leave it out.")
+    steps = steps or rule.steps
+    torch.manual_seed(seed)
+    model = Recaller(choice, rule.vocab, length, dim, state)
+    start = time.perf_counter()
+    test = rule.draw(TEST_ROWS, length, count, torch.Generator().manual_seed(2**40))
+    history = _train(model, rule, test, length, count, steps, seed, watch)
+    return {
+        "task": task, "mixer": mixer, "layers": list(choice.layers), "pairs": count if rule.pairs else None,
+        "length": length, "state": state, "dim": dim, "depth": len(choice.layers), "steps": steps, "seed": seed,
+        **score(model, test), "chance": rule.chance, "state_bytes": state_bytes(model, length),
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": round(time.perf_counter() - start, 1),
+        "history": history,
+    }  # fmt: skip
+
+
+def _train(
+    model: Recaller, rule: Task, test: Rows, length: int, pairs: int, steps: int, seed: int, watch: Watch | None
+) -> list[tuple[int, float]]:
+    """Trains `model`; returns pairs of step and accuracy on a part of the test rows."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1 if rule.vocab > 5 else 0.0},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rule.rate)
+    generator = torch.Generator().manual_seed(seed)
+    part = Rows(test.tokens[:128], test.targets[:128])
+    history = []
+    for step in range(steps):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = rule.rate * factor(SCHEDULE, step, steps)
+        rows = rule.draw(rule.batch, length, pairs, generator)
+        asked = rows.targets != IGNORED
+        loss = F.cross_entropy(model(rows.tokens)[asked], rows.targets[asked])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if watch:
+            watch(step + 1, steps, float(loss.detach()))
+        if (step + 1) % max(1, steps // 10) == 0:
+            history.append((step + 1, score(model, part)["accuracy"]))
+    return history
+
+
+@torch.no_grad()
+def score(model: Recaller, rows: Rows) -> dict[str, Any]:
+    """`accuracy`, `exact`, and where the rows have them `slices`, `kl` and `oracles`."""
+    model.eval()
+    logits = torch.cat([model(part) for part in rows.tokens.split(128)])
+    asked, right = rows.targets != IGNORED, logits.argmax(-1) == rows.targets
+    found: dict[str, Any] = {
+        "accuracy": float(right[asked].double().mean()),
+        "exact": float((right | ~asked).all(1).double().mean()),
+    }
+    if rows.slices is not None and int(rows.slices.max()):
+        found["slices"] = _by_slice(right, asked, rows.slices)
+    if rows.truth is not None:
+        found["kl"] = divergence(rows.truth, logits[:, -1].double().softmax(-1))
+        found["oracles"] = rows.oracles
+    return found
+
+
+def _by_slice(right: Tensor, asked: Tensor, slices: Tensor) -> dict[str, float]:
+    """Accuracy by quarters of the row's length between a pair and its question."""
+    found = {}
+    for number in range(4):
+        here = asked & (slices == number)
+        if bool(here.any()):
+            found[f"{number}/4 to {number + 1}/4"] = float(right[here].double().mean())
+    return found

@@ -1,0 +1,115 @@
+"""`triune recall`: mixers by name, sizes of states, the files, and its refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from triune import cli
+from triune.core.errors import UserError
+from triune.core.mixers.linear import Retention
+from triune.core.mixers.options import KINDS, RetentionOptions
+from triune.core.mixers.registry import register_mixer
+from triune.recall.command import judged
+from triune.recall.models import Recaller, choose, state_bytes
+from triune.recall.tasks import TASKS
+from triune.recall.train import recall
+
+
+@pytest.mark.parametrize("name", [*KINDS, "softmax", "ssd", "window:4", "MA"])
+def test_every_mixer_learns_a_step_and_has_a_state(name: str) -> None:
+    row = recall(name, pairs=2, length=16, steps=1, dim=16)
+    assert 0 <= row["accuracy"] <= 1 and row["state_bytes"] > 0 and len(row["layers"]) == 2
+
+
+def test_bytes_of_state_are_those_of_the_definition() -> None:
+    def size(name: str, length: int, state: int | None = None) -> int:
+        return state_bytes(Recaller(choose(name, 2), 10, 64, 32, state), length)
+
+    assert size("softmax", 40) == 2 * 2 * 40 * 32 * 4  # layers, keys and values, tokens, dim, bytes
+    assert size("window:8", 40) == 2 * 2 * 7 * 32 * 4  # the token itself comes with the next call
+    assert size("gru", 40) == size("gru", 60) == 2 * 32 * 4
+    assert size("gru", 40, 48) == 2 * 48 * 4
+    assert size("linear", 40, 8) == 2 * 8 * 33 * 4  # the normaliser is one more value
+
+
+def test_a_mixer_of_ones_own_is_known_by_its_name() -> None:
+    register_mixer("my_recall_mixer", lambda config, layer, options: Retention(config, options), RetentionOptions)
+    try:
+        row = recall("my_recall_mixer", pairs=2, length=16, steps=1, dim=16, state=4)
+        assert row["state_bytes"] == 2 * 4 * 16 * 4
+    finally:
+        del KINDS["my_recall_mixer"]
+
+
+def test_attention_learns_to_recall_what_a_short_window_cannot_see() -> None:
+    """One token to copy, which a window of one token never holds when it is asked."""
+    assert recall("softmax", task="copy", pairs=1, length=8, steps=150, dim=32)["accuracy"] > 0.9
+    assert recall("window:1", task="copy", pairs=1, length=8, steps=150, dim=32)["accuracy"] < 0.2
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    one, two = (recall("gru", pairs=2, length=16, steps=3, dim=16) for _ in range(2))
+    other = recall("gru", pairs=2, length=16, steps=3, dim=16, seed=1)
+    for row in (one, two, other):
+        row.pop("seconds")
+    assert one == two != other
+
+
+def test_the_command_writes_a_table_a_picture_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    args = ["recall", "--task", "mqar,lag", "--mixer", "softmax,gru", "--pairs", "2,4", "--state", "8",
+            "--length", "16", "--steps", "1", "--output", str(file)]  # fmt: skip
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    assert "mqar, 4 pairs" in out and "gru (state 8)" in out and "bytes of state" in out
+    content = json.loads(file.read_text())
+    assert len(content["rows"]) == 6 and content["command"].startswith("triune recall --task mqar,lag")
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(args) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_verdict_compares_with_the_bound() -> None:
+    row = {"task": "mqar", "mixer": "softmax", "layers": ["attention"] * 2, "pairs": 8, "state": None, "dim": 64,
+           "depth": 2, "length": 64, "steps": TASKS["mqar"].steps, "accuracy": 0.99}  # fmt: skip
+    assert judged(row) == (">= 0.98", "as expected")
+    assert judged(row | {"accuracy": 0.97}) == (">= 0.98", "NOT as expected")
+    assert judged(row | {"steps": 10}) == ("", "")
+    assert judged(row | {"mixer": "window:16", "accuracy": 0.41}) == ("<= 0.4", "NOT as expected")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--task", "mqqar"], "task is 'mqqar', but must be one of mqar, induction"),
+        (["--mixer", "sofmax"], "mixer is 'sofmax', but must be one of softmax, ssd, window:TOKENS"),
+        (["--mixer", "window"], "mixer is 'window', but the window must be a positive number of tokens"),
+        (["--mixer", "gru:16"], "mixer is 'gru:16', but only window takes a number"),
+        (["--mixer", "MXM"], "mixer has 'X' in the pattern MXM"),
+        (["--mixer", "gru,,lstm"], "--mixer is 'gru,,lstm', but must be different names"),
+        (["--pairs", "4,x"], "--pairs is '4,x', but must be different numbers from 1 to"),
+        (["--pairs", "17"], "length is 64, but must be at least 68 for 17 pairs"),
+        (["--task", "lag", "--pairs", "4"], "--pairs is 4, but no task of lag has pairs"),
+        (["--mixer", "softmax", "--state", "4"], "--state is 4, but no mixer of softmax has such a size"),
+        (["--output", "recall.txt"], "--output is 'recall.txt', but must end in .json"),
+        (["--steps", "0"], "--steps is 0, but must be a whole number of at least 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recall", *args]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+
+
+def test_python_refuses_what_is_not_used() -> None:
+    with pytest.raises(UserError, match="depth is 3, but the pattern MA has 2 layers"):
+        recall("MA", depth=3)
+    with pytest.raises(UserError, match="state is 4, but mixer softmax has no such size"):
+        recall("softmax", state=4)
+    with pytest.raises(UserError, match="steps is 0, but must be at least 1"):
+        recall("softmax", steps=0)
+    assert torch.is_grad_enabled()
