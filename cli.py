@@ -32,6 +32,8 @@ def main(args: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 (a bug), 2 (a mistake in the input), 130 (Ctrl-C) or
     143 (SIGTERM)."""
     words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["--"]:  # torchrun hands it on; without it, it takes --run for an option of its own
+        del words[0]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")

@@ -27,7 +27,8 @@ def save(
         folder: created if needed.
         architecture: name of the class that loads it, checked by `load_config`.
         config: plain values that rebuild the model.
-        state: the state dict; tensors that share memory (tied weights) are stored once, under their first name.
+        state: the state dict; tensors that share memory (tied weights) are stored once, under their first name. Where
+            they are cut over processes (FSDP2), all processes must call this.
     """
     from safetensors.torch import save as to_bytes
 
@@ -35,13 +36,21 @@ def save(
 
     folder, seen, unique = Path(folder), set(), {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        local: Tensor = getattr(tensor, "to_local", lambda tensor=tensor: tensor)()
+        key = (local.data_ptr(), local.shape, local.stride()) if local.numel() else name
         if key not in seen:
             seen.add(key)
-            unique[name] = tensor.detach().cpu().contiguous()
+            unique[name] = whole(tensor).cpu().contiguous()
     header = {"library": "triune", "format": FORMAT, "version": __version__, "architecture": architecture}
     write_atomic(folder / WEIGHTS, to_bytes(unique, metadata={"format": "pt"}))
     write_json(folder / CONFIG, header | dict(config))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor without its gradient; put together where it is cut over processes (all of which must call)."""
+    # The class of such tensors is not asked for, because importing it takes as long as half of PyTorch.
+    tensor = tensor.detach()
+    return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
 def load_config(folder: Path, *architectures: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 PLAIN = ("_current_fx_name",)
 """Attributes that Lightning sets nearly fifty times a step, to note the running hook. They go into the module's
@@ -42,6 +43,42 @@ def close_process_group_at_exit(trainer: Trainer) -> None:
     """
     if trainer.world_size > 1:
         atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+class FSDP2(ModelParallelStrategy):
+    """`--trainer.strategy fsdp2`: the weights are cut over all devices (FSDP2), and checkpoints are single files.
+
+    Lightning's own strategy would cut the layers over the devices of a machine (tensor parallelism) by default.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        # Lightning asks for the optimizer's states where only weights are to be scored, too.
+        optimizers = self.optimizers
+        module = self.lightning_module
+        if module is not None and module.trainer.state.fn != "fit":
+            self.optimizers = []
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            self.optimizers = optimizers
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description="weights cut over all devices", override=True)
+
+
+def allow_unused(trainer: Trainer) -> None:
+    """Let DDP look in each step for the parameters that the loss does not use; by default it raises where there are
+    some. Their gradients stay None, as in one process.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
 def forget_loader(trainer: Any) -> None:
@@ -130,6 +167,7 @@ def quiet() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`srun` command is available.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*find_unused_parameters=True was specified.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     if rank() > 0:

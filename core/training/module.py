@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..adapt.lora import LoRAConfig, merged_state
+from ..checkpoints.native import whole
 from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
 from . import lightning_fixes
@@ -99,6 +100,8 @@ class TrainingModule(TaskModule):
     def setup(self, stage: str) -> None:
         lightning_fixes.without_profiler(self.trainer)
         lightning_fixes.close_process_group_at_exit(self.trainer)
+        if self.leaves_unused:
+            lightning_fixes.allow_unused(self.trainer)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Calls the model with the same arguments."""
@@ -124,17 +127,24 @@ class TrainingModule(TaskModule):
         if self.compile_blocks:
             compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)
         if self.device_mesh is not None:
-            from torch.distributed.fsdp import fully_shard
+            if self.ema is not None or (self.tuning and self.tuning.lora):
+                raise UserError(
+                    "--trainer.strategy fsdp2 cuts the weights over the devices, which averages (model.ema) and LoRA"
+                    " (model.lora) cannot follow; leave them out, or take ddp."
+                )
+            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             for module in [*blocks_of(self.model), self.model]:
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
+            if hasattr(self.model, "loss"):  # a method that is called in the place of `forward`
+                register_fsdp_forward_method(self.model, "loss")
 
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert self.model is not None, "configure_optimizers before configure_model"
         if isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "--trainer.strategy fsdp flattens the weights, which matrix optimizers and clipping cannot use;"
-                " take ddp, or ModelParallelStrategy (FSDP2)."
+                " take fsdp2, or ddp where the model fits one device."
             )
         make = build_optimizer if self.tuning is None else partial(self.tuning.build_optimizer, self.is_new)
         optimizer = make(self.model, self.optimizer_config)
@@ -321,7 +331,7 @@ class TrainingModule(TaskModule):
         """
         assert self.model is not None, "export_state before configure_model"
         with self._weights(averaged=True):
-            return {name: tensor.detach().cpu().clone() for name, tensor in merged_state(self.model).items()}
+            return {name: whole(tensor).cpu().clone() for name, tensor in merged_state(self.model).items()}
 
     def export_adapter(self, folder: Path) -> bool:
         """Write LoRA's factors in PEFT's format, if the checkpoint is one of Hugging Face's; returns whether it did."""

@@ -51,6 +51,7 @@ class PairTask(TrainingModule):
 
     unit = "pair"
     loss_unit = "nats per pair"
+    leaves_unused = True  # those for an alignment, where the chains have none
 
     def __init__(
         self,

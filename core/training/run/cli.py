@@ -79,7 +79,7 @@ class TaskCLI(LightningCLI):
             # One device unless asked or launched for more: more would silently multiply the global batch.
             # Inference mode would leave tensors behind (averaged weights) that training can no longer change.
             trainer_defaults={
-                "devices": "auto" if _launched() else 1,
+                **_launched(),
                 "log_every_n_steps": 10,
                 "inference_mode": False,
             },
@@ -326,6 +326,10 @@ def _checkpoint(session: Session, chosen: str | None) -> str:
     return chosen
 
 
-def _launched() -> bool:
-    """Whether torchrun or SLURM started several processes, so that they, not we, decide about devices."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+def _launched() -> dict[str, int]:
+    """`devices` (of a machine) and `num_nodes` as torchrun or SLURM started them, else one device."""
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("SLURM_NTASKS", "SLURM_NNODES")
+    world, local, tasks, nodes = (int(os.environ.get(name, "1")) for pair in names for name in pair)
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return {"devices": local, "num_nodes": max(1, world // local)}
+    return {"devices": max(1, tasks // nodes), "num_nodes": nodes} if tasks > 1 else {"devices": 1}

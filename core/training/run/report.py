@@ -136,6 +136,7 @@ def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     metrics = complete(session, metrics)
     summary = summarise(session, metrics)
     if not session.trainer.is_global_zero:
+        session.model.export_state()  # weights that are cut over the processes are put together by all of them
         return summary
     run.export(session.model.export)
     _write_adapter(session, run)

@@ -72,6 +72,17 @@ class ToyModule(TrainingModule):
         return self.loader(self.data[1]) if self.data[1] else []
 
 
+class Sparing(ToyModule):
+    """Leaves parameters unused, as a model does that takes an input which these data lack."""
+
+    leaves_unused = True
+
+    def build_model(self, data: object) -> nn.Module:
+        model = super().build_model(data)
+        model.spare = nn.Linear(DIM, DIM)
+        return model
+
+
 def batches(number: int, seed: int = 0, rows: int = 3) -> list[dict[str, Tensor]]:
     """Micro-batches with very different numbers of real targets; number 2 has none at all."""
     generator = torch.Generator().manual_seed(seed)
@@ -159,13 +170,14 @@ def test_a_batch_without_targets_is_harmless(accumulate: int) -> None:
     assert float(module.last_loss) == 0
 
 
-def test_two_ranks_equal_one_process(tmp_path) -> None:
+@pytest.mark.parametrize("kind", [ToyModule, Sparing])
+def test_two_ranks_equal_one_process(tmp_path, kind: type[ToyModule]) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path / "two.pt")]
+    command = [sys.executable, __file__, kind.__name__, str(tmp_path / "two.pt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
-    one = ToyModule(batches(8), batches(6, seed=1), optimizer=SMOOTH, schedule=CONSTANT, ema=0.9)
+    one = kind(batches(8), batches(6, seed=1), optimizer=SMOOTH, schedule=CONSTANT, ema=0.9)
     fit = trainer(accumulate_grad_batches=4, gradient_clip_val=0.5)
     fit.fit(one)
     assert_close(two["weights"], weights(one))
@@ -174,8 +186,8 @@ def test_two_ranks_equal_one_process(tmp_path) -> None:
     assert two["rng_states"] == 2
 
 
-def two_ranks(path: str) -> None:
-    module = ToyModule(batches(8), batches(6, seed=1), optimizer=SMOOTH, schedule=CONSTANT, ema=0.9)
+def two_ranks(kind: str, path: str) -> None:
+    module = globals()[kind](batches(8), batches(6, seed=1), optimizer=SMOOTH, schedule=CONSTANT, ema=0.9)
     fit = trainer(
         accumulate_grad_batches=2,
         gradient_clip_val=0.5,
@@ -408,7 +420,7 @@ def test_what_a_task_must_implement() -> None:
 
 
 if __name__ == "__main__":
-    two_ranks(sys.argv[1])
+    two_ranks(*sys.argv[1:])
 
 
 def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

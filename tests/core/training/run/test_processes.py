@@ -1,0 +1,93 @@
+"""Trainings of two processes, through the command line: what they compute is what one process computes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+OPTIONS = [
+    "--data.context", "16", "--data.tokenizer", "bytes", "--model.transformer.dim", "16", "--threads", "1",
+    "--model.transformer.depth", "1", "--model.transformer.heads", "2", "--trainer.accelerator", "cpu",
+    "--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1", "--trainer.gradient_clip_val", "1.0",
+    "--trainer.limit_val_batches", "2",
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "triune", "--"]
+
+
+def triune(folder: Path, *words: str, launcher: list[str] | None = None, code: int = 0) -> str:
+    command = [sys.executable, *(launcher or ["-m", "triune"]), *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == code, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and the run of one process."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(400)))
+    triune(folder, *fit("one"), "--data.batch_size", "4")
+    return folder
+
+
+def fit(run: str) -> list[str]:
+    return ["text", "fit", "--run", run, "--data.files", "text.txt", "--data.cache", ".", *OPTIONS]
+
+
+def assert_as_one(folder: Path, run: str) -> None:
+    assert losses(folder / run) == pytest.approx(losses(folder / "one"), rel=1e-5)
+    ours, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in (run, "one"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_torchrun(one: Path) -> None:
+    """`torchrun ... -m triune -- text fit`: without the two dashes torchrun takes --run for an option of its own."""
+    said = triune(one, *fit("torchrun"), "--data.batch_size", "2", launcher=TORCHRUN)
+    assert "2 x" in said
+    assert_as_one(one, "torchrun")
+
+
+def test_fsdp2_trains_saves_and_resumes(one: Path) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
+    triune(one, *fit("fsdp2"), *two)
+    assert_as_one(one, "fsdp2")
+    triune(one, "text", "fit", "--run", "fsdp2", "--resume", "true", "--trainer.max_steps", "4")
+    assert len(losses(one / "fsdp2")) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.strategy", "fsdp"], "take fsdp2, or ddp"),
+        (["--trainer.strategy", "fsdp2", "--model.ema", "0.9"], "model.ema"),
+    ],
+)
+@pytest.mark.slow
+def test_what_cut_weights_cannot_do_is_one_sentence(one: Path, options: list[str], message: str) -> None:
+    said = triune(one, *fit("refused"), "--trainer.devices", "2", *options, code=2)
+    assert message in said
+
+
+@pytest.mark.slow
+def test_protein_contacts_train_in_two_processes(one: Path) -> None:
+    """Without alignments, parameters for them have no part in the loss."""
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2", "--trainer.max_steps", "2"]
+    small = ["--data.crop", "32", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1", "--threads", "1"]
+    triune(one, "protein", "fit", "--run", "contacts", *two, *small)
+    assert (one / "contacts" / "model" / "model.safetensors").is_file()
