@@ -52,7 +52,7 @@ def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, 
         try:
             cli = TaskCLI(kind.task, kind.verb, words, kind.module, kind.data, kind.package)
             if cli.session.resume and cli.session.run:
-                changes.accept(cli.session.run, cli.session.config_text)
+                changes.accept(cli.changes(cli.session.run), cli.session.run, kind.task)
             return cli
         except UserError as error:
             raise UserError(str(error).replace(str(folder), "").replace("--config /", "--config ")) from None

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import traceback
 import warnings
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -168,6 +170,14 @@ def test_a_batch_without_targets_is_harmless(accumulate: int) -> None:
     torch.manual_seed(0)
     assert_close(weights(module), {name: p.detach() for name, p in Toy().named_parameters()}, 0)
     assert float(module.last_loss) == 0
+
+
+def test_flattened_weights_are_refused_with_what_works() -> None:
+    module = ToyModule([])
+    module.model = Toy()
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy))
+    with pytest.raises(UserError, match="take fsdp2, or ddp where the model fits one device"):
+        module.configure_optimizers()
 
 
 @pytest.mark.parametrize("kind", [ToyModule, Sparing])
