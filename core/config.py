@@ -314,7 +314,7 @@ class TransformerConfig:
         return mixers.expand(self.mixer, self.depth)[layer]
 
     def require_attention(self, what: str) -> None:
-        """Raise UserError, naming `what` is asked for, unless every layer has the mixer attention."""
+        """Raises UserError, naming `what` is asked for, unless every layer has the mixer attention."""
         for layer in range(self.depth):
             name = self.mixer_at(layer)
             check(name == "attention", f"mixer of layer {layer}", name, f"attention for {what}")

@@ -20,7 +20,7 @@ def _require(condition: bool, name: str, tensor: Tensor, allowed: str) -> None:
 
 
 def check_vectors(config: TransformerConfig, x: Tensor) -> None:
-    """Raise UserError unless `x` is float `[batch, tokens, dim]`."""
+    """Raises UserError unless `x` is float `[batch, tokens, dim]`."""
     fits = x.dim() == 3 and x.shape[-1] == config.dim and x.shape[1] > 0 and x.is_floating_point()
     _require(fits, "x", x, f"float [batch, tokens, {config.dim}] (dim is {config.dim})")
 
@@ -29,7 +29,7 @@ def check_inputs(
     config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
     bias: Tensor | None, positions: Tensor | None, memory: Tensor | None, memory_valid: Tensor | None,
 ) -> None:  # fmt: skip
-    """Raise UserError unless everything that comes with `x` fits it, and `keys` tokens in all."""
+    """Raises UserError unless everything that comes with `x` fits it, and `keys` tokens in all."""
     _check_masks(config, x, keys, valid, documents, bias)
     _check_positions(config, x, positions)
     _check_memory(config, x, memory, memory_valid)

@@ -113,7 +113,7 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         positions: Tensor | None = None, memory: Tensor | None = None, memory_valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run all blocks.
+        """Runs all blocks.
 
         Args:
             x: `[batch, tokens, dim]`.

@@ -46,7 +46,7 @@ def parser() -> TaskParser:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune text check` and return its exit code: 0, or 2 when rows cannot be used."""
+    """Runs `triune text check` and returns its exit code: 0, or 2 when rows cannot be used."""
     from ..core.training.run.arguments import given
     from .data.module import TextData
 

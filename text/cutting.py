@@ -33,7 +33,7 @@ def usual_place(text: str, first: int, last: int) -> int:
 def cut(
     text: str | Iterable[str], piece: int = PIECE, longest: int = LONGEST, place: Place = usual_place
 ) -> Iterator[str]:
-    """Cut a text into pieces of about `piece` characters, and of at most `longest`.
+    """Cuts a text into pieces of about `piece` characters, and of at most `longest`.
 
     The pieces are the same whether the text comes as a whole or in blocks; of blocks no more than `longest` characters
     and one block are kept.

@@ -12,7 +12,7 @@ from .task import TextTask
 
 
 def main(run: Path, options: list[str]) -> dict[str, Any]:
-    """Train into the folder `run` with further options of `fit`; returns the summary of the run."""
+    """Trains into the folder `run` with further options of `fit`; returns the summary of the run."""
 
     summary = run_task(
         "text", "fit", ["--config", "demo", "--run", str(run), *options], TextTask, TextData, "triune.text"

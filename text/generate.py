@@ -86,7 +86,7 @@ class Continuation:
         self.text, self.shown, self.tokens, self.done = "", 0, 0, False
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that may now be shown."""
+        """Adds a token; returns the text that may now be shown."""
         self.tokens += 1
         self.text += self.stream.push(token)
         if self.lead and self.lead.startswith(self.text):
@@ -149,7 +149,7 @@ def load(name: str | Path, device: str | None = None) -> tuple[LanguageModel, To
 
 
 def compress(model: LanguageModel, weights: str) -> None:
-    """Replace the weights by ones of fewer bits, in place; the head, whose errors would be the model's, keeps 8.
+    """Replaces the weights by ones of fewer bits, in place; the head, whose errors would be the model's, keeps 8.
 
     Args:
         model: on a CPU, to generate only.
@@ -162,7 +162,7 @@ def compress(model: LanguageModel, weights: str) -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run `triune text generate` and return its exit code."""
+    """Runs `triune text generate` and returns its exit code."""
     options = parser().parse_args(args)
     if options.max_tokens < 1:
         raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
@@ -212,7 +212,7 @@ class Writer:
         self.tokens, self.seconds = 0, 0.0
 
     def run(self, ids: list[list[int]], texts: list[Continuation], streaming: bool, seed: int | None) -> None:
-        """Fill `texts` with what follows the prompts `ids`."""
+        """Fills `texts` with what follows the prompts `ids`."""
         from .sampling import generate
 
         started, options = time.perf_counter(), self.options
@@ -228,7 +228,7 @@ class Writer:
 
 
 def _write(writer: Writer, start: list[Message]) -> int:
-    """Continue the prompts, or answer them as questions that do not know of each other."""
+    """Continues the prompts, or answer them as questions that do not know of each other."""
     from .talk import Talk
 
     options, tokenizer = writer.options, writer.tokenizer
@@ -308,7 +308,7 @@ def _beginning(tokenizer: Tokenizer) -> list[int]:
 
 
 def _run(steps: Any, texts: list[Continuation], ends: frozenset[int], streaming: bool) -> None:
-    """Feed tokens to the texts until all are finished."""
+    """Feeds tokens to the texts until all are finished."""
     finished: set[int] | None = None
     try:
         while True:

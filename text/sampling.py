@@ -48,7 +48,7 @@ class SamplingConfig:
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise UserError when a generator cannot begin with `seed`."""
+    """Raises UserError when a generator cannot begin with `seed`."""
     if seed is not None and not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed is {seed}, but must be 0 to {LARGEST_SEED} (2^63 - 1); give another.")
 
@@ -113,7 +113,7 @@ def generate(
     ends: Collection[int] = (),
     use_cache: bool = True,
 ) -> Generator[dict[int, int], set[int] | None, None]:
-    """Continue a batch of prompts, one step at a time.
+    """Continues a batch of prompts, one step at a time.
 
     The model never sees more tokens than the context it was trained with: when a text outgrows it, generation goes on
     from its last half, with and without the cache, alone and in a batch alike.
@@ -200,7 +200,7 @@ class _Views:
             return self.model.hidden(tokens, valid=valid, cache=self._cache)
 
     def select(self, keep: list[int]) -> None:
-        """Go on with the rows at these places only."""
+        """Goes on with the rows at these places only."""
         if len(keep) < len(self.rows):
             self.rows = [self.rows[at] for at in keep]
             if self._cache is not None:

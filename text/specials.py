@@ -61,7 +61,7 @@ def read_specials(folder: Path) -> Specials:
 
 
 def apply_specials(backend: HFTokenizer, specials: Specials) -> None:
-    """Make `backend` put the tokens around a text that its own post-processor or `specials` ask for.
+    """Makes `backend` put the tokens around a text that its own post-processor or `specials` ask for.
 
     Versions 4 and 5 of transformers disagree about a flag in the config beside a `tokenizer.json` (5 ignores it, 4
     replaces the post-processor). Here a token is placed when either says so; since it is then saved with the

@@ -37,7 +37,7 @@ class StreamDecoder:
         self._ids: list[int] = []
 
     def push(self, token: int) -> str:
-        """Add one token; return the text that is now complete, often empty."""
+        """Adds one token; returns the text that is now complete, often empty."""
         if self._bytes_of is not None:
             return self._utf8.decode(self._bytes_of(int(token)))
         self._ids.append(int(token))
@@ -49,7 +49,7 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """Return what is left, an unfinished character as U+FFFD."""
+        """Returns what is left, an unfinished character as U+FFFD."""
         if self._bytes_of is not None:
             return self._utf8.decode(b"", final=True)
         text, self._ids = self._new(), []

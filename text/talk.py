@@ -31,7 +31,7 @@ class Talk:
         self.template, self.messages, self.thinks = ChatTemplate(tokenizer), list(start), thinks
 
     def ask(self, question: str | None) -> tuple[list[int], str]:
-        """Add a question (None: the last message is one); return the tokens of all, and what the template writes
+        """Adds a question (None: the last message is one); returns the tokens of all, and what the template writes
         between them and an answer."""
         messages = self.messages if question is None else [*self.messages, {"role": "user", "content": question}]
         ids = self.template.ask(messages, thinks=self.thinks).tolist()
@@ -41,7 +41,7 @@ class Talk:
         return ids, self.template.lead(messages, self.thinks)
 
     def answered(self, answer: str) -> None:
-        """Add the answer to the last question."""
+        """Adds the answer to the last question."""
         self.messages = [*self.messages, {"role": "assistant", "content": answer}]
 
 

@@ -187,7 +187,7 @@ class TextTask(TrainingModule):
         return f" (no counterpart at Hugging Face: {', '.join(missing)})" if missing else ""
 
     def export(self, folder: Path) -> None:
-        """Write the model and its tokenizer, for `triune text generate` and `LanguageModel.from_pretrained`."""
+        """Writes the model and its tokenizer, for `triune text generate` and `LanguageModel.from_pretrained`."""
         assert isinstance(self.model, LanguageModel)
         self.trainer.datamodule.tokenizer.save(folder)  # type: ignore[attr-defined]
         self.model.save_pretrained(folder, self.export_state())

@@ -129,7 +129,7 @@ class Tokenizer:
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str | Iterable[str]], vocab_size: int) -> Tokenizer:
-        """Train a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
+        """Trains a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
 
         A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
         A text may come in blocks, so that memory does not grow with its length.
@@ -150,7 +150,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load a `tokenizer.json`, or a folder that holds one or GPT-2's two files (vocab.json and merges.txt, or
+        """Loads a `tokenizer.json`, or a folder that holds one or GPT-2's two files (vocab.json and merges.txt, or
         encoder.json and vocab.bpe).
 
         Raises:
@@ -175,7 +175,7 @@ class Tokenizer:
 
     @classmethod
     def _read(cls, file: Path, read: Any) -> Tokenizer:
-        """Run a reader; the library raises a bare `Exception` for whatever it cannot parse."""
+        """Runs a reader; the library raises a bare `Exception` for whatever it cannot parse."""
         with parsing(file, "a tokenizer"):
             backend, specials = read(), read_specials(file.parent)
             if not backend.get_vocab_size():
@@ -184,7 +184,7 @@ class Tokenizer:
             return cls(backend, specials.eos, specials.ends, specials.chat_template, specials.bos)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
+        """Writes `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
         so that transformers reads the same; where there are several ends, a `generation_config.json` with all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ class Tokenizer:
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
 
     def add_ends(self, tokens: Iterable[int]) -> None:
-        """Let generation end at these tokens, too, as far as they are special ones."""
+        """Lets generation end at these tokens, too, as far as they are special ones."""
         self.end_ids |= self._special_ids & frozenset(tokens)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class Tokenizer:
     # -- encoding and decoding ----------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> np.ndarray:
-        """Return the int64 token numbers `[tokens]` of `text`, without any special token.
+        """Returns the int64 token numbers `[tokens]` of `text`, without any special token.
 
         Raises:
             UserError: a character that a character vocabulary does not have (named with its offset), or half a
@@ -283,13 +283,13 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encode several texts, on all cores; each result is as that of `encode`."""
+        """Encodes several texts, on all cores; each result is as that of `encode`."""
         parts = [list(self.parts(text)) for text in texts]
         encoded = self.encode_parts([part for several in parts for part in several])
         return [np.concatenate([next(encoded) for _ in several]) for several in parts]
 
     def parts(self, text: str | Iterable[str]) -> Iterator[Part]:
-        """Cut a text, whole or in blocks, so that the tokens of its parts are those of the whole.
+        """Cuts a text, whole or in blocks, so that the tokens of its parts are those of the whole.
 
         Where a text can hardly be cut so within a million characters (one without line ends, with a tokenizer of
         another library), it is cut all the same.
@@ -352,11 +352,11 @@ class Tokenizer:
         return tokens
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Return the text of token numbers; bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of token numbers; bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 bytes that one token stands for (none for a special token); parts of a character are kept
+        """Returns the UTF-8 bytes that one token stands for (none for a special token); parts of a character are kept
         apart only by byte-level tokenizers."""
         if token in self._special_ids:
             return b""
@@ -365,7 +365,7 @@ class Tokenizer:
         return self.decode([token]).encode()
 
     def stream(self, after: Iterable[int] = ()) -> StreamDecoder:
-        """Return a decoder for tokens that arrive one at a time, behind the tokens `after`."""
+        """Returns a decoder for tokens that arrive one at a time, behind the tokens `after`."""
         return StreamDecoder(self.backend, self.token_bytes if self._is_byte_level else None, after)
 
 

@@ -84,7 +84,7 @@ class Attention(Mixer):
         self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerState | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Attend from `x` to itself, or with `cross` to `memory` `[batch, memory tokens, dim]`."""
+        """Attends from `x` to itself, or with `cross` to `memory` `[batch, memory tokens, dim]`."""
         q = self._heads(self.q(x), "q", rotation)
         if isinstance(cache, MemoryCache):
             k, v = cache.of(memory, self._keys_and_values)

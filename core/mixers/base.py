@@ -75,15 +75,15 @@ class LayerState(Protocol):
     """
 
     def commit(self) -> None:
-        """Take over what the forward pass wrote."""
+        """Takes over what the forward pass wrote."""
         ...
 
     def copy(self) -> None:
-        """Hold copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
+        """Holds copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with these indices, int `[rows]`."""
+        """Keeps the batch rows with these indices, int `[rows]`."""
         ...
 
 
@@ -112,7 +112,7 @@ class Weighted(Protocol):
     """An attention whose weights can be looked at: `weights` takes the arguments of `mix`, through which all passes."""
 
     def mix(self, *args: Any) -> Tensor:
-        """Take the weighted sum of the values."""
+        """Takes the weighted sum of the values."""
         ...
 
     def weights(self, *args: Any) -> Tensor:

@@ -35,7 +35,7 @@ class LayerCache:
         self._pending: tuple[Tensor, Tensor, int, int] | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens, which count after `commit`; return those that the new queries may need,
+        """Adds keys and values of new tokens, which count after `commit`; returns those that the new queries may need,
         oldest first.
         """
         start, new = self.start, k.shape[2]
@@ -54,7 +54,7 @@ class LayerCache:
         return keys[:, :, start:end], values[:, :, start:end]
 
     def commit(self) -> None:
-        """Let the tokens of the last `append` count."""
+        """Lets the tokens of the last `append` count."""
         if self._pending is not None:
             self.keys, self.values, self.start, self.end = self._pending
             self._pending = None
@@ -78,12 +78,12 @@ class LayerCache:
         return keys, values, 0
 
     def copy(self) -> None:
-        """Hold copies, which are of use in the mode they are made in."""
+        """Holds copies, which are of use in the mode they are made in."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.clone(), self.values.clone()
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with these indices, int `[rows]`: finished ones are dropped."""
+        """Keeps the batch rows with these indices, int `[rows]`: finished ones are dropped."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
@@ -104,16 +104,16 @@ class MemoryCache:
         return self.held
 
     def commit(self) -> None:
-        """Let the memory of the first call count."""
+        """Lets the memory of the first call count."""
         self.held, self._pending = self._pending or self.held, None
 
     def copy(self) -> None:
-        """Hold copies, which are of use in the mode they are made in."""
+        """Holds copies, which are of use in the mode they are made in."""
         if self.held is not None:
             self.held = self.held[0].clone(), self.held[1].clone()
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with these indices, int `[rows]`."""
+        """Keeps the batch rows with these indices, int `[rows]`."""
         if self.held is not None:
             self.held = self.held[0][rows], self.held[1][rows]
 
@@ -140,7 +140,7 @@ class KeyValueCache:
         self._inference = False
 
     def begin(self, model: Any, blocks: Iterable[Any], batch: int) -> None:
-        """Make the states in the first call of `model`.
+        """Makes the states in the first call of `model`.
 
         Raises:
             UserError: the cache belongs to another model, or holds another number of rows.
@@ -189,7 +189,7 @@ class KeyValueCache:
         return self.memory
 
     def commit(self, tokens: int, batch: int, valid: Tensor | None, memory: Tensor | None, mask: Tensor | None) -> None:
-        """Let a call that ran to its end count: `tokens` new ones, `valid` of all, the memory and its `mask`."""
+        """Lets a call that ran to its end count: `tokens` new ones, `valid` of all, the memory and its `mask`."""
         for states in self.states:
             for state in states:
                 state.commit()
@@ -197,7 +197,7 @@ class KeyValueCache:
         self.memory = None if memory is None else (memory, mask)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with these indices, int `[rows]`."""
+        """Keeps the batch rows with these indices, int `[rows]`."""
         for states in self.states:
             for state in states:
                 state.select(rows)

@@ -17,7 +17,7 @@ from torch import Tensor
 def reference_channel_scan(
     a: Tensor, b: Tensor, begins: Tensor | None = None, state: Tensor | None = None, chunk: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Follow the recurrence token by token; arguments and results as `channel_scan`. `chunk` is not used."""
+    """Follows the recurrence token by token; arguments and results as `channel_scan`. `chunk` is not used."""
     h = torch.zeros_like(b[:, 0]) if state is None else state
     outputs = []
     for t in range(b.shape[1]):
@@ -31,7 +31,7 @@ def reference_channel_scan(
 def channel_scan(
     a: Tensor, b: Tensor, begins: Tensor | None = None, state: Tensor | None = None, chunk: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Compute the recurrence in chunks.
+    """Computes the recurrence in chunks.
 
     Args:
         a: `[batch, tokens, ...]`, the decay of each channel in 0 to 1. With 1 and a b of 0 a token leaves the state as
@@ -65,5 +65,5 @@ def channel_scan(
 
 
 def _spread(flags: Tensor, like: Tensor) -> Tensor:
-    """Give `flags` trailing axes of length one, so that they broadcast over the channels of `like`."""
+    """Gives `flags` trailing axes of length one, so that they broadcast over the channels of `like`."""
     return flags.reshape(*flags.shape, *[1] * (like.dim() - flags.dim()))

@@ -25,14 +25,14 @@ class ShortConvolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as `nn.Conv1d` does: uniform within ±kernel^-½."""
+        """Starts as `nn.Conv1d` does: uniform within ±kernel^-½."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, row: Row, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve.
+        """Convolves.
 
         Args:
             x: `[batch, tokens, channels]`, the real tokens first.

@@ -20,7 +20,7 @@ def reference_decayed_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, begins: Tensor | None = None, state: Tensor | None = None,
     chunk: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Follow the recurrence token by token; arguments and results as `decayed_scan`. `chunk` is not used."""
+    """Follows the recurrence token by token; arguments and results as `decayed_scan`. `chunk` is not used."""
     heads = v.shape[2]
     q, k = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k))
     s = v.new_zeros(v.shape[0], heads, k.shape[3], v.shape[3]) if state is None else state
@@ -37,7 +37,7 @@ def decayed_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, begins: Tensor | None = None, state: Tensor | None = None,
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the recurrence in chunks.
+    """Computes the recurrence in chunks.
 
     Args:
         q: `[batch, tokens, groups, state]`; each group serves heads / groups neighbouring heads.

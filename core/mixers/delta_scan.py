@@ -24,7 +24,7 @@ def reference_delta_scan(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, begins: Tensor | None = None,
     state: Tensor | None = None, chunk: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Follow the recurrence token by token; arguments and results as `delta_scan`. `chunk` is not used."""
+    """Follows the recurrence token by token; arguments and results as `delta_scan`. `chunk` is not used."""
     s = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3]) if state is None else state
     outputs = []
     for t in range(v.shape[1]):
@@ -41,7 +41,7 @@ def delta_scan(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, begins: Tensor | None = None,
     state: Tensor | None = None, chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the recurrence in chunks.
+    """Computes the recurrence in chunks.
 
     Args:
         q: `[batch, tokens, heads, state]`.

@@ -65,7 +65,7 @@ class Plan:
 
 @contextmanager
 def force_kernel(name: str) -> Iterator[None]:
-    """Use one kernel wherever it can express the mask, in this thread: for tests and measurements."""
+    """Uses one kernel wherever it can express the mask, in this thread: for tests and measurements."""
     if name not in KERNELS:
         raise UserError(f"kernel is '{name}', but must be one of {', '.join(KERNELS)}.")
     token = _forced.set(name)
@@ -83,7 +83,7 @@ def plan(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Plan:
-    """Choose a kernel for `mask` over `queries` x `keys` and build what it needs, once a batch."""
+    """Chooses a kernel for `mask` over `queries` x `keys` and builds what it needs, once a batch."""
     name, why = _choose(mask, queries, keys, device, softcap, dropout)
     chosen = Plan(name, why, mask, queries, keys, softcap=softcap)
     if name == "sdpa":

@@ -54,7 +54,7 @@ class RecurrentOptions:
                 self._check(f.name, value, isinstance(value, bool), "true or false")
 
     def check(self, dim: int, heads: int, head_dim: int) -> None:
-        """Raise UserError where the options do not go with the size of the model."""
+        """Raises UserError where the options do not go with the size of the model."""
 
     def _check(self, field: str, value: object, ok: bool, allowed: str) -> None:
         if not ok or (isinstance(value, bool) and allowed != "true or false"):
@@ -104,7 +104,7 @@ class Mamba2Options(RecurrentOptions):
     groups: int = 1
 
     def check(self, dim: int, heads: int, head_dim: int) -> None:
-        """Raise UserError where heads or groups do not divide the inner width."""
+        """Raises UserError where heads or groups do not divide the inner width."""
         inner, width = self.expand * dim, self.width or head_dim
         allowed = f"a divisor of expand · dim ({inner}); left out it is head_dim ({head_dim})"
         self._check("width", width, inner % width == 0, allowed)
@@ -159,7 +159,7 @@ class RGLRUOptions(RecurrentOptions):
     width: int | None = None
 
     def check(self, dim: int, heads: int, head_dim: int) -> None:
-        """Raise UserError where the gates are not square matrices by head."""
+        """Raises UserError where the gates are not square matrices by head."""
         width = self.width or dim
         self._check("width", width, width % heads == 0, f"a multiple of heads ({heads}); left out it is dim")
 

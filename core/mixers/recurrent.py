@@ -93,7 +93,7 @@ def exact(x: Tensor) -> torch.autocast:
 
 @torch.no_grad()
 def start_steps(bias: Tensor, low: float = 1e-3, high: float = 1e-1) -> None:
-    """Fill `bias` such that softplus(bias), the step size Δ, is spread evenly in its logarithm over `low` to `high`
+    """Fills `bias` such that softplus(bias), the step size Δ, is spread evenly in its logarithm over `low` to `high`
     (Gu and Dao 2023, section 3.6).
     """
     step = torch.empty_like(bias).uniform_(math.log(low), math.log(high)).exp()
@@ -115,19 +115,19 @@ class State:
         return self.tensors.get(name)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Keep `tensor` under `name`, from `commit` on."""
+        """Keeps `tensor` under `name`, from `commit` on."""
         self._pending[name] = tensor
 
     def commit(self) -> None:
-        """Take over what the forward pass wrote."""
+        """Takes over what the forward pass wrote."""
         self.tensors, self._pending = self.tensors | self._pending, {}
 
     def copy(self) -> None:
-        """Hold copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
+        """Holds copies, which are of use in the mode they are made in (PyTorch's inference mode or not)."""
         self.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with these indices, int `[rows]`."""
+        """Keeps the batch rows with these indices, int `[rows]`."""
         self.tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
 
 
@@ -149,12 +149,12 @@ class RecurrentMixer(Mixer):
         return State()
 
     def forward(self, x: Tensor, row: Row, cache: State | None = None) -> Tensor:
-        """Mix; padding is left with outputs that mean nothing."""
+        """Mixes; padding is left with outputs that mean nothing."""
         state = State() if cache is None else cache
         return row.unpack(self.mix(row.pack(x), row, state))
 
     def mix(self, x: Tensor, row: Row, state: State) -> Tensor:
-        """Compute the outputs for `x` `[batch, tokens, dim]`, real tokens first, and move `state` on."""
+        """Computes the outputs for `x` `[batch, tokens, dim]`, real tokens first, and moves `state` on."""
         raise NotImplementedError
 
 

@@ -53,7 +53,7 @@ def register_mixer(
     name: str, make: Make, options: type = RecurrentOptions, letter: str = "",
     direction: Literal["either", "causal", "both"] = "causal",
 ) -> None:  # fmt: skip
-    """Add a kind of mixer, which configs can then name.
+    """Adds a kind of mixer, which configs can then name.
 
     Args:
         name: such as `my_mixer`, of lower-case letters, digits and underscores. Your own may be registered again.

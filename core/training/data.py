@@ -169,7 +169,7 @@ class Batches:
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the training answer signals to the whole group (Ctrl-C in a terminal, a batch system): it still needs batches
+    """Lets the training answer signals to the group (Ctrl-C in a terminal, a batch system): it still needs batches
     for the step that it finishes. A worker ends when it is told to, or when its parent is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -195,7 +195,7 @@ class DataModule(LightningDataModule):
         return []
 
     def check_resumed(self) -> None:
-        """Raise UserError when a resumed run would see other batches than those of its checkpoint."""
+        """Raises UserError when a resumed run would see other batches than those of its checkpoint."""
 
 
 class ResumableData(DataModule):

@@ -43,7 +43,7 @@ class EMA:
         self._averages: list[Tensor] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Follow the parameters of `model`, starting from their values or from what `load_state_dict` brought."""
+        """Follows the parameters of `model`, starting from their values or from what `load_state_dict` brought."""
         known = dict(zip(self._names, self._averages))
         named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self._names = [name for name, _ in named]
@@ -62,7 +62,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, left_out: Tensor | None = None) -> None:
-        """Take the present weights into the averages; call it after each optimizer step.
+        """Takes the present weights into the averages; call it after each optimizer step.
 
         Args:
             left_out: bool scalar: whether the step changed no weights; then the averages stay as they are, too.
@@ -80,7 +80,7 @@ class EMA:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange weights and averages, in place."""
+        """Exchanges weights and averages, in place."""
         kept = [p.clone() for p in self._params]
         torch._foreach_copy_(self._params, self._averages)
         # Weights of a lower precision survive the way through float32 and back unchanged.
@@ -96,7 +96,7 @@ class EMA:
         return {"steps": self.steps, "averages": self.averaged()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict()`; the averages reach a model with `attach`."""
+        """Restores `state_dict()`; the averages reach a model with `attach`."""
         self.steps = state["steps"]
         self._names, self._averages = list(state["averages"]), list(state["averages"].values())
         self._params, self.swapped = [], False

@@ -77,7 +77,7 @@ class Freezing:
         self._freeze(0)
 
     def at(self, step: float) -> None:
-        """Freeze what is frozen after `step` optimizer steps; costs nothing when that is as before."""
+        """Freezes what is frozen after `step` optimizer steps; costs nothing when that is as before."""
         thawed = 0 if self.every is None else int(min(step / self.every, len(self._stages)))
         if thawed != self.thawed:
             self._freeze(thawed)

@@ -90,7 +90,7 @@ class _Kind(NamedTuple):
 def parameter_groups(
     model: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `model` into the groups of `MuonAdamW`.
+    """Splits the trainable parameters of `model` into the groups of `MuonAdamW`.
 
     Blocks are the children of any `nn.ModuleList` named `blocks`. The roles:
 
@@ -171,7 +171,7 @@ def _group(config: OptimizerConfig, kind: _Kind) -> dict[str, Any]:
 
 
 def _check_used(config: OptimizerConfig, kinds: list[_Kind], tuning: bool) -> None:
-    """Raise UserError for a learning rate that only makes sense with, or without, fine-tuning."""
+    """Raises UserError for a learning rate that only makes sense with, or without, fine-tuning."""
     if config.pretrained_lr is not None and not tuning:
         raise UserError(
             f"optimizer.pretrained_lr is {config.pretrained_lr}, but there is no checkpoint; leave it out, or give"

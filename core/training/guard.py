@@ -104,13 +104,13 @@ class Guard:
         self._pending: list[Step] = []
 
     def saw(self, trainer: Any, total: Tensor) -> None:
-        """Note the summed loss of a micro-batch, before its gradient is computed."""
+        """Notes the summed loss of a micro-batch, before its gradient is computed."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         counter = progress.current if trainer.overfit_batches else progress.total
         self._parts.append(Part(counter.processed, total.detach()))
 
     def took(self, module: Any, left_out: Tensor, loss: Tensor, units: Tensor) -> None:
-        """Note an optimizer step that was just made; reads what is known of the last ones when that costs no waiting.
+        """Notes an optimizer step that was just made; reads what is known of the last ones when that costs no waiting.
 
         Raises:
             UserError: as `review`.
@@ -124,11 +124,11 @@ class Guard:
             self.review(module)
 
     def forget_window(self) -> None:
-        """Drop the micro-batches of a window that was not finished."""
+        """Drops the micro-batches of a window that was not finished."""
         self._parts = []
 
     def review(self, module: Any) -> None:
-        """Read the steps that were not read yet, and say what is odd about them; waits for the device.
+        """Reads the steps that were not read yet, and says what is odd about them; waits for the device.
 
         All processes find the same, because loss, gradient and units are those of all of them.
 
@@ -172,7 +172,7 @@ class Guard:
             )
 
     def _compare(self, module: Any, step: Step, loss: float) -> None:
-        """Say when a loss is far above the last ones; the median and the spread are blind to single leaps."""
+        """Says when a loss is far above the last ones; the median and the spread are blind to single leaps."""
         recent = self._recent
         if len(recent) >= LEAST and step.number >= self._quiet_until and loss > max(recent):
             median = statistics.median(recent)
@@ -185,7 +185,7 @@ class Guard:
         recent.append(loss)
 
     def _count(self, kind: str, module: Any, step: Step, text: str, more: str = "") -> str:
-        """Count and say something about a step; returns the names of its samples, after a comma."""
+        """Counts and says something about a step; returns the names of its samples, after a comma."""
         self.counts[kind] = count = self.counts[kind] + 1
         if count > MOST_SAID and count % 100 and self._in_a_row < self.limit:
             return ""
@@ -203,7 +203,7 @@ class Guard:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict()`."""
+        """Restores `state_dict()`."""
         self.counts |= state["counts"]
         self._in_a_row, self._quiet_until = state["in_a_row"], state["quiet_until"]
         self._recent = deque(state["recent"], maxlen=RECENT)

@@ -31,13 +31,13 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def without_profiler(trainer: Trainer) -> None:
-    """Replace the profiler that does nothing by one that does it faster."""
+    """Replaces the profiler that does nothing by one that does it faster."""
     if type(trainer.profiler) is PassThroughProfiler:  # pyright: ignore[reportAttributeAccessIssue]
         trainer.profiler = _NoProfiler()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def close_process_group_at_exit(trainer: Trainer) -> None:
-    """Close gloo too at the exit of each of several processes; Lightning closes NCCL only.
+    """Closes gloo too at the exit of each of several processes; Lightning closes NCCL only.
 
     gloo's threads, when they outlive the process, end it with an abort now and then.
     """
@@ -74,7 +74,7 @@ StrategyRegistry.register("fsdp2", FSDP2, description="weights cut over all devi
 
 
 def allow_unused(trainer: Trainer) -> None:
-    """Let DDP look in each step for the parameters that the loss does not use; by default it raises where there are
+    """Lets DDP look in each step for the parameters that the loss does not use; by default it raises where there are
     some. Their gradients stay None, as in one process.
     """
     if isinstance(trainer.strategy, DDPStrategy):
@@ -82,7 +82,7 @@ def allow_unused(trainer: Trainer) -> None:
 
 
 def forget_loader(trainer: Any) -> None:
-    """Let the loop make its training loader anew when a checkpoint is to be loaded.
+    """Lets the loop make its training loader anew when a checkpoint is to be loaded.
 
     Counting the batches of an epoch sets up the loader, and one that is set up never gets its state from the checkpoint
     (Lightning#20550).
@@ -97,7 +97,7 @@ def within_window(trainer: Trainer) -> bool:
 
 
 def validate_at_steps(trainer: Trainer) -> None:
-    """Validate at the optimizer step that follows where the interval ends; Lightning does it within a window of micro-
+    """Validates at the optimizer step that follows where the interval ends; Lightning does it within a window of micro-
     batches, and a checkpoint written there lacks the gradients of the window.
 
     When it is due is a function of the position alone, so that a resumed run decides as the first one.
@@ -131,7 +131,7 @@ def validation_due(trainer: Trainer) -> bool:
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Validate before the first step of a resumed training; Lightning leaves out a validation that was due when the
+    """Validates before the first step of a resumed training; Lightning leaves out a validation that was due when the
     checkpoint was written, and continues one that was interrupted with the batches that were left.
     """
     loop: Any = trainer.fit_loop.epoch_loop.val_loop
@@ -154,7 +154,7 @@ def keep_signature(step: Callable[..., Any]) -> None:
 
 
 def quiet() -> None:
-    """Silence what Lightning says about itself; warnings about the user's run stay."""
+    """Silences what Lightning says about itself; warnings about the user's run stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

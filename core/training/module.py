@@ -118,7 +118,7 @@ class TrainingModule(TaskModule):
         return []
 
     def configure_model(self) -> None:
-        """Build the model once; compile its blocks, and shard them under `ModelParallelStrategy` (FSDP2)."""
+        """Builds the model once; compiles its blocks, and shards them under `ModelParallelStrategy` (FSDP2)."""
         if self.model is not None:
             return
         data = getattr(self._trainer, "datamodule", None)
@@ -202,7 +202,7 @@ class TrainingModule(TaskModule):
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _note(self, loss: Tensor, units: Tensor) -> None:
-        """Log `train_loss`, per unit of an optimizer step, for loggers, bars and callbacks of Lightning.
+        """Logs `train_loss`, per unit of an optimizer step, for loggers, bars and callbacks of Lightning.
 
         The device is not waited for, but by Lightning's own progress bar, which reads it at every step.
         """
@@ -218,7 +218,7 @@ class TrainingModule(TaskModule):
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Normalise gradients by the units of the whole window; called after unscaling and before clipping."""
+        """Normalises gradients by the units of the whole window; called after unscaling and before clipping."""
         if self._window is None:
             return
         assert self._nominal is not None
@@ -334,7 +334,7 @@ class TrainingModule(TaskModule):
             return {name: whole(tensor).cpu().clone() for name, tensor in merged_state(self.model).items()}
 
     def export_adapter(self, folder: Path) -> bool:
-        """Write LoRA's factors in PEFT's format, if the checkpoint is one of Hugging Face's; returns whether it did."""
+        """Writes LoRA's factors in PEFT's format, if it is of Hugging Face's; returns whether it did."""
         assert self.model is not None, "export_adapter before configure_model"
         with self._weights(averaged=True):
             return self.tuning is not None and self.tuning.export(folder, self.model, self.task_type)
@@ -360,7 +360,7 @@ class TrainingModule(TaskModule):
         self.guard.review(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add `ema`, `guard` and what `Resume.state` says; Lightning calls this on all ranks."""
+        """Adds `ema`, `guard` and what `Resume.state` says; Lightning calls this on all ranks."""
         checkpoint.update(self._resume.state(self.trainer))
         self.guard.review(self)
         checkpoint["guard"] = self.guard.state_dict()

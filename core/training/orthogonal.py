@@ -17,7 +17,7 @@ _NS_EPS = 1e-7
 
 
 def newton_schulz_reference(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Replace the singular values of one `[rows, columns]` matrix by values near 1. The readable form."""
+    """Replaces the singular values of one `[rows, columns]` matrix by values near 1. The readable form."""
     a, b, c = _NS_COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=_NS_EPS)
@@ -52,7 +52,7 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def orthogonalise(updates: list[Tensor], steps: int = 5) -> list[Tensor]:
-    """Orthogonalise matrices of any shapes; those of one shape, or its transpose, go through one batched product."""
+    """Orthogonalises matrices of any shapes; those of one shape, or its transpose, go through one batched product."""
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
         rows, columns = update.shape

@@ -34,7 +34,7 @@ class Resume:
         self._settings: tuple[Optimizer, LambdaLR, list[dict[str, Any]]] | None = None
 
     def configured(self, optimizer: Optimizer, scheduler: LambdaLR) -> None:
-        """Note the settings of all groups, before a checkpoint replaces them."""
+        """Notes the settings of all groups, before a checkpoint replaces them."""
         self._settings = optimizer, scheduler, [
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in optimizer.param_groups
@@ -51,11 +51,11 @@ class Resume:
         return {"rng": states, "owed": due and self.validated != trainer.global_step}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the entries of a checkpoint, for `begin`."""
+        """Takes over the entries of a checkpoint, for `begin`."""
         self._rng, self._owed = checkpoint.get("rng"), checkpoint.get("owed", False)
 
     def begin(self, trainer: Trainer) -> None:
-        """Restore the generators, and validate where that was due; called when the first step follows.
+        """Restores the generators, and validates where that was due; called when the first step follows.
 
         Raises:
             UserError: the optimizer's groups are not those of the checkpoint.

@@ -23,7 +23,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore `rng_state()`. A state of a device that is not here is left out."""
+    """Restores `rng_state()`. A state of a device that is not here is left out."""
     torch.set_rng_state(state["torch"].cpu())
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))

@@ -58,7 +58,7 @@ class Start:
         return cls(pretrained.source.name, model, pretrained.companion, targets)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json`, and the tokenizer if there is one, into `folder`."""
+        """Writes `config.json`, and the tokenizer if there is one, into `folder`."""
         if self.companion is not None:
             self.companion.save(folder)
         header = {"library": "triune", "format": FORMAT, "architecture": self.architecture}
@@ -78,7 +78,7 @@ class Start:
 def refuse_contradictions(
     task: type, given: Mapping[str, Any], found: Mapping[str, Any], source: str, prefix: str = "model."
 ) -> None:
-    """Raise UserError for an option that was given and is not what the checkpoint has.
+    """Raises UserError for an option that was given and is not what the checkpoint has.
 
     Args:
         task: the class whose constructor says what an option is when it is not given.

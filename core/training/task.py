@@ -54,11 +54,11 @@ class TaskModule(LightningModule):
     # --- model and loss -----------------------------------------------------------------------------------------------
 
     def build_model(self, data: Any) -> nn.Module:
-        """Make the model; `data` is the data module after its `setup()`, or None without one."""
+        """Makes the model; `data` is the data module after its `setup()`, or None without one."""
         raise NotImplementedError(f"{type(self).__name__} must implement build_model(data).")
 
     def load_pretrained(self, source: str) -> Pretrained:
-        """Read a checkpoint: the `load` of the task's pretrained.py."""
+        """Reads a checkpoint: the `load` of the task's pretrained.py."""
         raise UserError(f"model.pretrained is {source}, but this task starts from random weights only; leave it out.")
 
     def read_start(self, folder: Path) -> Start:
@@ -66,7 +66,7 @@ class TaskModule(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must implement read_start(folder).")
 
     def adopt(self, start: Start, data: Any) -> str:
-        """Let `data`, before its `setup()`, take over what belongs to the checkpoint; returns what that was, in
+        """Lets `data`, before its `setup()`, takes over what belongs to the checkpoint; returns what that was, in
         words.
         """
         return ""
@@ -129,13 +129,13 @@ class TaskModule(LightningModule):
         return self.state_dict()
 
     def export(self, folder: Path) -> None:
-        """Write the trained model into an empty folder; by default `model.safetensors` alone, without a config."""
+        """Writes the trained model into an empty folder; by default `model.safetensors` alone, without a config."""
         from safetensors.torch import save_file
 
         save_file({name: tensor.contiguous() for name, tensor in self.export_state().items()}, folder / WEIGHTS)
 
     def finish(self, run: RunFolder) -> None:
-        """Write further files into the run folder, after training."""
+        """Writes further files into the run folder, after training."""
 
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to show after training."""

@@ -59,7 +59,7 @@ class Tuning:
         return None
 
     def open(self, task: TunableTask, data: Any) -> None:
-        """Read what the model starts from, once, and let the data adopt what belongs to it."""
+        """Reads what the model starts from, once, and let the data adopt what belongs to it."""
         if self.start is not None:
             return
         if self.folder is not None and (self.folder / CONFIG).is_file():
@@ -108,7 +108,7 @@ class Tuning:
         return optimizer
 
     def at(self, step: int) -> None:
-        """Freeze what is frozen after `step` optimizer steps."""
+        """Freezes what is frozen after `step` optimizer steps."""
         if self.freezing:
             self.freezing.at(step)
 
@@ -134,7 +134,7 @@ class Tuning:
         return [("start", about), ("tuning", "; ".join([*parts, f"peak learning rates: {rates}"]))]
 
     def export(self, folder: Path, model: nn.Module, task_type: str | None) -> bool:
-        """Write LoRA's factors in PEFT's format; returns whether there are any.
+        """Writes LoRA's factors in PEFT's format; returns whether there are any.
 
         Raises:
             UserError: PEFT cannot hold them, because the checkpoint or a layer is none of Hugging Face's.

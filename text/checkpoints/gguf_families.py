@@ -280,7 +280,7 @@ GGUF_FAMILIES = tuple(_family(architecture, _BY_TYPE[kind]) for architecture, ki
 
 
 def check_architecture(source: Source) -> None:
-    """Raise UserError for a GGUF file of an architecture that is not here, listing those that are."""
+    """Raises UserError for a GGUF file of an architecture that is not here, listing those that are."""
     header = _header(source)
     if header is not None and header.architecture not in MODEL_TYPES:
         raise UserError(

@@ -104,7 +104,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_inputs(pretrained: Pretrained, folder: str | os.PathLike[str], library: str) -> str:
-    """Compare the tokens of `TEXTS` and `CHATS` with those that transformers makes with what is in `folder`.
+    """Compares the tokens of `TEXTS` and `CHATS` with those that transformers makes with what is in `folder`.
 
     Returns:
         What was compared, as a sentence; an empty text where there is no tokenizer or nothing to compare it with.

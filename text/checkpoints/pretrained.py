@@ -72,7 +72,7 @@ KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "us
 
 
 def load(name: str) -> Pretrained:
-    """Open a checkpoint: a folder or repository of Hugging Face, a GGUF file, a glassllm archive, a run or model of
+    """Opens a checkpoint: a folder or repository of Hugging Face, a GGUF file, a glassllm archive, a run or model of
     ours.
 
     Raises:
@@ -161,7 +161,7 @@ def _tie(
 
 
 def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], library: str = "hf") -> Path:
-    """Write a model with its tokenizer into a new `folder`, which replaces an old one only when it is complete.
+    """Writes a model with its tokenizer into a new `folder`, which replaces an old one only when it is complete.
 
     Args:
         pretrained: what `load` returned, or a `LanguageModel` or `TextEncoder`.

@@ -90,7 +90,7 @@ class Settings:
         return table[self[key]]
 
     def require(self, key: str, *allowed: Any) -> None:
-        """Raise UserError unless the key, if this family has it, has one of these values."""
+        """Raises UserError unless the key, if this family has it, has one of these values."""
         if key in self.defaults and self[key] not in allowed:
             raise UserError(
                 f"'{self.name}' has {key} = {self[key]!r}, which the core does not have "

@@ -138,7 +138,7 @@ class PreparedChats:
         cls, files: list[str], columns: Mapping[str, str] | None, on_error: OnError, fraction: float, seed: int,
         tokenizer: Tokenizer, context: int,
     ) -> PreparedChats:  # fmt: skip
-        """Read, split, tokenise and pack. The tokenizer gets what is saved with it: the plain template where it has
+        """Reads, splits, tokenises and packs. The tokenizer gets what is saved with it: the plain template where it has
         none, and the tokens that end an answer, so that generation stops there.
         """
         template = ChatTemplate(tokenizer)

@@ -140,7 +140,7 @@ class Corpus:
                 skipped["empty row"] += 1
 
     def survey(self) -> list[Survey]:
-        """Read and check every document once.
+        """Reads and checks every document once.
 
         Raises:
             UserError: a file cannot be read as text, or there is no text at all.
@@ -185,7 +185,7 @@ class Sum:
 
 
 def survey(blocks: Iterable[str]) -> Survey:
-    """Read a text to its end and return what is remembered of it."""
+    """Reads a text to its end and returns what is remembered of it."""
     found = Sum()
     for _ in found.of(blocks):
         pass
@@ -196,7 +196,7 @@ def survey(blocks: Iterable[str]) -> Survey:
 
 
 def find(patterns: str | Iterable[str] | None, text_field: str = "text", skip_bad: bool = False) -> Corpus:
-    """Return the corpus of files, folders, globs and `package:NAME/PATH` (what an installed package brings); None is
+    """Returns the corpus of files, folders, globs and `package:NAME/PATH` (what an installed package brings); None is
     the source of the Python standard library.
 
     A file that is reached in two ways is read once; a folder is listed once.
@@ -224,7 +224,7 @@ def find(patterns: str | Iterable[str] | None, text_field: str = "text", skip_ba
 
 
 def standard_library() -> list[Path]:
-    """Return the Python sources of the standard library, without its tests: about 11 MB on every machine."""
+    """Returns the Python sources of the standard library, without its tests: about 11 MB on every machine."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, folders, names in os.walk(root):

@@ -45,7 +45,7 @@ class PreparedDocuments:
         cls, corpus: Corpus, val: Corpus | None, fraction: float, seed: int,
         tokenizer: Tokenizer | None, kind: str | None, vocab_size: int, context: int, cache: Path,
     ) -> PreparedDocuments:  # fmt: skip
-        """Survey, split and tokenise; where `tokenizer` is None, make the one called `kind`."""
+        """Surveys, splits and tokenises; where `tokenizer` is None, makes the one called `kind`."""
         sides = Sides(corpus, val, fraction, seed)
         if tokenizer is None:
             tokenizer = make_tokenizer(kind or "bpe", vocab_size, sides, cache)

@@ -98,7 +98,7 @@ class TextData(ResumableData):
         self._adopted: Tokenizer | None = None
 
     def adopt(self, tokenizer: Tokenizer | None, source: str) -> None:
-        """Use the tokenizer of a pretrained model; call it before `setup`.
+        """Uses the tokenizer of a pretrained model; call it before `setup`.
 
         Raises:
             UserError: another one was asked for, or `source` has none and none was named.
@@ -137,7 +137,7 @@ class TextData(ResumableData):
                 raise UserError(f"data.{name} is {value}, but must be at least {bound}{why}; raise it.")
 
     def refuse_unused(self, *corpora: Corpus | None) -> None:
-        """Refuse options that were given and change nothing in this mode; those of a recipe may.
+        """Refuses options that were given and change nothing in this mode; those of a recipe may.
 
         Args:
             corpora: what text is read from; none for conversations.
@@ -168,11 +168,11 @@ class TextData(ResumableData):
     # -- from files to tokens -----------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Fill the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
+        """Fills the cache; Lightning calls this in one process of each machine before `setup` in all of them."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files, make the tokenizer and open (or build) the tokens; a second call does nothing.
+        """Reads the files, makes the tokenizer and opens (or build) the tokens; a second call does nothing.
 
         Raises:
             UserError: for every mistake in the files or settings, with what to do about it.
@@ -224,7 +224,7 @@ class TextData(ResumableData):
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Batches:
-        """Return the batches of training; each iteration is one epoch, or what is left of it after a resume.
+        """Returns the batches of training; each iteration is one epoch, or what is left of it after a resume.
 
         Raises:
             UserError: the text does not fill one batch.
@@ -233,15 +233,15 @@ class TextData(ResumableData):
         return Batches(self.prepared.batches("train"), order, self.loader_workers(most=1), self.pin)
 
     def val_dataloader(self) -> Batches:
-        """Return the batches that score the whole validation text once."""
+        """Returns the batches that score the whole validation text once."""
         return Batches(self.prepared.batches("val"), self.prepared.validation_order(self._place), 0, self.pin)
 
     def test_dataloader(self) -> Batches:
-        """Return the validation batches: text has no third side unless `val_files` names it."""
+        """Returns the validation batches: text has no third side unless `val_files` names it."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> Batches:
-        """Return the validation batches."""
+        """Returns the validation batches."""
         return self.val_dataloader()
 
     @property

@@ -24,12 +24,12 @@ class NotText(UserError):
 
 
 def read_text(file: Path) -> str:
-    """Return the content of a text file as a whole; see `read_blocks`."""
+    """Returns the content of a text file as a whole; see `read_blocks`."""
     return "".join(read_blocks(file))
 
 
 def read_blocks(file: Path) -> Iterator[str]:
-    """Yield the content of a text file in parts, its line ends as they are, without a byte-order mark.
+    """Yields the content of a text file in parts, its line ends as they are, without a byte-order mark.
 
     It is UTF-8, or what its byte-order mark says (UTF-16 or UTF-32).
 

@@ -46,7 +46,7 @@ class Split:
 
 
 def split(documents: list[Survey], fraction: float, seed: int) -> Split:
-    """Hold out about `fraction` of the bytes, whole documents of them; of a single document the last characters.
+    """Holds out about `fraction` of the bytes, whole documents of them; of a single document the last characters.
 
     Documents are taken in the order of a hash of `seed` and their content, so the side of a document does not depend on
     its file name or on the order of the files, and equal documents are always on the same side. One that alone is

@@ -58,7 +58,7 @@ class TokenArray:
 
 
 def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tokenizer:
-    """Return the tokenizer called `kind`: "bytes", "characters", "bpe" or a path.
+    """Returns the tokenizer called `kind`: "bytes", "characters", "bpe" or a path.
 
     A BPE is trained on the training side only and kept in the cache. The characters are those of both sides: which
     characters exist says nothing about the held-out text that a model could exploit.
@@ -92,7 +92,7 @@ def _counted(blocks: Iterable[str], advance: Callable[[int], None]) -> Iterator[
 
 
 def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, TokenArray]:
-    """Return both sides as token arrays: from the cache if it knows this content, else tokenised now.
+    """Returns both sides as token arrays: from the cache if it knows this content, else tokenised now.
 
     Raises:
         UserError: the cache folder cannot be written, or a text holds a character the tokenizer does not know.
@@ -181,7 +181,7 @@ class _Writer:
         return self
 
     def add(self, step: _Step, ids: np.ndarray) -> None:
-        """Write a part of a document; those of one document follow each other."""
+        """Writes a part of a document; those of one document follow each other."""
         if step.part.text:
             self._write(ids if self._inside else [*self._tokenizer.beginning, *ids])
             self._inside, self._unwritten = True, self._unwritten + len(step.part.text.encode())
@@ -204,7 +204,7 @@ class _Writer:
         self._tokens += len(ids)
 
     def finish(self) -> dict[str, list[Any]]:
-        """Put the files in place; return the length and checksum of each."""
+        """Puts the files in place; returns the length and checksum of each."""
         self._file.seek(0)
         _header(self._file, self._dtype, self._tokens)
         self._file.close()
@@ -232,7 +232,7 @@ class _Writer:
 
 
 def _header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
-    """Write a `.npy` header; numpy leaves room for the length to grow, so it is equally long for every `count`."""
+    """Writes a `.npy` header; numpy leaves room for the length to grow, so it is equally long for every `count`."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
 
@@ -244,7 +244,7 @@ def _map(file: Path) -> np.ndarray:
 
 
 def _load(folder: Path) -> dict[Side, TokenArray] | None:
-    """Return a cache entry if it is there and undamaged."""
+    """Returns a cache entry if it is there and undamaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         sound = all(_is_sound(folder / name, *entry) for name, entry in meta["files"].items())

@@ -85,7 +85,7 @@ class ShuffledWindows(data.Shuffled):
         return phase + self._context * generator.permutation(self.windows)
 
     def batch(self, position: int) -> np.ndarray:
-        """Return the window starts of the batch at `position`."""
+        """Returns the window starts of the batch at `position`."""
         return self.take(position)
 
 
@@ -110,7 +110,7 @@ class WindowsInOrder:
 
 
 def training_windows(tokens: int, context: int) -> int:
-    """Return the number of windows of an epoch; the same for every phase where the stream holds two windows or
+    """Returns the number of windows of an epoch; the same for every phase where the stream holds two windows or
     more.
     """
     if tokens <= context:

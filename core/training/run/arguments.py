@@ -23,7 +23,7 @@ SECTIONS = ("trainer", "model", "data")
 
 
 def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFolder | None, bool, list[str]]:
-    """Find run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
+    """Finds run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
     trains = verb not in SCORING
     known, rest = run_and_configs(verb, args)
     if None in known.config or ("--run" in args and known.run is None):
@@ -118,7 +118,7 @@ def check_yaml(path: Path) -> Path:
 
 
 def use_own_words(parser: argparse.ArgumentParser, task: Any) -> None:
-    """Describe an option that `task` inherits (`pretrained`) as the docstring of `task` does, where it does."""
+    """Describes an option that `task` inherits (`pretrained`) as the docstring of `task` does, where it does."""
     from docstring_parser import parse
 
     own = inspect.signature(task).parameters

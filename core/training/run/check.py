@@ -111,7 +111,7 @@ def _sentence(error: Exception) -> str | None:
 
 
 def main(kind: Kind, args: list[str]) -> int:
-    """Print what `check` finds; returns 0, or 2 where training would not start."""
+    """Prints what `check` finds; returns 0, or 2 where training would not start."""
     found, wrong = check(kind, args)
     if found is None:
         for text in wrong:

@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Let `name` be what `path` is now, before that is replaced; without it where files cannot be linked."""
+    """Lets `name` be what `path` is now, before that is replaced; without it where files cannot be linked."""
     spare = name.with_name(f"{name.stem}.part.ckpt")
     with contextlib.suppress(OSError):
         spare.unlink(missing_ok=True)

@@ -115,7 +115,7 @@ class TaskCLI(LightningCLI):
         bounds.check(self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Put in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
+        """Puts in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
         for name in self.data_class.PATHS:
             if (value := self.config.data.get(name)) is not None:
                 self.config.data[name] = str(Path(value).expanduser().absolute())
@@ -202,7 +202,7 @@ def run_task(
     data_class: type[DataModule],
     recipes_package: str,
 ) -> dict[str, Any]:
-    """Run `triune TASK VERB ARGS` and return its metrics (`summary.json` of a training, the metrics of validate and
+    """Runs `triune TASK VERB ARGS` and returns its metrics (`summary.json` of a training, the metrics of validate and
     test).
 
     Args:

@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
     @classmethod
     def read(cls, files: list[Path], words: list[str]) -> Line:
-        """Take a command line apart: the words behind an option are its values."""
+        """Takes a command line apart: the words behind an option are its values."""
         options: list[list[str]] = []
         for word in words:
             if word.startswith("--") or not options:

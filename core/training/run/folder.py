@@ -118,7 +118,7 @@ class RunFolder:
             return False
 
     def check_free(self) -> None:
-        """Raise UserError when the folder already holds a run, or is a file."""
+        """Raises UserError when the folder already holds a run, or is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run {self} is a file; name a folder that does not exist yet.")
         if held := self.contents():
@@ -128,7 +128,7 @@ class RunFolder:
             )
 
     def create(self) -> RunFolder:
-        """Make the folder and lock it; refuses (UserError) one that holds a run already, or where one is starting.
+        """Makes the folder and locks it; refuses (UserError) one that holds a run already, or where one is starting.
 
         What a training left that ended before it could be continued is removed; best weights without a last state are
         kept as `best.before.ckpt`.
@@ -141,14 +141,14 @@ class RunFolder:
         return self
 
     def change_config(self, text: str, step: int) -> None:
-        """Let config.yaml hold `text`; what it held stays in a file that is named after the last step it is true of."""
+        """Lets config.yaml hold `text`; what it held stays in a file named after the last step it is true of."""
         before = self.path / f"config.until-step-{step}.yaml"
         if not before.exists():
             write_atomic(before, self.config.read_bytes())
         write_atomic(self.config, text.encode())
 
     def remove_start(self) -> None:
-        """Remove what a training has written before its first checkpoint, and the folder when nothing else is in it."""
+        """Removes what a training wrote before its first checkpoint, and the folder when nothing else is in it."""
         self._clear()
         shutil.rmtree(self.tensorboard, ignore_errors=True)
         self.unlock()
@@ -164,7 +164,7 @@ class RunFolder:
             self.best.replace(self.best.with_name("best.before.ckpt"))
 
     def lock(self) -> None:
-        """Let no other process train into this folder while this one lives; the system takes the lock back at its end.
+        """Lets no other process train into this folder while this one lives; the system takes the lock back at its end.
 
         Raises:
             UserError: another process does.
@@ -187,14 +187,14 @@ class RunFolder:
         self._lock = file
 
     def unlock(self) -> None:
-        """Give the lock back."""
+        """Gives the lock back."""
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
     def export(self, write: Callable[[Path], Any]) -> None:
-        """Let `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""
+        """Lets `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""
         new, old = (self.path / f".model.{name}" for name in ("new", "old"))
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -211,7 +211,7 @@ class RunFolder:
         shutil.rmtree(old, ignore_errors=True)
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
-        """Write a JSON file completely or not at all."""
+        """Writes a JSON file completely or not at all."""
         write_json(path, values)
 
 

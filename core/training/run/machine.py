@@ -162,7 +162,7 @@ def use_threads(count: int) -> None:
 
 
 def keep_memory() -> bool:
-    """Let glibc keep freed memory for the next operation; returns whether that applies.
+    """Lets glibc keep freed memory for the next operation; returns whether that applies.
 
     By default it hands every large block back to the system, and each training step pays for thousands of page faults
     again: 8 % of the time of a small model's step (`docs/notebook.md`). Peak memory stays the same.
@@ -178,7 +178,7 @@ def keep_memory() -> bool:
 
 
 def use_fast_matmul(device: str | torch.device) -> bool:
-    """Let float32 matrix products on CUDA use TF32 (precision "high"); returns whether that applies."""
+    """Lets float32 matrix products on CUDA use TF32 (precision "high"); returns whether that applies."""
     if torch.device(device).type != "cuda":
         return False
     torch.set_float32_matmul_precision("high")

@@ -33,7 +33,7 @@ def smooth(values: list[float], span: float) -> list[float]:
 
 
 def plot_loss(metrics: Path, target: Path, name: str, unit: str = "nats per token") -> bool:
-    """Draw `target` (PNG) from `metrics.csv`; False when there is nothing to draw yet.
+    """Draws `target` (PNG) from `metrics.csv`; False when there is nothing to draw yet.
 
     The step axis is logarithmic beyond 200 rows, because most of the fall happens in the first few percent.
     """

@@ -141,7 +141,7 @@ class Probe(Callback):
 
 
 def estimate(session: Session) -> Estimate:
-    """Train a little, in the run folder of the session, and say what the whole training takes.
+    """Trains a little, in the run folder of the session, and says what the whole training takes.
 
     Trainer, model and data of the session are used up.
 
@@ -170,7 +170,7 @@ def estimate(session: Session) -> Estimate:
 
 
 def _sample_validation(session: Session, probe: Probe) -> Callable[[], int]:
-    """Let validation take a few batches from all over it; returns what says how many there are after all."""
+    """Lets validation take a few batches from all over it; returns what says how many there are after all."""
     data, trainer, make = session.data, session.trainer, session.data.val_dataloader
     limit: Any = trainer.limit_val_batches
     trainer.limit_val_batches = 1.0 if limit else 0
@@ -275,7 +275,7 @@ def batch_bytes(module: Any, batch: Any, rows: int, more: int) -> int:
 
 
 def _add_work(found: Estimate, session: Session, batch: Any) -> None:
-    """Add FLOPs and the largest batch, where they can be computed without running the model."""
+    """Adds FLOPs and the largest batch, where they can be computed without running the model."""
     module, trainer = session.model, session.trainer
     module.train()
     # Rows of a batch: what all its tensors have in common.

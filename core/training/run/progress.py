@@ -155,7 +155,7 @@ class Progress(Callback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Gives the terminal back."""
         if self._live is not None:
             self._live.stop()
             self._live = None

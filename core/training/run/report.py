@@ -29,7 +29,7 @@ SAID = {
 
 
 def say(text: str) -> None:
-    """Print on the main process only."""
+    """Prints on the main process only."""
     if rank() == 0 and text:
         print(text, flush=True)
 
@@ -118,7 +118,7 @@ def parameters(module: LightningModule) -> int:
 
 
 def remove_traces(session: Session) -> None:
-    """Remove what was made for a new run that failed before its first step, so that the same command can be tried
+    """Removes what was made for a new run that failed before its first step, so that the same command can be tried
     again.
     """
     run = session.run
@@ -130,7 +130,7 @@ def remove_traces(session: Session) -> None:
 
 
 def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write model/, loss.png and summary.json, and print the closing block. Returns the summary."""
+    """Writes model/, loss.png and summary.json, and prints the closing block. Returns the summary."""
     run = session.run
     assert run
     metrics = complete(session, metrics)

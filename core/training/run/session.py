@@ -55,7 +55,7 @@ class Session:
     def filled(
         self, model: TrainingModule, data: DataModule, trainer: Trainer, config: Any, config_text: str
     ) -> None:  # fmt: skip
-        """Note what was built, and from which options."""
+        """Notes what was built, and from which options."""
         self.model, self.data, self.trainer = model, data, trainer
         self.config, self.config_text = config, config_text
 

@@ -88,7 +88,7 @@ class StopOnSignal(Callback):
 
 
 def _leave(code: int) -> None:
-    """End the process at once. Files are written whole or not at all, so that none is left half written."""
+    """Ends the process at once. Files are written whole or not at all, so that none is left half written."""
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h\n")  # the progress line hides the cursor
     sys.stdout.flush()

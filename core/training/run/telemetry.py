@@ -93,7 +93,7 @@ class MetricsFile:
         self.rows = 0
 
     def rewind(self, step: int, count: int | None = None) -> None:
-        """Drop the rows after `step`, and all but the first `count`: a resumed run writes them again."""
+        """Drops the rows after `step`, and all but the first `count`: a resumed run writes them again."""
         if self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
@@ -104,7 +104,7 @@ class MetricsFile:
             self.rows = len(rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row; missing and unknown values stay empty."""
+        """Writes one row; missing and unknown values stay empty."""
         if new := [name for name in row if name not in self.columns]:
             rows = []
             if self.path.exists():
@@ -233,7 +233,7 @@ class Telemetry(Callback):
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Keep what runs inside (saving a checkpoint) out of all rates."""
+        """Keeps what runs inside (saving a checkpoint) out of all rates."""
         try:
             yield
         finally:
