@@ -1,4 +1,4 @@
-"""What the mixers are expected to reach, with the default settings: measured, with room for other seeds."""
+"""What the mixers are expected to reach with the default settings: published figures, not all measured here."""
 
 from __future__ import annotations
 
