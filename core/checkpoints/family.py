@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..errors import UserError
 from ..files import replaced_folder, umask, write_json
+from ..initialise import uninitialised
 from ..rotary import RotaryConfig
 from .native import CONFIG, WEIGHTS
 from .source import Source
@@ -107,6 +108,32 @@ def recognise(source: Source, families: Sequence[Family], what: str) -> Family:
     found = source.config.get("model_type") or source.config.get("architecture") or "an unknown architecture"
     names = ", ".join(dict.fromkeys(family.name for family in families))
     raise UserError(f"'{source.name}' is {found}, which is not supported as a {what}; supported are {names}.")
+
+
+@contextmanager
+def described(name: str, depth: int, tensors: int) -> Iterator[None]:
+    """A block that builds, without values, the model that the config of a checkpoint describes.
+
+    A damaged config is refused before it makes this the last thing that the machine does.
+
+    Args:
+        name: of the checkpoint, for messages.
+        depth: layers that its config says.
+        tensors: how many it holds; each layer has at least one.
+
+    Raises:
+        UserError: there are fewer tensors than layers, or the model cannot be built here.
+    """
+    if depth > tensors:
+        raise UserError(f"'{name}' says that it has {depth:,} layers, but holds only {tensors} tensors.")
+    try:
+        with uninitialised():
+            yield
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"The model that '{name}' describes cannot be made here ({str(error).splitlines()[0]}); is its config "
+            "damaged, or the memory too small?"
+        ) from None
 
 
 @contextmanager

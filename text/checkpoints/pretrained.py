@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
-from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
+from ...core.checkpoints.family import Pretrained, described, recognise, replacing, write_folder
 from ...core.checkpoints.source import Source, open_source
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
@@ -90,24 +90,10 @@ def load(name: str) -> Pretrained:
     config, tensors = family.config(source), _modern(family, family.tensors(source))
     weights = family.weights(config)
     config, tensors = _tie(config, tensors, weights, source)
-    model = _empty(config, len(tensors), source)
+    with described(source.name, config.transformer.depth, len(tensors)):
+        model = TextEncoder(config) if isinstance(config, TextEncoderConfig) else LanguageModel(config)
     weights.load(model, tensors, source.name)
     return _checked(Pretrained(model.eval(), source, family, family.companion(source)))
-
-
-def _empty(config: Any, tensors: int, source: Source) -> LanguageModel | TextEncoder:
-    """A model without weights. A damaged config must not make it the last thing that this machine does."""
-    depth = config.transformer.depth
-    if depth > tensors:
-        raise UserError(f"'{source.name}' says that it has {depth:,} layers, but holds only {tensors} tensors.")
-    try:
-        with uninitialised():
-            return TextEncoder(config) if isinstance(config, TextEncoderConfig) else LanguageModel(config)
-    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"The model that '{source.name}' describes cannot be made here ({str(error).splitlines()[0]}); is its "
-            "config damaged, or the memory too small?"
-        ) from None
 
 
 def _ours(source: Source) -> Pretrained:

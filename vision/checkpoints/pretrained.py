@@ -26,12 +26,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.checkpoints.family import Pretrained, recognise, replacing, write_folder
+from ...core.checkpoints.family import Pretrained, described, recognise, replacing, write_folder
 from ...core.checkpoints.native import CONFIG
 from ...core.checkpoints.source import Source, open_source
 from ...core.errors import UserError
 from ...core.files import few
-from ...core.initialise import uninitialised
 from ..model import VisionTransformer, VisionTransformerConfig
 from . import hf, timm, torchvision_files
 from .family import PREPROCESSOR, VisionFamily
@@ -76,7 +75,7 @@ def load(name: str) -> Pretrained:
     family = _recognised(source)
     config = family.config(source)
     theirs = family.read(source)
-    with uninitialised():
+    with described(source.name, config.transformer.depth, len(theirs)):
         model = VisionTransformer(config)
     family.table(config, theirs.keys()).load(model, theirs, source.name)
     return Pretrained(model.eval(), source, family)

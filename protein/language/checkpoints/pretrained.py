@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....core.checkpoints.family import Family, Pretrained, apart, recognise, replacing
+from ....core.checkpoints.family import Family, Pretrained, apart, described, recognise, replacing
 from ....core.checkpoints.source import Source, open_source
 from ....core.errors import UserError
-from ....core.initialise import uninitialised
 from ..contact_head import HEAD, ContactHead
 from ..model import EOS, MASK, PAD, SequenceConfig, SequenceModel, sequence_tokens
 from . import fair as esm_fair
@@ -65,9 +64,9 @@ def load(name: str) -> Pretrained:
         return _ours(source)
     family = recognise(source, FAMILIES, "protein language model")
     config = family.config(source)
-    with uninitialised():
-        model = SequenceModel(config).eval()
     theirs = _LIBRARIES[family.library].read(source)
+    with described(source.name, config.transformer.depth, len(theirs)):
+        model = SequenceModel(config).eval()
     encoder = {key: tensor for key, tensor in theirs.items() if not key.startswith(REGRESSION)}
     family.weights(config).load(model, encoder, source.name)
     return Pretrained(model, source, family, read_contact_head(config, theirs, source.name))

@@ -696,3 +696,28 @@ def test_files_that_are_no_weights_we_know(tmp_path: Path, capsys: pytest.Captur
 
 def test_weights_beside_a_config_are_read_with_it(folder: Path) -> None:
     assert_same_weights(vit(load(str(folder))).state_dict(), vit(load(str(folder / "model.safetensors"))).state_dict())
+
+
+@pytest.mark.parametrize("library", ["hf", "timm", "triune"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, library: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    export(shaken(VisionTransformer(small())), tmp_path / "m", library)
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(("fc1.weight", "intermediate.dense.weight", "up.weight")))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"1 weights of .* not finite \(.*ffn\.up\.weight\)"):
+        load(str(tmp_path / "m"))
+
+
+def test_a_damaged_config_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    export(shaken(VisionTransformer(small())), tmp_path, "hf")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9_000}))
+    with pytest.raises(UserError, match="says that it has 9,000 layers, but holds only"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**13}))
+    with pytest.raises(UserError, match="cannot be made here"):
+        load(str(tmp_path))
