@@ -38,7 +38,7 @@ def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
         tokens = model.tokens(images)
         pooled = model.pooled(tokens)
         ours = {"tokens": tokens, "pooled": pooled, "logits": model.head(model.pre_logits(pooled))}
-    if not config.transformer.resolved().final_norm:
+    if not config.transformer.resolved().final_norm and len(theirs) > 1:
         theirs.pop("tokens", None)  # of any size, and so are their differences
     return max(apart(ours[name], output) for name, output in theirs.items())
 
@@ -69,8 +69,10 @@ def _timm(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tenso
     else:
         model = timm.create_model(str(architecture(pretrained.source)), checkpoint_path=str(path))
     tokens = model.eval().forward_features(images)
-    pooled = model.forward_head(tokens, pre_logits=True)
-    return {"tokens": tokens, "pooled": pooled, "logits": model.forward_head(tokens)}
+    found = {"pooled": model.forward_head(tokens, pre_logits=True), "logits": model.forward_head(tokens)}
+    if not model.global_pool:  # a vector for each token; ours reads the one of the class token, if there is one
+        found = {} if model.cls_token is None else {name: each[:, 0] for name, each in found.items()}
+    return {"tokens": tokens, **found}
 
 
 def _hf(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]:
@@ -81,7 +83,8 @@ def _hf(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]
     found: Any = transformers.AutoConfig.from_pretrained(path)
     # A file of the bare model, or one with a head for another purpose, is read with the head that ours has.
     (name,) = _HF[found.model_type](ours)["architectures"]
-    model: Any = getattr(transformers, name).from_pretrained(path).eval()
+    # It would take the dtype of the file, whose rounding is not ours.
+    model: Any = getattr(transformers, name).from_pretrained(path, dtype=torch.float32).eval()
     output = model(images, output_hidden_states=False)
     if hasattr(output, "logits"):
         backbone: Any = getattr(model, model.base_model_prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -137,10 +138,15 @@ def read(source: Source) -> dict[str, Tensor]:
     output, embedding = tensors.pop("lm_head.weight", None), tensors.get("embed_tokens.weight")
     check_tied(output, embedding, source.name)
     if found.get("cfg") is None and embedding is not None:
-        # So does fair-esm when it loads ESM-1b; where the output layer holds a copy of the matrix, that wins.
-        rows = torch.arange(len(embedding))[:, None]
-        tensors["embed_tokens.weight"] = embedding.where(rows != MASK, 0) if output is None else output
+        # So does fair-esm when it loads ESM-1b, in place: an output layer that shares the matrix loses the row too,
+        # one that holds a copy keeps it and wins.
+        rows, copied = torch.arange(len(embedding))[:, None], output is not None and not _shared(output, embedding)
+        tensors["embed_tokens.weight"] = output if copied else embedding.where(rows != MASK, 0)
     return tensors
+
+
+def _shared(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _record(**settings: Any) -> Any:
@@ -180,5 +186,7 @@ def outputs(folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     except ImportError:
         raise UserError("The comparison with fair-esm needs: pip install fair-esm.") from None
     file = file_in(Source(str(folder), folder)).path  # `folder` may be the file itself
-    theirs = pretrained.load_model_and_alphabet_local(file)[0].eval()
+    # Its releases hold their settings in a Namespace, a plain record, which torch.load refuses since 2.6.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        theirs = pretrained.load_model_and_alphabet_local(file)[0].eval()
     return theirs(tokens)["logits"], theirs.predict_contacts(tokens)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....core.checkpoints.family import differences, write_folder
@@ -196,6 +197,7 @@ def outputs(folder: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     except ImportError:
         raise UserError("The comparison with Hugging Face's model needs: pip install transformers.") from None
     # Its default attention stores no weights, and `predict_contacts` fails without them.
-    theirs: Any = EsmForMaskedLM.from_pretrained(folder, attn_implementation="eager").eval()
+    # It would take the dtype of the file, whose rounding is not ours.
+    theirs: Any = EsmForMaskedLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     mask = (tokens != PAD).long()
     return theirs(tokens, attention_mask=mask).logits, theirs.predict_contacts(tokens, mask)

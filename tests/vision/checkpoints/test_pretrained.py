@@ -721,3 +721,23 @@ def test_a_damaged_config_is_refused_before_anything_is_built(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**13}))
     with pytest.raises(UserError, match="cannot be made here"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("token", "classes", "norm"), [(True, 5, True), (True, 0, False), (False, 0, False)])
+def test_timm_models_that_pool_nothing_are_compared(
+    timm: Any, tmp_path: Path, token: bool, classes: int, norm: bool
+) -> None:
+    from timm.models import save_for_hf
+
+    options = {"global_pool": "", "class_token": token, "num_classes": classes, "final_norm": norm, "img_size": 32}
+    save_for_hf(shaken(timm.create_model("vit_tiny_patch16_224", **SMALL | options)), str(tmp_path), model_args=None)
+    assert parity(load(str(tmp_path)), tmp_path, "timm") <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parity_of_files_of_half_precision_is_that_of_their_weights(
+    transformers: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    original = hf_model(transformers, "DINOv2 classifier").to(dtype)
+    original.save_pretrained(tmp_path)
+    assert parity(load(str(tmp_path)), tmp_path, "hf") <= TOLERANCE

@@ -470,3 +470,26 @@ def test_targets_of_lora_adapters() -> None:
     targets = family.weights(model.config).targets(model)
     assert targets["transformer.blocks.1.attn.q"].module == "esm.encoder.layer.1.attention.self.query"
     assert targets["transformer.blocks.0.ffn.down"].module == "esm.encoder.layer.0.output.dense"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_mask_row_of_esm_1b_is_that_of_its_own_library(fair: Any, tmp_path: Path, shared: bool) -> None:
+    """fair-esm zeroes the row in place, so in the output layer too where a file stores both as one matrix."""
+    model = fair_model(fair, "ESM-1b", (2, 32, 4))
+    with torch.no_grad():
+        model.embed_tokens.weight[MASK] = torch.randn(32)
+    path = released(model, tmp_path)
+    if not shared:
+        whole = torch.load(path, weights_only=False)
+        whole["model"]["encoder.lm_head.weight"] = whole["model"]["encoder.lm_head.weight"].clone()
+        torch.save(whole, path)
+    assert parity(load(str(path)), path, "fair-esm") <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parity_of_files_of_half_precision_is_that_of_their_weights(
+    hf: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    shape = {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    hf_model(hf, position_embedding_type="absolute", **shape).to(dtype).save_pretrained(tmp_path)
+    assert parity(load(str(tmp_path)), tmp_path, "hf") <= 1e-5
