@@ -17,7 +17,7 @@ from ...core.checkpoints.weights import WeightMap
 from ...core.config import Linears, TransformerConfig
 from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
-from ..model import VisionTransformerConfig
+from ..model import VisionTransformerConfig, pair
 from ..preprocessing import Preprocessing
 from .family import Names, VisionFamily, different, rules, with_preprocessing, within
 from .hf_preprocessing import BILINEAR, CROPPED, HALF, choose, read_preprocessing, their_word
@@ -70,8 +70,12 @@ DINO3_MODULES = {w: f"model.{name}" if name.startswith("layer.") else name for w
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 _ACTIVATIONS = {
-    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "relu": "relu", "silu": "silu",
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+_GATED = {
+    "silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_python": "geglu", "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh", "gelu_fast": "geglu_tanh",
 }  # fmt: skip
 
 
@@ -81,8 +85,8 @@ def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"classes": 0}
     found = values.get("id2label") or {}
     names = [str(found[key]) for key in sorted(found, key=int)]
-    if not names or names == [f"LABEL_{i}" for i in range(len(names))]:
-        return {"classes": len(names) or int(values.get("num_labels") or 2)}
+    if names == [f"LABEL_{i}" for i in range(len(names))]:
+        return {"classes": len(names) if "id2label" in values else int(values.get("num_labels", 2))}
     return {"classes": len(names), "labels": names}
 
 
@@ -145,7 +149,8 @@ def _without(*names: str) -> list[str]:
 def read_vit(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `ViTConfig`; the pooler of `ViTModel`, where a file has it, is `pre_logits`."""
     c = _VIT | dict(given)
-    choose(c, "pooler_act", {"tanh": True})
+    if c.get("pooler"):
+        choose(c, "pooler_act", {"tanh": True})
     bias = True if c["qkv_bias"] else _without("q", "k", "v")
     core = _core(c, bias, ffn=choose(c, "hidden_act", _ACTIVATIONS), ffn_dim=c["intermediate_size"])
     return _outside(c, core, pre_logits=bool(c.get("pooler")))
@@ -176,6 +181,11 @@ def _gated_size(hidden: int) -> int:
 def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `Dinov2Config` or `Dinov2WithRegistersConfig`."""
     c = _DINO2 | dict(given)
+    if len({*pair(c["image_size"], "image_size")}) > 1:
+        raise UserError(
+            f"image_size is {c['image_size']}, but must be square: transformers takes every table of positions of a "
+            "DINOv2 for one of a square, and stretches it."
+        )
     hidden, gated = int(c["hidden_size"] * c["mlp_ratio"]), c["use_swiglu_ffn"]
     registers = "registers" in c["model_type"]
     core = _core(
@@ -212,7 +222,7 @@ def read_dino3(given: Mapping[str, Any]) -> VisionTransformerConfig:
     rope = c.get("rope_parameters") or {}
     bias = [name for name, key in _DINO3_BIAS.items() if c[key]]
     bias += ["gate", "down"] if "up" in bias else []
-    act = choose(c, "hidden_act", {"silu": "swiglu", "gelu": "geglu"} if c["use_gated_mlp"] else _ACTIVATIONS)
+    act = choose(c, "hidden_act", _GATED if c["use_gated_mlp"] else _ACTIVATIONS)
     core = _core(
         c, [name for name in Linears if name in bias], position="rotary", ffn=act, ffn_dim=c["intermediate_size"],
         layer_scale=c["layerscale_value"],
@@ -228,7 +238,7 @@ def write_dino3(config: VisionTransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "dinov3_vit", **_to_classes(replace(config, classes=0, labels=[]), "DINOv3ViT"),
         **_to_core(config, core), **{key: core.has_bias(name) for name, key in _DINO3_BIAS.items()},
-        "hidden_act": their_word(_ACTIVATIONS, core.ffn) or ("gelu" if core.ffn == "geglu" else "silu"),
+        "hidden_act": their_word(_GATED if core.gated else _ACTIVATIONS, core.ffn),
         "intermediate_size": core.ffn_dim, "rope_theta": base, "use_gated_mlp": core.gated,
         "layerscale_value": core.layer_scale or 1.0, "num_register_tokens": config.registers,
     }  # fmt: skip
@@ -310,7 +320,7 @@ VIT = Naming(VIT_FILES, VIT_MODULES, "vit.", "attention.q_proj")
 DINO2 = Naming(
     DINO2_FILES, DINO2_MODULES, "dinov2.", "attention.q_proj", DINO2_GATED_FILES, DINO2_GATED_MODULES, mask=(1,)
 )
-DINO2_REGISTERS = replace(DINO2, base="dinov2_with_registers.")
+DINO2_REGISTERS = replace(DINO2, base="dinov2_with_registers.", always_registers=True)
 DINO3 = Naming(DINO3_FILES, DINO3_MODULES, "dinov3_vit.", "model.layer.", mask=(1, 1), always_registers=True)
 
 HF_VIT = _hf("Hugging Face ViT", "vit", read_vit, write_vit, HALF, VIT)

@@ -12,11 +12,11 @@ from ...core.checkpoints.family import Pretrained, apart
 from ...core.checkpoints.source import read_tensors
 from ...core.errors import UserError
 from ..model import VisionTransformer, VisionTransformerConfig
-from .hf import write_dino2, write_dino3, write_vit
 from .timm_settings import architecture
 from .torchvision_files import write_torchvision
 
-_HF = {"vit": write_vit, "dinov2": write_dino2, "dinov2_with_registers": write_dino2, "dinov3_vit": write_dino3}
+_HF = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "dinov3_vit": "DINOv3ViT"}
+"""Beginnings of the names of their classes."""
 
 
 def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
@@ -82,7 +82,7 @@ def _hf(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]
     assert isinstance(ours, VisionTransformerConfig)
     found: Any = transformers.AutoConfig.from_pretrained(path)
     # A file of the bare model, or one with a head for another purpose, is read with the head that ours has.
-    (name,) = _HF[found.model_type](ours)["architectures"]
+    name = _HF[found.model_type] + ("ForImageClassification" if ours.classes else "Model")
     # It would take the dtype of the file, whose rounding is not ours.
     model: Any = getattr(transformers, name).from_pretrained(path, dtype=torch.float32).eval()
     output = model(images, output_hidden_states=False)

@@ -741,3 +741,38 @@ def test_parity_of_files_of_half_precision_is_that_of_their_weights(
     original = hf_model(transformers, "DINOv2 classifier").to(dtype)
     original.save_pretrained(tmp_path)
     assert parity(load(str(tmp_path)), tmp_path, "hf") <= TOLERANCE
+
+
+def test_a_dinov2_of_rectangles_is_refused_because_transformers_takes_its_table_for_a_square(
+    transformers: Any, tmp_path: Path
+) -> None:
+    config = transformers.Dinov2Config(**SIZES | {"image_size": [32, 8], "patch_size": 8})
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match="must be square"):
+        load(str(tmp_path / "theirs"))
+    core = TransformerConfig(dim=48, depth=2, heads=3, position="none", norm_eps=1e-6, layer_scale=1.0)
+    model = VisionTransformer(small(image_size=[32, 8], transformer=core, classes=0))
+    with pytest.raises(UserError, match="cannot be written for hf"):
+        export(model, tmp_path / "ours", "hf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Dinov2WithRegistersModel", {"num_register_tokens": 0}),
+        ("Dinov2WithRegistersForImageClassification", {"num_register_tokens": 0, "num_labels": 3}),
+        ("Dinov2ForImageClassification", {"num_labels": 0}),
+        ("ViTForImageClassification", {"pooler_act": "gelu", "hidden_act": "swish"}),
+        ("DINOv3ViTModel", {"use_gated_mlp": True, "hidden_act": "gelu_new"}),
+        ("DINOv3ViTModel", {"use_gated_mlp": True, "hidden_act": "swish"}),
+    ],
+)
+def test_settings_of_hugging_face_that_change_nothing_or_have_two_names(
+    transformers: Any, tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
+    cls = getattr(transformers, kind)
+    shaken(cls(cls.config_class(**SIZES | options))).save_pretrained(tmp_path / "theirs")
+    found = load(str(tmp_path / "theirs"))
+    assert parity(found, tmp_path / "theirs", "hf") <= TOLERANCE
+    export(found, tmp_path / "back", "hf")
+    assert parity(found, tmp_path / "back", "hf") <= TOLERANCE
