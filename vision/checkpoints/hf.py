@@ -79,9 +79,18 @@ _GATED = {
 }  # fmt: skip
 
 
+def _is_classifier(values: Mapping[str, Any]) -> bool:
+    return any(str(name).endswith("ForImageClassification") for name in values.get("architectures") or ())
+
+
+def headed(config: VisionTransformerConfig) -> bool:
+    """Whether theirs is a classifier; one without labels returns what its head would read."""
+    return bool(config.classes) or config.pool == "class_and_mean"
+
+
 def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Number and names of the classes; 0 for a model without a head for them."""
-    if not any(str(name).endswith("ForImageClassification") for name in values.get("architectures") or ()):
+    if not _is_classifier(values):
         return {"classes": 0}
     found = values.get("id2label") or {}
     names = [str(found[key]) for key in sorted(found, key=int)]
@@ -91,7 +100,7 @@ def _classes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_classes(config: VisionTransformerConfig, name: str) -> dict[str, Any]:
-    if not config.classes:
+    if not headed(config):
         return {"architectures": [f"{name}Model"]}
     names = config.labels or [f"LABEL_{i}" for i in range(config.classes)]
     return {
@@ -193,7 +202,7 @@ def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
         ffn="swiglu" if gated else choose(c, "hidden_act", _ACTIVATIONS),
         ffn_dim=_gated_size(hidden) if gated else hidden,
     )  # fmt: skip
-    pool = "class_and_mean" if _classes(c)["classes"] else "class"
+    pool = "class_and_mean" if _is_classifier(c) else "class"
     return _outside(
         c, core, pool=pool, registers=c["num_register_tokens"] if registers else 0,
         resample="timm" if registers else "reference",
@@ -273,8 +282,8 @@ class Naming:
         if config.transformer.gated and self.gated_files:
             chosen = {word: name for word, name in chosen.items() if word not in ("up", "down")}
             chosen |= self.gated_modules if in_memory else self.gated_files
-        headed = any(name.startswith(self.base) for name in names) if names else bool(config.classes)
-        prefix, dim = self.base if headed else "", config.transformer.dim
+        inner = any(name.startswith(self.base) for name in names) if names else headed(config)
+        prefix, dim = self.base if inner else "", config.transformer.dim
         # What a backbone does not use: the decoder of masked images, and a pooler beside a classifier.
         ignored = (
             r"decoder\..*",

@@ -12,6 +12,7 @@ from ...core.checkpoints.family import Pretrained, apart
 from ...core.checkpoints.source import read_tensors
 from ...core.errors import UserError
 from ..model import VisionTransformer, VisionTransformerConfig
+from .hf import headed
 from .timm_settings import architecture
 from .torchvision_files import write_torchvision
 
@@ -82,7 +83,7 @@ def _hf(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]
     assert isinstance(ours, VisionTransformerConfig)
     found: Any = transformers.AutoConfig.from_pretrained(path)
     # A file of the bare model, or one with a head for another purpose, is read with the head that ours has.
-    name = _HF[found.model_type] + ("ForImageClassification" if ours.classes else "Model")
+    name = _HF[found.model_type] + ("ForImageClassification" if headed(ours) else "Model")
     # It would take the dtype of the file, whose rounding is not ours.
     model: Any = getattr(transformers, name).from_pretrained(path, dtype=torch.float32).eval()
     output = model(images, output_hidden_states=False)
