@@ -50,5 +50,5 @@ def test_finite_looks_at_every_kind_of_tensor() -> None:
     from triune.core.checkpoints.native import finite
 
     assert finite(torch.zeros(0)) and finite(torch.tensor([3])) and finite(torch.tensor(True))
-    for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    for kind in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64):
         assert finite(torch.ones(5, dtype=kind)) and not finite(torch.tensor([1.0, float("nan")], dtype=kind))

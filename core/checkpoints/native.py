@@ -112,11 +112,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
 def finite(tensor: Tensor) -> bool:
     """Whether no value is infinite or no number; one pass, and no second tensor of this size."""
-    return (
-        not tensor.is_floating_point()
-        or not tensor.numel()
-        or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
-    )
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # PyTorch cannot compare values of 8 bits
+    return bool(torch.isfinite(torch.stack(wide.aminmax())).all())
 
 
 def refuse_not_finite(names: list[str], source: str) -> None:

@@ -119,7 +119,9 @@ def head_edits(heads: Sequence[Head], how: How, means: Mapping[str, Tensor] | No
 
 @torch.no_grad()
 def mean_outputs(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
-    """The mean of each head's output over all batches and positions of `run`, `[heads, head_dim]` by point."""
+    """The mean of each head's output over all batches and positions of `run`, padding included: `[heads, head_dim]` by
+    point.
+    """
     sums: dict[str, list[Any]] = {}
 
     def add(name: str, z: Tensor) -> Tensor:

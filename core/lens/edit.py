@@ -125,8 +125,12 @@ def _cuts(model: nn.Module, cut: Mapping[int, Edges], missing: set[str]) -> dict
 
 def _without(attn: Attention, edges: Edges, layer: int, missing: set[str], mix: Callable[..., Tensor]) -> Any:
     def mixed(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        past = plan.keys - plan.queries if plan.mask.causal else 0  # a query's number counts tokens, as a key's does
-        rows = torch.arange(past, past + plan.queries, device=q.device)[:, None]
+        if plan.queries != plan.keys:
+            raise UserError(
+                f"Edges of layer {layer} were cut behind a cache, where keys have other numbers than tokens; run the "
+                "whole input at once, without one."
+            )
+        rows = torch.arange(plan.queries, device=q.device)[:, None]
         gone = edges if isinstance(edges, Tensor) else edges(rows, torch.arange(plan.keys, device=q.device)[None])
         gone = _checked(gone.to(q.device), q, plan, layer)
         allowed = plan.mask.allowed(plan.queries, plan.keys, q.device)

@@ -46,7 +46,6 @@ def check(kind: Kind, args: list[str]) -> tuple[Estimate | None, list[str]]:
 
 def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, list[str]]:
     line, found = _taken_apart(kind, args)
-    own: dict[str, Path] = {}
 
     def build(words: list[str]) -> TaskCLI:
         try:
@@ -67,9 +66,7 @@ def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, 
         if any(given) or not any(name.startswith("data.") for name in left.dropped):
             found += _data_faults(cli)
         return None, found
-    if cli.session.resume and cli.session.run:
-        own = {"config": cli.session.run.config}
-    words = [word for path in own.values() for word in ("--config", str(path))]
+    words = ["--config", str(cli.session.run.config)] if cli.session.resume and cli.session.run else []
     words += line.without("run").without("resume").words(folder)
     try:
         return estimate(build([*words, "--run", str(folder / "run")]).session), []

@@ -16,6 +16,7 @@ from triune.core.lens.decode import depth_lens
 from triune.core.lens.edit import lens
 from triune.core.lens.patch import attribute, patch
 from triune.core.lens.points import points
+from triune.core.mixers.cache import KeyValueCache
 from triune.core.transformer import Transformer
 
 
@@ -151,6 +152,13 @@ def test_what_cannot_be_is_said(model: Model, options: dict, message: str) -> No
 def test_an_edit_that_touched_nothing_is_an_error(model: Model) -> None:
     with pytest.raises(UserError, match=r"Nothing came of the edit of 0\.z"), lens(model, edit={"0.z": torch.relu}):
         pass
+
+
+def test_a_cut_behind_a_cache_is_refused(model: Model) -> None:
+    x, cache = model.embedding(IDS), KeyValueCache(model.transformer.config)
+    model.transformer(x[:, :4], cache=cache)
+    with pytest.raises(UserError, match="cut behind a cache"), lens(model, cut={0: lambda query, key: query > key}):
+        model.transformer(x[:, 4:], cache=cache)
 
 
 def test_models_of_other_layers_have_the_points_that_they_have() -> None:
