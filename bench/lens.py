@@ -1,7 +1,7 @@
 """The lens: what it costs, and the birth of induction heads in a model of two layers.
 
     python bench/lens.py cost                     recording and head scores beside the plain forward pass
-    python bench/lens.py induction [--seeds 2]    about a minute and a half a seed on one core, with its control
+    python bench/lens.py induction [--seeds 2]    about half a minute a seed on two cores, with its control
 
 The task: 64 symbols behind a start token; a random segment of 8 to 32 symbols is repeated until the text is 64 tokens
 long. Who has seen the segment once can copy the rest: look for an earlier copy of this symbol, and say what followed it
