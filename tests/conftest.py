@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(too_slow)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Empties the cache of torch.compile after each test that used it.
+
+    Every Block shares one `forward`, and PyTorch keeps at most eight compiled variants of a function
+    (`recompile_limit`); what an earlier test compiled would otherwise make a later one run uncompiled.
+    """
+    yield
+    if "torch._dynamo.convert_frame" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")
