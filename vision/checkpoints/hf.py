@@ -19,7 +19,8 @@ from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig, pair
 from ..preprocessing import Preprocessing
-from .family import Names, VisionFamily, different, rules, with_preprocessing, within
+from .bare import described, note
+from .family import PREPROCESSOR, Names, VisionFamily, different, rules, with_preprocessing, within
 from .hf_preprocessing import BILINEAR, CROPPED, HALF, choose, read_preprocessing, their_word
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -309,7 +310,10 @@ def _hf(
             raise UserError(f"'{source.name}' cannot be read as {name}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"The config.json of '{source.name}' has a setting of a wrong kind ({error}).") from None
-        return with_preprocessing(found, read_preprocessing(source.folder, default, found.channels))
+        prepared = read_preprocessing(source.folder, default, found.channels)
+        if not (source.folder / PREPROCESSOR).is_file():
+            note(source, f"{described(prepared)}, as is usual for {name} (it has no {PREPROCESSOR} to say others)")
+        return with_preprocessing(found, prepared)
 
     def why_not(ours: VisionTransformerConfig) -> list[str]:
         theirs = write(ours) | ({"pooler": True} if ours.pre_logits and not ours.classes else {})

@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from ...core.checkpoints.source import Source
+from ...core.config import FeedForwardKind
 from ...core.errors import UserError
+from .bare import square
 
 _TOKEN = "embeddings.cls_token"
 _TABLE = "embeddings.position_embeddings"
 _PARTS = ("embeddings.", "encoder.", "layernorm.")
 _KEYS = ("attention.attention.key.bias", "attention.k_proj.bias")
 """As transformers 4 and 5 call it."""
+_MOST_OF_AN_ACTIVATION = 30
+"""Nodes; the longest spelling of a GELU has a dozen."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Settings:
     dim: int
     depth: int
     heads: int
+    ffn: FeedForwardKind
     ffn_dim: int
     image_size: int
     patch_size: int
@@ -120,7 +125,7 @@ def settings(source: Source) -> Settings:
     them.
     """
     graph, found = _graph(source), read(source)
-    dim, _, patch, _ = found["embeddings.patch_embeddings.projection.weight"].shape
+    dim, _, patch, width = found["embeddings.patch_embeddings.projection.weight"].shape
     depth = len({name.split(".")[2] for name in found if name.startswith("encoder.layer.")})
     layer, prefix = "encoder.layer.0.", graph.prefix() + "encoder.layer.0."
     try:
@@ -128,13 +133,40 @@ def settings(source: Source) -> Settings:
         eps = _epsilon(graph, prefix + "norm1.weight")
         keys = next(name for name in _KEYS if prefix + name in graph.users)
         head_dim = _head_dim(graph, prefix + keys)
+        ffn = _activation(graph, prefix + "mlp.fc1.bias")
     except (KeyError, StopIteration):
         raise UserError(
             f"'{source.name}' has a class token but not the layers of a DINOv2 encoder as PyTorch exports it "
             "(attention, mlp.fc1, norm1); other models in ONNX files are not supported."
         ) from None
-    rows = round((found[_TABLE].shape[1] - 1) ** 0.5)
-    return Settings(dim, depth, dim // head_dim, ffn_dim, rows * patch, patch, eps)
+    if patch != width:
+        raise UserError(f"'{source.name}' has patches of {patch}×{width} pixels, but DINOv2's are square.")
+    size = square(source, found[_TABLE].shape[1] - 1) * patch
+    return Settings(dim, depth, dim // head_dim, ffn, ffn_dim, size, patch, eps)
+
+
+def _activation(graph: Graph, bias: str) -> FeedForwardKind:
+    """Our name of the non-linearity after the first layer of a feed-forward: what lies before the next product."""
+    reached, ahead = {}, list(graph.users[bias])
+    while ahead:
+        node = ahead.pop()
+        if node.op_type != "MatMul" and node.output[0] not in reached:
+            reached[node.output[0]] = node
+            ahead += [user for name in node.output for user in graph.users.get(name, ())]
+            if len(reached) > _MOST_OF_AN_ACTIVATION:
+                break
+    kinds = {node.op_type for node in reached.values()}
+    ways = {a.s.decode() for node in reached.values() if node.op_type == "Gelu" for a in node.attribute} or {"none"}
+    if "Erf" in kinds or ("Gelu" in kinds and ways == {"none"}):
+        return "gelu"
+    if "Tanh" in kinds or "Gelu" in kinds:
+        return "gelu_tanh"
+    if "Relu" in kinds:
+        return "relu"
+    raise UserError(
+        f"The feed-forward layers of this ONNX file apply {', '.join(sorted(kinds))}, none of the GELUs or ReLU that a "
+        "DINOv2 has."
+    )
 
 
 def _epsilon(graph: Graph, weight: str) -> float:

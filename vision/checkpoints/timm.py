@@ -22,6 +22,7 @@ from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
+from .bare import described, note
 from .family import VisionFamily, different, rules, with_preprocessing
 from .timm_settings import architecture, build, read, skeleton
 
@@ -51,6 +52,12 @@ def _config(source: Source) -> VisionTransformerConfig:
     cfg = model.pretrained_cfg
     # The name of a file without a tag says nothing about what the weights were trained on.
     tag = "" if source.file and "." not in str(architecture(source)) else str(cfg.get("tag") or "")
+    if source.file:
+        note(
+            source,
+            f"all settings of timm's {architecture(source)}, after which it is named: {found.transformer.heads} heads, "
+            f"norms with {found.transformer.norm_eps:g}, {described(_preprocessing(source.name, cfg))}",
+        )
     labels = list(cfg.get("label_names") or ()) or _imagenet_labels(tag, found.classes)
     found = replace(found, labels=labels if len(labels) == found.classes else [])
     return with_preprocessing(found, _preprocessing(source.name, cfg))

@@ -472,6 +472,7 @@ def test_dinov2_own_files(tmp_path: Path, registers: int, gated: bool) -> None:
     assert theirs["pos_embed"].shape == (1, 17, 64)
     assert theirs["blocks.0.attn.qkv.weight"].shape == (192, 64)
     torch.save(theirs, tmp_path / "dinov2_pretrain.pth")
+    (tmp_path / "dinov2_pretrain.pth.json").write_text('{"num_heads": 1}')  # no published model has this width
     ours = vit(load(str(tmp_path / "dinov2_pretrain.pth")))
     assert_same_weights(model.state_dict(), ours.state_dict())
     assert ours.config.resample == ("timm" if registers else "dinov2-hub")
