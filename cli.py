@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "demo": "triune.demo:main",
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
+    "lens": "triune.lens.command:main",
     "recall": "triune.recall.command:main",
 }
 
@@ -178,6 +179,7 @@ usage: triune TASK VERB [options]
        triune check [TASK] RECIPE|FILE|RUN [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
+       triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
        triune demo | recall | recipes | --version
 
 tasks
@@ -186,6 +188,7 @@ tasks
 commands
   check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
   demo      train and try small models in a few minutes
+  lens      look inside a model: what heads look at, what they are good for, where an answer comes from
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm

@@ -56,6 +56,9 @@ class Task:
         find: "module:function" that opens a checkpoint as `core.checkpoints.source.open_source` does, and knows further
             names.
         architectures: the models of this task in triune's own format, which other libraries have as well.
+        own: further models of this task, which only triune has.
+        lens: "module:function", called with the name of a run or checkpoint, inputs and the options of `triune lens`;
+            returns a `core.lens.subject.Subject`. Empty for a task that the lens cannot look into.
         libraries: formats that `triune convert --to` can write: the word on the command line, and the library's name.
         demo: "module:function", called with a run folder and further options of `fit`; trains, shows something, and
             returns the summary of the run. Empty for no part in `triune demo`.
@@ -69,6 +72,8 @@ class Task:
     checkpoints: str = ""
     find: str = ""
     architectures: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    lens: str = ""
     libraries: dict[str, str] = field(default_factory=dict)
     demo: str = ""
     smallest: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ TASK = Task(
   triune text generate RUN --prompt 'Once'                  let it write""",
     checkpoints="triune.text.checkpoints.pretrained",
     architectures=("LanguageModel", "TextEncoder"),
+    lens="triune.text.lens:open_subject",
     libraries={"hf": "transformers"},
     demo="triune.text.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

@@ -1,13 +1,15 @@
-"""Ablation: what a model loses without some of its heads, beside what it loses without as many others.
+"""Ablation: what a model loses without some of its parts, beside what it loses without as many others.
 
-The output of a head (`z`, before the output projection) is replaced by zeros, by its mean over batch and positions
-(Crosbie and Shutova 2024), or by that of another example. Heads are often redundant one by one and not as a set, so a
-set is ablated whole, and beside it random sets of the same size.
+The output of a head (`z`, before the output projection), a neuron (`hidden`) or a whole branch (`attn_out`, `ffn_out`)
+is replaced by zeros, by its mean over batch and positions (Crosbie and Shutova 2024), or by that of another example.
+Parts are often redundant one by one and not as a set, so a set is ablated whole, and beside it random sets of the same
+size, of parts of the same kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,12 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..mixers.attention import Attention
 from .edit import Edit, lens
-from .points import check_heads, points, transformer_of
+from .points import check_heads, matching, points, transformer_of
+from .record import watched
 
 How = Literal["zero", "mean", "resample"]
 Head = tuple[int, int]
 """Layer and head."""
+Part = tuple[str, int | None]
+"""A point, and the number of a head (`3.z`) or neuron (`3.hidden`) there; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -29,58 +35,72 @@ class Ablation:
     """What `ablation` found.
 
     Args:
+        heads: what was ablated, as it was given.
         whole: the measure of the whole model.
-        without: the measure without the heads.
-        controls: the measure without each random set of as many other heads.
+        without: the measure without these parts.
+        controls: the measure without each random set of as many other parts.
     """
 
-    heads: list[Head]
+    heads: list[Any]
     whole: float
     without: float
     controls: list[float]
 
     @property
     def effect(self) -> float:
-        """How much the measure falls without the heads."""
+        """How much the measure falls without the parts."""
         return self.whole - self.without
 
     @property
     def control(self) -> float:
-        """The mean fall without as many random heads; NaN without controls."""
+        """The mean fall without as many random parts; NaN without controls."""
         return self.whole - sum(self.controls) / len(self.controls) if self.controls else float("nan")
 
 
 @torch.no_grad()
 def ablation(
-    model: nn.Module, measure: Callable[[], float | Tensor], heads: Sequence[Head], how: How = "mean",
-    controls: int = 10, seed: int = 0,
+    model: nn.Module, measure: Callable[[], float | Tensor], heads: Sequence[Head | Part], how: How = "mean",
+    controls: int = 10, seed: int = 0, means: Mapping[str, Tensor] | None = None, whole: float | None = None,
 ) -> Ablation:  # fmt: skip
-    """Measures a model without some heads, and without random sets of as many others.
+    """Measures a model without some parts, and without random sets of as many others.
 
     Args:
         model: in evaluation mode.
         measure: runs the model on inputs of its own choice and returns one number.
-        heads: pairs of layer and head, ablated together.
-        how: `zero`, `mean` (over the batches and positions of `measure`) or `resample` (of the next example).
+        heads: pairs of layer and head, or other parts, ablated together.
+        how: `zero`, `mean` (over the real tokens of the batches of `measure`) or `resample` (of the next example).
         controls: random sets to measure beside it.
         seed: of the random sets.
+        means, whole: what `mean_outputs` and `measure` returned, where that is known already.
 
     Raises:
-        UserError: a head that the model does not have, or more heads than are left for a control.
+        UserError: a part that the model does not have, or more parts than are left for a control.
     """
-    heads = [(int(layer), int(head)) for layer, head in heads]
-    _check(model, heads, controls)
-    means = mean_outputs(model, measure) if how == "mean" else {}
-    whole = float(measure())
+    chosen = [as_part(head) for head in heads]
+    _check(model, chosen)
+    others = [part for part in alike(model, chosen) if part not in chosen]
+    if controls and len(others) < len(set(chosen)):
+        raise UserError(
+            f"{len(set(chosen))} heads or other parts of {len(others) + len(set(chosen))} are ablated, so that not as "
+            "many others are left for a control; ablate fewer, or pass controls=0."
+        )
+    if how == "mean" and means is None:
+        means = mean_outputs(model, measure, sorted({name for name, _ in [*chosen, *others]}))
+    whole = float(measure()) if whole is None else whole
 
-    def without(chosen: Sequence[Head]) -> float:
-        with lens(model, edit=head_edits(chosen, how, means)):
+    def without(parts: Sequence[Part]) -> float:
+        with lens(model, edit=part_edits(parts, how, means)):
             return float(measure())
 
-    others = [head for head in all_heads(model) if head not in heads]
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randperm(len(others), generator=generator)[: len(heads)].tolist() for _ in range(controls)]
-    return Ablation(heads, whole, without(heads), [without([others[i] for i in chosen]) for chosen in drawn])
+    drawn = [torch.randperm(len(others), generator=generator)[: len(chosen)].tolist() for _ in range(controls)]
+    return Ablation(list(heads), whole, without(chosen), [without([others[i] for i in some]) for some in drawn])
+
+
+def as_part(head: Head | Part) -> Part:
+    """A head as a part: (3, 1) is ("3.z", 1)."""
+    place, number = head
+    return (place, number) if isinstance(place, str) else (f"{int(place)}.z", None if number is None else int(number))
 
 
 def all_heads(model: nn.Module) -> list[Head]:
@@ -89,63 +109,123 @@ def all_heads(model: nn.Module) -> list[Head]:
     return [(layer, head) for layer in layers for head in range(transformer_of(model).config.heads)]
 
 
-def head_edits(heads: Sequence[Head], how: How, means: Mapping[str, Tensor] | None = None) -> dict[str, Edit]:
-    """Edits for `lens` that ablate heads.
+def alike(model: nn.Module, chosen: Sequence[Part]) -> list[Part]:
+    """All parts of the kinds of `chosen`: all heads of all layers, all neurons, all branches."""
+    config, found = transformer_of(model).config, []
+    for kind in dict.fromkeys(name.split(".", 1)[1] for name, _ in chosen):
+        whole = any(number is None for name, number in chosen if name.split(".", 1)[1] == kind)
+        for name in (name for name in points(model) if name.split(".", 1)[1] == kind):
+            size = {"z": config.heads, "q": config.heads, "hidden": config.ffn_dim or 0}.get(kind, config.dim)
+            found += [(name, None)] if whole else [(name, number) for number in range(size)]
+    return found
+
+
+def head_edits(heads: Sequence[Head | Part], how: How, means: Mapping[str, Tensor] | None = None) -> dict[str, Edit]:
+    """Edits for `lens` that ablate heads or other parts; see `part_edits`."""
+    return part_edits([as_part(head) for head in heads], how, means)
+
+
+def part_edits(parts: Sequence[Part], how: How, means: Mapping[str, Tensor] | None = None) -> dict[str, Edit]:
+    """Edits for `lens` that ablate parts.
 
     Args:
-        heads: pairs of layer and head.
+        parts: what to ablate; a number counts along the first axis behind the tokens.
         how: see `ablation`.
         means: for `mean`, what `mean_outputs` returns.
     """
     if how not in ("zero", "mean", "resample"):
         raise UserError(f"how is '{how}', but must be zero, mean or resample.")
-    layers: dict[int, list[int]] = {}
-    for layer, head in heads:
-        layers.setdefault(layer, []).append(head)
+    places: dict[str, list[int | None]] = {}
+    for name, number in parts:
+        places.setdefault(name, []).append(number)
 
-    def replaced(chosen: list[int], mean: Tensor | None, z: Tensor) -> Tensor:
-        z = z.clone()
+    def replaced(numbers: list[int | None], mean: Tensor | None, x: Tensor) -> Tensor:
+        chosen: Any = slice(None) if None in numbers else numbers
+        x = x.clone()
         if how == "resample":
-            if len(z) < 2:
+            if len(x) < 2:
                 raise UserError("how is resample, but the batch holds one example; give at least two in a batch.")
-            z[:, :, chosen] = z.roll(1, 0)[:, :, chosen]
+            x[:, :, chosen] = x.roll(1, 0)[:, :, chosen]
         else:
-            z[:, :, chosen] = 0.0 if mean is None else mean[chosen].to(z)
-        return z
+            x[:, :, chosen] = 0.0 if mean is None else mean[chosen].to(x)
+        return x
 
     found = means or {}
-    return {f"{layer}.z": partial(replaced, chosen, found.get(f"{layer}.z")) for layer, chosen in layers.items()}
+    return {name: partial(replaced, numbers, found.get(name)) for name, numbers in places.items()}
 
 
 @torch.no_grad()
-def mean_outputs(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
-    """The mean of each head's output over all batches and positions of `run`, padding included: `[heads, head_dim]` by
-    point.
+def mean_outputs(
+    model: nn.Module, run: Callable[[], Any], names: Sequence[str] | None = None
+) -> dict[str, Tensor]:  # fmt: skip
+    """The mean of points over the real tokens of all batches of `run`, float64 such as `[heads, head_dim]`, by point.
+
+    Padding does not count. All outputs of heads (`z`) by default.
     """
     sums: dict[str, list[Any]] = {}
+    real: dict[str, Tensor | None] = {"real": None}
 
-    def add(name: str, z: Tensor) -> Tensor:
-        total = z.double().sum((0, 1))
-        held = sums.setdefault(name, [torch.zeros_like(total), 0])
-        held[0], held[1] = held[0] + total, held[1] + z.shape[0] * z.shape[1]
-        return total
+    def note(q: Tensor, k: Tensor, v: Tensor, plan: Any) -> None:
+        segments = plan.mask.segments()
+        real["real"] = None if segments is None or plan.queries != plan.keys else segments >= 0
 
-    names = [name for name in points(model) if name.endswith(".z")]
-    with lens(model, keep={name: partial(add, name) for name in names}):
+    def add(name: str, x: Tensor) -> Tensor:
+        here = x.double().flatten(0, 1)
+        if real["real"] is not None:
+            here = here[real["real"].expand(x.shape[:2]).flatten()]
+        held = sums.setdefault(name, [torch.zeros_like(here[:1].sum(0)), 0])
+        held[0], held[1] = held[0] + here.sum(0), held[1] + len(here)
+        return here[:0]
+
+    names = [name for name in points(model) if name.endswith(".z")] if names is None else list(names)
+    blocks: Any = transformer_of(model).blocks
+    taps = {block.attn: note for block in blocks if isinstance(block.attn, Attention)}
+    with watched(taps) if taps else nullcontext(), lens(model, keep={name: partial(add, name) for name in names}):
         run()
-    return {name: total / count for name, (total, count) in sums.items()}
+    return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
 
-def _check(model: nn.Module, heads: Sequence[Head], controls: int) -> None:
-    if not heads:
+def estimated_effects(
+    model: nn.Module, score: Callable[[], Tensor], means: Mapping[str, Tensor]
+) -> dict[str, Tensor]:  # fmt: skip
+    """The linear estimate of each head's effect under mean ablation, from one backward pass: gradient × (z - mean).
+
+    Args:
+        model: in evaluation mode.
+        score: runs it and returns one differentiable number.
+        means: what `mean_outputs` returned.
+
+    Returns:
+        By point, float64 `[heads]`: how much the score would fall.
+    """
+    seen: dict[str, list[Tensor]] = {}
+
+    def track(name: str, x: Tensor) -> Tensor:
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        seen.setdefault(name, []).append(x)
+        return x
+
+    with torch.enable_grad(), lens(model, edit={name: partial(track, name) for name in means}):
+        value = score()
+    flat = [(name, x) for name, some in seen.items() for x in some]
+    slopes = torch.autograd.grad(value, [x for _, x in flat])
+    found = {name: torch.zeros(len(mean), dtype=torch.float64) for name, mean in means.items()}
+    for (name, x), slope in zip(flat, slopes):
+        found[name] += (slope.double() * (x.detach().double() - means[name])).sum((0, 1, 3)).cpu()
+    return found
+
+
+def _check(model: nn.Module, parts: Sequence[Part]) -> None:
+    if not parts:
         raise UserError("heads is empty, but must name the heads to ablate, as pairs of layer and head.")
-    for layer, head in heads:
-        check_heads(model, layer, [head])
-    known = all_heads(model)
-    if strange := [head for head in heads if head not in known]:
-        raise UserError(f"Layer {strange[0][0]} has no attention, so it has no heads to ablate.")
-    if controls and len(known) < 2 * len(set(heads)):
-        raise UserError(
-            f"{len(heads)} heads of {len(known)} are ablated, so that not as many others are left for a control; "
-            "ablate fewer, or pass controls=0."
-        )
+    known = points(model)
+    for name, number in parts:
+        layer, _, kind = name.partition(".")
+        if kind == "z" and layer.isdigit():
+            check_heads(model, int(layer), [] if number is None else [number])
+            if name not in known:
+                raise UserError(f"Layer {layer} has no attention, so it has no heads to ablate.")
+        matching(known, name)
+        size = len([part for part in alike(model, [(name, 0)]) if part[0] == name])
+        if number is not None and not 0 <= number < size:
+            raise UserError(f"{name}:{number} is named, but {name} has numbers 0 to {size - 1}.")

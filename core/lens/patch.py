@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..work import progress
 from .edit import lens
-from .points import Point, matching, points
+from .points import Point, matching, points, transformer_of
 
 Measure = Callable[[Any], Tensor]
 """From what the model returns to one number."""
@@ -92,6 +92,69 @@ def attribute(
     return found
 
 
+@torch.no_grad()
+def path(
+    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, sender: tuple[str, int | None],
+    receiver: tuple[str, int | None] | None = None,
+) -> float:  # fmt: skip
+    """The effect of one part on the answer through another part alone (path patching, Wang et al. 2022).
+
+    The model runs on the corrupted input; the sender gets its clean value, and all branches between it and the receiver
+    keep what they add in the corrupted run, so that only the residual stream carries the difference. What the receiver
+    then computes is put into a second corrupted run.
+
+    Args:
+        model: in evaluation mode.
+        clean, corrupted: inputs of one shape.
+        measure: one number from the model's output.
+        sender: a point and a head of it, or None for all of it; `z`, `attn_out`, `mixed`, `hidden` or `ffn_out`.
+        receiver: likewise, of a later layer, such as ("5.q", 2); None for the answer itself (the direct path).
+
+    Raises:
+        UserError: the receiver is not behind the sender.
+    """
+    known = points(model)
+    for name, _ in (sender, *([] if receiver is None else [receiver])):
+        matching(known, name)
+    start, (kind, depth) = int(sender[0].split(".")[0]), (sender[0].split(".")[1], transformer_of(model).config.depth)
+    stop = depth if receiver is None else int(receiver[0].split(".")[0])
+    if kind not in ("z", "mixed", "attn_out", "hidden", "ffn_out") or stop <= start:
+        raise UserError(
+            f"The path goes from {sender[0]} to {receiver[0] if receiver else 'the answer'}, but must begin at a "
+            "branch (z, mixed, attn_out, hidden, ffn_out) and end in a later layer."
+        )
+    # Branches behind the sender; those of the receiver's layer come after it or do not matter to its inputs.
+    between = [f"{layer}.{branch}" for layer in range(start, depth) for branch in ("attn_out", "ffn_out")]
+    between.remove(f"{start}.attn_out")
+    if kind in ("hidden", "ffn_out"):
+        between.remove(f"{start}.ffn_out")
+    kept, top, bottom = _both(model, clean, corrupted, measure, [sender[0]])
+    with lens(model, keep=between) as held:
+        model(corrupted)
+    if receiver is not None:
+        # What the receiver reads must not be frozen where it is a branch itself.
+        between = [name for name in between if int(name.split(".")[0]) < stop]
+        if receiver[0].split(".")[1] in ("hidden", "ffn_out"):
+            between.append(f"{stop}.attn_out")
+    freeze: dict[str, Any] = {name: partial(_take, held[name]) for name in between}
+    send = {sender[0]: partial(_put, kept[sender[0]], slice(None), _one(sender[1]))}
+    if receiver is None:
+        with lens(model, edit=send | freeze):
+            return (float(measure(model(corrupted))) - bottom) / (top - bottom)
+    with lens(model, edit=send | freeze, keep=[receiver[0]]) as seen:
+        model(corrupted)
+    with lens(model, edit={receiver[0]: partial(_put, seen[receiver[0]], slice(None), _one(receiver[1]))}):
+        return (float(measure(model(corrupted))) - bottom) / (top - bottom)
+
+
+def _one(number: int | None) -> slice:
+    return slice(None) if number is None else slice(number, number + 1)
+
+
+def _take(value: Tensor, x: Tensor) -> Tensor:
+    return value
+
+
 def _both(
     model: nn.Module, clean: Any, corrupted: Any, measure: Measure, names: Sequence[str]
 ) -> tuple[dict[str, Tensor], float, float]:
@@ -118,8 +181,5 @@ def _by_head(known: dict[str, Point], name: str, heads: bool) -> bool:
 
 def _put(value: Tensor, tokens: slice, part: slice, x: Tensor) -> Tensor:
     x = x.clone()
-    if x.dim() == 4:
-        x[:, tokens, part] = value[:, tokens, part]
-    else:
-        x[:, tokens] = value[:, tokens]
+    x[:, tokens, part] = value[:, tokens, part]
     return x

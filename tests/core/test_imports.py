@@ -16,7 +16,7 @@ import triune
 from triune import core
 
 ROOT = Path(triune.__file__).parent
-ROOMS = ("vision", "protein", "text", "recall")
+ROOMS = ("vision", "protein", "text", "recall", "lens")
 HEAVY = ("torch", "lightning", "numpy", "torchvision", "timm", "matplotlib", "tokenizers", "rich")
 
 

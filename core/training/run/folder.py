@@ -93,12 +93,21 @@ class RunFolder:
         """The verb that trains this run: that of the command in the first line of config.yaml; `fit` where there is
         none.
         """
+        return self._command()[1] or "fit"
+
+    @property
+    def task(self) -> str:
+        """The task of this run, by the same line; empty where there is none."""
+        return self._command()[0]
+
+    def _command(self) -> tuple[str, str]:
+        """Task and verb in the first line of config.yaml, empty where there are none."""
         try:
             with self.config.open(encoding="utf-8") as file:
-                command = re.match(r"# triune [\w-]+ ([\w-]+)", file.readline())
+                command = re.match(r"# triune ([\w-]+) ([\w-]+)", file.readline(10_000))
         except (OSError, ValueError):
-            return "fit"
-        return command[1] if command else "fit"
+            return "", ""
+        return (command[1], command[2]) if command else ("", "")
 
     def contents(self) -> list[str]:
         """Names of what makes this folder a run; empty when it may be used for a new one."""

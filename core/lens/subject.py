@@ -1,0 +1,147 @@
+"""What a task lends to `triune lens`: a model with inputs, its question, and names for its tokens.
+
+Every task has one class derived from `Subject`; the questions of `triune.lens` are asked of it and know no task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from .scores import Pattern
+
+
+@dataclass
+class Table:
+    """Rows to print: cells are text or numbers, None for nothing."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+@dataclass
+class Depths:
+    """What the model's own head says after each block; depth 0 is the input of the first.
+
+    Args:
+        table: a row a depth.
+        curves: by name, one value a depth.
+        unit: of the curves.
+    """
+
+    table: Table
+    curves: dict[str, list[float]]
+    unit: str
+
+
+@dataclass
+class Contrast:
+    """Two inputs of one shape for patching.
+
+    Args:
+        clean, corrupted: what the model is called with.
+        measure: from what the model returns to one number, differentiable.
+        about: what it measures, a sentence.
+        labels: of the positions, those that differ marked.
+    """
+
+    clean: Any
+    corrupted: Any
+    measure: Callable[[Any], Tensor]
+    about: str
+    labels: list[str]
+
+
+@dataclass
+class Subject(ABC):
+    """One model with inputs.
+
+    Args:
+        model: in evaluation mode; it holds one Transformer.
+        about: what the model and the inputs are, a sentence each.
+        labels: of the tokens of the first input.
+        picked: the measure to report, one of `measures`.
+        grid: rows and columns of an image's patches, which are the last tokens; None for sequences.
+    """
+
+    model: nn.Module
+    about: list[str]
+    labels: list[str]
+    picked: str = ""
+    grid: tuple[int, int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """For the JSON: what was drawn or read."""
+
+    measures: tuple[str, ...] = ("log-probability",)
+    """What can be measured; larger is better; the first is the default."""
+
+    def __post_init__(self) -> None:
+        self.picked = self.picked or self.measures[0]
+        if self.picked not in self.measures:
+            raise UserError(
+                f"--measure is '{self.picked}'{nearest(self.picked, self.measures)}, but must be "
+                f"{' or '.join(self.measures)} for this model and input."
+            )
+
+    @abstractmethod
+    def run(self) -> Any:
+        """Runs the model once on all inputs."""
+
+    @abstractmethod
+    def score(self) -> dict[str, Tensor]:
+        """The measures by name, each one number, from one pass."""
+
+    def measure(self) -> float:
+        """The picked measure."""
+        with torch.no_grad():
+            return float(self.score()[self.picked])
+
+    @abstractmethod
+    def patterns(self) -> dict[str, Pattern]:
+        """What a head may look at, the most telling first."""
+
+    @abstractmethod
+    def answers(self, copies: int) -> Tensor:
+        """Log-probabilities `[copies, places, classes]` of the first input."""
+
+    def reader(self) -> Tensor | None:
+        """What each place of the answer reads, `[places, tokens]`, rows sum to 1; None where they are the tokens."""
+        return None
+
+    @abstractmethod
+    def depths(self) -> Depths:
+        """What each depth says."""
+
+    def contrast(self, against: str | None, answer: str | None) -> Contrast:
+        """The first two inputs as clean and corrupted. Raises UserError where they do not fit."""
+        raise UserError("This kind of model cannot be patched yet; ask for heads, ablate, depth or attention.")
+
+    def more_scores(self) -> dict[str, Tensor]:
+        """Further scores of heads, float `[layers, heads]`, such as a precision against a known structure."""
+        return {}
+
+
+def only_real(pattern: Pattern, valid: Tensor | None) -> Pattern:
+    """A pattern without padding: neither as query nor as key. valid bool `[batch, tokens]`, None when all are real."""
+    if valid is None:
+        return pattern
+
+    def keys(tokens: int, device: torch.device) -> Tensor:
+        found = pattern(tokens, device).expand(len(valid), -1, -1)
+        here = valid.to(device)
+        seen = here.gather(1, found.clamp(min=0).flatten(1)).view_as(found)
+        return found.masked_fill(~(seen & here[:, :, None]), -1)
+
+    return keys
+
+
+def unlike(first: Sequence[Any], second: Sequence[Any]) -> list[int]:
+    """Where two sequences of one length differ."""
+    return [at for at, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]

@@ -1,0 +1,191 @@
+"""Questions about heads and other parts: what they look at, and what the answer loses without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError, nearest
+from ..core.lens.ablate import How, Part, ablation, alike, all_heads, as_part, estimated_effects, mean_outputs
+from ..core.lens.effects import rank_correlation
+from ..core.lens.scores import head_scores
+from ..core.lens.subject import Subject, Table
+from ..core.work import progress
+from .cost import CAUTION, SHOWN, Budget, part_named, shape, signed, timed
+from .report import Curves, Heads, Report
+
+
+def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
+    """What each head looks at, and beside it what the answer loses without it."""
+    scores = found_scores(subject)
+    report = Report(f"What the heads look at: {subject.about[0]}", [*subject.about[1:]])
+    whole, each = timed(subject.measure)
+    lost: Tensor | None = None
+    means = mean_outputs(subject.model, subject.run) if how == "mean" or effects == "estimate" else None
+    if effects == "ablation":
+        singles = all_heads(subject.model)
+        budget.announce(
+            "Leaving out each head", len(singles), each, "pass --effects estimate (one backward pass) or --effects none"
+        )
+        lost = torch.full(shape(subject), float("nan"), dtype=torch.float64)
+        with progress("leaving out heads", len(singles), "passes") as step:
+            for head in singles:
+                found = ablation(subject.model, subject.measure, [head], how, 0, means=means, whole=whole)
+                lost[head] = found.effect
+                step(1)
+        about = f"fall of the {subject.picked} without the head ({how}-ablated; whole model {whole:.3f})"
+    elif effects == "estimate":
+        assert means is not None
+        by_point = estimated_effects(subject.model, lambda: subject.score()[subject.measures[0]], means)
+        lost = torch.full(shape(subject), float("nan"), dtype=torch.float64)
+        for name, values in by_point.items():
+            lost[int(name.split(".")[0])] = values
+        about = f"estimated fall of the {subject.measures[0]} without the head (gradient × difference to its mean)"
+    else:
+        report.notes.append("No effects were measured: without them the scores say what is read, not what is used.")
+        about = ""
+    agreements: dict[str, float] = {}
+    for name, values in scores.items():
+        caption = "no effects were measured"
+        if lost is not None:
+            known = ~(values.isnan() | lost.isnan())
+            agreements[name] = rank_correlation(values[known], lost[known])
+            caption = f"rank correlation with the effects {signed(agreements[name])} over {int(known.sum())} heads"
+        report.panels.append(
+            Heads(name, values, "mean attention" if name not in subject_more(subject) else "", caption=caption)
+        )
+    if lost is not None:
+        report.panels.append(Heads("effect", lost, "fall", signed=True, caption=about))
+        said = ", ".join(f"{name} {signed(r)}" for name, r in agreements.items())
+        report.notes.append(f"Effect: {about}. Rank correlation of scores and effects over heads: {said}. {CAUTION}")
+    report.tables.append(_head_table(scores, lost))
+    report.data = {
+        "scores": scores,
+        "effects": lost,
+        "rank_correlations": agreements,
+        "measure": subject.picked,
+        "whole": whole,
+    }
+    return report
+
+
+def found_scores(subject: Subject) -> dict[str, Tensor]:
+    """Scores of all heads, by pattern, those of the task beside."""
+    found = head_scores(subject.model, subject.run, subject.patterns())
+    return found | subject_more(subject)
+
+
+def subject_more(subject: Subject) -> dict[str, Tensor]:
+    """The task's own scores, computed once."""
+    if "more" not in subject.extra:
+        subject.extra["more"] = subject.more_scores()
+    return subject.extra["more"]
+
+
+def _head_table(scores: dict[str, Tensor], lost: Tensor | None) -> Table:
+    """The heads that stand out by any score or by their effect."""
+    each = max(2, SHOWN // (len(scores) + 1))
+    chosen: dict[tuple[int, int], None] = {}
+    for values in [*([] if lost is None else [lost]), *scores.values()]:
+        flat = values.nan_to_num(nan=-torch.inf).flatten()
+        for index in flat.topk(min(each, len(flat))).indices.tolist():
+            chosen[divmod(index, values.shape[1])] = None
+    rows = []
+    for layer, head in sorted(chosen):
+        cells = [float(values[layer, head]) for values in scores.values()]
+        rows.append([f"{layer}.{head}", *cells, *([] if lost is None else [float(lost[layer, head])])])
+    columns = ["head", *scores, *([] if lost is None else ["effect"])]
+    return Table("Heads that stand out, as LAYER.HEAD", columns, rows)
+
+
+def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
+    """What the answer loses without sets of parts, beside random sets of as many others."""
+    sets, by = _sets(subject, options)
+    whole, each = timed(subject.measure)
+    controls = options.controls
+    budget.announce(
+        f"Leaving out {len(sets)} set{'s' if len(sets) > 1 else ''}", len(sets) * (1 + controls), each,
+        "fewer --controls or sets",
+    )  # fmt: skip
+    model = subject.model
+    kinds = sorted({name for parts in sets.values() for name, _ in alike(model, parts)})
+    means = mean_outputs(model, subject.run, kinds) if options.how == "mean" else None
+    report = Report(f"What the answer loses: {subject.about[0]}", [*subject.about[1:]])
+    rows: list[list[Any]] = []
+    found = []
+    with progress("leaving out sets", len(sets), "sets") as step:
+        for name, parts in sets.items():
+            done = ablation(model, subject.measure, parts, options.how, controls, options.seed, means, whole)
+            found.append(done)
+            low, high = (f(done.controls) if done.controls else None for f in (min, max))
+            control = sum(done.controls) / len(done.controls) if done.controls else None
+            rows.append([name, len(parts), done.without, done.effect, control, low, high])
+            step(1)
+    columns = ["left out", "parts", subject.picked, "fall", "random parts: mean", "lowest", "highest"]
+    report.tables.append(Table(f"{subject.picked.capitalize()} of the whole model: {whole:.3f}", columns, rows))
+    report.notes.append(
+        f"Each part is replaced ({options.how}); beside it {controls} random sets of as many other parts of its kind."
+        if controls
+        else "No random controls were asked for: what any other parts would cost is not known."
+    )
+    if by:
+        report.notes.append(f"Sets are the highest by the score '{by}', measured on the same input.")
+    if len(sets) > 1 and all(isinstance(parts, list) for parts in sets.values()):
+        lines = {"left out": [done.without for done in found]}
+        band = None
+        if controls:
+            lines["random, mean"] = [sum(done.controls) / controls for done in found]
+            band = ([min(done.controls) for done in found], [max(done.controls) for done in found])
+        x = [len(parts) for parts in sets.values()]
+        report.panels.append(
+            Curves(
+                "without sets of parts", x, lines, subject.picked, "parts left out", band, f"whole model {whole:.3f}"
+            )
+        )
+    report.data = {
+        "measure": subject.picked, "whole": whole, "how": options.how, "by": by,
+        "sets": [
+            {"name": name, "parts": [list(part) for part in parts], "without": done.without, "controls": done.controls}
+            for (name, parts), done in zip(sets.items(), found)
+        ],
+    }  # fmt: skip
+    return report
+
+
+def _sets(subject: Subject, options: Any) -> tuple[dict[str, list[Part]], str | None]:
+    """Sets of parts by name, and the score they were chosen by."""
+    if options.parts:
+        parts = [part_named(subject, word) for word in options.parts.split(",")]
+        return {options.parts: parts}, None
+    scores = found_scores(subject)
+    by = options.by or next(iter(scores))
+    if by not in scores:
+        raise UserError(f"--by is '{by}'{nearest(by, scores)}, but must be {' or '.join(scores)} here.")
+    values = scores[by]
+    known = [head for head in all_heads(subject.model) if not bool(values[head].isnan())]
+    order = sorted(known, key=lambda head: -float(values[head]))
+    if options.top:
+        sizes = [_size(options.top, len(order))]
+    else:
+        sizes = [1 << k for k in range(8) if 1 << k <= len(order) // 2]
+    if not sizes or (sizes[-1] * 2 > len(order) and options.controls):
+        raise UserError(
+            f"--top {options.top or 1} is {sizes[-1] if sizes else 1} of {len(order)} heads, so that not as many "
+            "others are left for a control; ask for fewer, or pass --controls 0."
+        )
+    return {f"top {size} by {by}": [as_part(head) for head in order[:size]] for size in sizes}, by
+
+
+def _size(text: str, count: int) -> int:
+    """A number of heads, or a percentage of `count`, rounded up."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if text.endswith("%") and 0 < value <= 100:
+        return max(1, -int(-count * value // 100))
+    if not text.endswith("%") and value == int(value) and 1 <= value <= count:
+        return int(value)
+    raise UserError(f"--top is '{text}', but must be a number from 1 to {count}, or a percentage such as 3%.")

@@ -1,0 +1,245 @@
+"""What a language model lends to `triune lens`: texts, or random symbols that repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.files import few
+from ..core.lens.decode import depth_lens
+from ..core.lens.scores import Pattern, duplicate, first, induction, itself, previous
+from ..core.lens.subject import Contrast, Depths, Subject, Table, only_real, unlike
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+    from .tokenizer import Tokenizer
+
+SEGMENT, COPIES, ROWS = 50, 2, 4
+"""Random tokens that are repeated, how often they stand there, and rows of them (Crosbie and Shutova 2024; the stripe
+protocol of TransformerLens has 50 twice)."""
+SHOWN = 24
+"""Positions of a text in the table of depths."""
+
+
+@dataclass
+class TextSubject(Subject):
+    """A language model with texts, padded on the left where their lengths differ.
+
+    Args:
+        tokenizer: of the model.
+        ids: int `[batch, tokens]`.
+        valid: bool `[batch, tokens]`, None where all are real.
+        counted: bool `[batch, tokens - 1]`, the next tokens that are measured.
+    """
+
+    tokenizer: Any = None
+    ids: Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.long))
+    valid: Tensor | None = None
+    counted: Tensor | None = None
+    measures: tuple[str, ...] = ("log-probability", "accuracy")
+
+    def run(self) -> Tensor:
+        """Logits `[batch, tokens, vocabulary]`."""
+        return self.model(self.ids, valid=self.valid)
+
+    def score(self) -> dict[str, Tensor]:
+        """Of the next token: mean log-probability in nats, and the share that is foretold."""
+        logits, then = self.run()[:, :-1], self.ids[:, 1:]
+        here = torch.ones_like(then, dtype=torch.bool) if self.counted is None else self.counted
+        # Only the measured places: a softmax over the vocabulary is a large part of a small model's time.
+        logits, then = logits[here], then[here]
+        chances = logits.float().log_softmax(-1).gather(1, then[:, None])
+        return {"log-probability": chances.mean(), "accuracy": (logits.argmax(-1) == then).float().mean()}
+
+    def patterns(self) -> dict[str, Pattern]:
+        ids = self.ids.clone()
+        found = {
+            "induction": induction(ids), "previous": previous, "duplicate": duplicate(ids), "first": _first(self.valid),
+            "itself": itself,
+        }  # fmt: skip
+        kept = {name: only_real(pattern, self.valid) for name, pattern in found.items()}
+        none = [name for name, keys in kept.items() if not bool((keys(ids.shape[1], ids.device) >= 0).any())]
+        return {name: pattern for name, pattern in kept.items() if name not in none}
+
+    def answers(self, copies: int) -> Tensor:
+        start = 0 if self.valid is None else int((~self.valid[0]).sum())
+        logits = self.model(self.ids[:1, start:].expand(copies, -1))
+        return logits.float().log_softmax(-1)
+
+    def depths(self) -> Depths:
+        """The next token by depth: what is likeliest at the end, and how likely the final answer is on the way."""
+        model = self.model
+        found = depth_lens(model, self.run, lambda x: self._decoded(model, x))
+        here = torch.ones_like(self.ids[:, 1:], dtype=torch.bool) if self.counted is None else self.counted
+        then = self.ids[:, 1:][here]
+        final = found[-1][0, -1].argmax()
+        rows, curves = [], {"of the answer at the end": [], "of the next tokens, mean": []}
+        for depth, logits in enumerate(found):
+            at_end = logits[0, -1].float().log_softmax(-1)
+            best = at_end.topk(3).indices.tolist()
+            rank = int((at_end > at_end[final]).sum()) + 1
+            mean = float(logits[:, :-1][here].float().log_softmax(-1).gather(1, then[:, None]).mean())
+            curves["of the answer at the end"].append(float(at_end[final]))
+            curves["of the next tokens, mean"].append(mean)
+            names = ", ".join(self.name(token) for token in best)
+            rows.append([depth, names, float(at_end[best[0]].exp()), rank, float(at_end[final].exp()), mean])
+        table = Table(
+            f"What each depth says after {self._context()}",
+            ["depth", "likeliest", "p", f"rank of {self.name(int(final))}", "p of it", "log p of all next tokens"],
+            rows,
+        )  # fmt: skip
+        return Depths(table, curves, "log-probability (nats)")
+
+    @staticmethod
+    def _decoded(model: Any, x: Tensor) -> Tensor:
+        """Logits from the core's output, as `LanguageModel.hidden` and `logits` go on."""
+        x = x if model.narrow is None else model.narrow(x)
+        factor = model.config.logit_scale
+        return model.logits(x if factor == 1 else x * factor)
+
+    def _context(self) -> str:
+        return "…" + "".join(self.labels[-6:]) if len(self.labels) > 6 else "".join(self.labels)
+
+    def name(self, token: int) -> str:
+        """A token in quotation marks."""
+        return repr(self.tokenizer.decode([token], skip_special=False))
+
+    def contrast(self, against: str | None, answer: str | None) -> Contrast:
+        """Clean and corrupted text; by default the answer and its rival are what the model says after each."""
+        if len(self.ids) != 2:
+            raise UserError(f"{len(self.ids)} texts were given, but patching takes two: a clean and a corrupted one.")
+        if self.valid is not None:
+            long, short = ([self.name(t) for t in row[real].tolist()] for row, real in zip(self.ids, self.valid))
+            raise UserError(
+                f"The clean text has {len(long)} tokens and the corrupted one {len(short)}, but they must have equally "
+                f"many, because values are put in at the same positions; exchange single words ({few(long, 12)} beside "
+                f"{few(short, 12)})."
+            )
+        changed = unlike(self.ids[0].tolist(), self.ids[1].tolist())
+        if not changed:
+            raise UserError("The clean and the corrupted text are equal, so there is nothing to bring back.")
+        with torch.no_grad():
+            said = self.run()[:, -1].argmax(-1).tolist()
+        right = said[0] if answer is None else self._one(answer, "--answer")
+        wrong = said[1] if against is None else self._one(against, "--against")
+        if right == wrong:
+            raise UserError(
+                f"The model answers {self.name(right)} to both texts, so that nothing tells them apart; name other "
+                "tokens with --answer and --against."
+            )
+        labels = [f"*{label}" if at in changed else label for at, label in enumerate(self.labels)]
+        about = f"log-probability of {self.name(right)} minus that of {self.name(wrong)}, at the end"
+        return Contrast(
+            self.ids[:1], self.ids[1:], lambda logits: logits[0, -1, right] - logits[0, -1, wrong], about, labels
+        )
+
+    def _one(self, word: str, option: str) -> int:
+        ids = self.tokenizer.encode(word).tolist()
+        if len(ids) != 1:
+            raise UserError(
+                f"{option} is {word!r}, which is {len(ids)} tokens, but must be one; words often begin with a space."
+            )
+        return ids[0]
+
+
+def _first(valid: Tensor | None) -> Pattern:
+    """The first real token, of later ones."""
+    if valid is None:
+        return first
+    start = (~valid).sum(1)
+
+    def keys(tokens: int, device: torch.device) -> Tensor:
+        later = torch.arange(tokens, device=device)[None] > start[:, None].to(device)
+        return torch.where(later, start[:, None].to(device), -1)[..., None]
+
+    return keys
+
+
+def open_subject(name: str, inputs: Sequence[str], options: Any) -> TextSubject:
+    """A language model and texts, or files of them; without any, random tokens that repeat.
+
+    Raises:
+        UserError: there is no such model, or a text is too long or too short.
+    """
+    from .generate import load
+
+    if options.structure or options.chain:
+        raise UserError(
+            "--structure and --chain are for proteins, but this is a language model of text; leave them out."
+        )
+    model, tokenizer = load(name, options.device)
+    model.eval()
+    config = model.config.transformer
+    about = [f"{name}: {config.depth} layers of {config.heads} heads, width {config.dim}"]
+    if not inputs:
+        return _repeats(model, tokenizer, about, options)
+    texts = [_text(word, about) for word in inputs]
+    rows = [tokenizer.beginning + tokenizer.encode(text).tolist() for text in texts]
+    for text, row in zip(texts, rows):
+        if not 2 <= len(row) <= config.context:
+            raise UserError(
+                f"The text {text[:40]!r} has {len(row):,} tokens, but must have from 2 to {config.context:,}; give "
+                f"{'more of it' if len(row) < 2 else 'a part of it'}."
+            )
+    longest = max(map(len, rows))
+    pad = tokenizer.eos_id or 0
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.embedding.weight.device)
+    starts = torch.tensor([longest - len(row) for row in rows], device=ids.device)
+    valid = torch.arange(longest, device=ids.device) >= starts[:, None]
+    about.append(f"{len(rows)} text{'s' if len(rows) > 1 else ''} of {', '.join(str(len(row)) for row in rows)} tokens")
+    padded = bool(starts.any())
+    return TextSubject(
+        model, about, [_shown(tokenizer, token) for token in rows[0]], options.measure or "", tokenizer=tokenizer,
+        ids=ids, valid=valid if padded else None, counted=valid[:, :-1] if padded else None,
+    )  # fmt: skip
+
+
+def _repeats(model: LanguageModel, tokenizer: Tokenizer, about: list[str], options: Any) -> TextSubject:
+    """Rows of random tokens, each segment twice behind the token that begins a text."""
+    config = model.config.transformer
+    generator = torch.Generator().manual_seed(options.seed)
+    special = set(tokenizer.backend.get_added_tokens_decoder())
+    start = tokenizer.beginning or ([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
+    segment = min(SEGMENT, (config.context - len(start)) // COPIES, (model.config.vocab_size - len(special)) // 2)
+    if segment < 4:
+        raise UserError(f"The model reads {config.context} tokens, too few for a segment that repeats; give a text.")
+    usable = torch.tensor([token for token in range(tokenizer.vocab_size) if token not in special])
+    rows = []
+    for _ in range(ROWS):
+        drawn = usable[torch.randperm(len(usable), generator=generator)[:segment]].tolist()
+        rows.append(start + drawn * COPIES)
+    ids = torch.tensor(rows, device=model.embedding.weight.device)
+    about.append(
+        f"{ROWS} rows of {segment} random tokens (seed {options.seed}), each {COPIES} times; measured from the second "
+        "token of the second time on"
+    )
+    counted = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+    counted[:, len(start) + segment :] = True  # the first token of the copy cannot be known
+    return TextSubject(
+        model, about, [_shown(tokenizer, token) for token in rows[0]], options.measure or "accuracy",
+        tokenizer=tokenizer, ids=ids, counted=counted, extra={"ids": rows},
+    )  # fmt: skip
+
+
+def _text(word: str, about: list[str]) -> str:
+    path = Path(word)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a text can be too long for a name
+        there = False
+    if not there:
+        return word
+    from .data.reading import read_text
+
+    about.append(f"'{word}' is a file, and its content is the text")
+    return read_text(path)
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode([token], skip_special=False)
