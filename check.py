@@ -26,7 +26,7 @@ examples
 
 
 def main(args: list[str]) -> int:
-    """Run `triune check` and return its exit code."""
+    """Runs `triune check` and returns its exit code."""
     if not args or any(word in ("-h", "--help") for word in args):
         print(USAGE)
         return 0

@@ -247,7 +247,7 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
         content = file.read(most + 1)
     if len(content) > most:
         size = f"{most / 1e6:,.0f} MB" if most >= 1e6 else f"{most:,} bytes"
-        raise UserError(f"'{path}' holds more than {size}, the most that is read of such a file; is it another one?")
+        raise UserError(f"'{path}' holds more than {size}, the most that is read of such a file; give another file.")
     return content
 
 
@@ -283,7 +283,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; it was damaged or is another file.") from None
     if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds a {type(content).__name__}, but must hold an object; is it another file?")
+        raise UserError(f"'{path}' holds a {type(content).__name__}, but must hold an object; give another file.")
     return content
 
 

@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Tokenizer:
-    """Encode text to token numbers and decode them again.
+    """Encodes text to token numbers and decodes them again.
 
     Special tokens that stand literally in a text (`"<|endoftext|>"`) are encoded as ordinary text; only the program
     itself places `eos_id`. Make one with `bytes`, `characters`, `train_bpe` or `load`.

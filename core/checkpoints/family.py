@@ -131,8 +131,8 @@ def described(name: str, depth: int, tensors: int) -> Iterator[None]:
             yield
     except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
         raise UserError(
-            f"The model that '{name}' describes cannot be made here ({str(error).splitlines()[0]}); is its config "
-            "damaged, or the memory too small?"
+            f"The model that '{name}' describes cannot be made here ({str(error).splitlines()[0]}); "
+            "correct the sizes in its config, or use a machine with more memory."
         ) from None
 
 

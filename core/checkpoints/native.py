@@ -103,7 +103,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     text = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems if names)
     if text:
-        raise UserError(f"The weights of '{source}' do not fit this model ({text}); was it made with other settings?")
+        raise UserError(
+            f"The weights of '{source}' do not fit this model ({text}); give the settings that it was made with."
+        )
     refuse_not_finite([name for name, tensor in state.items() if not finite(tensor)], source)
     with torch.no_grad():
         for name, tensor in state.items():

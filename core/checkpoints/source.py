@@ -106,9 +106,7 @@ class Source:
         for shard in sorted(set(names.values())):
             path = index.parent / str(shard)
             if path.parent != index.parent or not path.is_file():
-                raise UserError(
-                    f"'{index}' names the part '{shard}', which is not there; was the download interrupted?"
-                )
+                raise UserError(f"'{index}' names the part '{shard}', which is not there; download it again.")
             found |= read_tensors(path)
         absent = [name for name in names if name not in found]
         if absent:

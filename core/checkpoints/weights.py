@@ -209,7 +209,7 @@ class WeightMap:
                 if tensor.shape != own[name].shape:
                     raise UserError(
                         f"The weights of '{source}' do not fit this model: {name} is {tuple(tensor.shape)} there and "
-                        f"{tuple(own[name].shape)} here; was it made with other settings?"
+                        f"{tuple(own[name].shape)} here; give the settings that it was made with."
                     )
                 own[name].copy_(tensor)
                 odd += [] if finite(tensor) else [name]
@@ -226,8 +226,8 @@ class WeightMap:
         text = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems if names)
         if text:
             raise UserError(
-                f"The weights of '{source}' are not those its config describes ({text}); is this another architecture, "
-                "or another version of its library?"
+                f"The weights of '{source}' are not those its config describes ({text}), but of "
+                "another architecture or another version of its library; use the config that came with them."
             )
         for entry in entries:
             shapes = [own[name].shape for name in entry.ours]

@@ -235,7 +235,7 @@ def _starts(sizes: np.ndarray) -> np.ndarray:
 
 
 class Writer:
-    """Write a set chain by chain; `finish` writes what makes the folder valid, last."""
+    """Writes a set chain by chain; `finish` writes what makes the folder valid, last."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -78,7 +78,7 @@ def couplings(tokens: np.ndarray | Tensor, weights: Tensor, pseudocount: float =
 
 
 def scores_of(couplings: Tensor, with_gap: bool = False) -> Tensor:
-    """Score of each pair of columns `[columns, columns]`: APC-corrected Frobenius norm of its couplings.
+    """The score of each pair of columns `[columns, columns]`: APC-corrected Frobenius norm of its couplings.
 
     The norm is that of the zero-sum gauge K(a, b) = J(a, b) - R(a)/q - C(b)/q + T/q², where R, C and T are the sums of
     a row, of a column and of all of J. It is written with these sums, so that K itself is never stored.

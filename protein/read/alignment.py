@@ -279,7 +279,7 @@ def _with_case(file: str | Path, records: list[Record]) -> Alignment:
     if lower := sum("a" <= letter <= "z" for letter in query):
         raise UserError(
             f"'{file}': the query ('{records[0].name}') has {lower} lower-case letters, insertions in A3M and "
-            "A2M, but nothing can be inserted into the query; is this a FASTA?"
+            "A2M, but nothing can be inserted into the query; give sequences that are not aligned as a FASTA file."
         )
     columns = len(query.replace(".", ""))
     tokens = np.empty((len(records), columns), dtype=np.uint8)
@@ -291,8 +291,8 @@ def _with_case(file: str | Path, records: list[Record]) -> Alignment:
             break
         if len(aligned) != columns:
             raise UserError(
-                f"'{file}': Row {row + 1} has {len(aligned):,} aligned columns, the query has {columns:,}; lowercase "
-                f"letters are insertions in A3M; is this a FASTA? (row {row + 1} is '{name}')."
+                f"'{file}': Row {row + 1} ('{name}') has {len(aligned):,} aligned columns, the query has {columns:,}; "
+                "lowercase letters are insertions in A3M, so give sequences that are not aligned as a FASTA file."
             )
         tokens[row] = TABLE[np.frombuffer(aligned, dtype=np.uint8)]
         if not raw.isupper() or b"." in raw:
@@ -317,7 +317,7 @@ def _without_case(file: str | Path, records: list[Record]) -> Alignment:
         if len(letters) != columns:
             raise UserError(
                 f"'{file}': Row {row} has {len(letters):,} columns, the query has {columns:,}; rows of an alignment "
-                f"are equally long (row {row} is '{name}'); is this A3M, or are these sequences not aligned?"
+                f"are equally long (row {row} is '{name}'); name an A3M file .a3m, and align sequences first."
             )
     joined = "".join(record.letters for record in records).encode("latin-1", "replace").upper()
     raw = np.frombuffer(joined.replace(b".", b"-"), dtype=np.uint8)

@@ -199,7 +199,8 @@ def read_mmcif(text: str) -> Atoms:
     table = MMCIF2Dict(io.StringIO(text))
     if "_atom_site.label_atom_id" not in table:
         raise UserError(
-            "it holds no atoms (no _atom_site); is it the definition of a ligand, or measured data without a model?"
+            "it holds no atoms (no _atom_site), like the definition of a ligand or measured data; give a file "
+            "with a model."
         )
     polymers = _polymers(table)
     rows = len(table["_atom_site.label_atom_id"])

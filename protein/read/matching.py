@@ -294,7 +294,7 @@ def _anchored(part: str, whole: str, where: np.ndarray) -> np.ndarray:
 
 
 def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of each run of residues whose positions follow each other."""
+    """The start and end of each run of residues whose positions follow each other."""
     borders = (np.flatnonzero(np.diff(where) != 1) + 1).tolist()
     return list(zip([0, *borders], [*borders, len(where)]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triune.core.config import TransformerConfig
@@ -178,11 +179,27 @@ def test_branch_gain_norm_and_dropout() -> None:
     assert torch.equal(dropout.eval()(x), x)
 
 
-def test_rms_norm_refuses_a_second_derivative_and_allows_function_transforms():
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # PyTorch's own, in forward mode
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rms_norm_has_second_derivatives_and_forward_mode(weighted):
     x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(rms_norm(x, None, 1e-5).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True) if weighted else None
+    inputs = (x, weight) if weighted else (x,)
+
+    def ours(x, weight=None):
+        return rms_norm(x, weight, 1e-5)
+
+    assert torch.autograd.gradcheck(ours, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(ours, inputs)
+    hessians = [
+        torch.autograd.functional.hessian(lambda x, f=f: f(x, (8,), weight, 1e-5).pow(3).sum(), x.detach())
+        for f in (lambda x, _, weight, eps: rms_norm(x, weight, eps), F.rms_norm)
+    ]
+    assert torch.allclose(*hessians, atol=1e-12)
+
+
+def test_rms_norm_under_function_transforms():
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
     per_row = torch.func.vmap(torch.func.grad(lambda row: rms_norm(row, None, 1e-5).pow(3).sum()))(x.detach())
     (whole,) = torch.autograd.grad(rms_norm(x, None, 1e-5).pow(3).sum(), x)
     assert torch.allclose(per_row, whole)

@@ -258,7 +258,7 @@ def glass_tokenizer(source: Source) -> Tokenizer | None:
         vocab = {token: number for number, token in enumerate(tokens)}
         backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
     except Exception as error:  # the library raises a bare one
-        raise UserError(f"'{path}' cannot be read as a tokenizer of glassllm ({error}); is it damaged?") from None
+        raise UserError(f"'{path}' cannot be read as a tokenizer of glassllm ({error}); copy it again.") from None
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|▁*[^▁\n]+|▁+"), "isolated")
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])

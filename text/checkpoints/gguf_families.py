@@ -63,7 +63,8 @@ def settings(header: Header) -> dict[str, Any]:
     heads, head_dim = found["num_attention_heads"], header.get("attention.key_length")
     if "token_embd.weight" not in header.tensors:
         raise UserError(
-            f"'{header.path}' holds no weights of a language model (token_embd); is it an adapter or a part?"
+            f"'{header.path}' holds no weights of a language model (token_embd), like an adapter or "
+            "a part of a model; give the whole model."
         )
     window = header.get("attention.sliding_window")
     return found | {
@@ -214,7 +215,7 @@ def tokenizer(source: Source) -> Tokenizer | None:
         return _byte_level(meta, pre)
     except Exception as error:  # the library raises a bare one for whatever does not fit together
         raise UserError(
-            f"The tokenizer inside '{source.name}' cannot be read ({error}); is the file damaged?"
+            f"The tokenizer inside '{source.name}' cannot be read ({error}); download the file again."
         ) from None
 
 

@@ -295,7 +295,8 @@ def hf_family(
             raise UserError(f"The config of '{source}' cannot be used: {error}") from None
         except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             raise UserError(
-                f"The config of '{source}' has a value of the wrong kind ({error}); was it edited?"
+                f"The config of '{source}' has a value of the wrong kind ({error}); use the "
+                "config.json that came with the weights."
             ) from None
 
     def unlike(ours: Any) -> list[str]:

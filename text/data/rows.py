@@ -60,7 +60,7 @@ def rows(file: Path) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"'{file}' begins with a mark of {error.encoding}, but is not; save it as UTF-8.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{file}' cannot be read ({error}); is it damaged?") from None
+        raise UserError(f"'{file}' cannot be read ({error}); write it again.") from None
 
 
 def _in_utf8(raw: IO[bytes]) -> Any:

@@ -70,8 +70,8 @@ def skeleton(source: Source) -> nn.Module:
         return build(name)
     except (RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
         raise UserError(
-            f"timm cannot build '{source.name}' from its config.json ({type(error).__name__}: {error}); was it "
-            "written by another version of timm?"
+            f"timm cannot build '{source.name}' from its config.json ({type(error).__name__}: {error}); "
+            "use the version of timm that wrote it."
         ) from None
 
 

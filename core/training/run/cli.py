@@ -316,7 +316,7 @@ def _checkpoint(session: Session, chosen: str | None) -> str:
     if chosen is None:
         newest = newest_runs()
         hint = f", for example `triune {session.task} {session.verb} {newest[0]}`" if newest else ""
-        raise UserError(f"Which run shall `{session.verb}` take? Give its folder{hint}.")
+        raise UserError(f"`{session.verb}` needs a run; give its folder{hint}.")
     if not Path(chosen).exists():
         raise UserError(f"--ckpt_path {chosen}: no such file.")
     if problem := damage(Path(chosen)):

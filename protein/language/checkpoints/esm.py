@@ -75,7 +75,7 @@ def read_rotary(stored: list[Tensor], base: float, head_dim: int, name: str) -> 
             return RotaryConfig(base=base, half_precision=half)
     raise UserError(
         f"The rotary frequencies (inv_freq) of '{name}' are neither those of base {base:g} nor these rounded to "
-        "float16; was it saved as bfloat16, or fine-tuned with other frequencies?"
+        "float16, so they were saved in another type or changed by training; give a checkpoint with one of these two."
     )
 
 
@@ -83,8 +83,8 @@ def check_tied(output: Tensor | None, embedding: Tensor | None, name: str) -> No
     """Raises UserError for an output layer that is no copy of the embedding matrix."""
     if output is not None and embedding is not None and not torch.equal(output, embedding):
         raise UserError(
-            f"'{name}' has an output layer of its own, but that of ESM-2 and ESM-1b is the embedding matrix; was it "
-            "fine-tuned with tie_word_embeddings false?"
+            f"'{name}' has an output layer of its own, but that of ESM-2 and ESM-1b is the embedding matrix; "
+            "give a checkpoint that was trained with tie_word_embeddings true."
         )
 
 

@@ -125,7 +125,7 @@ def _check_vocabulary(path: Path) -> None:
         wrong = next((i for i, (a, b) in enumerate(zip(found, VOCABULARY)) if a != b), len(found))
         raise UserError(
             f"'{path}' is not the vocabulary of ESM-2: line {wrong + 1} is {([*found, 'missing'])[wrong]!r}, but must "
-            f"be '{VOCABULARY[wrong]}'; is it another model's tokenizer?"
+            f"be '{VOCABULARY[wrong]}'; give the vocab.txt that came with the weights."
         )
 
 

@@ -122,9 +122,7 @@ def test_a_row_that_is_too_long_is_named():
     rows = "".join(f">r{n}\n{'A' * 142}\n" for n in range(2, 17))
     with pytest.raises(UserError) as error:
         parse(f">q\n{'A' * 142}\n{rows}>r17\n{'A' * 143}\n")
-    message = (
-        "Row 17 has 143 aligned columns, the query has 142; lowercase letters are insertions in A3M; is this a FASTA?"
-    )
+    message = "Row 17 ('r17') has 143 aligned columns, the query has 142; lowercase letters are insertions in A3M"
     assert message in str(error.value)
     assert "row 17 is 'r17'" in str(error.value)
 

@@ -339,7 +339,7 @@ def test_a_checkpoint_of_another_shape(finished: RunFolder) -> None:
 
 
 def test_validate_wants_a_run(configs: Path, finished: RunFolder) -> None:
-    with pytest.raises(UserError, match="Which run shall `validate` take"):
+    with pytest.raises(UserError, match="`validate` needs a run"):
         toy("validate")
     with pytest.raises(UserError, match="nope does not exist"):
         toy("validate", "nope")

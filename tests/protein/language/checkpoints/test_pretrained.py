@@ -419,7 +419,7 @@ def test_wrong_folders_of_hugging_face(hf: Any, tmp_path: Path) -> None:
     refused(tmp_path, "vocab_size is 20")
     configured()
     (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY[:4], "A", *VOCABULARY[5:]]))
-    refused(tmp_path, "line 5 is 'A', but must be 'L'; is it another model's tokenizer")
+    refused(tmp_path, "line 5 is 'A', but must be 'L'; give the vocab.txt")
     (tmp_path / "vocab.txt").unlink()
     save_file({**tensors, "lm_head.decoder.weight": torch.randn(33, 32)}, weights)
     refused(tmp_path, "an output layer of its own")
