@@ -212,7 +212,8 @@ def _size(model: nn.Module) -> str:
 def _core(core: TransformerConfig) -> list[tuple[str, str]]:
     kv = f" ({core.kv_heads} of keys and values)" if core.kv_heads != core.heads else ""
     blocks = (
-        f"{core.depth} x {core.dim}, {core.heads} heads{kv}, {core.ffn} {core.ffn_dim}, {core.norm}, {core.placement}"
+        f"{core.depth} x {core.dim}, {core.heads} heads{kv}, {core.ffn_words()} {core.ffn_dim}, {core.norm}, "
+        + core.placement
         + (", causal" if core.causal else "")
     )
     rotary = core.rotary if isinstance(core.rotary, RotaryConfig) else None

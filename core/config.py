@@ -21,6 +21,7 @@ The fields are orthogonal: each names one choice that published models differ in
 | StableLM         | qk_norm per_head                                                                             |
 | ModernBERT       | first_norm False, windows and rotary per layer, causal False                                 |
 | OPT, RoBERTa     | position_offset 2                                                                            |
+| Mixtral, Jamba   | experts (Jamba: in every second layer); Mamba: ffn none                                      |
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .checks import check, check_choice, check_keys, check_types, counts, hashed
+from .expert_options import ExpertsConfig, in_words
 from .mixers import options as mixers
 from .rotary import RotaryConfig
 
-FeedForwardKind = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"]
+FeedForwardKind = Literal[
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "none"
+]  # fmt: skip
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
 """Names of the linear layers of a block, as `bias` lists them."""
 MOST_LAYERS = 10_000
@@ -85,8 +89,10 @@ class TransformerConfig:
         residual_scale: factor on each residual branch (Granite).
         attention_scale: factor on query·key; None means head_dim^-0.5.
         attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
-        ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021).
+        ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021), and
+            none leaves the feed-forward out; one for all layers or a list with one for each.
         ffn_dim: hidden width; None means 4·dim, or 8/3·dim rounded up to a multiple of 8 for gated kinds.
+        experts: settings of mixtures of experts, and which layers have them; None means no layer.
         bias: which linear layers have a bias: true, false or a list of q, k, v, out, gate, up, down.
         cross_attention: each block also attends to a `memory` (the decoder of 2017).
         dropout: on the input, on each residual branch and inside the feed-forward.
@@ -127,8 +133,9 @@ class TransformerConfig:
     residual_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
-    ffn: FeedForwardKind = "gelu"
+    ffn: FeedForwardKind | list[FeedForwardKind] = "gelu"
     ffn_dim: int | None = None
+    experts: ExpertsConfig | None = None
     bias: bool | list[str] = True
     cross_attention: bool = False
     dropout: float = 0.0
@@ -153,6 +160,7 @@ class TransformerConfig:
         self._check_choices()
         self._check_shapes()
         self._check_layers()
+        self._check_ffn()
         self._check_mixers()
 
     def __hash__(self) -> int:
@@ -169,7 +177,9 @@ class TransformerConfig:
             self,
             kv_heads=self.kv_heads or self.heads,
             head_dim=self.head_dim or self.dim // self.heads,
+            ffn=uniform(self.ffns),
             ffn_dim=self.ffn_dim or ffn_dim,
+            experts=self.experts and self.experts.resolved(self.ffn_dim or ffn_dim, self.ffns),
             final_norm=self.placement != "post" if self.final_norm is None else self.final_norm,
             mixer=names[0] if len(set(names)) == 1 else names,
             mixer_options={name: values for name in dict.fromkeys(names) if (values := self._all_options(name))},
@@ -198,6 +208,8 @@ class TransformerConfig:
             first_norm=full.first_norm or full.placement in ("post", "branch"),
             inner_norm=sorted(set(full.inner_norm)),
             attention_scale=scale if "attention" in names else plain.attention_scale,
+            ffn_dim=full.ffn_dim if full._plain_ffn() else plain.ffn_dim,
+            experts=full.experts and full.experts.canonical(),
             bias=[name for name in Linears if full.has_bias(name) and (full.gated or name != "gate")],
             layer_scale=None if full.layer_scale is None else 1.0,
             **{name: getattr(plain, name) for name in TRAINING_ONLY},
@@ -236,7 +248,8 @@ class TransformerConfig:
         check_choice("norm_weight", self.norm_weight, Literal["plain", "offset", "none"])
         check_choice("placement", self.placement, Literal["pre", "post", "branch", "sandwich"])
         check_choice("qk_norm", self.qk_norm, Literal["none", "head", "per_head", "full"])
-        check_choice("ffn", self.ffn, FeedForwardKind)
+        for kind in self.ffns:
+            check_choice("ffn", kind, FeedForwardKind)
         check_choice("init_residual", self.init_residual, Literal["scaled", "zero"])
         for name in self.inner_norm:
             check_choice("inner_norm", name, Literal["attention", "ffn"])
@@ -250,7 +263,7 @@ class TransformerConfig:
         check(self.parallel or not self.shared_norm, "shared_norm", self.shared_norm, "false when parallel is false")
 
     def _check_layers(self) -> None:
-        for name in ("window", "rotary"):
+        for name in ("window", "rotary", "ffn"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 object.__setattr__(self, name, list(value))
@@ -261,24 +274,18 @@ class TransformerConfig:
             window, rotary = self.window_at(layer), self.rotary_at(layer)
             check(window is None or counts(window), "window", window, "a positive number of tokens or null")
             if rotary is not None:
-                head_dim = self.head_dim or self.dim // self.heads
-                rotated, step = rotary.rotated_dim(head_dim), 2 * rotary.axes
-                check(
-                    rotated > 0 and rotated % step == 0, "head_dim", head_dim,
-                    f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
-                )  # fmt: skip
-                check(
-                    rotary.scaling not in ("ntk", "dynamic") or rotated > step, "head_dim", head_dim,
-                    f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling {rotary.scaling}",
-                )  # fmt: skip
-                divisors = len(rotary.short_factors)
-                check(
-                    rotary.scaling != "longrope" or 2 * divisors == rotated, "rotary.short_factors", divisors,
-                    f"{rotated // 2} divisors, one for each pair of the rotated part of a head ({rotated})",
-                )  # fmt: skip
-
+                rotary.check_head_dim(self.head_dim or self.dim // self.heads)
         axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
         check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
+
+    def _check_ffn(self) -> None:
+        kinds = self.ffns
+        mixed = len({"glu" in kind for kind in kinds if kind != "none"}) == 2
+        allowed = "given, because its default differs between gated and other kinds of ffn"
+        check(not mixed or self.ffn_dim is not None, "ffn_dim", self.ffn_dim, allowed)
+        if self.experts is not None:
+            self.experts.check_layers(kinds)
+            check("ffn" not in self.inner_norm, "inner_norm", self.inner_norm, "without ffn where a layer has experts")
 
     def _check_mixers(self) -> None:
         names = mixers.expand(self.mixer, self.depth)
@@ -302,8 +309,29 @@ class TransformerConfig:
 
     @property
     def gated(self) -> bool:
-        """The feed-forward has a gate: down(act(gate(x)) * up(x))."""
-        return "glu" in self.ffn
+        """A feed-forward has a gate: down(act(gate(x)) * up(x))."""
+        return any("glu" in kind for kind in self.ffns)
+
+    @property
+    def ffns(self) -> list[FeedForwardKind]:
+        """Kind of the feed-forward of each layer."""
+        return [self.ffn] * self.depth if isinstance(self.ffn, str) else self.ffn
+
+    def ffn_words(self) -> str:
+        """The feed-forwards of all layers, in words."""
+        return in_words(self.ffns, self.resolved().experts)
+
+    def ffn_at(self, layer: int) -> FeedForwardKind:
+        """Kind of the feed-forward of one layer."""
+        return self.ffns[layer]
+
+    def experts_at(self, layer: int) -> ExpertsConfig | None:
+        """Settings of the experts of one layer, None for a layer without."""
+        return self.experts if self.experts is not None and self.experts.of(layer, self.ffns) else None
+
+    def _plain_ffn(self) -> bool:
+        """Whether the width of a feed-forward outside of experts matters."""
+        return any(self.ffn_at(i) != "none" and self.experts_at(i) is None for i in range(self.depth))
 
     def has_bias(self, linear: str) -> bool:
         """Whether the linear layer called `linear` (one of `Linears`) has a bias."""
@@ -356,6 +384,8 @@ class TransformerConfig:
             values["rotary"] = RotaryConfig(**check_keys(RotaryConfig, rotary, "transformer.rotary"))
         elif isinstance(rotary, list):
             values["rotary"] = [r and RotaryConfig(**check_keys(RotaryConfig, r, "transformer.rotary")) for r in rotary]
+        if isinstance(experts := values.get("experts"), dict):
+            values["experts"] = ExpertsConfig(**check_keys(ExpertsConfig, experts, "transformer.experts"))
         return cls(**values)
 
 

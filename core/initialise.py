@@ -11,6 +11,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .config import TransformerConfig
+from .experts import Router
+from .grouped import StackedLinear
 from .mixers.base import Mixer
 
 
@@ -19,7 +21,7 @@ def initialise(block: nn.Module, config: TransformerConfig) -> None:
 
     | parameter                        | start                                                                    |
     |----------------------------------|--------------------------------------------------------------------------|
-    | linear weights                   | normal, std `init_std` (0.02: GPT-2), or 1/sqrt(fan in) when it is None   |
+    | linear weights, of experts too   | normal, std `init_std` (0.02: GPT-2), or 1/sqrt(fan in) when it is None   |
     | `out` and `down` weights         | the same divided by sqrt(2·depth) (GPT-2, section 2.3), or zero           |
     | linear biases                    | zero                                                                     |
     | norm gains                       | one (stored as zero when `norm_weight` is offset); norm biases zero      |
@@ -28,13 +30,13 @@ def initialise(block: nn.Module, config: TransformerConfig) -> None:
     | what else a mixer has            | by its own `initialise`, last                                            |
     """
     for name, module in block.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | StackedLinear | Router):
             std = config.init_std if config.init_std is not None else 1 / math.sqrt(module.in_features)
             if name.rsplit(".", 1)[-1] in ("out", "down"):
                 std = 0.0 if config.init_residual == "zero" else std / math.sqrt(2 * config.depth)
             nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            if (bias := getattr(module, "bias", None)) is not None:
+                nn.init.zeros_(bias)
     for module in block.modules():
         if isinstance(module, Mixer):
             module.initialise(config)

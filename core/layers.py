@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from .config import TransformerConfig
+from .grouped import StackedLinear
 
 
 class Norm(nn.Module):
@@ -132,29 +134,52 @@ def seen_by_nobody(layer: nn.Module) -> bool:
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or gated down(act(gate(x)) * up(x)). `[..., dim]` -> `[..., dim]`."""
+    """down(act(up(x))), or gated down(act(gate(x)) * up(x)). `[..., dim]` -> `[..., dim]`.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    Args:
+        config: of the whole model.
+        layer: which layer this is, from 0; it decides the kind.
+        hidden: width between the layers; None means the config's.
+        count: of experts, whose layers are stacked; `forward` then takes rows sorted by expert and where those of each
+            end, as `StackedLinear` does. None for one feed-forward.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer: int = 0, hidden: int | None = None, count: int | None = None
+    ) -> None:
         super().__init__()
-        dim, hidden = config.dim, config.resolved().ffn_dim or 0
-        self.kind = config.ffn
-        self.gate = nn.Linear(dim, hidden, bias=config.has_bias("gate")) if config.gated else None
-        self.up = nn.Linear(dim, hidden, bias=config.has_bias("up"))
+        dim, hidden = config.dim, hidden or config.resolved().ffn_dim or 0
+        make: Any = nn.Linear if count is None else partial(StackedLinear, count)
+        self.kind, self.count = config.ffn_at(layer), count or 1
+        self.gate = make(dim, hidden, bias=config.has_bias("gate")) if "glu" in self.kind else None
+        self.up = make(dim, hidden, bias=config.has_bias("up"))
         self.inner_norm = Norm(hidden, config) if "ffn" in config.inner_norm else None
         self.dropout = config.dropout
-        self.down = nn.Linear(hidden, dim, bias=config.has_bias("down"))
+        self.down = make(hidden, dim, bias=config.has_bias("down"))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         first = self.up if self.gate is None else self.gate
         reuse = seen_by_nobody(first)
-        hidden = activation(self.kind, first(x), reuse)
+        hidden = activation(self.kind, first(x, *ends), reuse)
         if self.gate is not None:
-            hidden = hidden.mul_(self.up(x)) if reuse else hidden * self.up(x)
+            hidden = hidden.mul_(self.up(x)) if reuse else hidden * self.up(x, *ends)
+        return self.down(self._hidden(hidden), *ends)
+
+    def one(self, expert: int, x: Tensor) -> Tensor:
+        """`x` through one of stacked experts alone. `[..., dim]` -> `[..., dim]`."""
+
+        def linear(layer: Any, x: Tensor) -> Tensor:
+            return F.linear(x, layer.weight[expert], None if layer.bias is None else layer.bias[expert])
+
+        hidden = activation(self.kind, linear(self.up if self.gate is None else self.gate, x))
+        if self.gate is not None:
+            hidden = hidden * linear(self.up, x)
+        return linear(self.down, self._hidden(hidden))
+
+    def _hidden(self, x: Tensor) -> Tensor:
         if self.inner_norm is not None:
-            hidden = self.inner_norm(hidden)
-        if self.dropout:
-            hidden = F.dropout(hidden, self.dropout, self.training)
-        return self.down(hidden)
+            x = self.inner_norm(x)
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class Branch(nn.Module):

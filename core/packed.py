@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .grouped import StackedLinear
 
 Kind = Literal["int8", "int4"]
 GROUP = 32
@@ -123,10 +124,12 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack(model: nn.Module, kind: Kind) -> nn.Module:
     """Replaces the linear layers inside `model`, one after the other, so that no second copy of all weights exists.
 
-    Raises UserError for a model that is not on a CPU.
+    Raises UserError for a model that is not on a CPU, or has experts.
     """
     if next(model.parameters()).device.type != "cpu":
         raise UserError(f"Weights of {kind} are for a CPU; on a GPU leave --weights out.")
+    if any(isinstance(module, StackedLinear) for module in model.modules()):
+        raise UserError(f"Weights of {kind} are for linear layers, and this model has experts; leave --weights out.")
     for parent in list(model.modules()):
         for names in _SAME_INPUT:
             linears = [x for name in names if type(x := getattr(parent, name, None)) is nn.Linear]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .config import TransformerConfig
 from .errors import UserError
 from .rotary import RotaryConfig
 
@@ -58,6 +59,13 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         return sinusoidal_table(positions, self.dim)
+
+
+def make_positions(config: TransformerConfig) -> LearnedPositions | SinusoidalPositions | None:
+    """What is added to the input of a model; None where positions are rotary or none."""
+    if config.position == "learned":
+        return LearnedPositions(config.context, config.dim, config.position_offset)
+    return SinusoidalPositions(config.dim) if config.position == "sinusoidal" else None
 
 
 def rotary_frequencies(

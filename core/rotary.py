@@ -125,6 +125,23 @@ class RotaryConfig:
         factor, fraction = 1.0 if none else self.factor, self.rotated_dim(head_dim) / head_dim
         return dataclasses.replace(self, scaling=scaling, factor=factor, fraction=fraction, **plain)
 
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raises UserError for a width of heads that these settings cannot rotate."""
+        rotated, step = self.rotated_dim(head_dim), 2 * self.axes
+        check(
+            rotated > 0 and rotated % step == 0, "head_dim", head_dim,
+            f"such that its rotated part ({rotated}) is a multiple of {step} for rotary positions",
+        )  # fmt: skip
+        check(
+            self.scaling not in ("ntk", "dynamic") or rotated > step, "head_dim", head_dim,
+            f"such that its rotated part ({rotated}) exceeds {step} for rotary.scaling {self.scaling}",
+        )  # fmt: skip
+        divisors = len(self.short_factors)
+        check(
+            self.scaling != "longrope" or 2 * divisors == rotated, "rotary.short_factors", divisors,
+            f"{rotated // 2} divisors, one for each pair of the rotated part of a head ({rotated})",
+        )  # fmt: skip
+
     def rotated_dim(self, head_dim: int) -> int:
         """Channels of a head that are rotated; the rest carries no position."""
         return int(head_dim * self.fraction)

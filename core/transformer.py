@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from .checkpoints.saved import SavedModel
 from .config import TransformerConfig
 from .errors import UserError
+from .experts import Experts, balance_loss, make_ffn
 from .initialise import initialise
 from .inputs import check_inputs, check_vectors
-from .layers import Branch, FeedForward, Norm
+from .layers import Branch, Norm
 from .masks import AttentionMask, positions_in_segments
 from .mixers.attention import Attention
 from .mixers.base import Call, LayerState
 from .mixers.cache import KeyValueCache
 from .mixers.registry import make_mixer
-from .positions import LearnedPositions, SinusoidalPositions
+from .positions import LearnedPositions, make_positions
 
 
 class Block(nn.Module):
@@ -53,13 +54,14 @@ class Block(nn.Module):
             self.norm_cross, self.close_cross = norm(before), norm(after)
             self.cross = Attention(config, layer, cross=True)
             self.branch_cross = Branch(config, layer)
-        self.norm2, self.close2 = norm(before and not self.shared), norm(after)
-        self.ffn = FeedForward(config)
-        self.branch2 = Branch(config, layer)
+        feeds = config.ffn_at(layer) != "none"
+        self.norm2, self.close2 = norm(feeds and before and not self.shared), norm(feeds and after)
+        self.ffn = make_ffn(config, layer) if feeds else None
+        self.branch2 = Branch(config, layer) if feeds else None
 
     def forward(
         self, x: Tensor, prepared: tuple[Any, ...], states: tuple[LayerState, ...] = (), memory: Tensor | None = None,
-        memory_prepared: tuple[Any, ...] = (),
+        memory_prepared: tuple[Any, ...] = (), valid: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """`[batch, tokens, dim]` -> `[batch, tokens, dim]`.
 
@@ -69,17 +71,25 @@ class Block(nn.Module):
             states: what `start` returned, when there is a cache.
             memory: `[batch, memory tokens, dim]`, for `cross_attention`.
             memory_prepared: what `cross.prepare` returned.
+            valid: bool `[batch, tokens]`, True for real tokens.
         """
         state, of_memory = (*states, None, None)[:2]
         normed = self.norm1(x)
         attended = self.branch1(self.attn(normed, *prepared, cache=state))
         if self.parallel:
-            return x + attended + self.branch2(self.ffn(self.norm2(normed if self.shared else x)))
+            return x + attended + self._feed(normed if self.shared else x, valid)
         x = self.close1(x + attended)
         if self.cross is not None:
             read = self.cross(self.norm_cross(x), *memory_prepared, cache=of_memory, memory=memory)
             x = self.close_cross(x + self.branch_cross(read))
-        return self.close2(x + self.branch2(self.ffn(self.norm2(x))))
+        return self.close2(x + self._feed(x, valid))
+
+    def _feed(self, x: Tensor, valid: Tensor | None) -> Tensor | float:
+        """What the feed-forward adds."""
+        if self.ffn is None or self.branch2 is None:
+            return 0.0
+        x = self.norm2(x)
+        return self.branch2(self.ffn(x, valid) if isinstance(self.ffn, Experts) else self.ffn(x))
 
     def start(self, capacity: int) -> tuple[LayerState, ...]:
         """The empty states of this layer: of its mixer, then of its cross-attention."""
@@ -97,11 +107,7 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config = config.resolved()
-        self.positions: nn.Module | None = None
-        if config.position == "learned":
-            self.positions = LearnedPositions(config.context, config.dim, config.position_offset)
-        elif config.position == "sinusoidal":
-            self.positions = SinusoidalPositions(config.dim)
+        self.positions = make_positions(config)
         self.input_norm = Norm(config.dim, config) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.final_norm = Norm(config.dim, config) if config.final_norm else nn.Identity()
@@ -133,13 +139,7 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         check_vectors(config, x)
         (batch, tokens), new = x.shape[:2], valid
         if cache is not None:
-            if not config.causal:
-                raise UserError(
-                    "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
-                )
-            if documents is not None:
-                raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
-            cache.begin(self, self.blocks, batch)
+            cache.begin(self, self.blocks, batch, documents)
             past = cache.length
             memory, memory_valid = cache.with_memory(memory, memory_valid)
         check_inputs(config, x, past + tokens, valid, documents, bias, positions, memory, memory_valid)
@@ -166,10 +166,15 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         for layer, block in enumerate(self.blocks):
             states = () if cache is None else cache.states[layer]
             cross = () if read is None else of_memory[block.cross.key]
-            x = block(x, prepared[block.attn.key], states, read, cross)
+            x = block(x, prepared[block.attn.key], states, read, cross, new)
         if cache is not None:
             cache.commit(tokens, batch, valid, memory, memory_valid)
         return self.final_norm(x)
+
+    def losses(self) -> dict[str, Tensor]:
+        """What training adds to the loss, of the last call alone: `balance` of experts with a `loss_weight`."""
+        loss = balance_loss(self)
+        return {} if loss is None else {"balance": loss}
 
     def _prepare(self, name: str, call: Call) -> dict[Hashable, tuple[Any, ...]]:
         """What the mixers called `name` prepare, once for each distinct key."""

@@ -69,7 +69,7 @@ class MaskedHead(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         dim = config.transformer.dim
-        self.kind = config.transformer.ffn
+        self.kind = next((kind for kind in config.transformer.ffns if kind != "none"), "gelu")
         self.dense = nn.Linear(dim, dim, bias=config.dense_bias)
         self.norm = Norm(dim, config.transformer)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None

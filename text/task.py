@@ -175,7 +175,9 @@ class TextTask(TrainingModule):
         """One line about the model."""
         c = self.transformer_config
         window = "" if c.window is None else f", window {c.window}"
-        shape = f"{c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {c.position} positions{window}"
+        shape = (
+            f"{c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn_words()}, {c.position} positions{window}"
+        )
         return f"{shape}{self._stays_here()}"
 
     def _stays_here(self) -> str:

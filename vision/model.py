@@ -221,7 +221,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         config = replace(
             config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", inner_norm=[],
-            attention_softcap=None,
+            attention_softcap=None, ffn=next((kind for kind in config.ffns if kind != "none"), "gelu"), experts=None,
         )  # fmt: skip
         self.latent = nn.Parameter(torch.empty(1, 1, config.dim).normal_(std=config.dim**-0.5))
         self.attn = Attention(config, 0, cross=True)

@@ -316,8 +316,8 @@ class VisionTask(TrainingModule):
         positions = " + ".join(p for p in (self.options["position"], c.position) if p != "none") or "no"
         stem = " by convolutions" if self.options["stem"] == "convolutions" else ""
         return (
-            f"patches of {patch}{stem}, {c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn}, {positions} "
-            "positions"
+            f"patches of {patch}{stem}, {c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn_words()}, "
+            f"{positions} positions"
         )
 
     def table(self, metrics: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from ..checks import check_types
 from ..config import Linears
 from ..errors import UserError, nearest
 from ..files import few
+from ..grouped import StackedLinear
 
 FACTORS = ("lora_a", "lora_b")
 """Names of the factors' parameters, last part."""
@@ -145,6 +146,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, keep: Callable[[str], bool] =
         if type(module) is nn.Linear and not keep(f"{name}.weight")
     }
     chosen = _chosen(config.targets, layers)
+    _refuse_stacked(model, config.targets, list(layers))
     _refuse_shared(model, {name: layers[name] for name in chosen})
     for name, p in model.named_parameters():
         if not keep(name):
@@ -209,6 +211,19 @@ def _matches(name: str, target: str) -> bool:
         *path, last = name.split(".")
         return last == target and "blocks" in path
     return fnmatchcase(name, target)
+
+
+def _refuse_stacked(model: nn.Module, targets: list[str], layers: list[str]) -> None:
+    stacked = [name for name, module in model.named_modules() if isinstance(module, StackedLinear)]
+    for target in targets:
+        if found := [name for name in stacked if _matches(name, target)]:
+            kinds = {name.rpartition(".")[2] for name in stacked}
+            rest = dict.fromkeys(last for name in layers if (last := name.rpartition(".")[2]) in Linears)
+            keep = ", ".join(name for name in rest if name not in kinds)
+            raise UserError(
+                f"lora.targets names '{target}', which in {few(found)} is the weights of all experts together, and "
+                f"LoRA adapts single matrices; leave the experts out, such as by targets {keep or 'of full names'}."
+            )
 
 
 def _refuse_shared(model: nn.Module, chosen: Mapping[str, nn.Linear]) -> None:

@@ -73,7 +73,7 @@ def points(model: nn.Module) -> dict[str, Point]:
 
 
 def _of_block(block: nn.Module) -> dict[str, Point]:
-    attn, ffn = block.get_submodule("attn"), block.get_submodule("ffn")
+    attn, ffn, branch2 = block.get_submodule("attn"), getattr(block, "ffn", None), getattr(block, "branch2", None)
     found = {"resid_pre": Point(block, "input")}
     if isinstance(attn, Attention):
         found |= {name: Point(getattr(attn, name), "output", attn.head_dim) for name in ("q", "k", "v")}
@@ -83,7 +83,9 @@ def _of_block(block: nn.Module) -> dict[str, Point]:
         found["resid_mid"] = Point(block.get_submodule("close1"), "output")
     if isinstance(down := getattr(ffn, "down", None), nn.Module):
         found["hidden"] = Point(down, "input")
-    return found | {"ffn_out": Point(block.get_submodule("branch2"), "output"), "resid_post": Point(block, "output")}
+    if isinstance(branch2, nn.Module):
+        found["ffn_out"] = Point(branch2, "output")
+    return found | {"resid_post": Point(block, "output")}
 
 
 def matching(known: dict[str, Point], pattern: str) -> list[str]:

@@ -139,12 +139,19 @@ class KeyValueCache:
         self._model: Any = None
         self._inference = False
 
-    def begin(self, model: Any, blocks: Iterable[Any], batch: int) -> None:
+    def begin(self, model: Any, blocks: Iterable[Any], batch: int, documents: Tensor | None = None) -> None:
         """Makes the states in the first call of `model`.
 
         Raises:
-            UserError: the cache belongs to another model, or holds another number of rows.
+            UserError: the model is not causal, `documents` are given, or the cache belongs to another model or holds
+                another number of rows.
         """
+        if not model.config.causal:
+            raise UserError(
+                "A cache needs a causal model: without causal, earlier tokens would have to see the new ones."
+            )
+        if documents is not None:
+            raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
         if self.config != model.config:
             raise UserError("The cache was made for another config than that of this model; make one with its config.")
         if self.length == 0:

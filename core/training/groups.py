@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapt.lora import is_factor
 from ..errors import UserError
+from ..grouped import StackedLinear
 from ..mixers.base import Mixer
 from .optimizers import LOADED, LORA_LR, PRETRAINED_LR, MuonAdamW, OptimizerConfig
 
@@ -23,6 +24,7 @@ class Place(NamedTuple):
     role: Literal["matrices", "inputs", "embeddings", "heads", "vectors", "head vectors", "factors"]
     block: int  # -1 before the blocks, i inside block i, `blocks` after them
     blocks: int
+    stacked: bool = False  # a matrix for each expert
 
 
 HEAD_VECTORS: Literal["head vectors"] = "head vectors"  # biases beside the weights of heads
@@ -38,10 +40,14 @@ def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
     inside: dict[int, tuple[int, int]] = {}
     embeddings: set[int] = set()
     vectors: set[int] = set()
+    stacked: set[int] = set()
     depth = 0
     for name, module in model.named_modules():
         if isinstance(module, Mixer):
             vectors.update(id(module.get_parameter(vector)) for vector in module.vectors)
+        if isinstance(module, StackedLinear):
+            stacked.add(id(module.weight))
+            vectors.add(id(module.bias))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             embeddings.update(id(p) for p in module.parameters(recurse=False))
         if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks":
@@ -69,7 +75,7 @@ def places(model: nn.Module, among: Collection[str] = ()) -> dict[str, Place]:
             role = "embeddings"
         else:
             role = "heads" if seen_blocks else "inputs"
-        found[name] = Place(role, block, blocks)
+        found[name] = Place(role, block, blocks, id(p) in stacked)
     for name, place in found.items():
         beside = found.get(f"{name.rpartition('.')[0]}.weight")
         if place.role == "vectors" and beside is not None and beside.role == "heads":
@@ -94,7 +100,8 @@ def parameter_groups(
 
     Blocks are the children of any `nn.ModuleList` named `blocks`. The roles:
 
-    - matrices: ndim >= 2 inside the blocks. Muon, `weight_decay`. (Those with ndim > 2 go to AdamW.)
+    - matrices: ndim >= 2 inside the blocks. Muon, `weight_decay`, those of experts each by itself. (Others with ndim >
+      2 go to AdamW.)
     - embeddings: of `nn.Embedding`, and bare parameters outside the blocks such as positions and class tokens. AdamW,
       `embedding_decay`.
     - inputs: other weights registered before the blocks (patch and input projections). AdamW, `weight_decay`.
@@ -133,7 +140,7 @@ def _kind(config: OptimizerConfig, place: Place, p: Tensor, loaded: bool, tuning
     if role == HEAD_VECTORS and config.head_lr is None:
         role = "vectors"
     muon = config.name == "muon" if loaded else config.name != "adamw"
-    algorithm = "muon" if muon and place.role == "matrices" and p.ndim == 2 else "adamw"
+    algorithm = "muon" if muon and place.role == "matrices" and (p.ndim == 2 or place.stacked) else "adamw"
     if config.layer_decay is None or (tuning and not loaded):
         return _Kind(role, algorithm, loaded, None, 1.0)
     return _Kind(role, algorithm, loaded, place.block + 1, config.layer_decay ** (place.blocks - place.block))

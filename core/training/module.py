@@ -22,6 +22,7 @@ from ..adapt.lora import LoRAConfig, merged_state
 from ..checkpoints.native import whole
 from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
+from ..experts import balance_experts, balance_loss
 from . import lightning_fixes
 from .ema import EMA
 from .freezing import FreezeConfig
@@ -183,17 +184,19 @@ class TrainingModule(TaskModule):
         total, count = summed(self, batch)
         self.last_batch = Sums(total.detach(), count.detach())
         self.guard.saw(self.trainer, total)
+        # What balances experts has a gradient, but is not part of the loss that is reported and compared.
+        extra = balance_loss(self.model) if self.model is not None else None
+        learned = total if extra is None else total + extra.to(total.dtype) * count
         if self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1:
-            loss = total / count.clamp(min=1)
-            self._note(loss.detach(), count.detach())
-            return loss
+            self._note((total / count.clamp(min=1)).detach(), count.detach())
+            return learned / count.clamp(min=1)
         # The number of units of the global batch is not known yet: divide by a constant now (it only keeps the numbers
         # in the range of 16-bit gradients) and correct once before the optimizer step.
         sums = torch.stack((total.detach(), count.detach().to(total.dtype))).to(_wide(total))
         self._window = sums if self._window is None else self._window + sums
         if self._nominal is None:
             self._nominal = self._choose_nominal(count)
-        return total / self._nominal
+        return learned / self._nominal
 
     lightning_fixes.keep_signature(training_step)
 
@@ -258,6 +261,8 @@ class TrainingModule(TaskModule):
         assert self._left_out is not None and self.last_loss is not None and self._units is not None
         if self.ema is not None:
             self.ema.update(self._left_out)
+        assert self.model is not None
+        balance_experts(self.model, self._left_out, dist.all_reduce if self.trainer.world_size > 1 else None)
         self.guard.took(self, self._left_out, self.last_loss, self._units)
 
     # --- evaluation --------------------------------------------------------------------------------------------------

@@ -140,8 +140,8 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(list(params), {key: getattr(defaults, key) for key in keys} | {"lr": 1e-3, "fused": True})
         for group in self.param_groups:
             assert group["algorithm"] in ("muon", "adamw"), f"unknown algorithm {group['algorithm']!r}"
-            wrong = [tuple(p.shape) for p in group["params"] if p.ndim != 2 and group["algorithm"] == "muon"]
-            assert not wrong, f"Muon trains matrices only, got shapes {wrong}"
+            wrong = [tuple(p.shape) for p in group["params"] if p.ndim not in (2, 3) and group["algorithm"] == "muon"]
+            assert not wrong, f"Muon trains matrices only, or stacks of them, got shapes {wrong}"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

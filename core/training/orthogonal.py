@@ -52,21 +52,26 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def orthogonalise(updates: list[Tensor], steps: int = 5) -> list[Tensor]:
-    """Orthogonalises matrices of any shapes; those of one shape, or its transpose, go through one batched product."""
+    """Orthogonalises matrices of any shapes, and stacks of them `[experts, rows, columns]` each by itself; those of one
+    shape, or its transpose, go through one batched product.
+    """
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, update in enumerate(updates):
-        rows, columns = update.shape
+        rows, columns = update.shape[-2:]
         buckets[min(rows, columns), max(rows, columns)].append(index)
     results: list[Tensor] = list(updates)
     for indices in buckets.values():
         # A sharded matrix (FSDP) is gathered: orthogonalisation needs it whole. Every rank then does the same work.
         whole = [u.full_tensor() if isinstance(u := updates[i], DTensor) else u for i in indices]
-        batch = torch.stack([u.T if u.shape[0] > u.shape[1] else u for u in whole])
+        stacks = [(u if u.ndim == 3 else u[None]) for u in whole]
+        batch = torch.cat([u.mT if u.shape[1] > u.shape[2] else u for u in stacks])
         # Tensor cores make bfloat16 several times faster; CPUs without AMX make it slower.
         batch = newton_schulz(batch.to(torch.bfloat16 if batch.is_cuda else torch.float32), steps)
-        for index, wide in zip(indices, batch.to(updates[indices[0]].dtype).unbind()):
+        parts = batch.to(updates[indices[0]].dtype).split([len(u) for u in stacks])
+        for index, wide in zip(indices, parts, strict=True):
             like = updates[index]
-            result = wide.T if like.shape[0] > like.shape[1] else wide
+            result = wide.mT if like.shape[-2] > like.shape[-1] else wide
+            result = result if like.ndim == 3 else result[0]
             if isinstance(like, DTensor):
                 replicated = [Replicate()] * like.device_mesh.ndim
                 result = DTensor.from_local(result, like.device_mesh, replicated, run_check=False)
@@ -76,6 +81,6 @@ def orthogonalise(updates: list[Tensor], steps: int = 5) -> list[Tensor]:
 
 
 def update_scale(shape: Iterable[int], rule: str) -> float:
-    """Factor on the orthogonal update of a `[rows, columns]` matrix; see `OptimizerConfig.scale`."""
-    rows, columns = shape
+    """Factor on the orthogonal update of a `[rows, columns]` matrix, or a stack; see `OptimizerConfig.scale`."""
+    *_, rows, columns = shape
     return 0.2 * math.sqrt(max(rows, columns)) if rule == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -11,11 +12,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from triune import cli
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.expert_options import ExpertsConfig
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.run.cli import run_task
-from triune.core.training.run.folder import model_folder
+from triune.core.training.run.folder import RunFolder, model_folder
 from triune.text.data.module import TextData
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.text.task import TextTask, longer
@@ -153,3 +156,44 @@ def test_a_checkpoint_trained_on_longer_texts_is_exported_for_them(tmp_path: Pat
     learned = replace(model.config, transformer=replace(config, position="learned"))
     with pytest.raises(UserError, match="learned positions for 16; give at most that"):
         longer(learned, 17, "x")
+
+
+def test_a_mixture_of_experts_is_trained_told_and_resumed(tmp_path, monkeypatch, capsys):
+    """The balancing loss has a gradient and is not part of the loss that is written; biases go on after a resume."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--model.transformer.dim", "32", "--model.transformer.depth", "2", "--model.transformer.heads", "2"]
+    experts = ["--model.transformer.experts.count", "4", "--model.transformer.experts.loss_weight", "0.1"]
+    data = ["--data.files", *files(tmp_path), "--data.context", "32", "--data.batch_size", "4"]
+    steps = ["--trainer.log_every_n_steps", "2", "--trainer.val_check_interval", "2"]
+    steps += ["--model.schedule.kind", "constant", "--model.schedule.warmup", "0"]
+    given = ["--data.tokenizer", "bytes", "--data.cache", "cache", *size, *experts, *data, *steps]
+    assert cli.main(["text", "fit", "--run", "whole", *given, "--trainer.max_steps", "4"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 experts of 88, 2 active, balanced by a bias (rate 0.001) and a loss (weight 0.1, added to the" in shown
+    table = Path("whole/metrics.csv").read_text().splitlines()
+    rows = [row for row in csv.DictReader(table) if row["loss"]]
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert all(1 <= float(row["expert_peak"]) <= 4 and 0 <= float(row["expert_idle"]) < 1 for row in rows)
+    whole = LanguageModel.from_pretrained(RunFolder("whole").model).state_dict()
+    moved = [tensor for name, tensor in whole.items() if name.endswith("router.balance")]
+    assert len(moved) == 2
+    assert all(tensor.abs().max() > 0 for tensor in moved)
+    assert cli.main(["text", "fit", "--run", "part", *given, "--trainer.max_steps", "2"]) == 0
+    assert cli.main(["text", "fit", "--run", "part", "--resume", "true", "--trainer.max_steps", "4"]) == 0
+    again = LanguageModel.from_pretrained(RunFolder("part").model).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items() if "balance" in name)
+
+
+def test_the_balancing_loss_is_learned_from_and_not_reported(tmp_path):
+    data = TextData(files(tmp_path), tokenizer="bytes", context=32, batch_size=4, cache=str(tmp_path / "cache"))
+    reported, gradients = [], []
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        experts = ExpertsConfig(count=4, bias_rate=0.0, loss_weight=weight)
+        task = TextTask(replace(TINY, experts=experts), optimizer=OptimizerConfig(name="adamw", lr=1e-9))
+        trainer(max_steps=1, limit_val_batches=0).fit(task, data)
+        assert task.last_loss is not None and task.model is not None
+        reported.append(task.last_loss)
+        gradients.append(task.model.get_parameter("transformer.blocks.0.ffn.router.weight").grad)
+    assert torch.equal(reported[0], reported[1])
+    assert not torch.allclose(gradients[0], gradients[1], rtol=0.1)

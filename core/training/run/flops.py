@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ... import grouped  # noqa: F401 (registers the operators that are counted here)
+
 # The counter of some versions of PyTorch lacks the CPU's operator, and all count the recomputation in the backward.
 FUSED = (
     "_scaled_dot_product_flash_attention",
@@ -50,13 +52,24 @@ def _lstm_backward(*given: Any, **named: Any) -> int:
     return 2 * _lstm(*given, **named)
 
 
+def _grouped(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
+    """Each row is multiplied by one of the matrices."""
+    return 2 * math.prod(x) * weight[1]
+
+
+def _grouped_outer(left: Any, right: Any, *rest: Any, **named: Any) -> int:
+    return 2 * math.prod(left) * right[1]
+
+
 def formulas() -> dict[Any, Callable[..., int]]:
     """Formulas over shapes for the operators that PyTorch does not count, or counts otherwise, for
-    `FlopCounterMode(custom_mapping=...)`: fused attention, triangular systems, the CPU's LSTM.
+    `FlopCounterMode(custom_mapping=...)`: fused attention, triangular systems, the CPU's LSTM, experts (those that
+    tokens read, not all).
     """
     found: dict[Any, Callable[..., int]] = {torch.ops.aten.linalg_solve_triangular: _solve}
     found[torch.ops.aten.mkldnn_rnn_layer] = _lstm
     found[torch.ops.aten.mkldnn_rnn_layer_backward] = _lstm_backward
+    found |= {torch.ops.triune.grouped_linear: _grouped, torch.ops.triune.grouped_outer: _grouped_outer}
     for name in FUSED:
         for suffix, formula in (("", _attention), ("_backward", _attention_backward)):
             if operator := getattr(torch.ops.aten, name + suffix, None):

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...experts import utilisation
 from ...files import write_atomic
 from . import machine
 from .flops import count_step
@@ -333,7 +334,7 @@ class Telemetry(Callback):
         self._window.slots *= trainer.world_size
         if self._step - self._first_step > self.warmup and self._window.seconds > 0:
             self._rates(self._window, total_steps(trainer))
-        self._write(trainer)
+        self._write(trainer, utilisation(module))
         for sums in (self._count, self._lost, self._total):
             sums.zero_()
         self._slots, self._window = 0, _Window()
@@ -353,8 +354,8 @@ class Telemetry(Callback):
         share = window.flops / window.seconds / self._peak if self._peak and window.seconds else math.nan
         return None if math.isnan(share) else share
 
-    def _write(self, trainer: Trainer) -> None:
-        row = {k: v for k, v in asdict(self.latest).items() if k != "val_loss"}
+    def _write(self, trainer: Trainer, experts: dict[str, float]) -> None:
+        row = {k: v for k, v in asdict(self.latest).items() if k != "val_loss"} | experts
         if self.file and trainer.is_global_zero:
             self.file.append(row)
         numbers = {k: float(v) for k, v in row.items() if v is not None and k != "step"}
