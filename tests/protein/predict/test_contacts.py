@@ -189,7 +189,7 @@ def test_a_batch_is_done_but_for_its_mistakes(run: str, structure: Path, capsys:
     for words in (
         "sequence 2 ('bad') holds '1' at position 5",
         "short has 3 residues",
-        "Row 5 ('XX') has 61 aligned columns, the query has 60; lowercase letters are insertions in A3M",
+        "has 61 aligned columns, the query has 60; lowercase letters are insertions in A3M",
         "'gone.fasta' cannot be read (No such file",
         "other_name: predicted, but not scored: chain made_A (query) does not match",
         "good-2: predicted, but not scored: chain made_A (query) does not match",

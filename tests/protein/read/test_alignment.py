@@ -124,7 +124,6 @@ def test_a_row_that_is_too_long_is_named():
         parse(f">q\n{'A' * 142}\n{rows}>r17\n{'A' * 143}\n")
     message = "Row 17 ('r17') has 143 aligned columns, the query has 142; lowercase letters are insertions in A3M"
     assert message in str(error.value)
-    assert "row 17 is 'r17'" in str(error.value)
 
 
 @pytest.mark.parametrize(

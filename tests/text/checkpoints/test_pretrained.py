@@ -650,7 +650,7 @@ def test_glassllm(tmp_path):
     found = model.transformer.blocks[0].attn.q(x).view(4, 2, 2)  # heads, halves, pairs
     assert torch.allclose(found, rows.transpose(1, 2), atol=1e-6)
     (tmp_path / "en.tokenizer.json").write_text(json.dumps({"merges": 3}))
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="copy it again"):
         load(str(tmp_path / "en.npz"))
 
 

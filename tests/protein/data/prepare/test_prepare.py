@@ -109,7 +109,7 @@ def test_alignments_are_found_laid_on_the_chain_and_make_its_profile(structures,
     assert profile.argmax() == AMINO_ACIDS.index(one[0])
     skipped = (tmp_path / "out" / "skipped.txt").read_text()
     assert "'p3.a3m': the query does not match the chain" in skipped
-    assert "Row 2 has 4 aligned columns" in skipped
+    assert "has 4 aligned columns" in skipped
     assert "3 chains have an alignment (of 5 given)" in capsys.readouterr().out
 
 
