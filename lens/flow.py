@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.lens.ablate import Part, all_heads
-from ..core.lens.effects import Scope, agreement, hidden_tokens, layer_weights, rank_correlation
+from ..core.lens.effects import Scope, agreement, layer_weights, rank_correlation
 from ..core.lens.patch import attribute, patch, path
 from ..core.lens.points import check_heads, transformer_of
 from ..core.lens.subject import Subject, Table
@@ -117,8 +117,8 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     weights = layer_weights(model, one, scope)[0].double().cpu()
     reader = subject.reader()
     reads = weights if reader is None else reader.double().cpu() @ weights
-    budget.announce("Hiding each token", tokens - 1, each, "a shorter input or a coarser grid")
-    effects = hidden_tokens(model, subject.answers, tokens, scope=scope, group=options.group).mT
+    budget.announce("Hiding each token", subject.passes(scope), each, "a shorter input or a coarser grid")
+    effects, how = subject.effects(scope, options.group)
     name = (
         _over_all(config.causal)
         if scope is None
@@ -140,17 +140,25 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
         " (median over places)." if len(places) > 1 else "."
     )
     report = Report(f"What is read and what is used, {name}: {subject.about[0]}", [*subject.about[1:]])
-    report.notes.append(
-        f"{caption} {CAUTION} Effect: nats by which the answer moves when no other token sees this one"
-        + (" in any layer." if scope is None else f" in {name}.")
-    )
+    report.notes.append(f"{caption} {CAUTION} {how}")
     at = len(places) - 1 if options.query is None else options.query
     if not 0 <= at < len(places):
         raise UserError(f"--query is {at}, but the answer has places 0 to {len(places) - 1}.")
     report.tables.append(_read_table(subject, reads[at], effects[at], places[at]))
     single = {} if scope is not None else _single_heads(subject, one, reader, tokens)
     report.panels.append(
-        Tokens(name, subject.labels, places, reads, effects, caption, subject.grid, single, subject.extra.get("image"))
+        Tokens(
+            name,
+            subject.labels,
+            places,
+            reads,
+            effects,
+            caption,
+            subject.grid,
+            single,
+            subject.extra.get("image"),
+            subject.unit,
+        )
     )
     report.data = {"scope": name, "labels": subject.labels, "weights": reads, "effects": effects, "rank_correlation": r}
     return report
@@ -196,6 +204,7 @@ def _read_table(subject: Subject, weights: Tensor, effects: Tensor, place: str) 
     by_weight = weights.topk(min(6, len(weights))).indices.tolist()
     chosen = sorted({*order[:6], *by_weight})
     return Table(
-        f"Tokens that {place!r} reads most, or that move it most", ["position", "token", "weight", "effect (nats)"],
+        f"Tokens that {place!r} reads most, or that move it most",
+        ["position", "token", "weight", f"effect ({subject.unit})"],
         [[at, subject.labels[at], float(weights[at]), float(effects[at])] for at in chosen],
     )  # fmt: skip

@@ -37,6 +37,11 @@ def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
                 step(1)
         about = f"fall of the {subject.picked} without the head ({how}-ablated; whole model {whole:.3f})"
     elif effects == "estimate":
+        if subject.measures == ("similarity",):
+            raise UserError(
+                "--effects estimate needs a slope, but the likeness to the whole model is at its largest, where it has "
+                "none; take --effects ablation."
+            )
         assert means is not None
         by_point = estimated_effects(subject.model, lambda: subject.score()[subject.measures[0]], means)
         lost = torch.full(shape(subject), float("nan"), dtype=torch.float64)

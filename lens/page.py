@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from .report import Curves, Grid, Heads, Panel, Report, Tokens, plain
 
 LARGEST = 5_000_000
 """Bytes of a page."""
+IMAGE_SIDE = 256
+"""Pixels of the longer side of an image in it."""
 
 
 def page(report: Report) -> str:
@@ -70,8 +73,21 @@ def _panel(panel: Panel) -> dict[str, Any]:
     return {
         "kind": "tokens", "title": panel.title, "names": panel.names, "places": panel.places, "grid": panel.grid,
         "weights": _packed(panel.weights), "effects": _packed(panel.effects), "caption": panel.caption,
+        "unit": panel.unit,
         "heads": {name: _rounded(values) for name, values in panel.heads.items()},
+        "image": None if panel.image is None else _image(panel.image),
     }  # fmt: skip
+
+
+def _image(pixels: Tensor) -> str:
+    """Pixels of 0 to 255, `[height, width, channels]`, as a PNG that the page holds itself."""
+    from PIL import Image
+
+    array = pixels.numpy().squeeze().clip(0, 255).astype(np.uint8)
+    picture, held = Image.fromarray(array), io.BytesIO()
+    picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    picture.save(held, "PNG")
+    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
 def _packed(values: Tensor) -> dict[str, Any]:

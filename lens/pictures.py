@@ -138,15 +138,15 @@ def _tokens(part: Any, panel: Tokens) -> None:
             axes[0].imshow(panel.image.numpy().squeeze(), cmap="gray", interpolation="nearest")
             axes[0].set_axis_off()
         for one, values, title, unit in zip(
-            axes[-2:], (weights[0], effects[0]), (f"weights, {panel.title}", "effects of hiding"), ("", "nats")
+            axes[-2:], (weights[0], effects[0]), (f"weights, {panel.title}", "effects of hiding"), ("", panel.unit)
         ):
-            _map(one, values[-patches:].reshape(panel.grid), False, unit)
+            _map(one, values[-patches:].reshape(panel.grid), bool(unit), unit)
             one.set_axis_off()
             one.set_title(title, fontsize=10, loc="left")
     else:
         axes = part.subplots(1, 2)
         for one, values, title, unit in zip(
-            axes, (weights, effects), (f"weights, {panel.title}", "effects of hiding a token"), ("", "nats")
+            axes, (weights, effects), (f"weights, {panel.title}", "effects of hiding a token"), ("", panel.unit)
         ):
             _map(one, values, False, unit)
             _labels(one, panel.names)

@@ -70,6 +70,7 @@ class Tokens:
         grid: rows and columns of patches, which are the last tokens; None for a sequence.
         heads: weights of single heads by name, `[places, tokens]` each, for the page.
         image: of an image, `[height, width, 3]` of 0 to 255.
+        unit: of the effects.
     """
 
     title: str
@@ -81,6 +82,7 @@ class Tokens:
     grid: tuple[int, int] | None = None
     heads: dict[str, Tensor] = field(default_factory=dict)
     image: Tensor | None = None
+    unit: str = "nats"
 
 
 Panel = Heads | Curves | Grid | Tokens

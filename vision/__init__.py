@@ -27,6 +27,7 @@ TASK = Task(
     checkpoints="triune.vision.checkpoints.pretrained",
     find="triune.vision.checkpoints.pretrained:find",
     architectures=("VisionTransformer",),
+    lens="triune.vision.lens:open_subject",
     libraries={"hf": "transformers", "timm": "timm", "torchvision": "torchvision"},
     demo="triune.vision.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

@@ -75,7 +75,7 @@ class Classifier:
         """
         import torch
 
-        model, temperature = _open(folder)
+        model, temperature = open_model(folder)
         if not model.config.classes:
             raise UserError(
                 f"The model in {folder} has no classes (it is a backbone); fine-tune it with `triune vision fit "
@@ -122,7 +122,7 @@ class Classifier:
         return (logits.double().cpu() / self.temperature).softmax(dim=1)
 
 
-def _open(name: str | Path) -> tuple[VisionTransformer, float]:
+def open_model(name: str | Path) -> tuple[VisionTransformer, float]:
     """A model and its temperature, which only runs of ours have."""
     from ..core.checkpoints.source import PACKAGE, open_source
     from .evaluate.calibration import read_temperature

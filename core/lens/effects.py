@@ -90,7 +90,7 @@ def layer_weights(model: nn.Module, run: Callable[[], Any], scope: Scope = None)
 @torch.no_grad()
 def hidden_tokens(
     model: nn.Module, answers: Answers, tokens: int, chosen: Sequence[int] | None = None, scope: Scope = None,
-    group: int = 8,
+    group: int = 8, apart: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """How far the answer at each place moves when no other token sees token k: nats, float64 `[tokens, places]`.
 
@@ -104,7 +104,10 @@ def hidden_tokens(
         chosen: which k to hide, all by default; the rows of others are NaN.
         scope: where to cut.
         group: tokens hidden in one pass.
+        apart: from the answers of the whole model and the others to how far they are apart, `[..., places]`; by default
+            the divergence.
     """
+    apart = apart or kl_divergence
     layers = attention_layers(model) if scope is None else [scope[0]]
     causal, heads = transformer_of(model).config.causal, transformer_of(model).config.heads
     whole = answers(1)[0].double()  # [places, classes]
@@ -125,10 +128,15 @@ def hidden_tokens(
                 edges[row, :, key, key] = False
             with lens(model, cut=dict.fromkeys(layers, edges)):
                 found = answers(len(part)).double()
-            divergence = (whole.exp() * (whole - found)).nan_to_num(nan=0.0).sum(-1)  # 0 · (-inf + inf)
-            effects[part] = divergence.clamp(min=0).cpu()
+            effects[part] = apart(whole, found).cpu()
             step(1)
     return effects
+
+
+def kl_divergence(whole: Tensor, found: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats of log-probabilities `[..., classes]` -> `[...]`."""
+    # A class of no chance counts nothing: 0 · (-inf + inf) is NaN.
+    return (whole.exp() * (whole - found)).nan_to_num(nan=0.0).sum(-1).clamp(min=0)
 
 
 def agreement(weights: Tensor, effects: Tensor) -> float:

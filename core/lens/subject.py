@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
+from .effects import Scope, hidden_tokens
 from .scores import Pattern
 
 
@@ -77,7 +78,9 @@ class Subject(ABC):
     picked: str = ""
     grid: tuple[int, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    """For the JSON: what was drawn or read."""
+    """What was drawn or computed on the way."""
+    unit: str = "nats"
+    """Of `effects`."""
 
     measures: tuple[str, ...] = ("log-probability",)
     """What can be measured; larger is better; the first is the default."""
@@ -114,6 +117,16 @@ class Subject(ABC):
     def reader(self) -> Tensor | None:
         """What each place of the answer reads, `[places, tokens]`, rows sum to 1; None where they are the tokens."""
         return None
+
+    def effects(self, scope: Scope, group: int) -> tuple[Tensor, str]:
+        """What moves each place, float64 `[places, tokens]`, and how it was found, in a sentence."""
+        found = hidden_tokens(self.model, self.answers, len(self.labels), scope=scope, group=group)
+        where = "in any layer" if scope is None else "in this layer" if scope[1] is None else "by this head"
+        return found.mT, f"Effect: nats by which the answer moves when no other token sees this one {where}."
+
+    def passes(self, scope: Scope) -> int:
+        """Passes of one input that `effects` takes."""
+        return len(self.labels) - 1
 
     @abstractmethod
     def depths(self) -> Depths:

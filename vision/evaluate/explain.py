@@ -10,17 +10,19 @@ The weights are recomputed from the inputs of the attention layers, so the predi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.canvas import figure, fitted, save
+from ...core.lens.effects import rank_correlation, rollout
 from ...core.lens.record import record_attention
+from ...core.lens.stream import stream_attention
 from ..model import VisionTransformer
 from .plots import show, small_picture
 
@@ -30,19 +32,6 @@ _SHARE = 0.2
 _RANDOM_SETS = 8
 _LEAST_EFFECT = 0.01
 """Nats at which a patch has its full colour, at the least: of a model that is certain one would see the rounding."""
-
-
-def rollout(layers: list[Tensor]) -> Tensor:
-    """Attention rollout (Abnar and Zuidema 2020, section 3): the product of 0.5·A + 0.5·I over the layers, first to
-    last.
-
-    `layers` are weights averaged over heads, `[batch, tokens, tokens]` each. Row i of the result says how much of each
-    input token the mixing alone would carry to output token i.
-    """
-    total = torch.eye(layers[0].shape[-1], device=layers[0].device).expand_as(layers[0])
-    for weights in layers:
-        total = 0.5 * (weights @ total + total)
-    return total
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
@@ -66,9 +55,10 @@ def hide(model: VisionTransformer, image: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(pixels[:, None], mean, image)
 
 
+@torch.no_grad()
 def hiding_effect(
     model: VisionTransformer, image: Tensor, target: int, temperature: float = 1.0, window: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 64, value: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """What each patch does for class `target`: how far its log-probability falls when the patch is hidden (nats).
 
@@ -84,6 +74,7 @@ def hiding_effect(
         temperature: logits are divided by it.
         window: side of the square in patches.
         batch_size: images of one forward pass.
+        value: from images to what falls, float64 `[images]`, instead of the log-probability of `target`.
 
     Returns:
         float64 `[rows, columns]`; positive where the patch speaks for the class.
@@ -96,14 +87,15 @@ def hiding_effect(
     while len(_starts(rows, high, stride)) * len(_starts(columns, wide, stride)) > _MOST_PASSES and stride < window:
         stride += 1
     places = [(r, c) for r in _starts(rows, high, stride) for c in _starts(columns, wide, stride)]
-    base = log_p(model, image[None], target, temperature, batch_size)
+    value = value or (lambda images: log_p(model, images, target, temperature, batch_size))
+    base = value(image[None])
     total, times = torch.zeros(2, rows, columns, dtype=torch.float64)
     for start in range(0, len(places), batch_size):
         part = places[start : start + batch_size]
         hidden = torch.zeros(len(part), rows, columns, dtype=torch.bool)
         for square, (r, c) in zip(hidden, part):
             square[r : r + high, c : c + wide] = True
-        drop = base - log_p(model, hide(model, image, hidden), target, temperature, batch_size)
+        drop = base - value(hide(model, image, hidden))
         total += (hidden * drop[:, None, None]).sum(dim=0)
         times += hidden.sum(dim=0)
     return total / times
@@ -112,16 +104,6 @@ def hiding_effect(
 def _starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin along one axis; the last one ends at the edge."""
     return sorted({*range(0, length - window, stride), length - window})
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two tensors of one shape; nan when one of them is constant."""
-
-    def ranks(x: Tensor) -> Tensor:
-        _, inverse, counts = x.flatten().unique(return_inverse=True, return_counts=True)
-        return (counts.cumsum(0) - (counts - 1) / 2)[inverse].double()  # equal values share their mean rank
-
-    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
 
 
 # --- both, side by side -----------------------------------------------------------------------------------------------
@@ -204,32 +186,47 @@ def attention_maps(model: VisionTransformer, image: Tensor) -> tuple[Tensor, Ten
     """
     config, grid = model.config, model.grid(image[None])
     config.transformer.require_attention("attention maps")
-    names = [f"transformer.blocks.{layer}.attn" for layer in range(config.transformer.depth)]
-    wanted = {names[-1], "pool.attn"}
+    means: list[Tensor] = []
+    last: list[Tensor] = []
+    logits: list[Tensor] = []
 
-    def keep(name: str, weights: Tensor) -> Tensor:
-        return weights if name in wanted else weights.mean(dim=1)
+    def consume(layer: int, maps: Tensor) -> None:
+        means.append(maps.mean(1))
+        last[:] = [maps[0]]
 
-    with record_attention(model, keep) as seen:
-        logits = model(image[None])[0]
-    last = seen[names[-1]]  # [1, heads, tokens, tokens]
-    tokens = last.shape[-1]
-    # What the head reads, as a distribution over the tokens.
-    reader = torch.zeros(tokens, device=last.device)
+    def run() -> None:
+        logits.append(model(image[None])[0])
+
+    read = reader(model, lambda: stream_attention(model.transformer, run, consume), means)
+    even = 1 / means[0].shape[-1]
+    to_patches = (read @ rollout(means)[0])[config.prefix :] / even
+    heads = (read @ last[0])[:, config.prefix :] / even
+    return logits[0].cpu(), to_patches.unflatten(0, grid).cpu(), heads.unflatten(1, grid).cpu()
+
+
+def reader(model: VisionTransformer, run: Callable[[], Any], sized: Sequence[Tensor]) -> Tensor:
+    """What the head reads as a distribution over the tokens, float32 `[tokens]`: the class token, the mean of the
+    patches, or what the attention pool's query looks at.
+
+    Args:
+        model: a classifier or a backbone.
+        run: runs it once, on one image.
+        sized: filled by `run` with tensors whose last axis has all tokens.
+    """
+    config = model.config
+    with record_attention(model.pool or nn.Identity(), lambda _, weights: weights) as seen:
+        run()
+    found = torch.zeros(sized[0].shape[-1], device=sized[0].device)
     if config.pool == "class":
-        reader[0] = 1
+        found[0] = 1
     elif config.pool in ("mean", "class_and_mean"):
-        reader[config.prefix :] = 1 / (tokens - config.prefix)
+        found[config.prefix :] = 1 / (len(found) - config.prefix)
         if config.pool == "class_and_mean":
-            reader[0] = 1
-            reader /= 2
+            found[0] = 1
+            found /= 2
     else:
-        reader[config.prefix :] = seen["pool.attn"].mean(dim=(0, 1, 2))
-    total = rollout([*(seen[name] for name in names[:-1]), last.mean(dim=1)])[0]
-    even = 1 / tokens
-    to_patches = (reader @ total)[config.prefix :] / even
-    heads = (reader @ last[0])[:, config.prefix :] / even
-    return logits.cpu(), to_patches.unflatten(0, grid).cpu(), heads.unflatten(1, grid).cpu()
+        found[config.prefix :] = seen["attn"].mean(dim=(0, 1, 2))
+    return found
 
 
 def deletion(

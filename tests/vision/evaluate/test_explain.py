@@ -10,6 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from triune.core.config import TransformerConfig
+from triune.core.lens.effects import rank_correlation, rollout
+from triune.core.lens.record import record_attention
 from triune.core.rotary import RotaryConfig
 from triune.core.transformer import Transformer
 from triune.vision.evaluate.explain import (
@@ -18,9 +20,6 @@ from triune.vision.evaluate.explain import (
     explain,
     hide,
     hiding_effect,
-    rank_correlation,
-    record_attention,
-    rollout,
 )
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 
