@@ -232,7 +232,7 @@ class TransformerConfig:
         check(offset == 0 or learned, "position_offset", offset, f"0 with position {self.position}, which has no table")
         scale = self.attention_scale
         check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
-        check(self.layer_scale is None or self.layer_scale >= 0, "layer_scale", self.layer_scale, "at least 0 or null")
+        check(self.layer_scale is None or self.layer_scale > 0, "layer_scale", self.layer_scale, "positive or null")
         check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")

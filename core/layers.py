@@ -32,10 +32,16 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
+        if self.offset and weight is not None and x.dtype in (torch.bfloat16, torch.float16):
+            # One plus a small offset needs more digits than these have.
+            return self._gained(x.float(), weight.float() + 1.0, None).to(x.dtype)
         if weight is not None:
             # One dtype throughout: mixed ones leave the fused kernels under autocast.
             weight = (weight + 1.0 if self.offset else weight).to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
+        return self._gained(x, weight, bias)
+
+    def _gained(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if self.parts is not None:
             y = self._normalised(x.unflatten(-1, (self.parts, -1)), None, None).flatten(-2)
             return y if weight is None else y * weight

@@ -16,6 +16,8 @@ from ..core.options import Parser
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from .data.messages import Message
     from .model import LanguageModel
     from .sampling import SamplingConfig
@@ -57,9 +59,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, help="the same seed gives the same text")
     p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
     p.add_argument(
-        "--weights", default="float32", choices=("float32", "int8", "int4"),
-        help="on a CPU: weights of 8 or 4 bits are faster (135 million parameters on two cores: int4 twice, with "
-        "--compile 2.5 times), at a small loss (default float32: the numbers of the original)",
+        "--weights", default="float32", choices=("float32", "bfloat16", "float16", "int8", "int4"),
+        help="what weights are kept in, whatever the file has; of 16 bits they take half of the memory, and on a CPU "
+        "those of 8 or 4 bits are faster (135 million parameters on two cores: int4 twice, with --compile 2.5 times), "
+        "at a small loss (default float32: the numbers of the original)",
     )  # fmt: skip
     p.add_argument(
         "--compile", action="store_true",
@@ -119,7 +122,9 @@ class Continuation:
         return part
 
 
-def load(name: str | Path, device: str | None = None) -> tuple[LanguageModel, Tokenizer]:
+def load(
+    name: str | Path, device: str | None = None, dtype: str | torch.dtype = "float32"
+) -> tuple[LanguageModel, Tokenizer]:
     """A language model, ready to generate, and its tokenizer, from a run or anything that `pretrained.load` opens.
 
     Raises:
@@ -132,7 +137,7 @@ def load(name: str | Path, device: str | None = None) -> tuple[LanguageModel, To
 
     path = Path(name).expanduser()
     is_run = path.is_dir() and not (path / "config.json").is_file()
-    pretrained = load_pretrained(str(model_folder(path, "text") if is_run else name))
+    pretrained = load_pretrained(str(model_folder(path, "text") if is_run else name), dtype)
     model, tokenizer = pretrained.model, pretrained.companion
     if not isinstance(model, LanguageModel):
         raise UserError(f"'{name}' is an encoder, which does not write text.")
@@ -173,8 +178,9 @@ def main(args: list[str]) -> int:
     config = _sampling(options)
     check_seed(options.seed)
     start = start_of(options.system, options.conversation)
-    model, tokenizer = load(options.run, options.device)
-    if options.weights != "float32":
+    packed = options.weights in ("int8", "int4")
+    model, tokenizer = load(options.run, options.device, "float32" if packed else options.weights)
+    if packed:
         compress(model, options.weights)
     if options.compile:
         compile_blocks(model, next(model.parameters()).device.type, dynamic=True)

@@ -99,8 +99,10 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
         """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
         x = self.embedding(tokens)
         scale, factor = self.config.embedding_scale, self.config.logit_scale
-        if scale is not False:
-            x = x * (self.config.transformer.dim**0.5 if scale is True else scale)
+        if scale is True:  # rounded to the type of the weights, as Gemma was trained
+            x = x * torch.full((), self.config.transformer.dim**0.5, dtype=x.dtype, device=x.device)
+        elif scale is not False:
+            x = x * scale
         if self.widen is not None:
             x = self.widen(x)
         x = self.transformer(x, documents=documents, valid=valid, cache=cache)

@@ -18,6 +18,18 @@ FORMAT = 1
 """Version of the layout; raised when an old reader could not read a new folder."""
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types that weights can be kept in."""
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """One of `DTYPES`, by its name or as it is. Raises UserError for any other."""
+    found = DTYPES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or found not in DTYPES.values():
+        raise UserError(f"dtype is {name}, but must be {', '.join(DTYPES)}; take one of these.")
+    return found
+
+
 def save(
     folder: str | os.PathLike[str], architecture: str, config: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> None:
@@ -110,6 +122,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+
+
+def refuse_overflow(model: nn.Module, source: str) -> None:
+    """Raises UserError if a weight became infinite because float16 does not reach as far as the stored type."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.float16}
+    if names := [name for name, tensor in state.items() if not finite(tensor)]:
+        raise UserError(
+            f"{len(names)} weights of '{source}' hold values beyond 65,504, the largest of float16 ({few(names)}); "
+            "take bfloat16 or float32."
+        )
 
 
 def finite(tensor: Tensor) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
-from .native import load_config, load_weights, save
+from ..initialise import uninitialised
+from .native import dtype_of, load_config, load_weights, refuse_overflow, save
 
 
 class SavedModel(nn.Module):
@@ -61,8 +64,19 @@ class SavedModel(nn.Module):
         save(folder, self.architecture, self.settings() | settings, self.state_dict() if state is None else state)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Loads what `save_pretrained` wrote. Raises UserError when files are missing or do not fit."""
-        model = cls.from_settings(cls.read_settings(folder))
+    def from_pretrained(cls, folder: str | os.PathLike[str], dtype: str | torch.dtype = "float32") -> Self:
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            folder: where it lies.
+            dtype: what the weights are kept in, whatever the file has: float32, bfloat16 or float16.
+
+        Raises:
+            UserError: files are missing or do not fit, or float16 cannot hold the weights.
+        """
+        kept, settings = dtype_of(dtype), cls.read_settings(folder)
+        with uninitialised() if kept != torch.float32 else nullcontext():
+            model = cls.from_settings(settings).to(kept)
         load_weights(model, Path(folder))
+        refuse_overflow(model, str(folder))
         return model

@@ -141,6 +141,7 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         "gemma3_text",
         Decoder(
             "Gemma3ForCausalLM", "hidden_activation", core=SANDWICH | {"qk_norm": "head"}, scaled=True,
+            thetas={FULL: "rope_theta", SLIDING: "rope_local_base_freq"},
             kinds=lambda c, layer: SLIDING if (layer + 1) % c["sliding_window_pattern"] else FULL,
         ),
         GEMMA3,
@@ -166,10 +167,11 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         "olmo3",
         Decoder(
             "Olmo3ForCausalLM", core={"placement": "branch", "qk_norm": "full"},
+            thetas={FULL: "rope_theta", SLIDING: 500_000.0},  # its class takes the key for the others only
             kinds=lambda c, layer: SLIDING if (layer + 1) % 4 else FULL,
         ),
         LLAMA | {"rms_norm_eps": 1e-5, "attention_bias": False, "sliding_window": 4096, "layer_types": None}
-        | {"rope_theta": 500_000.0, "rope_local_base_freq": 500_000.0},
+        | {"rope_theta": 500_000.0},
     ),
     (
         "Granite",

@@ -10,18 +10,8 @@ from ...core.checkpoints.weights import Rule, WeightMap
 from ...core.config import Linears, TransformerConfig, uniform
 from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
-from .settings import (
-    FULL,
-    GATED,
-    PLAIN,
-    SLIDING,
-    Settings,
-    inverse,
-    name_of,
-    old_rotary,
-    per_layer,
-    write_rotary,
-)
+from .rope import by_kind, of_all, old_rotary, write_rotary
+from .settings import FULL, GATED, PLAIN, SLIDING, Settings, inverse, name_of, per_layer
 
 
 def rotating(c: Settings, kinds: Sequence[str]) -> list[bool]:
@@ -54,6 +44,7 @@ class Decoder:
         interleaved: neighbouring channels are rotated together.
         fraction: the key of the rotated part of a head; None where all of it is.
         scalings: kinds of rotary scaling; None for all that the library has.
+        thetas: where each kind of layer has rotary settings of its own, the old key of its base, or the base.
         kinds: the kind of each layer when `layer_types` does not say it.
         rotates: whether each layer has rotary positions.
         rules: lines of the weight table that come before those of Llama.
@@ -73,6 +64,7 @@ class Decoder:
     interleaved: bool = False
     fraction: str | None = None
     scalings: tuple[str, ...] | None = None
+    thetas: Mapping[str, str | float] | None = None
     kinds: Callable[[Settings, int], str] = lambda c, layer: FULL
     rotates: Callable[[Settings, Sequence[str]], list[bool]] = rotating
     rules: Callable[[LanguageModelConfig], tuple[Rule, ...]] = lambda config: ()
@@ -124,11 +116,11 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
 
 def _rotary(c: Settings, family: Decoder, kinds: Sequence[str]) -> Any:
     """Rotary settings of all layers, or of each."""
-    rest = {"fraction": family.fraction, "interleaved": family.interleaved, "scalings": family.scalings}
-    if "rope_local_base_freq" in c.defaults:
-        of_kind = {FULL: c.rotary(FULL, **rest), SLIDING: c.rotary(SLIDING, "rope_local_base_freq", **rest)}
-        return uniform([of_kind.get(kind) for kind in kinds])
-    found = [c.rotary(**rest) if rotates else None for rotates in family.rotates(c, kinds)]
+    if family.thetas is not None:
+        of_kind = by_kind(c, kinds, family.thetas, (FULL,))
+        return uniform([of_kind[kind] for kind in kinds])
+    rotary = of_all(c, fraction=family.fraction, interleaved=family.interleaved, scalings=family.scalings)
+    found = [rotary if rotates else None for rotates in family.rotates(c, kinds)]
     return uniform(found) or found
 
 
@@ -140,7 +132,6 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
     rotary = [t.rotary_at(layer) for layer in range(t.depth)]
     found = [r for r in rotary if r is not None] or [RotaryConfig()]
     of_kind = {kind: next((r for k, r in zip(kinds, rotary) if k == kind and r), found[0]) for kind in (FULL, SLIDING)}
-    local = "rope_local_base_freq" in defaults
     head_dim = t.head_dim or 0
     scale = head_dim**-0.5 if t.attention_scale is None else t.attention_scale
     # Gemma 2 and 3 insist on a number even where `layer_types` leaves it unused.
@@ -183,7 +174,7 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
         general
         | {key: value for key, value in values.items() if key in defaults}
         | old_rotary(rope[FULL])
-        | {"rope_parameters": rope if local else write_rotary(found[0]) | parts}
+        | {"rope_parameters": write_rotary(found[0]) | parts if family.thetas is None else rope}
     )
 
 

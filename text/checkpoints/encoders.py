@@ -11,7 +11,8 @@ from ...core.config import TransformerConfig, uniform
 from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
 from ..encoder import TextEncoderConfig
-from .settings import FULL, GATED, PLAIN, REQUIRED, SLIDING, Settings, hf_family, name_of, per_layer, write_rotary
+from .rope import by_kind, write_rotary
+from .settings import FULL, GATED, PLAIN, REQUIRED, SLIDING, Settings, hf_family, name_of, per_layer
 
 SIZES = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), REQUIRED)
 
@@ -139,9 +140,9 @@ MODERNBERT = SIZES | {
     "layer_types": None,
     "global_attn_every_n_layers": 3,
     "local_attention": 128,
+    "sliding_window": None,  # another name for half of it, which counts first
     "global_rope_theta": 160_000.0,
     "local_rope_theta": 10_000.0,
-    "rope_scaling": None,
     "decoder_bias": True,
     "classifier_bias": False,
     "classifier_activation": "gelu",
@@ -152,23 +153,23 @@ MODERNBERT = SIZES | {
 
 def read_modernbert(c: Settings) -> TextEncoderConfig:
     """The config of ModernBERT (Warner et al. 2024)."""
-    c.require("rope_scaling", None)
     masked = _has_masked_head(c, "ModernBertModel", ("ModernBertForMaskedLM",))
     if masked:
         c.require("tie_word_embeddings", True)
         c.require("classifier_activation", *(w for w in PLAIN if PLAIN[w] == PLAIN.get(c["hidden_activation"])))
     depth, every = c.depth(), c["global_attn_every_n_layers"]
     kinds = c["layer_types"] or [SLIDING if layer % every else FULL for layer in range(depth)]
-    of_kind = {FULL: c.rotary(FULL, "global_rope_theta"), SLIDING: c.rotary(SLIDING, "local_rope_theta")}
-    window = c["local_attention"] // 2 + 1  # the token itself and half of the window on either side
+    half = c["local_attention"] // 2 if c["sliding_window"] is None else c["sliding_window"]
+    window = c.windows(kinds, half + 1)  # the token itself and half of the window on either side
+    of_kind = by_kind(c, kinds, {FULL: "global_rope_theta", SLIDING: "local_rope_theta"}, (FULL, SLIDING))
     bias = (["q", "k", "v", "out"] if c["attention_bias"] else []) + (["gate", "up", "down"] if c["mlp_bias"] else [])
     transformer = TransformerConfig(
         dim=c["hidden_size"],
         depth=depth,
         heads=c["num_attention_heads"],
-        window=c.windows(kinds, window),
+        window=window,
         context=c["max_position_embeddings"],
-        rotary=uniform([of_kind.get(kind) for kind in kinds]),
+        rotary=uniform([of_kind[kind] for kind in kinds]),
         norm_eps=c["norm_eps"],
         norm_bias=c["norm_bias"],
         input_norm=True,

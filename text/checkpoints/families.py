@@ -19,8 +19,9 @@ from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
 from .decoder_families import DECODERS
 from .encoders import ENCODERS
-from .older import OLDER
-from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of, old_rotary, write_rotary
+from .older import GPT_ALIASES, OLDER
+from .rope import of_all, old_rotary, write_rotary
+from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of
 
 # --- GPT-2 ------------------------------------------------------------------------------------------------------------
 
@@ -109,18 +110,20 @@ NEOX = {
     "tie_word_embeddings": False,
     "rotary_emb_base": 10_000.0,
     "rotary_pct": 0.25,
+    "head_dim": None,
 }
 
 
 def read_neox(c: Settings) -> LanguageModelConfig:
     """The config of GPT-NeoX (Black et al. 2022) and Pythia."""
+    c.require("head_dim", None, c["hidden_size"] // c["num_attention_heads"])  # it would change the rotation alone
     transformer = TransformerConfig(
         dim=c["hidden_size"],
         depth=c.depth(),
         heads=c["num_attention_heads"],
         causal=True,
         context=c["max_position_embeddings"],
-        rotary=c.rotary(theta="rotary_emb_base", fraction="rotary_pct"),
+        rotary=of_all(c, "rotary_emb_base", "rotary_pct"),
         norm_eps=c["layer_norm_eps"],
         parallel=c["use_parallel_residual"],
         ffn=c.choose("hidden_act", PLAIN),  # type: ignore[arg-type]
@@ -267,7 +270,10 @@ def glass_tokenizer(source: Source) -> Tokenizer | None:
 
 
 HF_FAMILIES: tuple[TextFamily, ...] = (
-    hf_family("GPT-2", "gpt2", LanguageModelConfig, read_gpt2, write_gpt2, GPT2, gpt2_weights, prefix="transformer."),
+    hf_family(
+        "GPT-2", "gpt2", LanguageModelConfig, read_gpt2, write_gpt2, GPT2, gpt2_weights, prefix="transformer.",
+        aliases=GPT_ALIASES,
+    ),
     *DECODERS,
     hf_family(
         "GPT-NeoX", "gpt_neox", LanguageModelConfig, read_neox, write_neox, NEOX, neox_weights, prefix="gpt_neox.",

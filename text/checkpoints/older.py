@@ -10,7 +10,8 @@ from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
-from .settings import PLAIN, REQUIRED, Settings, hf_family, name_of, old_rotary, write_rotary
+from .rope import of_all, old_rotary, write_rotary
+from .settings import PLAIN, REQUIRED, Settings, hf_family, name_of
 
 # --- GPT-J ------------------------------------------------------------------------------------------------------------
 
@@ -23,6 +24,11 @@ GPTJ = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": False,
 }
+GPT_ALIASES = {
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # fmt: skip
+"""Names of other families for the keys of GPT-2 and GPT-J."""
 GPTJ_RULES = (
     Rule("embedding", "transformer.wte"),
     Rule("transformer.blocks.{}.norm1", "transformer.h.{}.ln_1"),
@@ -216,7 +222,7 @@ def read_falcon(c: Settings) -> LanguageModelConfig:
         kv_heads=kv_heads,
         causal=True,
         context=c["max_position_embeddings"],
-        rotary=c.rotary(),
+        rotary=of_all(c),
         norm_eps=c["layer_norm_epsilon"],
         parallel=parallel,
         shared_norm=parallel and not (new and c["num_ln_in_parallel_attn"] in (None, 2)),
@@ -284,6 +290,9 @@ OLDER = (
         "Falcon", "falcon", LanguageModelConfig, read_falcon, write_falcon, FALCON, falcon_weights,
         prefix="transformer.",
     ),
-    hf_family("GPT-J", "gptj", LanguageModelConfig, read_gptj, write_gptj, GPTJ, gptj_weights, prefix="transformer."),
+    hf_family(
+        "GPT-J", "gptj", LanguageModelConfig, read_gptj, write_gptj, GPTJ, gptj_weights, prefix="transformer.",
+        aliases=GPT_ALIASES,
+    ),
     hf_family("OPT", "opt", LanguageModelConfig, read_opt, write_opt, OPT, opt_weights, prefix="model."),
 )  # fmt: skip

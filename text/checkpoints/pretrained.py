@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained, described, recognise, replacing, write_folder
+from ...core.checkpoints.native import dtype_of, refuse_overflow
 from ...core.checkpoints.source import Source, open_source
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
@@ -71,17 +72,21 @@ KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "us
 """Settings of a Hugging Face config that are not the model's, and stay when it is written again."""
 
 
-def load(name: str) -> Pretrained:
+def load(name: str, dtype: str | torch.dtype = "float32") -> Pretrained:
     """Opens a checkpoint: a folder or repository of Hugging Face, a GGUF file, a glassllm archive, a run or model of
     ours.
 
+    Args:
+        name: of the checkpoint.
+        dtype: what the weights are kept in, whatever the file has: float32, bfloat16 or float16.
+
     Raises:
         UserError: nothing is found, it is damaged, of an unknown architecture, has a setting that the core does not
-            have, or a tokenizer of another model.
+            have, a tokenizer of another model, or weights that float16 cannot hold.
     """
-    source = open_source(name)
+    kept, source = dtype_of(dtype), open_source(name)
     if source.is_ours:
-        return _ours(source)
+        return _ours(source, kept)
     if source.file and source.file.suffix not in (".gguf", ".npz"):
         raise UserError(f"'{name}' is a file of weights; give the folder that holds it together with its config.json.")
     check_architecture(source)
@@ -92,15 +97,17 @@ def load(name: str) -> Pretrained:
     config, tensors = _tie(config, tensors, weights, source)
     with described(source.name, config.transformer.depth, len(tensors)):
         model = TextEncoder(config) if isinstance(config, TextEncoderConfig) else LanguageModel(config)
+        model.to(kept)
     weights.load(model, tensors, source.name)
+    refuse_overflow(model, source.name)
     return _checked(Pretrained(model.eval(), source, family, family.companion(source)))
 
 
-def _ours(source: Source) -> Pretrained:
+def _ours(source: Source, dtype: torch.dtype) -> Pretrained:
     architectures: dict[str, Any] = {"LanguageModel": LanguageModel, "TextEncoder": TextEncoder}
     found = checkpoint.load_config(source.path, *architectures)["architecture"]
     with uninitialised():
-        model = architectures[found].from_pretrained(source.path)
+        model = architectures[found].from_pretrained(source.path, dtype)
     return _checked(Pretrained(model.eval(), source, None, beside(source.folder)))
 
 

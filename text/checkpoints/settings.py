@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import WeightMap
 from ...core.config import uniform
 from ...core.errors import UserError
-from ...core.rotary import SCALING_USES, RotaryConfig
 from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer, beside
 
@@ -45,18 +43,6 @@ GATED = {
 
 MOST_LAYERS = 10_000
 SLIDING, FULL = "sliding_attention", "full_attention"
-_ROPE_KEYS = {
-    "short_factors": "short_factor",
-    "long_factors": "long_factor",
-    "original_context": "original_max_position_embeddings",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor",
-}
-_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
-"""Kinds of rotary scaling that transformers and the core both have."""
 
 
 class Settings:
@@ -103,76 +89,6 @@ class Settings:
             raise UserError(f"'{self.name}' has {key} = {self[key]!r}, but must have 1 to {MOST_LAYERS:,} layers.")
         return self[key]
 
-    def rotary(
-        self, kind: str = FULL, theta: str = "rope_theta", fraction: str | None = None, interleaved: bool = False,
-        scalings: Sequence[str] | None = None,
-    ) -> RotaryConfig:  # fmt: skip
-        """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` and the like (4).
-
-        Args:
-            kind: the kind of layer, in a config that has settings for each.
-            theta: the old key of the base.
-            fraction: the old key of the rotated part, None for a family that rotates whole heads.
-            interleaved: neighbouring channels are rotated together.
-            scalings: kinds of scaling that the family has; None for all that its library has.
-        """
-        new = self.values.get("rope_parameters") or {}
-        nested = FULL in new or SLIDING in new
-        rope = (new.get(kind) or {}) if nested else new
-        if kind == FULL:
-            rope = rope | (self.values.get("rope_scaling") or {})
-        base = rope.get("rope_theta") or self[theta]
-        part = rope.get("partial_rotary_factor") or (
-            self[fraction] if fraction else self.values.get("partial_rotary_factor") or 1.0
-        )
-        if part != 1.0 and fraction is None:
-            raise UserError(
-                f"'{self.name}' rotates {part:.0%} of each head, but models of its family rotate all of it."
-            )
-        scaling = rope.get("rope_type") or rope.get("type") or "default"
-        scaling = {"default": "none", "su": "longrope"}.get(scaling, scaling)
-        if scaling not in ("none", *_SCALINGS):
-            raise UserError(
-                f"'{self.name}' scales its rotary positions by '{scaling}', which the core does not have; it has "
-                f"{', '.join(_SCALINGS)}."
-            )
-        if scaling not in ("none", *(scalings or _SCALINGS)):
-            raise UserError(
-                f"'{self.name}' scales its rotary positions by '{scaling}', but models of its family by "
-                f"{', '.join(scalings or ())} or not at all."
-            )
-        return RotaryConfig(
-            base=float(base), fraction=part, interleaved=interleaved, scaling=scaling, **self._scaling(scaling, rope)
-        )
-
-    def _scaling(self, scaling: str, rope: Mapping[str, Any]) -> dict[str, Any]:
-        if scaling == "none":
-            return {}
-        found = {
-            ours: rope[_ROPE_KEYS[ours]] for ours in SCALING_USES[scaling] if rope.get(_ROPE_KEYS[ours]) is not None
-        }
-        context = self["max_position_embeddings"]
-        if scaling == "dynamic":
-            found["original_context"] = context  # its class looks at no other
-        elif "original_context" in SCALING_USES[scaling]:
-            # A key beside `rope_parameters` counts before one in it.
-            found["original_context"] = (
-                self.get("original_max_position_embeddings")
-                or self.values.get("original_max_position_embeddings")
-                or found.get("original_context", context)
-            )
-        factor = rope.get("factor")
-        if factor is None and scaling in ("yarn", "longrope"):
-            factor = max(1.0, context / found["original_context"])
-        if factor is None:
-            raise UserError(f"'{self.name}' scales its rotary positions by '{scaling}', but states no factor.")
-        if scaling == "yarn":
-            if rope.get("truncate") is False:
-                raise UserError(f"'{self.name}' has yarn scaling with truncate = false, which the core does not have.")
-            if "attention_factor" not in found and rope.get("mscale") and rope.get("mscale_all_dim"):
-                found["attention_factor"] = _mscale(factor, rope["mscale"]) / _mscale(factor, rope["mscale_all_dim"])
-        return found | {"factor": float(factor)}
-
     def windows(self, types: Sequence[str], window: int | None = None) -> int | list[int | None] | None:
         """Window of the layers from the kind of each; by default of the width that `sliding_window` says."""
         types = self.get("layer_types") or types
@@ -198,11 +114,6 @@ def inverse(value: float) -> float:
     return short if short and 1 / short == value else 1 / value
 
 
-def _mscale(factor: float, scale: float) -> float:
-    """The factor on cosine and sine that yarn's `mscale` stands for."""
-    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-
 def per_layer(value: Any, depth: int) -> list[Any]:
     """The inverse of `uniform`."""
     return value if isinstance(value, list) else [value] * depth
@@ -211,26 +122,6 @@ def per_layer(value: Any, depth: int) -> list[Any]:
 def name_of(table: Mapping[str, str], ours: str) -> str:
     """The first of their words for ours; if they have none, any, which `differences` then finds."""
     return next((theirs for theirs, word in table.items() if word == ours), next(iter(table)))
-
-
-def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5; what it cannot say is left out, and found missing by `differences`."""
-    rope: dict[str, Any] = {"rope_theta": rotary.base, "rope_type": "default"}
-    if rotary.fraction != 1:
-        rope["partial_rotary_factor"] = rotary.fraction
-    if rotary.scaling in _SCALINGS:
-        rope |= {"rope_type": rotary.scaling, "factor": rotary.factor}
-        used = {_ROPE_KEYS[name]: getattr(rotary, name) for name in SCALING_USES[rotary.scaling]}
-        if rotary.scaling == "dynamic":
-            used = {}  # it grows from `max_position_embeddings` on
-        rope |= {key: value for key, value in used.items() if value is not None}
-    return rope
-
-
-def old_rotary(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of transformers 4, for readers that know no `rope_parameters`."""
-    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if rope["rope_type"] != "default" else None}
 
 
 # --- a family of transformers -----------------------------------------------------------------------------------------
@@ -261,7 +152,8 @@ class TextFamily(Family):
 
 def hf_family(
     name: str, model_type: str, kind: type, read: Callable[[Settings], Any], write: Callable[[Any], dict[str, Any]],
-    defaults: Mapping[str, Any], weights: Callable[[Any], WeightMap], **more: Any,
+    defaults: Mapping[str, Any], weights: Callable[[Any], WeightMap], aliases: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> TextFamily:  # fmt: skip
     """A family of Hugging Face's transformers.
 
@@ -273,6 +165,7 @@ def hf_family(
         write: theirs from ours; what it cannot say it may leave out.
         defaults: every key that its model reads, and what stands for an absent one.
         weights: the table of a config of ours.
+        aliases: other names of its keys, which count before these, as in its class.
         more: `prefix` and `renames`.
     """
 
@@ -287,8 +180,9 @@ def hf_family(
                 f"'{source}' has is_causal = False, which makes transformers read both sides of a token, but a "
                 "language model here reads one; use it in its own library."
             )
+        own = {own: config[other] for other, own in (aliases or {}).items() if other in config}
         try:
-            return read(Settings(source, config, defaults))
+            return read(Settings(source, {**config, **own}, defaults))
         except UserError as error:
             if f"'{source}'" in str(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,27 @@ def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFol
     return run, resume, _join(configs, rest)
 
 
-def given(args: list[str], section: str = "data") -> frozenset[str]:
-    """The options of a section (`trainer`, `model` or `data`) that stand on a command line, without their fields."""
+def given(args: list[str], section: str = "data", package: str = "", options: Collection[str] = ()) -> frozenset[str]:
+    """The options of a section (`trainer`, `model` or `data`) that a user chose, without their fields: those that stand
+    on a command line, or in a file of the user's that it names by --config.
+
+    A recipe chooses for the user, and a file with every option (of --print_config, or a run's) chooses none.
+
+    Args:
+        args: the command line.
+        section: whose options.
+        package: whose recipes are no files of the user's ("triune.text"); without it no file is read.
+        options: all options of the section.
+    """
     words = (word.split("=")[0] for word in args if word.startswith(f"--{section}."))
-    return frozenset(word.split(".")[1].removesuffix("+") for word in words)
+    found = {word.split(".")[1].removesuffix("+") for word in words}
+    for name in run_and_configs("fit", args)[0].config if package else ():
+        path = find_config(name, package)
+        content = read_yaml(path, f"--config {path}") if path.parent != folder(package) else None
+        chosen = content.get(section) if isinstance(content, dict) else None
+        if isinstance(chosen, dict) and not set(options) <= set(chosen):
+            found |= set(chosen)
+    return frozenset(found)
 
 
 def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:

@@ -38,11 +38,12 @@ OURS = {
 """Options of Lightning's trainer whose work is done here, and what to do instead."""
 
 
-def check(config: Any) -> None:
+def check(config: Any, verb: str = "fit") -> None:
     """Raises UserError for a number outside of its bounds, a number that is not finite, an empty text.
 
     Args:
         config: the parsed namespace of the command line.
+        verb: what is to be done; a verb that scores needs batches to score.
     """
     values = vars(config.as_flat())
     for name, value in values.items():
@@ -58,6 +59,12 @@ def check(config: Any) -> None:
         if (value := values.get(f"trainer.{name}")) == 0 and not isinstance(value, bool):
             rest = ", or -1 for no bound" if unbounded else ", or a part of an epoch above 0"
             raise UserError(f"--trainer.{name} is 0, which trains nothing; it must be at least 1{rest}.")
+    scored = {"validate": "val", "test": "test", "predict": "predict"}.get(verb)
+    if scored and (value := values.get(f"trainer.limit_{scored}_batches")) == 0 and not isinstance(value, bool):
+        raise UserError(
+            f"--trainer.limit_{scored}_batches is 0, which leaves nothing to {verb}; it must be at least 1, or a part "
+            "above 0."
+        )
     for name, (least, most) in BOUNDS.items():
         value = values.get(name)
         if value is not None and not isinstance(value, bool) and not least <= value <= most:

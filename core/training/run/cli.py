@@ -7,6 +7,7 @@ of its own; a run remembers the verb that trains it, and `training_verb` finds i
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 from pathlib import Path
@@ -95,7 +96,7 @@ class TaskCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-        self.datamodule.given = given(args)
+        self.datamodule.given = given(args, "data", recipes_package, inspect.signature(data_class).parameters)
         self.session.filled(self.model, self.datamodule, self.trainer, self.config, self.config_text())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -112,7 +113,7 @@ class TaskCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
-        bounds.check(self.config)
+        bounds.check(self.config, self.session.verb)
 
     def before_instantiate_classes(self) -> None:
         """Puts in what the user left open: threads and precision, and whole paths. All land in config.yaml."""

@@ -474,7 +474,7 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
         ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn = 2"),
         ("falcon, new decoder", {"parallel_attn": False}, "parallel_attn = False"),
         ("falcon, a key for each head, biases", {"num_kv_heads": 2}, "num_kv_heads = 2"),
-        ("modernbert", {"rope_scaling": LINEAR}, "rope_scaling = "),
+        ("modernbert", {"rope_scaling": {"rope_type": "axial"}}, "by 'axial'"),
         ("modernbert, masked", {"classifier_activation": "relu"}, "classifier_activation = 'relu'"),
         ("roberta, masked", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from triune.core.training.module import TrainingModule
-from triune.core.training.run.arguments import use_own_words
+from triune.core.training.run.arguments import given, use_own_words
 
 
 class Task(TrainingModule):
@@ -29,3 +29,16 @@ def test_inherited_options_are_described_by_the_task() -> None:
     said = {action.dest: action.help for action in parser._actions}
     assert said["model.pretrained"] == "a checkpoint of a bird."
     assert said["model.ema"] == said["model.size"] == "as the base says"  # its own are described already
+
+
+def test_options_of_a_users_file_count_as_given(tmp_path) -> None:
+    """Those of a recipe do not, nor those of a file that holds all options, from which nothing can be told."""
+    options = ("files", "vocab_size", "text_field")
+    mine, whole = tmp_path / "mine.yaml", tmp_path / "whole.yaml"
+    mine.write_text("data:\n  vocab_size: 300\ntrainer:\n  max_steps: 3\n")
+    whole.write_text("data:\n  vocab_size: 300\n  files: null\n  text_field: text\n")
+    line = ["--data.files+=a.txt", "--config"]
+    assert given([*line, str(mine)], "data", "triune.text", options) == {"files", "vocab_size"}
+    assert given([*line, str(whole)], "data", "triune.text", options) == {"files"}
+    assert given([*line, "default"], "data", "triune.text", options) == {"files"}
+    assert given([f"--config={mine}"], "trainer", "triune.text", ("max_steps", "devices")) == {"max_steps"}

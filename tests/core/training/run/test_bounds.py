@@ -40,3 +40,11 @@ def test_values_with_a_use_are_taken() -> None:
             )
         )
     )
+
+
+@pytest.mark.parametrize(("verb", "side"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
+def test_scoring_needs_batches(verb: str, side: str) -> None:
+    nothing = Namespace(trainer=Namespace(**{f"limit_{side}_batches": 0}))
+    with pytest.raises(UserError, match=rf"--trainer.limit_{side}_batches is 0, which leaves nothing to {verb}; it"):
+        bounds.check(nothing, verb)
+    bounds.check(nothing, "fit")  # a training may go without
