@@ -11,25 +11,32 @@ from pathlib import Path
 from triune.core.training.run.folder import RunFolder
 
 from .compare import differences
+from .moments import FULL_DISK
 from .server import Ended, Server
 from .trainings import TRAININGS, Training
 
-CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130}}
-"""Exit codes of a training that such a signal ended. SIGTERM outside of the training itself (before its first step,
-after its last) ends the process as the system does, which a shell shows as 143 too."""
-SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT]
+CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130}, None: {0, 2}}
+"""Exit codes of a training that such a signal ended, or, as None, a full disk; 0 where nothing was left to write.
+SIGTERM outside of the training itself (before its first step, after its last) ends the process as the system does,
+which a shell shows as 143 too."""
+SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT, None]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A moment of a training, its name, and the signal that comes then."""
+    """A moment of a training, its name, and the signal that comes then; None: the disk is full from then on."""
 
     at: int
     name: str
-    signal: signal.Signals
+    signal: signal.Signals | None
+
+    @property
+    def what(self) -> str:
+        """What happens, in a word."""
+        return self.signal.name if self.signal else "full-disk"
 
     def __str__(self) -> str:
-        return f"{self.signal.name} at moment {self.at} ({self.name})"
+        return f"{self.what} at moment {self.at} ({self.name})"
 
 
 class Killed:
@@ -76,9 +83,12 @@ class Killed:
 
     def run(self, point: Point) -> list[str]:
         """Trains, is killed, goes on, and compares: what differs, in words. The run is removed where nothing does."""
-        run = RunFolder(self.place / f"{point.at}-{point.signal.name}")
+        run = RunFolder(self.place / f"{point.at}-{point.what}")
         words = self.training.command(run.path.name)
-        self.check(self.servers[0].run(self.place, words, point.at, point.signal), CODES[point.signal])
+        number = FULL_DISK if point.signal is None else point.signal
+        ended = self.check(self.servers[0].run(self.place, words, point.at, number), CODES[point.signal])
+        if point.signal is None and ended.code == 2 and ended.printed.count("error: ") != 1:
+            raise AssertionError(f"not one sentence: {ended.printed[-3000:]}")
         if run.last.exists() or run.previous.exists():
             words = [*self.training.words.split(), "--run", run.path.name, "--resume", "true"]
         self.check(self.servers[1].run(self.place, words), {0})

@@ -8,6 +8,7 @@ removed.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,18 +18,21 @@ from pathlib import Path
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR
-CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+GROWS = {"os.link", "os.mkdir"}
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", *GROWS}
+FULL_DISK = 0
+"""In the place of a signal: from the moment on no file can be made or filled."""
 
 
 class Moments:
-    """Counts moments from 1 and, at number `at`, sends this process signal `number`.
+    """Counts moments from 1 and, at number `at`, sends this process signal `number`, or fills the disk.
 
     SIGTERM and SIGINT go to its whole group, as a terminal and a batch system send them. At a half-written file only
-    SIGKILL leaves the half behind: a handler in Python runs when the write is over.
+    SIGKILL and a full disk leave the half behind: a handler in Python runs when the write is over.
 
     Args:
         at: number of the moment; 0 for none.
-        number: of the signal.
+        number: of the signal, or `FULL_DISK`.
         names: a file to which the name of each moment is written; None for none.
     """
 
@@ -38,14 +42,17 @@ class Moments:
         self._names = None if names is None else names.open("w")
         self._process, self._thread = os.getpid(), threading.get_ident()
 
-    def passes(self, name: str) -> None:
-        """Notes a moment, and acts when it is the one."""
+    def passes(self, name: str, file: str = "") -> None:
+        """Notes a moment, and acts when it is the one. Raises OSError where a `file` grows and the disk is full."""
         if os.getpid() != self._process or threading.get_ident() != self._thread:  # a worker of a loader, a library
             return
         self.count += 1
         if self._names:
             self._names.write(f"{name}\n")
-        if self.count == self.at:
+        if self.signal == FULL_DISK:
+            if file and 0 < self.at <= self.count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
+        elif self.count == self.at:
             if self.signal == signal.SIGKILL:
                 os.kill(self._process, self.signal)
             else:
@@ -61,12 +68,12 @@ class Moments:
         from lightning.fabric.plugins.io import torch_io
         from lightning.pytorch.trainer import call
 
-        from triune.core.training.run import telemetry
+        from triune.core.training.run import rows
 
         for name in ("_call_callback_hooks", "_call_lightning_module_hook", "_call_strategy_hook"):
             setattr(call, name, self._counted(getattr(call, name)))
         self._halve_checkpoints(torch_io)
-        self._halve_rows(telemetry.MetricsFile)
+        self._halve_rows(rows.MetricsFile)
         sys.addaudithook(self._audit)
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +90,7 @@ class Moments:
             save(checkpoint, path)
             content = Path(path).read_bytes()
             Path(path).write_bytes(content[: len(content) // 2])
-            self.passes("half a checkpoint")
+            self.passes("half a checkpoint", str(path))
             Path(path).write_bytes(content)
 
         torch_io._atomic_save = halved
@@ -96,7 +103,7 @@ class Moments:
             append(metrics, row)
             content = metrics.path.read_bytes()
             metrics.path.write_bytes(content[: (before + len(content)) // 2])
-            self.passes("half a row")
+            self.passes("half a row", str(metrics.path))
             metrics.path.write_bytes(content)
 
         file.append = halved
@@ -106,6 +113,6 @@ class Moments:
             name, _, flags = args
             writes = isinstance(flags, int) and flags & WRITING
             if writes and isinstance(name, str | bytes | os.PathLike) and "/dev/" not in os.fsdecode(name):
-                self.passes("open")
+                self.passes("open", os.fsdecode(name))
         elif event in CHANGES:
-            self.passes(event)
+            self.passes(event, os.fsdecode(args[0]) if event in GROWS else "")

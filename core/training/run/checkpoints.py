@@ -46,7 +46,7 @@ class Checkpoints(Checkpoint):
         self.best_value = [math.inf, math.inf]  # the metric, negated where the highest is best, and `val_loss`
         self.best_step: int | None = None
         self.forget_best = False
-        """Set where the file of the best weights is lost: the next validation then writes a new one."""
+        """Set where the file of the best weights is damaged: the next validation then writes a new one."""
         self._saved_step = -1
         self._stop = False
 
@@ -54,6 +54,11 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero and self.run.planned.exists():
             self.run.planned.replace(self.run.best)
+        lost = self.best_step is not None and (self.forget_best or not self.run.best.exists())
+        if trainer.strategy.broadcast(lost):
+            if trainer.is_global_zero and not self.forget_best:
+                print(f"{self.run.best} is missing; the next validation writes a new one.", flush=True)
+            self.best_value, self.best_step = [math.inf, math.inf], None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -121,7 +126,12 @@ class Checkpoints(Checkpoint):
                 f" saved before stays: {ADVICE}."
             )
         part = path.with_name(path.stem + ".part.ckpt")
-        trainer.save_checkpoint(part, weights_only=weights_only)
+        try:
+            trainer.save_checkpoint(part, weights_only=weights_only)
+        except OSError:
+            if part.is_file():  # on a full disk its first part would lie in the way of all else
+                part.unlink()
+            raise
         if trainer.is_global_zero:
             # Sharded checkpoints are folders, and a folder does not replace another.
             if path.is_dir():
@@ -135,8 +145,7 @@ class Checkpoints(Checkpoint):
         return {"best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self.forget_best:
-            self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
 
 
 def _keep(path: Path, name: Path) -> None:
@@ -153,13 +162,19 @@ def _is_over(trainer: Trainer) -> bool:
     return trainer.global_step == total_steps(trainer)
 
 
+def put_aside(path: Path) -> None:
+    """Keeps a damaged checkpoint under another name, so that it neither passes for a good one nor replaces one."""
+    if path.exists():
+        path.replace(path.with_name(f"{path.stem}.damaged.ckpt"))
+
+
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint file, in words; empty for a good one. Reads all of it, but keeps nothing.
 
     PyTorch writes a checksum beside every tensor and does not look at it when it reads.
     """
     if path.is_dir():  # a sharded checkpoint, whose reader looks for itself
-        return ""
+        return "" if (path / ".metadata").is_file() else "it is a folder that holds no checkpoint"
     try:
         with zipfile.ZipFile(path) as file:
             if bad := file.testzip():

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ...errors import Stopped, UserError
-from ...files import written_whole
+from ...files import refuse_special, written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet
 from ..module import TrainingModule
@@ -67,7 +67,7 @@ class TaskCLI(LightningCLI):
         data_class: type[DataModule],
         recipes_package: str,
     ):
-        self.trains = verb not in SCORING
+        self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
         run, resume, line = prepare(task, verb, args, recipes_package)
         telemetry = Telemetry(run.metrics if run else None)
@@ -108,6 +108,8 @@ class TaskCLI(LightningCLI):
             parser.add_argument(
                 "--ckpt_path", type=str | None, default=None, help="Checkpoint; default: the run's best."
             )
+        if self.verb == "predict":
+            parser.add_argument("--overwrite", type=bool, default=False, help="Without a run: replace predictions.pt.")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; default: physical cores.")
         use_own_words(parser, self.model_class)
 
@@ -190,7 +192,7 @@ class TaskCLI(LightningCLI):
 
     def _yaml(self, config: Any) -> str:
         config = config.clone()
-        for key in ("config", "run", "resume", "ckpt_path"):
+        for key in ("config", "run", "resume", "ckpt_path", "overwrite"):
             config.pop(key, None)
         return self.parser.dump(config, skip_none=False, skip_validation=True, format="yaml")
 
@@ -273,11 +275,12 @@ def _to_continue(session: Session, run: RunFolder) -> str:
     found = "; ".join(f"{path} is damaged ({problem})" for path, problem in problems.items() if problem)
     if good is None:
         raise UserError(f"{found}, so that this run cannot go on; start anew with another --run.")
+    session.damaged = [path for path, problem in problems.items() if problem]
     if found:
-        report.say(f"{found}; continuing from {good.name}, the one before.")
+        report.say(f"{found}; continuing from {good.name}{', the one before' if good == run.previous else ''}.")
     if session.checkpoints and run.best.exists() and (problem := damage(run.best)):
         report.say(f"{run.best} is damaged ({problem}); the next validation writes a new one.")
-        run.best.unlink()
+        session.damaged.append(run.best)
         session.checkpoints.forget_best = True
     return str(good)
 
@@ -298,8 +301,12 @@ def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
 
 
 def _predict(session: Session, checkpoint: str) -> dict[str, Any]:
-    predictions = session.trainer.predict(session.model, session.data, ckpt_path=checkpoint)
     target = (session.run.path if session.run else Path()) / "predictions.pt"
+    refuse_special(target)
+    # In its run it is that of the latest `predict`; elsewhere a file of this name may be anybody's.
+    if session.run is None and target.exists() and not session.config.overwrite:
+        raise UserError(f"'{target.absolute()}' exists already; move it, or replace it with --overwrite true.")
+    predictions = session.trainer.predict(session.model, session.data, ckpt_path=checkpoint)
     if session.trainer.is_global_zero:
         with written_whole(target) as part:
             torch.save(predictions, part)

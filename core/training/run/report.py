@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...files import write_atomic
 from ..lightning_fixes import rank
 from . import machine
+from .checkpoints import put_aside
 from .folder import RunFolder
 from .plot import plot_loss
 from .progress import duration, short
@@ -88,6 +89,8 @@ class Opening(Callback):
         session.owns_run = True
         if session.resume:
             session.data.check_resumed()
+            for path in session.damaged:  # only now that no other process can be writing them
+                put_aside(path)
             return
         write_atomic(run.config, session.config_text.encode())
         if session.model.tuning and session.model.tuning.start:

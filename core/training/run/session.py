@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class Session:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     changes: list[Change] = field(default_factory=list)
     """Options that a resumed run changes."""
+    damaged: list[Path] = field(default_factory=list)
+    """Checkpoints of a resumed run that cannot be read."""
     owns_run: bool = False
     """Whether this process has made or locked the run folder."""
     model: TrainingModule = field(init=False)

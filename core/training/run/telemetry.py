@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +16,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...experts import utilisation
-from ...files import write_atomic
 from . import machine
 from .flops import count_step
+from .rows import MetricsFile
 
 # A loader that pads every batch to another length would otherwise be counted for ever; then the share is unknown.
 MOST_SHAPES = 16
-RENAMED = {"tokens": "units", "tokens_per_second": "units_per_second"}
-"""Columns that files of older runs call otherwise."""
 
 
 @dataclass
@@ -85,55 +81,6 @@ class _Window:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class MetricsFile:
-    """A CSV file whose columns stay; it is rewritten only when a task brings new ones or a resumed run goes back."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.columns = [f.name for f in fields(Snapshot)]
-        self.rows = 0
-
-    def rewind(self, step: int, count: int | None = None) -> None:
-        """Drops the rows after `step`, and all but the first `count`: a resumed run writes them again."""
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                reader.fieldnames = [RENAMED.get(name, name) for name in reader.fieldnames or self.columns]
-                rows = [row for row in reader if int(row["step"]) <= step][:count]
-                self.columns = list(reader.fieldnames)
-            self._rewrite(rows)
-            self.rows = len(rows)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Writes one row; missing and unknown values stay empty."""
-        if new := [name for name in row if name not in self.columns]:
-            rows = []
-            if self.path.exists():
-                with self.path.open(newline="") as file:
-                    rows = list(csv.DictReader(file))
-            self.columns += new
-            self._rewrite(rows)
-        if not self.path.exists():
-            self._rewrite([])
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow({k: _cell(v) for k, v in row.items()})
-        self.rows += 1
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        # Complete or not at all: a full disk must not cost the rows that were there.
-        write_atomic(self.path, text.getvalue().encode())
-
-
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
 class Telemetry(Callback):
     """Counts and times the training, and writes a row every `trainer.log_every_n_steps` optimizer steps.
 
@@ -149,7 +96,7 @@ class Telemetry(Callback):
     """
 
     def __init__(self, path: str | Path | None = None, warmup: int = 3, clock: Callable[[], float] = time.perf_counter):
-        self.file = None if path is None else MetricsFile(path)
+        self.file = None if path is None else MetricsFile(path, [field.name for field in fields(Snapshot)])
         self.warmup = warmup
         self.clock = clock
         self.latest = Snapshot()
@@ -181,8 +128,8 @@ class Telemetry(Callback):
         self._peak = machine.peak_flops(machine.device_name(pl_module.device), trainer.precision)
         if self._peak is None:
             self.flops_unknown = "the peak rate of this device and precision is not in the table"
-        if self.file and trainer.is_global_zero:
-            self.file.rewind(trainer.global_step, self._rows)
+        if self.file and trainer.is_global_zero and (lost := self.file.rewind(trainer.global_step, self._rows)):
+            print(lost, flush=True)
         self._start = self._mark = self.clock()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

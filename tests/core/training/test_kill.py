@@ -31,10 +31,15 @@ MOMENTS = {
     "previous": ("os.link", 0.5, signal.SIGKILL),
     "last validation": ("on_validation_start", 0.9, signal.SIGKILL),
     "export": ("os.rename", 1.0, signal.SIGKILL),
+    "full disk at a checkpoint": ("half a checkpoint", 0.6, None),
+    "full disk at a row": ("half a row", 0.5, None),
+    "full disk at the export": ("os.mkdir", 1.0, None),
 }
-"""Name of a moment, which one of that name (0 the first, 1 the last), and the signal that comes then."""
+"""Name of a moment, which one of that name (0 the first, 1 the last), and the signal that comes then; None: the disk is
+full from then on, and has room again when the training is resumed."""
 QUICK = {
-    ("text", "window"), ("text", "checkpoint"), ("text-workers", "step"), ("lora", "last validation"),
+    ("text", "window"), ("text", "checkpoint"), ("text", "full disk at a checkpoint"), ("text", "full disk at a row"),
+    ("text-workers", "step"), ("lora", "last validation"),
     ("vision", "validation"), ("contacts", "first checkpoint"), ("pretrain", "terminated validation"),
     ("pretrain", "before training"),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from triune.core.training.module import Loss
 from triune.core.training.run import machine
 from triune.core.training.run.flops import count_step
 from triune.core.training.run.progress import Progress, duration, line, short
-from triune.core.training.run.telemetry import MetricsFile, Snapshot, Telemetry
+from triune.core.training.run.telemetry import Snapshot, Telemetry
 
 
 class Clock:
@@ -169,15 +169,6 @@ def test_resume_continues_counts_and_sums(tmp_path: Path) -> None:
     assert second.now.units_per_second == pytest.approx(32.0)  # of its own steps alone
 
 
-def test_a_file_of_an_older_run_is_read_on(tmp_path: Path) -> None:
-    path = tmp_path / "m.csv"
-    path.write_text("step,epoch,tokens,seconds,tokens_per_second\n2,0,64,1.5,40\n9,0,99,2,40\n")
-    file = MetricsFile(path)
-    file.rewind(4)
-    file.append({"step": 6, "units": 128})
-    assert path.read_text().split() == ["step,epoch,units,seconds,units_per_second", "2,0,64,1.5,40", "6,,128,,"]
-
-
 def test_nothing_is_read_between_log_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(every=5, warmup=1)
     loop.step()
@@ -307,29 +298,6 @@ def test_share_of_peak_is_unknown_rather_than_wrong(monkeypatch: pytest.MonkeyPa
     assert loop.now.mfu is None
     assert loop.now.units_per_second is not None
     assert loop.telemetry.flops_unknown
-
-
-# --- metrics.csv
-# ---------------------------------------------------------------------------------------------------------
-
-
-def test_metrics_file_keeps_columns_and_rewinds(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.csv")
-    file.append({"step": 1, "loss": 2.0, "mfu": None})
-    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert header.startswith("step,epoch,units,seconds,loss,val_loss,lr,")
-    file.append({"step": 2, "val_loss": 1.5, "val_accuracy": 0.25})
-    file.append({"step": 3, "loss": 1.25})
-    found = rows(tmp_path / "metrics.csv")
-    assert [row["loss"] for row in found] == ["2", "", "1.25"]
-    assert [row["val_accuracy"] for row in found] == ["", "0.25", ""]
-    assert found[0]["mfu"] == ""
-    again = MetricsFile(tmp_path / "metrics.csv")
-    again.rewind(2)
-    again.append({"step": 3, "loss": 1.0, "val_accuracy": 0.5})
-    assert [(row["step"], row["val_accuracy"]) for row in rows(tmp_path / "metrics.csv")] == [
-        ("1", ""), ("2", "0.25"), ("3", "0.5"),
-    ]  # fmt: skip
 
 
 # --- the progress line

@@ -1,0 +1,196 @@
+"""Files of a run that something has damaged: the run goes on without them and says so, or one sentence says why not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from triune.bench.kills.compare import differences
+from triune.bench.kills.moments import FULL_DISK
+from triune.bench.kills.server import Ended, Server
+from triune.core.training.run.checkpoints import damage
+
+FIT = (
+    "text fit --data.files text.txt --data.cache cache --data.tokenizer bytes --data.context 16 --data.batch_size 4"
+    " --model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2 --trainer.max_steps 12"
+    " --trainer.val_check_interval 4 --trainer.log_every_n_steps 2 --trainer.limit_val_batches 2 --threads 1"
+    " --trainer.accelerator cpu --trainer.logger false --run"
+)
+RESUME = "text fit --run run --resume true"
+MORE = f"{RESUME} --trainer.max_steps 16"
+SCORE = "text validate run"
+
+
+class Place:
+    """A folder with a finished run, `whole`, and a copy of it, `run`, for each test."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder, self.server = folder, server
+        (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(600)))
+        assert self(f"{FIT} whole").code == 0
+
+    def __call__(self, line: str, at: int = 0, number: int = FULL_DISK) -> Ended:
+        return self.server.run(self.folder, line.split(), at, number)
+
+    def copy(self) -> Path:
+        run = self.folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(self.folder / "whole", run)
+        return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with Server(1) as server:
+        yield Place(tmp_path_factory.mktemp("damaged"), server)
+
+
+def only_sentence(ended: Ended, *parts: str) -> None:
+    """Asserts that a command was refused in one sentence that holds these parts."""
+    said = [line for line in ended.printed.splitlines() if line.startswith("error: ")]
+    assert ended.code == 2 and len(said) == 1 and "Traceback" not in ended.printed, ended
+    assert said[0].endswith(".") and all(part in said[0] for part in parts), said
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 20)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+SPOIL: list[Callable[[Path], None]] = [cut, garbage, emptied, a_folder]
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_the_last_checkpoint(place: Place, spoil: Callable[[Path], None]) -> None:
+    run = place.copy()
+    previous = (run / "checkpoints" / "previous.ckpt").read_bytes()
+    spoil(run / "checkpoints" / "last.ckpt")
+    bad = run / "checkpoints" / "last.damaged.ckpt"
+    killed = place(RESUME, at=60, number=9)  # before anything new is saved
+    assert killed.code == -9 and bad.exists()
+    assert (run / "checkpoints" / "previous.ckpt").read_bytes() == previous  # the only good one is not replaced
+    ended = place(RESUME)
+    assert ended.code == 0, ended.printed
+    assert differences(place.folder / "whole", run) == []
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_the_best_checkpoint(place: Place, spoil: Callable[[Path], None]) -> None:
+    run = place.copy()
+    spoil(run / "checkpoints" / "best.ckpt")
+    before = content(run)
+    only_sentence(place(SCORE), "best.ckpt is damaged", "last.ckpt")
+    assert content(run) == before
+    ended = place(MORE)
+    assert ended.code == 0 and "the next validation writes a new one" in ended.printed
+    assert damage(run / "checkpoints" / "best.ckpt") == ""
+    assert (run / "checkpoints" / "best.damaged.ckpt").exists()
+
+
+def test_best_weights_that_are_gone_are_not_those_that_the_summary_names(place: Place) -> None:
+    run = place.copy()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    ended = place(MORE)
+    assert ended.code == 0 and "best.ckpt is missing; the next validation writes a new one." in ended.printed
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 16
+
+
+def test_all_checkpoints(place: Place) -> None:
+    run = place.copy()
+    for name in ("last", "previous", "best"):
+        garbage(run / "checkpoints" / f"{name}.ckpt")
+    before = content(run)
+    only_sentence(place(MORE), "last.ckpt is damaged", "previous.ckpt is damaged", "start anew")
+    only_sentence(place(SCORE), "best.ckpt is damaged")
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("spoil", [garbage, emptied, a_folder])
+def test_the_configuration(place: Place, spoil: Callable[[Path], None]) -> None:
+    run = place.copy()
+    spoil(run / "config.yaml")
+    before = content(run)
+    for words in (MORE, SCORE):
+        only_sentence(place(words), "run")
+    only_sentence(place(f"{FIT} run"), "already holds a run")  # what it holds is not written over
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("spoil", [garbage, emptied])
+def test_the_rows_of_metrics(place: Place, spoil: Callable[[Path], None]) -> None:
+    run = place.copy()
+    spoil(run / "metrics.csv")
+    ended = place(MORE)
+    assert ended.code == 0 and "metrics.damaged.csv" in ended.printed
+    (run / "metrics.csv").unlink()
+    ended = place(f"{RESUME} --trainer.max_steps 18")
+    assert ended.code == 0 and "metrics.csv is gone" in ended.printed
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_run(place: Place) -> None:
+    only_sentence(place(f"{FIT} none", at=1), "No space left on device")
+    assert not (place.folder / "none").exists()
+
+
+def test_a_file_that_may_not_grow(place: Place) -> None:
+    """The real thing: the system refuses what goes beyond a size, within a write."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, -1));"
+    start = "from triune.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"{limited} {start}", *FIT.split(), "grown"]
+    done = subprocess.run(
+        command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    only_sentence(Ended(done.returncode, done.stdout + done.stderr, 0.0), "File too large")
+    run = place.folder / "grown"
+    assert not list(run.rglob("*.part.ckpt"))
+    assert not (run / "checkpoints" / "last.ckpt").exists()
+    assert place(f"{FIT} grown").code == 0  # with room again the same command works
+    assert differences(place.folder / "whole", run) == []
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(place: Place) -> None:
+    run = place.copy()
+    for path in (run, run / "checkpoints"):
+        path.chmod(0o555)
+    try:
+        only_sentence(place(MORE), "Permission denied")
+    finally:
+        for path in (run, run / "checkpoints"):
+            path.chmod(0o755)
+    assert content(run) == content(place.folder / "whole")
+
+
+def test_predictions_of_no_run_replace_nothing(place: Place) -> None:
+    mine = place.folder / "predictions.pt"
+    mine.write_bytes(b"mine")
+    words = "text predict --config whole/config.yaml --ckpt_path whole/checkpoints/best.ckpt"
+    only_sentence(place(words), "predictions.pt' exists already", "--overwrite true")
+    assert mine.read_bytes() == b"mine"
+    assert place(f"{words} --overwrite true").code == 0
+    assert len(mine.read_bytes()) > 1000
