@@ -15,7 +15,8 @@ The fields are orthogonal: each names one choice that published models differ in
 | ESM-2            | position rotary with half_precision frequencies, causal False                                |
 | timm ViT, DINOv2 | causal False, layer_scale, input_norm (CLIP), qk_norm head, inner_norm                       |
 | EVA-02, DINOv3   | rotary.axes 2, ffn swiglu with inner_norm ffn, bias without k                                |
-| OLMo 2           | placement branch, qk_norm full                                                               |
+| RoPE-ViT         | rotary.learned                                                                               |
+| OLMo 2, EVA-02 E | placement branch, qk_norm full                                                               |
 | Granite          | residual_scale, attention_scale                                                              |
 | Cohere, GPT-J    | parallel with shared_norm, rotary.interleaved                                                |
 | StableLM         | qk_norm per_head                                                                             |
@@ -38,7 +39,8 @@ from .mixers import options as mixers
 from .rotary import RotaryConfig
 
 FeedForwardKind = Literal[
-    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "none"
+    "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu",
+    "none",
 ]  # fmt: skip
 Linears = ("q", "k", "v", "out", "gate", "up", "down")
 """Names of the linear layers of a block, as `bias` lists them."""
@@ -274,7 +276,7 @@ class TransformerConfig:
             window, rotary = self.window_at(layer), self.rotary_at(layer)
             check(window is None or counts(window), "window", window, "a positive number of tokens or null")
             if rotary is not None:
-                rotary.check_head_dim(self.head_dim or self.dim // self.heads)
+                rotary.check_heads(self.head_dim or self.dim // self.heads, self.heads, self.kv_heads)
         axes = {r.axes for r in map(self.rotary_at, range(self.depth)) if r is not None}
         check(len(axes) < 2, "rotary.axes", sorted(axes), "the same in all layers, which share their positions")
 

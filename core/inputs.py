@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,15 @@ def check_vectors(config: TransformerConfig, x: Tensor) -> None:
 
 def check_inputs(
     config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
-    bias: Tensor | None, positions: Tensor | None, memory: Tensor | None, memory_valid: Tensor | None,
+    bias: Tensor | Sequence[Tensor] | None, positions: Tensor | None, memory: Tensor | None,
+    memory_valid: Tensor | None,
 ) -> None:  # fmt: skip
     """Raises UserError unless everything that comes with `x` fits it, and `keys` tokens in all."""
-    _check_masks(config, x, keys, valid, documents, bias)
+    biases = [bias] if isinstance(bias, Tensor) else list(bias or ())
+    if not isinstance(bias, Tensor | None) and len(biases) != config.depth:
+        raise UserError(f"bias is {len(biases)} tensors, but must be one, or one for each of {config.depth} layers.")
+    for each in biases or [None]:
+        _check_masks(config, x, keys, valid, documents, each)
     _check_positions(config, x, positions)
     _check_memory(config, x, memory, memory_valid)
 

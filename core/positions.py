@@ -175,6 +175,36 @@ class Rotary(nn.Module):
         return self._rate[device, dtype, long]
 
 
+class LearnedRotary(nn.Module):
+    """Cosines and sines of trained frequencies (RoPE-Mixed, Heo et al. 2024, section 3.2).
+
+    `rate` `[2, heads, pairs]` holds the angle per row and per column of each pair of each head; it starts with the axes
+    turned by a random angle for each head. Takes coordinates `[tokens, 2]` or `[batch, tokens, 2]` as `Rotary` does,
+    and returns two tensors `[batch or 1, heads, tokens, pairs]`.
+    """
+
+    def __init__(self, config: RotaryConfig, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        size = rotary_frequencies(config, head_dim, torch.float32)[0]  # half of the pairs
+        turn = torch.rand(heads, 1) * (2 * math.pi)
+        along, across = size.to(turn.device) * turn.cos(), size.to(turn.device) * turn.sin()
+        self.rate = nn.Parameter(torch.stack([torch.cat([along, -across], -1), torch.cat([across, along], -1)]))
+
+    def forward(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        rate = self.rate.to(wide)[:, :, None]  # [2, heads, 1, pairs]
+        row, column = positions.to(wide)[..., None, :, None, :].unbind(-1)  # [..., 1, tokens, 1]
+        angle = row * rate[0] + column * rate[1]
+        angle = angle[None] if angle.dim() == 3 else angle
+        return angle.cos(), angle.sin()
+
+
+def make_rotary(config: RotaryConfig, heads: int, head_dim: int) -> Rotary | LearnedRotary:
+    """The rotation of one layer."""
+    return LearnedRotary(config, heads, head_dim) if config.learned else Rotary(config, head_dim)
+
+
 Rotation = tuple[Tensor, Tensor]
 
 

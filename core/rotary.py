@@ -46,6 +46,8 @@ class RotaryConfig:
         attention_factor: factor on cosine and sine; None means 0.1·ln(factor) + 1 for yarn, and
             sqrt(1 + ln(factor) / ln(original_context)) for longrope.
         half_precision: round the frequencies to float16, as the released ESM-2 checkpoints do.
+        learned: the frequencies are parameters: each pair of each head of each layer turns with both the row and the
+            column (RoPE-Mixed, Heo et al. 2024, section 3.2); base is where they start.
     """
 
     base: float = 10_000.0
@@ -63,12 +65,17 @@ class RotaryConfig:
     long_factors: list[float] = field(default_factory=list)
     attention_factor: float | None = None
     half_precision: bool = False
+    learned: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "rotary.")
         check(self.base > 0, "rotary.base", self.base, "positive")
         check(0 < self.fraction <= 1, "rotary.fraction", self.fraction, "in (0, 1]")
         check(self.axes in (1, 2), "rotary.axes", self.axes, "1 or 2")
+        check(not self.learned or self.axes == 2, "rotary.axes", self.axes, "2 with rotary.learned")
+        plain = self.scaling == "none" or not self.learned
+        check(plain, "rotary.scaling", self.scaling, "none with rotary.learned")
+        check(not (self.learned and self.half_precision), "rotary.half_precision", True, "false with rotary.learned")
         check(self.axes == 1 or not self.grows, "rotary.axes", self.axes, f"1 with rotary.scaling {self.scaling}")
         check(self.factor >= 1, "rotary.factor", self.factor, "at least 1")
         if "original_context" in SCALING_USES[self.scaling]:
@@ -122,11 +129,17 @@ class RotaryConfig:
         plain: dict[str, Any] = {name: getattr(RotaryConfig(), name) for name in unused}
         if "attention_factor" in SCALING_USES[scaling]:
             plain["attention_factor"] = self.own_attention_factor
+        if self.learned:
+            plain["base"] = RotaryConfig().base
         factor, fraction = 1.0 if none else self.factor, self.rotated_dim(head_dim) / head_dim
         return dataclasses.replace(self, scaling=scaling, factor=factor, fraction=fraction, **plain)
 
-    def check_head_dim(self, head_dim: int) -> None:
-        """Raises UserError for a width of heads that these settings cannot rotate."""
+    def check_heads(self, head_dim: int, heads: int, kv_heads: int | None) -> None:
+        """Raises UserError for heads that these settings cannot rotate."""
+        check(
+            not self.learned or kv_heads in (None, heads), "kv_heads", kv_heads,
+            f"heads ({heads}) or null with rotary.learned, which turns each head by angles of its own",
+        )  # fmt: skip
         rotated, step = self.rotated_dim(head_dim), 2 * self.axes
         check(
             rotated > 0 and rotated % step == 0, "head_dim", head_dim,

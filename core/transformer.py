@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,8 +115,9 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             initialise(block, config)
 
     def forward(
-        self, x: Tensor, *, valid: Tensor | None = None, documents: Tensor | None = None, bias: Tensor | None = None,
-        positions: Tensor | None = None, memory: Tensor | None = None, memory_valid: Tensor | None = None,
+        self, x: Tensor, *, valid: Tensor | None = None, documents: Tensor | None = None,
+        bias: Tensor | Sequence[Tensor] | None = None, positions: Tensor | None = None, memory: Tensor | None = None,
+        memory_valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:  # fmt: skip
         """Runs all blocks.
@@ -125,7 +126,8 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             x: `[batch, tokens, dim]`.
             valid: bool `[batch, tokens]`, True for real tokens.
             documents: int `[batch, tokens]`, a token attends only within its own document.
-            bias: float `[batch or 1, heads or 1, tokens, keys]`, added to the scaled scores of every layer.
+            bias: float `[batch or 1, heads or 1, tokens, keys]`, added to the scaled scores of every layer, or one of
+                these for each layer (BEiT).
             positions: `[tokens]` or `[batch, tokens]`; with two rotary axes `[..., tokens, 2]`. By default tokens are
                 counted from 0, for added tables within each document and from the first real token.
             memory: `[batch, memory tokens, dim]`, what a decoder with `cross_attention` reads.
@@ -147,7 +149,8 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             valid = cache.with_past(valid, batch, tokens, x.device)
         # A weight of zero does not hide what is no number, so padding is zero from the start.
         x, read = _hide(x, new), None if memory is None else _hide(memory, memory_valid)
-        mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=bias)
+        shared = bias if isinstance(bias, Tensor) else None
+        mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=shared)
         if positions is None:
             positions = self._default_positions(mask, past, tokens, x.device)
         if self.positions is not None:
@@ -157,16 +160,16 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             x = F.dropout(x, config.dropout)
 
         call = Call(mask, positions, tokens, past + tokens, x.dtype, x.device)
-        prepared = self._prepare("attn", call)
-        of_memory: dict[Hashable, tuple[Any, ...]] = {}
+        prepared = self._prepare("attn", call, None if isinstance(bias, Tensor) else bias)
+        of_memory: list[tuple[Any, ...]] = []
         if read is not None:
             over = replace(call, mask=AttentionMask(valid=memory_valid, cross=True), keys=read.shape[1])
             of_memory = self._prepare("cross", over)
         block: Any
         for layer, block in enumerate(self.blocks):
             states = () if cache is None else cache.states[layer]
-            cross = () if read is None else of_memory[block.cross.key]
-            x = block(x, prepared[block.attn.key], states, read, cross, new)
+            cross = of_memory[layer] if of_memory else ()
+            x = block(x, prepared[layer], states, read, cross, new)
         if cache is not None:
             cache.commit(tokens, batch, valid, memory, memory_valid)
         return self.final_norm(x)
@@ -176,10 +179,16 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         loss = balance_loss(self)
         return {} if loss is None else {"balance": loss}
 
-    def _prepare(self, name: str, call: Call) -> dict[Hashable, tuple[Any, ...]]:
-        """What the mixers called `name` prepare, once for each distinct key."""
-        mixers = {mixer.key: mixer for mixer in (getattr(block, name) for block in self.blocks)}
-        return {key: mixer.prepare(call) for key, mixer in mixers.items()}
+    def _prepare(self, name: str, call: Call, biases: Sequence[Tensor] | None = None) -> list[tuple[Any, ...]]:
+        """What the mixer called `name` of each layer prepares: once for each distinct key, unless each layer has a bias
+        of its own.
+        """
+        mixers = [getattr(block, name) for block in self.blocks]
+        if biases is not None:
+            calls = (replace(call, mask=replace(call.mask, bias=bias)) for bias in biases)
+            return [mixer.prepare(each) for mixer, each in zip(mixers, calls, strict=True)]
+        found = {mixer.key: mixer.prepare(call) for mixer in {mixer.key: mixer for mixer in mixers}.values()}
+        return [found[mixer.key] for mixer in mixers]
 
     def _default_positions(self, mask: AttentionMask, past: int, tokens: int, device: torch.device) -> Tensor:
         segments = mask.segments()

@@ -12,17 +12,13 @@ from torch import Tensor, nn
 
 from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
-from ..core.config import TransformerConfig
+from ..core.config import FeedForwardKind, TransformerConfig
 from ..core.errors import UserError, nearest
-from ..core.initialise import initialise
-from ..core.layers import FeedForward, Norm
-from ..core.masks import AttentionMask
-from ..core.mixers.attention import Attention
-from ..core.mixers.kernels import plan
-from ..core.rotary import RotaryConfig
+from ..core.layers import Norm
 from ..core.transformer import Transformer
 from .patches import ConvolutionStem, PatchEmbed, Stem
-from .positions import Coordinates, Grid, LearnedGrid, Resample, SinCosGrid, grid_coordinates
+from .pool import AttentionPool
+from .positions import Coordinates, Grid, LearnedGrid, Relative, RelativeBias, Resample, SinCosGrid, grid_coordinates
 from .preprocessing import Preprocessing
 
 Pool = Literal["class", "mean", "class_and_mean", "attention"]
@@ -54,12 +50,21 @@ class VisionTransformerConfig:
             head; Zhai et al. 2022).
         position: table added to the patches: `learned`, `sincos2d` (Beyer et al. 2022) or `none`.
         position_covers_class: the learned table has a row for the class token (timm: not `no_embed_class`).
+        position_covers_registers: it has one for each register, too.
         resample: how a learned table is stretched to images of another size; see `positions.resample_grid`.
-        rotary_coordinates: `index` counts patches (EVA-02), `unit` runs from -2π to 2π over the image (DINOv3).
+        rotary_coordinates: `index` counts patches of `rotary_grid` (EVA-02), `count` those of the image (RoPE-ViT),
+            `unit` runs from -2π to 2π over the image (DINOv3).
         rotary_grid: rows and columns to which `index` coordinates are stretched; null means those of `image_size`.
+        rotary_offset: patches added to row and column (Perception Encoder: 1).
+        rotary_columns_first: the first half of the pairs turns with the column (timm: `rope_grid_indexing` xy).
+        relative_bias: trained biases of the attention by the distance in rows and columns: `none`, a table for each of
+            the `layers`, or one `shared` by all (BEiT).
         stem: how a patch becomes a token: one matrix for all its pixels (`patches`), or 3 x 3 `convolutions`, which
             also see its neighbours and learn more from few images (Xiao et al. 2021).
         patch_bias: the patch projection has a bias.
+        patch_norm: a norm on each patch before positions are added (AIMv2).
+        pool_prefix: the pool reads the class token and registers beside the patches (Perception Encoder).
+        pool_heads, pool_ffn, pool_ffn_dim: of an attention pool; null means those of the blocks.
         pooled_norm: a norm on the pooled vector (timm's fc_norm, with `transformer.final_norm: false`).
         pre_logits: a linear layer and tanh between the pooled vector and the head (big_vision's rep_size).
         head_bias: value the head's bias starts at, such as -log(classes) for a binary cross-entropy.
@@ -77,11 +82,20 @@ class VisionTransformerConfig:
     pool: Pool = "class"
     position: Position = "learned"
     position_covers_class: bool = True
+    position_covers_registers: bool = False
     resample: Resample = "reference"
     rotary_coordinates: Coordinates = "index"
     rotary_grid: list[int] | None = None
+    rotary_offset: float = 0.0
+    rotary_columns_first: bool = False
+    relative_bias: Relative = "none"
     stem: Stem = "patches"
     patch_bias: bool = True
+    patch_norm: bool = False
+    pool_prefix: bool = False
+    pool_heads: int | None = None
+    pool_ffn: FeedForwardKind | None = None
+    pool_ffn_dim: int | None = None
     pooled_norm: bool = False
     pre_logits: bool = False
     head_bias: float = 0.0
@@ -100,7 +114,8 @@ class VisionTransformerConfig:
 
     def _check_choices(self) -> None:
         kinds = {
-            "stem": Stem, "pool": Pool, "position": Position, "resample": Resample, "rotary_coordinates": Coordinates
+            "stem": Stem, "pool": Pool, "position": Position, "resample": Resample, "rotary_coordinates": Coordinates,
+            "relative_bias": Relative,
         }  # fmt: skip
         for name, kind in kinds.items():
             value, allowed = getattr(self, name), get_args(kind)
@@ -129,6 +144,19 @@ class VisionTransformerConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         if self.pool in ("class", "class_and_mean") and not self.class_token:
             raise UserError(f"pool is '{self.pool}', but class_token is false; choose pool mean or attention.")
+        if self.pool != "attention" and (self.pool_heads or self.pool_ffn or self.pool_ffn_dim):
+            raise UserError(f"pool_heads, pool_ffn and pool_ffn_dim need pool attention, but pool is '{self.pool}'.")
+        if self.pool_prefix and self.pool not in ("mean", "attention"):
+            raise UserError(f"pool_prefix needs pool mean or attention, but pool is '{self.pool}'.")
+        if self.position_covers_registers and self.class_token and not self.position_covers_class:
+            raise UserError("position_covers_registers is true, but position_covers_class is false; set both.")
+        if self.relative_bias != "none" and (self.registers or not self.class_token):
+            raise UserError(f"relative_bias is '{self.relative_bias}', but needs a class_token and no registers.")
+        if self.relative_bias != "none" and self.input_size != self.size:
+            raise UserError(
+                f"preprocessing.size is {list(self.input_size)}, but must be null or image_size ({list(self.size)}) "
+                f"with relative_bias {self.relative_bias}, whose tables are for one size."
+            )
         if self.labels and len(self.labels) != self.classes:
             raise UserError(f"labels names {len(self.labels)} classes, but classes is {self.classes}.")
         _check_multiple(self.input_size, self.patch, "preprocessing.size")
@@ -171,6 +199,12 @@ class VisionTransformerConfig:
         """Tokens before the patches: class token and registers."""
         return int(self.class_token) + self.registers
 
+    @property
+    def covered(self) -> int:
+        """Tokens before the patches that a learned table has rows for."""
+        first = int(self.class_token and self.position_covers_class)
+        return first + (self.registers if self.position_covers_registers else 0)
+
     def grid(self, height: int, width: int) -> Grid:
         """Rows and columns of patches of an image. Raises UserError if its sides are no multiples of the patch."""
         _check_multiple((height, width), self.patch, "The image size")
@@ -211,30 +245,6 @@ def _check_multiple(size: Grid, patch: Grid, what: str) -> None:
     )
 
 
-class AttentionPool(nn.Module):
-    """A learned query reads tokens `[batch, tokens, dim]` -> `[batch, dim]`: x = attn(query, tokens); x + ffn(norm(x)).
-
-    SigLIP's MAP head (Zhai et al. 2022, section 3.1), made of the core's parts.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        config = replace(
-            config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", inner_norm=[],
-            attention_softcap=None, ffn=next((kind for kind in config.ffns if kind != "none"), "gelu"), experts=None,
-        )  # fmt: skip
-        self.latent = nn.Parameter(torch.empty(1, 1, config.dim).normal_(std=config.dim**-0.5))
-        self.attn = Attention(config, 0, cross=True)
-        self.norm = Norm(config.dim, config)
-        self.ffn = FeedForward(config)
-        initialise(self, config)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        everything = plan(AttentionMask(cross=True), 1, tokens.shape[1], tokens.device)
-        x = self.attn(self.latent.expand(tokens.shape[0], -1, -1), everything, memory=tokens)
-        return (x + self.ffn(self.norm(x)))[:, 0]
-
-
 def new_head(config: VisionTransformerConfig) -> nn.Linear:
     """Pooled vectors -> logits. At zero, a model starts by predicting all classes alike, at a loss of ln(classes)."""
     head = nn.Linear(config.width, config.classes)
@@ -260,18 +270,24 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
         core = config.transformer
         stem = PatchEmbed if config.stem == "patches" else ConvolutionStem
         self.patch_embed = stem(config.channels, config.patch, core.dim, config.patch_bias)
+        self.patch_norm = Norm(core.dim, core) if config.patch_norm else nn.Identity()
         self.class_token = nn.Parameter(torch.empty(1, 1, core.dim).normal_(std=0.02)) if config.class_token else None
         self.registers = (
             nn.Parameter(torch.empty(1, config.registers, core.dim).normal_(std=0.02)) if config.registers else None
         )
         self.positions: LearnedGrid | SinCosGrid | None = None
         if config.position == "learned":
-            covers = config.class_token and config.position_covers_class
-            self.positions = LearnedGrid(config.grid(*config.size), core.dim, covers, config.resample)
+            self.positions = LearnedGrid(config.grid(*config.size), core.dim, config.covered, config.resample)
         elif config.position == "sincos2d":
             self.positions = SinCosGrid(config.grid(*config.size), core.dim)
+        self.relative: RelativeBias | None = None
+        if config.relative_bias != "none":
+            layers = core.depth if config.relative_bias == "layers" else None
+            self.relative = RelativeBias(config.grid(*config.size), core.heads, layers)
         self.transformer = Transformer(core)
-        self.pool = AttentionPool(core) if config.pool == "attention" else None
+        self.pool: AttentionPool | None = None
+        if config.pool == "attention":
+            self.pool = AttentionPool(core, config.pool_heads, config.pool_ffn, config.pool_ffn_dim)
         width = config.width
         self.pooled_norm = Norm(width, core) if config.pooled_norm else nn.Identity()
         self.pre_logits = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if config.pre_logits else nn.Identity()
@@ -286,8 +302,9 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
 
     def tokens(self, images: Tensor) -> Tensor:
         """The core's output `[batch, prefix + patches, dim]`: class token, registers, then the patches row by row."""
-        x = self.embed(images)
-        return self.transformer(x, positions=self.rotary_positions(self.grid(images), images.device))
+        x, grid = self.embed(images), self.grid(images)
+        bias = None if self.relative is None else self.relative(grid)
+        return self.transformer(x, positions=self.rotary_positions(grid, images.device), bias=bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """The core's input `[batch, prefix + patches, dim]`, with the added positions.
@@ -301,14 +318,15 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
                 "height, width]."
             )
         grid, batch = self.grid(images), images.shape[0]
-        x = self.patch_embed(images)
-        first = self.class_token
+        x = self.patch_norm(self.patch_embed(images))
+        tokens: list[Tensor] = [token for token in (self.class_token, self.registers) if token is not None]
+        prefix = torch.cat(tokens, dim=1) if tokens else None
         if self.positions is not None:
             x = x + self.positions(grid, images.device)
-            at_class = self.positions.for_class()
-            first = first if first is None or at_class is None else first + at_class
-        prefix = [token.expand(batch, -1, -1) for token in (first, self.registers) if token is not None]
-        return torch.cat([*prefix, x], dim=1) if prefix else x
+            first = self.positions.for_prefix()
+            if prefix is not None and first is not None and len(first):
+                prefix = torch.cat([prefix[:, : len(first)] + first, prefix[:, len(first) :]], dim=1)
+        return x if prefix is None else torch.cat([prefix.expand(batch, -1, -1), x], dim=1)
 
     def grid(self, images: Tensor) -> Grid:
         """Rows and columns of patches of `images`."""
@@ -319,14 +337,17 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
         if self.config.transformer.position != "rotary":
             return None
         rows, columns = self.config.rotary_grid or grid
-        coordinates = grid_coordinates(grid, (rows, columns), self.config.rotary_coordinates, device)
+        kind, offset = self.config.rotary_coordinates, self.config.rotary_offset
+        coordinates = grid_coordinates(grid, (rows, columns), kind, device, offset)
+        if self.config.rotary_columns_first:
+            coordinates = coordinates.flip(-1)
         return torch.cat([coordinates.new_zeros(self.config.prefix, 2), coordinates])
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """`[batch, prefix + patches, dim]` -> `[batch, config.width]`."""
         if self.config.pool == "class":
             return self.pooled_norm(tokens[:, 0])
-        patches = tokens[:, self.config.prefix :]
+        patches = tokens if self.config.pool_prefix else tokens[:, self.config.prefix :]
         x = patches.mean(dim=1) if self.pool is None else self.pool(patches)
         return self.pooled_norm(torch.cat([tokens[:, 0], x], dim=1) if self.config.pool == "class_and_mean" else x)
 

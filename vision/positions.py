@@ -16,7 +16,8 @@ from ..core.errors import UserError
 
 Grid = tuple[int, int]
 Resample = Literal["reference", "dinov2-hub", "timm", "torchvision", "big_vision"]
-Coordinates = Literal["index", "unit"]
+Coordinates = Literal["index", "count", "unit"]
+Relative = Literal["none", "layers", "shared"]
 
 
 def resample_grid(table: Tensor, old: Grid, new: Grid, method: Resample = "reference") -> Tensor:
@@ -49,20 +50,22 @@ def resample_grid(table: Tensor, old: Grid, new: Grid, method: Resample = "refer
 
 
 def grid_coordinates(
-    grid: Grid, reference: Grid, kind: Coordinates = "index", device: torch.device | None = None
-) -> Tensor:
+    grid: Grid, reference: Grid, kind: Coordinates = "index", device: torch.device | None = None,
+    offset: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Row and column of each patch, float32 `[rows·columns, 2]`.
 
-    `index`: counted from 0 in patches of the `reference` grid, to which another grid is stretched (EVA-02). `unit`: the
-    centres of the patches, each axis mapped to [-1, 1], times 2π (DINOv3), whatever the reference.
+    `index`: counted from 0 in patches of the `reference` grid, to which another grid is stretched (EVA-02). `count`:
+    counted, whatever the reference. `unit`: the centres of the patches, each axis mapped to [-1, 1], times 2π (DINOv3),
+    whatever the reference. `offset` patches are added to the counts (Perception Encoder: 1).
     """
     axes = []
     for length, known in zip(grid, reference):
-        index = torch.arange(length, device=device, dtype=torch.float32)
+        index = torch.arange(length, device=device, dtype=torch.float32) + offset
         if kind == "unit":
             axes.append(((index + 0.5) / length * 2 - 1) * (2 * math.pi))
         else:
-            axes.append(index * (known / length))
+            axes.append(index if kind == "count" else index * (known / length))
     rows, columns = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([rows, columns], dim=-1).flatten(0, 1)
 
@@ -80,14 +83,14 @@ def sincos2d_table(coordinates: Tensor, dim: int) -> Tensor:
 
 
 class LearnedGrid(nn.Module):
-    """A trained vector for each patch of a grid and, with `covers_class`, one for the class token before them.
+    """A trained vector for each patch of a grid, after those of the first `extra` tokens of the prefix.
 
-    `table` is `[class? + rows·columns, dim]`.
+    `table` is `[extra + rows·columns, dim]`.
     """
 
-    def __init__(self, grid: Grid, dim: int, covers_class: bool, resample: Resample) -> None:
+    def __init__(self, grid: Grid, dim: int, extra: int, resample: Resample) -> None:
         super().__init__()
-        self.grid, self.extra = grid, int(covers_class)
+        self.grid, self.extra = grid, extra
         self.resample: Resample = resample
         self.table = nn.Parameter(torch.empty(self.extra + grid[0] * grid[1], dim).normal_(std=0.02))
 
@@ -95,9 +98,9 @@ class LearnedGrid(nn.Module):
         """The vectors of the patches of another grid, `[rows·columns, dim]`."""
         return resample_grid(self.table[self.extra :], self.grid, grid, self.resample)
 
-    def for_class(self) -> Tensor | None:
-        """The vector of the class token, `[dim]`, if there is one."""
-        return self.table[0] if self.extra else None
+    def for_prefix(self) -> Tensor:
+        """The vectors of the first tokens of the prefix, `[extra, dim]`."""
+        return self.table[: self.extra]
 
 
 class SinCosGrid(nn.Module):
@@ -112,5 +115,47 @@ class SinCosGrid(nn.Module):
     def forward(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         return sincos2d_table(grid_coordinates(grid, self.grid, device=device), self.dim)
 
-    def for_class(self) -> None:
-        return None
+    def for_prefix(self) -> None:
+        """Tokens of the prefix have no place."""
+
+
+class RelativeBias(nn.Module):
+    """Trained biases of the scores by how many rows and columns a key is away from a query (BEiT; Bao et al. 2021).
+
+    `tables` has one tensor `[(2·rows - 1)·(2·columns - 1) + 3, heads]`, or one for each layer: distances by row, then
+    by column, from the largest negative on; the last three are for the class token as query, as key, and as both.
+
+    Args:
+        grid: rows and columns of the patches.
+        heads: of the attention.
+        layers: how many tables; None means one that all layers share.
+    """
+
+    def __init__(self, grid: Grid, heads: int, layers: int | None) -> None:
+        super().__init__()
+        self.grid, self.shared = grid, layers is None
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+        self.tables = nn.ParameterList(torch.zeros(rows, heads) for _ in range(layers or 1))
+
+    def forward(self, grid: Grid) -> Tensor | list[Tensor]:
+        """`[1, heads, tokens, tokens]`, or one of these for each layer. Raises UserError for another grid."""
+        if grid != self.grid:
+            raise UserError(
+                f"The images have {grid[0]}×{grid[1]} patches, but the biases of this model are for "
+                f"{self.grid[0]}×{self.grid[1]}; give images of the size that it was trained on."
+            )
+        index = relative_index(grid, self.tables[0].device)
+        found = [table[index].permute(2, 0, 1)[None] for table in self.tables]
+        return found[0] if self.shared else found
+
+
+def relative_index(grid: Grid, device: torch.device | None = None) -> Tensor:
+    """Row of `RelativeBias.tables` for each query and key, int64 `[1 + rows·columns, 1 + rows·columns]`."""
+    rows, columns = grid
+    place = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+    down, right = (place[:, None] - place[None]).unbind(-1)  # [rows·columns, rows·columns]
+    last = (2 * rows - 1) * (2 * columns - 1)
+    index = torch.full((len(place) + 1,) * 2, last + 2, device=device)
+    index[1:, 1:] = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
+    index[0, 1:], index[1:, 0] = last, last + 1
+    return index

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..errors import UserError
 from ..layers import Norm
-from ..positions import Rotary, Rotation, rotate
+from ..positions import LearnedRotary, Rotary, Rotation, make_rotary, rotate
 from .base import Call, LayerState, Mixer
 from .cache import LayerCache, MemoryCache
 from .kernels import Plan, attend, attention_weights, plan
@@ -35,8 +35,11 @@ class Attention(Mixer):
         self.head_dim, self.cross = head_dim, cross
         self.scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window, self.softcap = None if cross else config.window_at(layer), config.attention_softcap
-        self.rotary = None if rotary is None else Rotary(rotary, head_dim)
-        self.key = ("attention", self.window, self.softcap, rotary)
+        self.rotary = None if rotary is None else make_rotary(rotary, heads, head_dim)
+        own = None
+        if rotary is not None and rotary.learned:  # layers with angles of their own share nothing
+            own, self.vectors = layer, ("rotary.rate",)
+        self.key = ("attention", self.window, self.softcap, rotary, own)
         self.qk_norm, self.dropout = config.qk_norm, config.attention_dropout
         self.q = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q"))
         self.k = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("k"))
@@ -61,7 +64,7 @@ class Attention(Mixer):
         chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
         return chosen, None if self.rotary is None else self._rotation(self.rotary, call)
 
-    def _rotation(self, rotary: Rotary, call: Call) -> Rotation:
+    def _rotation(self, rotary: Rotary | LearnedRotary, call: Call) -> Rotation:
         if not rotary.config.grows:
             return rotary(call.positions, call.dtype)
         past, valid = call.keys - call.tokens, call.mask.valid

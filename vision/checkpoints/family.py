@@ -54,7 +54,12 @@ OURS: dict[str, str | tuple[str, ...]] = {
     "positions": "positions.table",
     "patch": "patch_embed",
     "input_norm": "transformer.input_norm",
+    "patch_norm": "patch_norm",
     "norm1": _BLOCK + "norm1",
+    "after1": _BLOCK + "branch1.norm",
+    "after2": _BLOCK + "branch2.norm",
+    "relative": "relative.tables.{}",
+    "shared_relative": "relative.tables.0",
     "q_bias": _BLOCK + "attn.q.bias",
     "v_bias": _BLOCK + "attn.v.bias",
     "q": _QKV[0],
@@ -115,13 +120,25 @@ _NO_FUNCTION = ("labels", "preprocessing", "resample", "head_bias")
 def canonical(config: VisionTransformerConfig) -> VisionTransformerConfig:
     """The same function at the trained size in one spelling: settings without effect have their defaults."""
     core = config.transformer.canonical()
-    turned, table = core.position == "rotary", config.position == "learned" and config.class_token
+    turned, table = core.position == "rotary", config.position == "learned"
+    attention, counted = config.pool == "attention", config.rotary_coordinates in ("index", "count")
+    grid = list(config.grid(*config.size))
+    coordinates = "index" if counted else "unit"
     return replace(
         config,
         transformer=core,
-        rotary_coordinates=config.rotary_coordinates if turned else "index",
-        rotary_grid=config.rotary_grid if turned and config.rotary_coordinates == "index" else None,
-        position_covers_class=config.position_covers_class if table else True,
+        rotary_coordinates=coordinates if turned else "index",
+        rotary_grid=config.rotary_grid if turned and config.rotary_coordinates == "index" else grid,
+        rotary_offset=config.rotary_offset if turned else 0.0,
+        rotary_columns_first=turned and config.rotary_columns_first,
+        position_covers_class=config.position_covers_class if table and config.class_token else True,
+        position_covers_registers=table and bool(config.registers) and config.position_covers_registers,
+        pool_prefix=config.pool_prefix and config.prefix > 0,
+        pool_heads=(config.pool_heads or core.heads) if attention else None,
+        pool_ffn=(config.pool_ffn or next((kind for kind in core.ffns if kind != "none"), "gelu"))
+        if attention
+        else None,
+        pool_ffn_dim=(config.pool_ffn_dim or config.transformer.resolved().ffn_dim) if attention else None,
     )
 
 

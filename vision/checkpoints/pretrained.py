@@ -4,6 +4,7 @@
 |------------------------------|-------------------------------------------------|-------------------------------------|
 | timm VisionTransformer       | folder, hub or timm name, ARCHITECTURE.pth      | `timm`: bicubic, antialias          |
 | timm Eva (EVA-02, DINOv3, …) | the same                                        | rotary; `timm` for its table        |
+| timm Beit                    | the same                                        | none: its biases are for one size   |
 | HF ViT, DINOv2               | folder or hub name                              | `reference`: bicubic                |
 | … DINOv2 with registers      | the same                                        | `timm`, as upstream                 |
 | HF DINOv3                    | the same                                        | rotary                              |
@@ -43,6 +44,7 @@ __all__ = ["FAMILIES", "check_inputs", "export", "facts", "find", "load", "parit
 FAMILIES: tuple[VisionFamily, ...] = (
     timm.TIMM_VIT,
     timm.TIMM_EVA,
+    timm.TIMM_BEIT,
     hf.HF_VIT,
     hf.HF_DINO2,
     hf.HF_DINO2_REGISTERS,

@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...core.checkpoints.source import Source
-from ...core.checkpoints.weights import WeightMap
+from ...core.checkpoints.weights import Layout, Rule, WeightMap
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
@@ -28,6 +29,7 @@ from .timm_settings import architecture, build, read, skeleton
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
 EVA_MODULES = ("timm.models.eva",)
+BEIT_MODULES = ("timm.models.beit",)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -98,7 +100,13 @@ def table(config: VisionTransformerConfig, names: Collection[str]) -> WeightMap:
         "positions": "pos_embed",
         "patch": "patch_embed.proj",
     }
-    found |= {"input_norm": "norm_pre", "norm1": block + "norm1", "norm2": block + "norm2"}
+    after = core.placement == "branch"
+    found |= {"input_norm": "norm_pre", "patch_norm": "patch_embed.norm"}
+    found |= {"after1" if after else "norm1": block + "norm1", "after2" if after else "norm2": block + "norm2"}
+    if config.relative_bias == "shared":
+        found["shared_relative"] = "rel_pos_bias.relative_position_bias_table"
+    else:
+        found["relative"] = block + "attn.relative_position_bias_table"
     if block + "attn.q_bias" in has:
         found |= {"q_bias": block + "attn.q_bias", "v_bias": block + "attn.v_bias"}
     if block + "attn.q_proj.weight" in has:
@@ -118,7 +126,16 @@ def table(config: VisionTransformerConfig, names: Collection[str]) -> WeightMap:
     found |= {"pool_out": "attn_pool.proj", "pool_norm": "attn_pool.norm"}
     found |= {"pool_up": "attn_pool.mlp.fc1", "pool_down": "attn_pool.mlp.fc2"}
     found |= {"final_norm": "norm", "pooled_norm": "fc_norm", "head": "head"}
-    return WeightMap(rules(found, core.dim), (r"rope\..*",))
+    return WeightMap((*rules(found, core.dim), _frequencies(core.depth)), (r"rope\..*",))
+
+
+def _frequencies(depth: int) -> Rule:
+    """Trained rotary frequencies, theirs one tensor `[2, depth, heads, pairs]`."""
+    ours = tuple(f"transformer.blocks.{layer}.attn.rotary.rate" for layer in range(depth))
+    stacked = Layout(
+        lambda parts: torch.stack(parts, dim=1), lambda whole, shapes: list(whole.unbind(1)), stacked=False
+    )
+    return Rule(ours, "rope.freqs", stacked)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -134,18 +151,32 @@ def _vit_recipe(config: VisionTransformerConfig) -> Recipe:
     core = config.transformer.resolved()
     name = "vit_base_patch16_clip_224" if core.norm_eps == 1e-5 else "vit_base_patch16_224"
     hidden = core.ffn_dim or 0
-    if core.gated:
+    if core.placement == "branch":
+        name = "vit_base_patch16_rpn_224"
+    elif core.gated and config.patch_norm and core.norm == "rmsnorm" and core.norm_eps == 1e-5:
+        name = "aimv2_large_patch14_224"  # a gate apart from what it multiplies
+    elif core.gated:
         name, hidden = "vit_giant_patch14_dinov2", 2 * hidden
-    acts = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
-    norm = {"norm_layer": "rmsnorm"} if core.norm == "rmsnorm" else {}
+    acts = {
+        "swiglu": "silu",
+        "geglu": "gelu",
+        "geglu_tanh": "gelu_tanh",
+        "reglu": "relu",
+        "gelu": "gelu",
+        "gelu_tanh": "gelu_tanh",
+        "quick_gelu": "quick_gelu",
+        "relu": "relu",
+    }
+    norm = {"norm_layer": "rmsnorm"} if core.norm == "rmsnorm" and core.norm_eps == 1e-6 else {}
     return name, _shared(config, core, hidden) | norm | {
         # timm takes None for "not given", and the entry with the gated feed-forward has a layer scale.
         "init_values": core.layer_scale or 0.0,
-        "act_layer": "silu" if core.gated else acts.get(core.ffn, "silu"), "proj_bias": core.has_bias("out"),
+        "act_layer": acts.get(str(core.ffn), "silu"), "proj_bias": core.has_bias("out"),
         "scale_attn_norm": "attention" in core.inner_norm, "scale_mlp_norm": "ffn" in core.inner_norm,
         "pos_embed": "learn" if config.position == "learned" else "none", "reg_tokens": config.registers,
         "pre_norm": core.input_norm, "final_norm": bool(core.final_norm) or config.pooled_norm,
-        "fc_norm": config.pooled_norm,
+        "fc_norm": config.pooled_norm, "pool_include_prefix": config.pool_prefix,
+        "embed_norm_layer": core.norm if config.patch_norm and core.norm_eps == 1e-6 else None,
     }  # fmt: skip
 
 
@@ -153,29 +184,58 @@ def _eva_recipe(config: VisionTransformerConfig) -> Recipe:
     core = config.transformer.resolved()
     rotary = core.rotary if isinstance(core.rotary, RotaryConfig) else RotaryConfig()
     unit = config.rotary_coordinates == "unit"
-    name = "vit_base_patch16_dinov3" if core.norm_eps == 1e-5 else "eva02_base_patch14_224"
+    kind = "mixed" if rotary.learned else "dinov3" if unit else "cat"
+    # None is "not given" to timm: what must not be given decides the entry, too.
+    if core.norm_eps == 1e-5:
+        name = "vit_base_patch16_dinov3" if core.layer_scale is not None else "vit_pe_core_base_patch16_224"
+    else:
+        counted = config.rotary_coordinates == "count" and core.layer_scale is not None
+        name = "vit_base_patch16_rope_224" if counted else "eva02_base_patch14_224"
     return name, _shared(config, core, core.ffn_dim or 0) | {
         "swiglu_mlp": core.gated, "swiglu_align_to": 0, "qkv_fused": True, "num_reg_tokens": config.registers,
         "scale_attn_inner": "attention" in core.inner_norm, "scale_mlp": "ffn" in core.inner_norm,
         "attn_type": "rope" if core.has_bias("k") else "eva", "use_abs_pos_emb": config.position == "learned",
-        "use_rot_pos_emb": core.position == "rotary", "rope_type": "dinov3" if unit else "cat",
+        "use_rot_pos_emb": core.position == "rotary", "rope_type": kind,
+        "rope_grid_offset": config.rotary_offset, "rope_grid_indexing": "xy" if config.rotary_columns_first else "ij",
         "rope_temperature": rotary.base, "rope_rotate_half": not rotary.interleaved,
-        "ref_feat_shape": None if unit else config.rotary_grid, "use_pre_transformer_norm": core.input_norm,
+        "ref_feat_shape": config.rotary_grid if config.rotary_coordinates == "index" else None,
+        "use_post_norm": core.placement == "branch",
+        "attn_pool_num_heads": config.pool_heads or core.heads,
+        "attn_pool_mlp_ratio": _ratio(config.pool_ffn_dim or core.ffn_dim, core.dim),
+        "use_pre_transformer_norm": core.input_norm,
         "use_post_transformer_norm": core.final_norm, "use_fc_norm": config.pooled_norm,
     }  # fmt: skip
 
 
+def _beit_recipe(config: VisionTransformerConfig) -> Recipe:
+    core = config.transformer.resolved()
+    shared = _shared(config, core, core.ffn_dim or 0)
+    for name in ("qk_norm", "class_token", "no_embed_class", "dynamic_img_size"):
+        del shared[name]
+    return "beit_base_patch16_224", shared | {
+        "swiglu_mlp": core.gated, "scale_mlp": "ffn" in core.inner_norm,
+        "use_abs_pos_emb": config.position == "learned", "use_rel_pos_bias": config.relative_bias == "layers",
+        "use_shared_rel_pos_bias": config.relative_bias == "shared", "use_fc_norm": config.pooled_norm,
+        "init_values": core.layer_scale or 0.0,
+    }  # fmt: skip
+
+
+def _ratio(hidden: int | None, dim: int) -> float | None:
+    """What timm multiplies the width by; it rounds the product down, which must not lose a unit to the division."""
+    if hidden is None:
+        return None
+    return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
+
+
 def _shared(config: VisionTransformerConfig, core: TransformerConfig, hidden: int) -> dict[str, Any]:
-    ratio = hidden / core.dim
     return {
         "img_size": list(config.size), "patch_size": list(config.patch), "in_chans": config.channels,
         "num_classes": config.classes,
         "global_pool": {"class": "token", "mean": "avg", "attention": "map"}.get(config.pool, "token"),
         "embed_dim": core.dim, "depth": core.depth, "num_heads": core.heads,
-        # timm rounds the product down, which must not lose a unit to the division.
-        "mlp_ratio": ratio if int(core.dim * ratio) == hidden else (hidden + 0.5) / core.dim,
+        "mlp_ratio": _ratio(hidden, core.dim),
         "qkv_bias": core.has_bias("v"), "qk_norm": core.qk_norm == "head", "init_values": core.layer_scale,
-        "class_token": config.class_token, "no_embed_class": not config.position_covers_class,
+        "class_token": config.class_token, "no_embed_class": config.prefix > 0 and not config.covered,
         "dynamic_img_size": False,
     }  # fmt: skip
 
@@ -256,3 +316,4 @@ def _family(name: str, modules: tuple[str, ...], recipe: Callable[[VisionTransfo
 
 TIMM_VIT = _family("timm VisionTransformer", VIT_MODULES, _vit_recipe)
 TIMM_EVA = _family("timm Eva", EVA_MODULES, _eva_recipe)
+TIMM_BEIT = _family("timm Beit", BEIT_MODULES, _beit_recipe)

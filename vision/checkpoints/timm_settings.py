@@ -7,7 +7,7 @@ device has every setting.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -107,23 +107,20 @@ def read(model: Any) -> VisionTransformerConfig:
             "it is a distilled DeiT, whose second head reads a distillation token that our model does not have; take "
             "the same DeiT without 'distilled' in its name, or a DeiT-III."
         )
-    odd.need(type(block).__name__ in ("Block", "EvaBlock"), f"blocks of the kind {type(block).__name__}")
+    odd.need(type(block).__name__ in _BLOCKS, f"blocks of the kind {type(block).__name__}")
     if odd:
         raise _refused(odd)
-    embed, eva = model.patch_embed, kind == "Eva"
+    embed, eva, pooling = model.patch_embed, kind == "Eva", getattr(model, "attn_pool", None)
     odd.need(type(embed).__name__ == "PatchEmbed", f"patches by {type(embed).__name__}")
-    odd.need(not _present(embed.norm), "a norm on the patches")
-    registers = 0 if model.reg_token is None else model.reg_token.shape[1]
-    learned = model.pos_embed is not None
-    odd.need(not (learned and registers) or model.no_embed_class, "a table of positions that covers registers")
+    token = getattr(model, "reg_token", None)
+    registers = 0 if token is None else token.shape[1]
+    learned, covers = model.pos_embed is not None, not getattr(model, "no_embed_class", False)
     pool = {"token": "class", "avg": "mean", "map": "attention", "": "class" if model.cls_token is not None else "mean"}
     odd.need(model.global_pool in pool, f"global_pool '{model.global_pool}'")
     prefix = model.num_prefix_tokens
-    odd.need(not (prefix and getattr(model, "pool_include_prefix", False)), "pool_include_prefix")
-    core = _read_core(model, eva, odd)
-    if model.attn_pool is not None:
-        _check_pool(model, core, odd)
-        odd.need(not (eva and prefix), "an attention pool over class token and registers")
+    with_prefix = getattr(model, "pool_include_prefix", False) or (eva and pooling is not None)
+    core = _read_core(model, eva or kind == "Beit", odd)
+    pools = {} if pooling is None else _read_pool(pooling, core, odd)
     coordinates = _read_coordinates(getattr(model, "rope", None), odd)
     if odd:
         raise _refused(odd)
@@ -131,10 +128,16 @@ def read(model: Any) -> VisionTransformerConfig:
         image_size=list(embed.img_size), patch_size=list(embed.proj.kernel_size), channels=embed.proj.in_channels,
         classes=model.num_classes, transformer=TransformerConfig(**core), class_token=model.cls_token is not None,
         registers=registers, pool=pool[model.global_pool],  # type: ignore[arg-type]
-        position="learned" if learned else "none",
-        position_covers_class=not model.no_embed_class, resample="timm", patch_bias=embed.proj.bias is not None,
-        pooled_norm=_present(model.fc_norm), **coordinates,
+        position="learned" if learned else "none", position_covers_class=covers,
+        position_covers_registers=covers and learned and registers > 0, resample="timm",
+        patch_bias=embed.proj.bias is not None, patch_norm=_present(embed.norm), pooled_norm=_present(model.fc_norm),
+        pool_prefix=prefix > 0 and with_prefix and model.global_pool in ("avg", "map"),
+        relative_bias=_read_relative(model, odd), **pools, **coordinates,
     )  # fmt: skip
+
+
+_BLOCKS = {"Block": "pre", "EvaBlock": "pre", "ResPostBlock": "branch", "EvaBlockPostNorm": "branch"}
+"""Where theirs have their norms, in our words."""
 
 
 def _refused(odd: Unsupported) -> UserError:
@@ -151,7 +154,9 @@ def _read_core(model: Any, eva: bool, odd: Unsupported) -> dict[str, Any]:
     odd.need(type(attn).__name__ in ("Attention", "EvaAttention", "AttentionRope"), f"attention {type(attn).__name__}")
     odd.need(getattr(attn, "gate", None) is None, "gated attention")
     scales = (
-        (block.gamma_1, block.gamma_2) if eva else tuple(s if _present(s) else None for s in (block.ls1, block.ls2))
+        tuple(getattr(block, f"gamma_{number}", None) for number in "12")
+        if eva
+        else tuple(s if _present(s) else None for s in (getattr(block, f"ls{number}", None) for number in "12"))
     )
     odd.need((scales[0] is None) == (scales[1] is None), "layer scale in only one of the branches")
     layer_scale = None
@@ -160,12 +165,16 @@ def _read_core(model: Any, eva: bool, odd: Unsupported) -> dict[str, Any]:
     inner = {"attention": getattr(attn, "norm", None), "ffn": mlp.norm}
     kind, ffn_dim = _read_ffn(mlp, odd)
     heads = attn.num_heads
+    shared = [getattr(b.attn, "num_kv_heads", heads) for b in model.blocks]
+    odd.need(len(set(shared)) == 1, "another number of keys in each layer")
+    rope = getattr(model, "rope", None)
     return {
-        "dim": model.embed_dim, "depth": len(model.blocks), "heads": heads, "head_dim": attn.head_dim,
-        "kv_heads": getattr(attn, "num_kv_heads", heads), "position": "none",
-        **_read_norms(model, odd), **_read_rotary(getattr(model, "rope", None), odd),
-        "input_norm": _present(model.norm_pre), "final_norm": _present(model.norm),
-        "qk_norm": "head" if _present(attn.q_norm) else "none",
+        "dim": model.embed_dim, "depth": len(model.blocks), "heads": heads,
+        "head_dim": attn.proj.in_features // heads, "kv_heads": shared[0], "position": "none",
+        **_read_norms(model, odd), **_read_rotary(rope, getattr(attn, "rotate_half", False), odd),
+        "placement": _BLOCKS[type(block).__name__],
+        "input_norm": _present(getattr(model, "norm_pre", None)), "final_norm": _present(model.norm),
+        "qk_norm": "head" if _present(getattr(attn, "q_norm", None)) else "none",
         "inner_norm": [name for name, norm in inner.items() if _present(norm)],
         "ffn": kind, "ffn_dim": ffn_dim, "bias": _read_bias(attn, mlp), "layer_scale": layer_scale,
     }  # fmt: skip
@@ -180,7 +189,7 @@ def _read_norms(model: Any, odd: Unsupported) -> dict[str, Any]:
             found.append({"norm": "layernorm", "norm_eps": module.eps, "norm_bias": module.bias is not None})
         elif type(module).__name__ in ("RmsNorm", "RmsNormFp32"):
             found.append({"norm": "rmsnorm", "norm_eps": module.eps})
-        elif "norm" in type(module).__name__.lower():
+        elif "norm" in type(module).__name__.lower() and type(module).__name__ not in _BLOCKS:
             odd.need(False, f"norms of the kind {type(module).__name__}")
     odd.need(all(norm == found[0] for norm in found), "norms of several kinds")
     return found[0] if found else {}
@@ -192,7 +201,7 @@ def _read_ffn(mlp: Any, odd: Unsupported) -> tuple[str, int]:
     name = "GELUTanh" if getattr(mlp.act, "approximate", "none") == "tanh" else act
     gated = kind == "SwiGLU" or (kind == "GluMlp" and not mlp.gate_last)
     if gated:
-        names = {"SiLU": "swiglu", "GELU": "geglu", "GELUTanh": "geglu_tanh"}
+        names = {"SiLU": "swiglu", "GELU": "geglu", "GELUTanh": "geglu_tanh", "ReLU": "reglu"}
     odd.need((gated or kind == "Mlp") and name in names, f"a feed-forward {kind} with {act}")
     return names.get(name, "gelu"), mlp.fc2.in_features
 
@@ -212,40 +221,51 @@ def _read_bias(attn: Any, mlp: Any) -> list[str] | bool:
     return all(present.values()) or [name for name in Linears if present[name]]
 
 
-def _read_rotary(rope: Any, odd: Unsupported) -> dict[str, Any]:
+def _read_rotary(rope: Any, half: bool, odd: Unsupported) -> dict[str, Any]:
     if rope is None:
         return {}
     kind = type(rope).__name__
-    if kind not in ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3"):
+    if kind not in ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3", "RotaryEmbeddingMixed"):
         odd.need(False, f"rotary positions of the kind {kind}")
         return {}
-    odd.need(rope.grid_indexing == "ij", f"rope_grid_indexing '{rope.grid_indexing}'")
-    odd.need(not rope.grid_offset, "rope_grid_offset")
-    rotary = RotaryConfig(base=float(rope.temperature), axes=2, interleaved=not rope.rotate_half)
+    learned = kind == "RotaryEmbeddingMixed"
+    odd.need(not (learned and half), "trained frequencies for neighbouring channels that turn the halves of a head")
+    rotary = RotaryConfig(base=float(rope.temperature), axes=2, interleaved=not half, learned=learned)
     return {"position": "rotary", "rotary": rotary}
 
 
 def _read_coordinates(rope: Any, odd: Unsupported) -> dict[str, Any]:
     if rope is None or odd:
         return {}
+    order = {"rotary_columns_first": rope.grid_indexing == "xy"}
+    if type(rope).__name__ == "RotaryEmbeddingMixed":
+        return order | {"rotary_coordinates": "count"}
+    order |= {"rotary_offset": float(rope.grid_offset)}
     if type(rope).__name__ == "RotaryEmbeddingDinoV3":
         odd.need(rope.normalize_coords == "separate" and rope.min_period is None, "rotary periods between bounds")
-        return {"rotary_coordinates": "unit"}
-    reference = rope.ref_feat_shape
-    odd.need(reference is not None, "rotary positions that are not stretched to a reference grid (ref_feat_shape)")
+        return order | {"rotary_coordinates": "unit"}
     odd.need(not rope.in_pixels and rope.grid_type in ("index", None), "rotary positions in pixels")
-    return {"rotary_coordinates": "index", "rotary_grid": list(reference or (1, 1))}
+    if rope.ref_feat_shape is None:
+        return order | {"rotary_coordinates": "count"}
+    return order | {"rotary_coordinates": "index", "rotary_grid": list(rope.ref_feat_shape)}
 
 
-def _check_pool(model: Any, core: dict[str, Any], odd: Unsupported) -> None:
-    """Our attention pool has the heads, widths and activation of the blocks."""
-    pool = model.attn_pool
+def _read_relative(model: Any, odd: Unsupported) -> Literal["none", "layers", "shared"]:
+    tables = [getattr(block.attn, "relative_position_bias_table", None) is not None for block in model.blocks]
+    shared = getattr(model, "rel_pos_bias", None) is not None
+    odd.need(not (shared and any(tables)), "biases of positions both shared and of each layer")
+    return "shared" if shared else "layers" if any(tables) else "none"
+
+
+def _read_pool(pool: Any, core: dict[str, Any], odd: Unsupported) -> dict[str, Any]:
+    """Our attention pool has the norm of the blocks, and all biases as they have."""
     odd.need(type(pool).__name__ == "AttentionPoolLatent", f"a pool of the kind {type(pool).__name__}")
     if odd:
-        return
-    same = (
-        pool.mlp is not None and not _present(pool.q_norm) and pool.latent_len == 1 and pool.pos_embed is None
-        and pool.num_heads == core["heads"] and _read_ffn(pool.mlp, odd) == (core["ffn"], core["ffn_dim"])
-        and core["bias"] is True and pool.q.bias is not None
-    )  # fmt: skip
-    odd.need(same, "an attention pool with other settings than the blocks")
+        return {}
+    like = pool.mlp is not None and not _present(pool.q_norm) and pool.latent_len == 1 and pool.pos_embed is None
+    like = like and core["bias"] is True and getattr(pool.q, "bias", None) is not None
+    odd.need(like, "an attention pool with other settings than the blocks")
+    if not like:
+        return {}
+    kind, hidden = _read_ffn(pool.mlp, odd)
+    return {"pool_heads": pool.num_heads, "pool_ffn": kind, "pool_ffn_dim": hidden}

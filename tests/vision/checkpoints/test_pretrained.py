@@ -126,6 +126,18 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "vit_small_patch16_dinov3": {},
     "vit_small_patch16_dinov3_qkvb": {"global_pool": "token", "in_chans": 1},
     "vit_huge_plus_patch16_dinov3": {"num_classes": 0},  # aligned SwiGLU
+    "vit_small_patch16_rope_224": {"img_size": [32, 48]},  # counted, columns first
+    "vit_small_patch16_rope_mixed_224": {"img_size": [32, 48]},  # trained frequencies
+    "vit_small_patch16_rope_mixed_ape_224": {"depth": 3},
+    "vit_pe_core_tiny_patch16_384": {"ref_feat_shape": [3, 3], "attn_pool_num_heads": 2, "num_classes": 7},
+    "vit_pe_spatial_tiny_patch16_512": {"img_size": [16, 40], "ref_feat_shape": [3, 2]},
+    "vit_pe_lang_large_patch14_448": {"ref_feat_shape": [3, 3], "num_classes": 0},
+    "eva02_enormous_patch14_clip_224": {},  # norms after the sub-layers
+    "vit_base_patch16_rpn_224": {},
+    "aimv2_large_patch14_224": {"mlp_ratio": 2.75},  # norms on patches
+    "vit_so150m_patch16_reg4_map_256": {},  # a table that covers registers
+    "test_vit3": {"num_classes": 5},  # a pool that reads them
+    "test_vit4": {},
 }
 
 
@@ -134,6 +146,21 @@ def test_timm(timm: Any, tmp_path: Path, name: str) -> None:
     if not timm.is_model(name):
         pytest.skip(f"this version of timm has no {name}")
     check_timm(timm, tmp_path, name, **ENTRIES[name])
+
+
+BEITS: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"img_size": [32, 24]},
+    "beitv2_base_patch16_224": {"global_pool": "token", "use_abs_pos_emb": True},
+    "beit_large_patch16_224": {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "init_values": None},
+    "beit_base_patch16_384": {"swiglu_mlp": True, "scale_mlp": True, "num_classes": 0, "use_fc_norm": False},
+}
+
+
+@pytest.mark.parametrize("name", BEITS)
+def test_timm_beit(timm: Any, tmp_path: Path, name: str) -> None:
+    ours = check_timm(timm, tmp_path, name, dynamic=False, **BEITS[name])
+    with pytest.raises(UserError, match=r"biases of this model are for 4×[34]; give images of the size"):
+        ours(images(64, 64))
 
 
 @settings(max_examples=10)
@@ -150,8 +177,9 @@ def test_timm_vision_transformers_of_all_options(timm: Any, tmp_path_factory: An
         "init_values": data.draw(st.sampled_from([None, 0.01]), "init_values"),
         "act_layer": data.draw(st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "relu"]), "act_layer"),
         "mlp_ratio": data.draw(st.sampled_from([2.0, 3.3, 4.0]), "mlp_ratio"),
-        "no_embed_class": (embed := data.draw(yes, "no_embed_class")),
-        "reg_tokens": data.draw(st.sampled_from([0, 2]), "reg_tokens") if embed else 0,
+        "no_embed_class": data.draw(yes, "no_embed_class"),
+        "reg_tokens": data.draw(st.sampled_from([0, 2]), "reg_tokens"),
+        "pool_include_prefix": data.draw(yes, "pool_include_prefix"),
         **{
             name: data.draw(yes, name)
             for name in ("qk_norm", "pre_norm", "scale_attn_norm", "scale_mlp_norm", "fc_norm")
@@ -167,15 +195,17 @@ def test_timm_vision_transformers_of_all_options(timm: Any, tmp_path_factory: An
 @settings(max_examples=6)
 @given(data=st.data())
 def test_timm_evas_of_all_options(timm: Any, tmp_path_factory: Any, data: st.DataObject) -> None:
-    yes, kind = st.booleans(), data.draw(st.sampled_from(["cat", "dinov3"]), "rope_type")
+    yes, kind = st.booleans(), data.draw(st.sampled_from(["cat", "dinov3", "mixed"]), "rope_type")
     options = {
         "rope_type": kind,
+        "rope_grid_indexing": data.draw(st.sampled_from(["ij", "xy"]), "rope_grid_indexing"),
+        "rope_grid_offset": data.draw(st.sampled_from([0.0, 1.0]), "rope_grid_offset"),
         "img_size": data.draw(st.sampled_from([[16, 24], [24, 24], [40, 16]]), "img_size"),
         "global_pool": data.draw(st.sampled_from(["token", "avg"]), "global_pool"),
         "init_values": data.draw(st.sampled_from([None, 0.01]), "init_values"),
         "attn_type": data.draw(st.sampled_from(["eva", "rope"]), "attn_type"),
-        "no_embed_class": (embed := data.draw(yes, "no_embed_class")),
-        "num_reg_tokens": data.draw(st.sampled_from([0, 2]), "num_reg_tokens") if embed else 0,
+        "no_embed_class": data.draw(yes, "no_embed_class"),
+        "num_reg_tokens": data.draw(st.sampled_from([0, 2]), "num_reg_tokens"),
         **{
             name: data.draw(yes, name)
             for name in (
@@ -184,6 +214,7 @@ def test_timm_evas_of_all_options(timm: Any, tmp_path_factory: Any, data: st.Dat
             )
         },
     }  # fmt: skip
+    options["rope_rotate_half"] &= kind != "mixed"  # timm computes such angles for the other way of turning
     folder = tmp_path_factory.mktemp("timm")
     check_timm(timm, folder, "eva02_tiny_patch14_224", ref_feat_shape=[3, 2], embed_dim=48, num_heads=2, **options)
     shutil.rmtree(folder)
@@ -234,7 +265,7 @@ def test_timm_names_become_hub_names(timm: Any) -> None:
     [
         ("deit_tiny_distilled_patch16_224", {}, "take the same DeiT without 'distilled'"),
         ("vit_small_patch16_18x2_224", {}, "blocks of the kind ParallelThingsBlock"),
-        ("vit_tiny_patch16_224", {"global_pool": "avgmax", "reg_tokens": 2}, "covers registers, global_pool 'avgmax'"),
+        ("vit_tiny_patch16_224", {"global_pool": "avgmax", "reg_tokens": 2}, "it has global_pool 'avgmax'"),
     ],
 )
 def test_a_timm_model_we_do_not_have(
