@@ -91,6 +91,8 @@ class TransformerConfig:
         residual_scale: factor on each residual branch (Granite).
         attention_scale: factor on query·key; None means head_dim^-0.5.
         attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
+        attention_gate: what the heads found is multiplied by the sigmoid of a linear function of the token
+            (Qwen3-Next), which has a bias where q has one.
         ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021), and
             none leaves the feed-forward out; one for all layers or a list with one for each.
         ffn_dim: hidden width; None means 4·dim, or 8/3·dim rounded up to a multiple of 8 for gated kinds.
@@ -135,6 +137,7 @@ class TransformerConfig:
     residual_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float | None = None
+    attention_gate: bool = False
     ffn: FeedForwardKind | list[FeedForwardKind] = "gelu"
     ffn_dim: int | None = None
     experts: ExpertsConfig | None = None
@@ -212,7 +215,7 @@ class TransformerConfig:
             attention_scale=scale if "attention" in names else plain.attention_scale,
             ffn_dim=full.ffn_dim if full._plain_ffn() else plain.ffn_dim,
             experts=full.experts and full.experts.canonical(),
-            bias=[name for name in Linears if full.has_bias(name) and (full.gated or name != "gate")],
+            **mixers.canonical(full, Linears),
             layer_scale=None if full.layer_scale is None else 1.0,
             **{name: getattr(plain, name) for name in TRAINING_ONLY},
         )
@@ -304,10 +307,9 @@ class TransformerConfig:
                 unused = name != "attention" and isinstance(value, list) and value[layer] is not None
                 check(not unused, field_name, value, f"null for layer {layer}, whose mixer is {name}, not attention")
         if "attention" not in names:
-            for f in dataclasses.fields(self):
-                if f.name in ("window", "qk_norm", "attention_scale", "attention_softcap", "attention_dropout"):
-                    value = getattr(self, f.name)
-                    check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
+            for f in (f for f in dataclasses.fields(self) if f.name in mixers.OF_ATTENTION):
+                value = getattr(self, f.name)
+                check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
 
     @property
     def gated(self) -> bool:

@@ -80,6 +80,17 @@ def reshaped(*shape: int) -> Layout:
     )
 
 
+def reordered(sizes: Sequence[int], order: Sequence[int]) -> Layout:
+    """The rows of ours are blocks of `sizes`; theirs has the same blocks in another order, the numbers of ours."""
+    back = [order.index(block) for block in range(len(order))]
+    theirs = [sizes[block] for block in order]
+    return Layout(
+        lambda parts: torch.cat([parts[0].split(list(sizes))[block] for block in order]),
+        lambda whole, shapes: [torch.cat([whole.split(theirs)[block] for block in back])],
+        stacked=False,
+    )
+
+
 def heads_interleaved(heads: int) -> Layout:
     """q, k and v of one head follow each other, then the next head (GPT-NeoX), or those of the queries that share a key
     and value (Falcon).

@@ -50,6 +50,8 @@ class Attention(Mixer):
             own = config.qk_norm == "per_head"
             self.q_norm = Norm(heads * head_dim, config, heads if own else None)
             self.k_norm = Norm(kv_heads * head_dim, config, kv_heads if own else None)
+        gated = config.attention_gate and not cross
+        self.gate = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q")) if gated else None
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 
@@ -96,6 +98,8 @@ class Attention(Mixer):
         if isinstance(cache, LayerCache):
             k, v = cache.append(k, v)
         z = self.mix(q, k, v, plan).transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
+        if self.gate is not None:
+            z = z * self.gate(x).sigmoid()
         return self.out(z if self.inner_norm is None else self.inner_norm(z))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,26 +20,28 @@ class GatedDelta(RecurrentMixer):
     """out(norm(y) · SiLU(gate(x))), y from the gated delta rule with β = sigmoid(beta(x)) and log decay
     -exp(a_log) · softplus(step(x) + dt_bias).
 
-    Queries and keys have length one in each head, queries are then divided by sqrt(state); the norm is over each head.
+    There may be fewer heads of queries and keys, each then serves several neighbouring ones of the values. Queries and
+    keys have length one in each head, queries are then divided by sqrt(state); the norm is over each head.
     """
 
     vectors = ("a_log", "dt_bias")
 
     def __init__(self, config: TransformerConfig, options: GatedDeltaOptions) -> None:
         super().__init__()
-        self.heads, self.eps = config.heads, config.norm_eps
-        state, width = options.state or config.head_dim or 0, options.expand * (config.head_dim or 0)
-        self.sizes = [self.heads * state, self.heads * state, self.heads * width]
-        self.q = nn.Linear(config.dim, self.sizes[0], bias=config.has_bias("q"))
-        self.k = nn.Linear(config.dim, self.sizes[1], bias=config.has_bias("k"))
-        self.v = nn.Linear(config.dim, self.sizes[2], bias=config.has_bias("v"))
-        self.gate = nn.Linear(config.dim, self.sizes[2], bias=config.has_bias("gate"))
+        self.heads, self.key_heads, self.eps = options.heads or 0, options.key_heads or 0, config.norm_eps
+        state, width = options.state or 0, options.width or 0
+        self.sizes = [self.key_heads * state, self.key_heads * state, self.heads * width]
+        bias = partial(options.biased, config.bias)
+        self.q = nn.Linear(config.dim, self.sizes[0], bias=bias("q"))
+        self.k = nn.Linear(config.dim, self.sizes[1], bias=bias("k"))
+        self.v = nn.Linear(config.dim, self.sizes[2], bias=bias("v"))
+        self.gate = nn.Linear(config.dim, self.sizes[2], bias=bias("gate"))
         self.beta = nn.Linear(config.dim, self.heads, bias=False)
         self.step = nn.Linear(config.dim, self.heads, bias=False)
-        self.conv = ShortConvolution(sum(self.sizes), options.conv, bias=False) if options.conv else None
+        self.conv = ShortConvolution(sum(self.sizes), options.conv, options.conv_bias) if options.conv else None
         self.a_log, self.dt_bias = (nn.Parameter(torch.zeros(self.heads)) for _ in range(2))
         self.norm_weight = nn.Parameter(torch.ones(width))
-        self.out = nn.Linear(self.sizes[2], config.dim, bias=config.has_bias("out"))
+        self.out = nn.Linear(self.sizes[2], config.dim, bias=bias("out"))
 
     @torch.no_grad()
     def initialise(self, config: TransformerConfig) -> None:
@@ -52,8 +56,11 @@ class GatedDelta(RecurrentMixer):
             state.put("inputs", inputs)
         y, beta, step = wide(F.silu(y), self.beta(x), self.step(x))
         with exact(x):
-            q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in y.split(self.sizes, dim=-1))
+            q, k, v = y.split(self.sizes, dim=-1)
+            q, k = (z.unflatten(-1, (self.key_heads, -1)) for z in (q, k))
             q, k = (z * (z.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for z in (q, k))
+            q, k = (z.repeat_interleave(self.heads // self.key_heads, dim=2) for z in (q, k))
+            v = v.unflatten(-1, (self.heads, -1))
             log_decay = -self.a_log.to(y.dtype).exp() * F.softplus(step + self.dt_bias.to(y.dtype))
             y, memory = delta_scan(
                 q * q.shape[-1] ** -0.5, k, v, row.hold(beta.sigmoid()), row.hold(log_decay), row.begins,

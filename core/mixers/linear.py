@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,13 @@ class _OuterProducts(RecurrentMixer):
     def __init__(self, config: TransformerConfig, options: LinearOptions | RetentionOptions) -> None:
         super().__init__()
         self.heads, width = config.heads, config.head_dim or 0
-        state = options.state or width
-        self.q = nn.Linear(config.dim, self.heads * state, bias=config.has_bias("q"))
-        self.k = nn.Linear(config.dim, self.heads * state, bias=config.has_bias("k"))
-        self.v = nn.Linear(config.dim, self.heads * width, bias=config.has_bias("v"))
+        state, bias = options.state or 0, partial(options.biased, config.bias)
+        self.q = nn.Linear(config.dim, self.heads * state, bias=bias("q"))
+        self.k = nn.Linear(config.dim, self.heads * state, bias=bias("k"))
+        self.v = nn.Linear(config.dim, self.heads * width, bias=bias("v"))
         self.sizes = [self.heads * state, self.heads * state, self.heads * width]
-        self.conv = ShortConvolution(sum(self.sizes), options.conv) if options.conv else None
-        self.out = nn.Linear(self.heads * width, config.dim, bias=config.has_bias("out"))
+        self.conv = ShortConvolution(sum(self.sizes), options.conv, options.conv_bias) if options.conv else None
+        self.out = nn.Linear(self.heads * width, config.dim, bias=bias("out"))
 
     def read(self, x: Tensor, row: Row, state: State) -> tuple[Tensor, ...]:
         """q, k and v, each `[batch, tokens, heads, width]`."""
@@ -64,7 +65,7 @@ class Retention(_OuterProducts):
 
     def __init__(self, config: TransformerConfig, options: RetentionOptions) -> None:
         super().__init__(config, options)
-        self.gate = nn.Linear(config.dim, self.sizes[2], bias=config.has_bias("gate"))
+        self.gate = nn.Linear(config.dim, self.sizes[2], bias=options.biased(config.bias, "gate"))
         self.eps = config.norm_eps
 
     def log_decay(self, device: torch.device) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +51,12 @@ class Mamba(RecurrentMixer):
 
     def __init__(self, config: TransformerConfig, options: MambaOptions) -> None:
         super().__init__()
-        inner, rank = options.expand * config.dim, options.rank or math.ceil(config.dim / 16)
+        inner, rank = options.expand * config.dim, options.rank or 0
+        bias = partial(options.biased, config.bias)
         self.eps = config.norm_eps
-        self.v = nn.Linear(config.dim, inner, bias=config.has_bias("v"))
-        self.gate = nn.Linear(config.dim, inner, bias=config.has_bias("gate"))
-        self.conv = ShortConvolution(inner, options.conv) if options.conv else None
+        self.v = nn.Linear(config.dim, inner, bias=bias("v"))
+        self.gate = nn.Linear(config.dim, inner, bias=bias("gate"))
+        self.conv = ShortConvolution(inner, options.conv, options.conv_bias) if options.conv else None
         self.step_low = nn.Linear(inner, rank, bias=False)
         self.k = nn.Linear(inner, options.state, bias=False)
         self.q = nn.Linear(inner, options.state, bias=False)
@@ -66,7 +67,7 @@ class Mamba(RecurrentMixer):
             self.norms = nn.ParameterDict({name: nn.Parameter(torch.ones(size)) for name, size in sizes.items()})
         self.a_log = nn.Parameter(torch.zeros(inner, options.state))
         self.dt_bias, self.d = (nn.Parameter(torch.zeros(inner)) for _ in range(2))
-        self.out = nn.Linear(inner, config.dim, bias=config.has_bias("out"))
+        self.out = nn.Linear(inner, config.dim, bias=bias("out"))
 
     @torch.no_grad()
     def initialise(self, config: TransformerConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,18 +26,19 @@ class Mamba2(RecurrentMixer):
 
     def __init__(self, config: TransformerConfig, options: Mamba2Options) -> None:
         super().__init__()
-        inner, width = options.expand * config.dim, options.width or config.head_dim or 0
+        inner, width = options.expand * config.dim, options.width or 0
+        bias = partial(options.biased, config.bias)
         self.heads, self.groups, self.eps = inner // width, options.groups, config.norm_eps
         self.sizes = [self.groups * options.state, self.groups * options.state, inner]
-        self.q = nn.Linear(config.dim, self.sizes[0], bias=config.has_bias("q"))
-        self.k = nn.Linear(config.dim, self.sizes[1], bias=config.has_bias("k"))
-        self.v = nn.Linear(config.dim, inner, bias=config.has_bias("v"))
-        self.gate = nn.Linear(config.dim, inner, bias=config.has_bias("gate"))
-        self.step = nn.Linear(config.dim, self.heads, bias=False)
-        self.conv = ShortConvolution(sum(self.sizes), options.conv) if options.conv else None
+        self.q = nn.Linear(config.dim, self.sizes[0], bias=bias("q"))
+        self.k = nn.Linear(config.dim, self.sizes[1], bias=bias("k"))
+        self.v = nn.Linear(config.dim, inner, bias=bias("v"))
+        self.gate = nn.Linear(config.dim, inner, bias=bias("gate"))
+        self.step = nn.Linear(config.dim, self.heads, bias=bias("step"))
+        self.conv = ShortConvolution(sum(self.sizes), options.conv, options.conv_bias) if options.conv else None
         self.a_log, self.dt_bias, self.d = (nn.Parameter(torch.zeros(self.heads)) for _ in range(3))
         self.norm_weight = nn.Parameter(torch.ones(inner))
-        self.out = nn.Linear(inner, config.dim, bias=config.has_bias("out"))
+        self.out = nn.Linear(inner, config.dim, bias=bias("out"))
 
     @torch.no_grad()
     def initialise(self, config: TransformerConfig) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,28 @@ from .convolution import ShortConvolution
 from .options import RGLRUOptions
 from .recurrent import RecurrentMixer, Row, State, exact, wide
 
+STEEPEST = 1000.0
+"""Bound on the slope of the square root in 1 - a², which has none at zero (released code of RecurrentGemma)."""
 SHARPNESS = 8.0
 """c of the paper: the largest power of the base decay."""
+
+
+def root(x: Tensor) -> Tensor:
+    """sqrt(x) with a slope of at most `STEEPEST`."""
+    return cast(Tensor, _Root.apply(x)) if torch.is_grad_enabled() else x.sqrt()
+
+
+class _Root(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.sqrt()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (y,) = ctx.saved_tensors
+        return grad / (2 * y).clamp(min=1 / STEEPEST)
 
 
 class RGLRU(RecurrentMixer):
@@ -29,15 +51,16 @@ class RGLRU(RecurrentMixer):
 
     def __init__(self, config: TransformerConfig, options: RGLRUOptions) -> None:
         super().__init__()
-        width, self.heads = options.width or config.dim, config.heads
-        self.v = nn.Linear(config.dim, width, bias=config.has_bias("v"))
-        self.gate = nn.Linear(config.dim, width, bias=config.has_bias("gate"))
-        self.conv = ShortConvolution(width, options.conv) if options.conv else None
+        width, self.heads = options.width or 0, config.heads
+        bias = partial(options.biased, config.bias)
+        self.v = nn.Linear(config.dim, width, bias=bias("v"))
+        self.gate = nn.Linear(config.dim, width, bias=bias("gate"))
+        self.conv = ShortConvolution(width, options.conv, options.conv_bias) if options.conv else None
         block = width // self.heads
         self.gate_weight = nn.Parameter(torch.zeros(2, self.heads, block, block))
         self.gate_bias = nn.Parameter(torch.zeros(2, self.heads, 1, block))
         self.decay = nn.Parameter(torch.zeros(width))
-        self.out = nn.Linear(width, config.dim, bias=config.has_bias("out"))
+        self.out = nn.Linear(width, config.dim, bias=bias("out"))
 
     @torch.no_grad()
     def initialise(self, config: TransformerConfig) -> None:
@@ -57,7 +80,7 @@ class RGLRU(RecurrentMixer):
             gates = by_head[:, None] @ self.gate_weight.to(v.dtype) + self.gate_bias.to(v.dtype)
             r, i = gates.sigmoid().transpose(2, 3).flatten(3).unbind(1)
             log_a = -SHARPNESS * r * F.softplus(self.decay.to(v.dtype))
-            factor = (-torch.expm1(2 * log_a)).clamp(min=1e-6).sqrt()  # the slope of the root stays below 500
+            factor = root(-torch.expm1(2 * log_a))
             factor = torch.where(self._first(v, row, state)[..., None], 1.0, factor)
             h, memory = channel_scan(row.hold(log_a).exp(), row.hold(factor * i * v), row.begins, state.get("memory"))
             state.put("memory", memory)

@@ -54,11 +54,11 @@ class _RecurrentNetwork(RecurrentMixer):
 
     def __init__(self, config: TransformerConfig, options: LSTMOptions | GRUOptions) -> None:
         super().__init__()
-        self.width = options.width or config.dim
-        self.conv = ShortConvolution(config.dim, options.conv) if options.conv else None
+        self.width = options.width or 0
+        self.conv = ShortConvolution(config.dim, options.conv, options.conv_bias) if options.conv else None
         self.input = nn.Linear(config.dim, self.GATES * self.width)
         self.recurrent = nn.Linear(self.width, self.GATES * self.width)
-        self.out = nn.Linear(self.width, config.dim, bias=config.has_bias("out"))
+        self.out = nn.Linear(self.width, config.dim, bias=options.biased(config.bias, "out"))
 
     @torch.no_grad()
     def initialise(self, config: TransformerConfig) -> None:

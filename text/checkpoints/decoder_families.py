@@ -10,6 +10,7 @@ from ...core.checkpoints.weights import Rule, reshaped
 from ...core.config import Linears
 from ..model import LanguageModelConfig
 from .decoders import Decoder, decoder_weights, read_decoder, rotating, where_windowed, write_decoder
+from .mixtures import MIXTRAL, QWEN, QWEN_EXPERTS, mixtral_rules, qwen_rules
 from .settings import FULL, REQUIRED, SLIDING, Settings, TextFamily, hf_family
 
 SIZES = dict.fromkeys(
@@ -51,6 +52,10 @@ OFFSET, SANDWICH = {"norm_weight": "offset"}, {"norm_weight": "offset", "placeme
 def _from_layer(c: Settings, layer: int) -> str:
     windowed = c["use_sliding_window"] and c["sliding_window"] is not None
     return SLIDING if windowed and layer >= c["max_window_layers"] else FULL
+
+
+def _switched(c: Settings, layer: int) -> str:
+    return SLIDING if c["use_sliding_window"] and c["sliding_window"] is not None else FULL
 
 
 def _where_unrotated(c: Settings, layer: int) -> str:
@@ -116,6 +121,22 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         Decoder("Qwen3ForCausalLM", core={"qk_norm": "head"}, kinds=_from_layer),
         LLAMA | WINDOWS | {"num_key_value_heads": 32, "max_position_embeddings": 32768}
         | {"head_dim": 128, "attention_bias": False},
+    ),
+    (
+        "Mixtral",
+        "mixtral",
+        Decoder("MixtralForCausalLM", kinds=_everywhere, mixture=MIXTRAL, rules=mixtral_rules),
+        LLAMA | {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5}
+        | {"rope_theta": 1_000_000.0, "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    (
+        "Qwen 3 MoE",
+        "qwen3_moe",
+        Decoder(
+            "Qwen3MoeForCausalLM", core={"qk_norm": "head"}, kinds=_switched, mixture=QWEN, rules=qwen_rules,
+        ),
+        LLAMA | QWEN_EXPERTS | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "attention_bias": False}
+        | {"use_sliding_window": False, "sliding_window": 4096, "num_local_experts": None},
     ),
     (
         "SmolLM 3",

@@ -10,6 +10,7 @@ from ...core.checkpoints.weights import Rule, WeightMap
 from ...core.config import Linears, TransformerConfig, uniform
 from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
+from .mixtures import Mixture
 from .rope import by_kind, of_all, old_rotary, write_rotary
 from .settings import FULL, GATED, PLAIN, SLIDING, Settings, inverse, name_of, per_layer
 
@@ -48,6 +49,7 @@ class Decoder:
         kinds: the kind of each layer when `layer_types` does not say it.
         rotates: whether each layer has rotary positions.
         rules: lines of the weight table that come before those of Llama.
+        mixture: how experts are written; None for a family without.
     """
 
     architecture: str
@@ -68,6 +70,7 @@ class Decoder:
     kinds: Callable[[Settings, int], str] = lambda c, layer: FULL
     rotates: Callable[[Settings, Sequence[str]], list[bool]] = rotating
     rules: Callable[[LanguageModelConfig], tuple[Rule, ...]] = lambda config: ()
+    mixture: Mixture | None = None
 
     @property
     def activations(self) -> Mapping[str, str]:
@@ -104,6 +107,7 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
         ffn="geglu_tanh" if legacy else c.choose(family.activation, family.activations),  # type: ignore[arg-type]
         ffn_dim=c["intermediate_size"],
         bias=[name for name in Linears if name in bias] or False,
+        experts=None if family.mixture is None else family.mixture.read(c),
         **core,
     )
     return LanguageModelConfig(
@@ -167,6 +171,8 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
         "logit_scale": ours.logit_scale,
         "logits_scaling": inverse(ours.logit_scale),
     }
+    if family.mixture is not None:
+        values |= family.mixture.write(t)
     general = {"architectures": [family.architecture], "attention_dropout": t.attention_dropout}
     rope = {kind: write_rotary(r) for kind, r in of_kind.items()}
     parts = {} if family.fraction is None else {"partial_rotary_factor": found[0].fraction}

@@ -19,7 +19,10 @@ from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
 from .decoder_families import DECODERS
 from .encoders import ENCODERS
+from .granite4 import MAMBA2_HYBRIDS
+from .hybrids import HYBRIDS
 from .older import GPT_ALIASES, OLDER
+from .recurrent import RECURRENT
 from .rope import of_all, old_rotary, write_rotary
 from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of
 
@@ -280,6 +283,9 @@ HF_FAMILIES: tuple[TextFamily, ...] = (
         renames=((r"^lm_head\.", "embed_out."),),
     ),
     *OLDER,
+    *RECURRENT,
+    *HYBRIDS,
+    *MAMBA2_HYBRIDS,
     *ENCODERS,
 )  # fmt: skip
 GLASS = TextFamily(

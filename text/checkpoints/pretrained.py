@@ -18,6 +18,8 @@
 | Falcon               | Hugging Face              | old and new decoder, without alibi                      |
 | GPT-J                | Hugging Face              |                                                         |
 | OPT                  | Hugging Face              | also of 350M: narrow embeddings, norms after the sums   |
+| Mamba, Mamba-2       | Hugging Face              |                                                         |
+| RecurrentGemma       | Hugging Face              | layers of RG-LRU and of local attention                 |
 | BERT, (XLM-)RoBERTa  | Hugging Face              | with the masked head or the pooler                      |
 | ModernBERT           | Hugging Face              | with the masked head or none                            |
 | glassllm             | its own archive           | read only                                               |

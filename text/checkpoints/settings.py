@@ -119,7 +119,7 @@ def per_layer(value: Any, depth: int) -> list[Any]:
     return value if isinstance(value, list) else [value] * depth
 
 
-def name_of(table: Mapping[str, str], ours: str) -> str:
+def name_of(table: Mapping[str, str], ours: str | list[Any]) -> str:
     """The first of their words for ours; if they have none, any, which `differences` then finds."""
     return next((theirs for theirs, word in table.items() if word == ours), next(iter(table)))
 

@@ -67,7 +67,7 @@ def test_letters_are_one_a_kind() -> None:
         ({"mixer_options": {"attention": {"conv": 4}}}, r"mixer_options.attention has 'conv', but it has none"),
         (
             {"mixer": "lstm", "mixer_options": {"lstm": {"state": 4}}},
-            r"mixer_options.lstm has 'state'.*, but its options are conv, width",
+            r"mixer_options.lstm has 'state'.*, but its options are conv, conv_bias, bias, width",
         ),
         ({"mixer": "gru", "mixer_options": {"gru": 4}}, r"mixer_options is {'gru': 4}, but must be a mapping"),
         (
