@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triune.core import losses
+from triune.core.errors import UserError
 from triune.core.losses import cross_entropy_reference, linear_cross_entropy
 
 TOKENS, DIM, VOCABULARY = 23, 6, 11
@@ -163,3 +164,16 @@ def test_the_scale_of_the_loss_is_not_rounded_to_bfloat16() -> None:
         total, _ = linear_cross_entropy(hidden, weight, targets)
         grads.append(torch.autograd.grad(total * scale, hidden)[0].double().norm())
     assert abs(grads[1] * 391 / grads[0] - 1) < 5e-4
+
+
+@pytest.mark.usefixtures("chunked")
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    """The gradients of the chunks are made in the forward pass, so there is nothing to differentiate again."""
+    leaves, targets = problem()
+    hidden, weight, bias = leaves
+    total, _ = linear_cross_entropy(hidden, weight, targets, bias)
+    for grad in torch.autograd.grad(total, leaves, create_graph=True, retain_graph=True):
+        with pytest.raises(UserError, match="second derivative of the loss in chunks is asked for"):
+            (total + grad.square().sum()).backward(retain_graph=True)  # a penalty on gradients
+    (grad,) = torch.autograd.grad(cross_entropy_reference(hidden, weight, targets, bias), [hidden], create_graph=True)
+    grad.square().sum().backward()  # which the reference can

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.masks import AttentionMask
 from triune.core.mixers import kernels
 from triune.core.mixers.kernels import Plan, attend, force_kernel, plan, reference_attention
+from triune.core.transformer import Transformer
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -324,3 +327,63 @@ def test_flex_equals_reference_on_cuda(case: dict[str, Any]) -> None:
     # FlexAttention multiplies in tf32 or splits the sum differently; 2e-3 still tells one wrong key apart.
     problem = FLEX_SHAPE | case | {"dtype": torch.float32, "tolerance": 2e-3}
     check_against_reference(problem, choose, device=device)
+
+
+def test_a_forced_kernel_is_forced_in_its_own_thread_only() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    together = Barrier(2, timeout=30)
+
+    def chosen(forced: str | None) -> list[str]:
+        found = []
+        with force_kernel(forced) if forced else nullcontext():
+            for _ in range(3):
+                together.wait()
+                found.append(plan(AttentionMask(causal=True), 8, 8, CPU).kernel)
+        together.wait()
+        return [*found, plan(AttentionMask(causal=True), 8, 8, CPU).kernel]
+
+    with ThreadPoolExecutor(2) as pool:
+        forced, free = pool.map(chosen, ["reference", None])
+    assert forced == ["reference"] * 3 + ["sdpa"]
+    assert free == ["sdpa"] * 4
+
+
+@pytest.mark.parametrize("kernel", ["masked", "reference"])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_bias_of_another_type_counts_as_it_is(kernel: str, softcap: float | None, dtype: torch.dtype) -> None:
+    """Value and gradients are those of the same numbers in the type of the queries."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 7, 4, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 2, 7, 7).to(dtype).requires_grad_()
+    same = bias.detach().float().requires_grad_()
+    found = []
+    for one in (bias, same):
+        with force_kernel(kernel):
+            chosen = plan(AttentionMask(causal=True, bias=one), 7, 7, CPU, softcap)
+        out = attend(q, k, v, chosen, 0.5).float()
+        grads = torch.autograd.grad(out.square().sum(), [q, k, v, one])
+        assert grads[3].dtype == one.dtype
+        found.append([out, *grads])
+    rounding = 2e-3 if dtype == torch.float16 else 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for one, two, allowed in zip(*found, (*[1e-5] * 4, rounding), strict=True):
+        torch.testing.assert_close(one.float(), two, atol=allowed, rtol=allowed)
+
+
+@pytest.mark.parametrize("window", [4, [4, None]])
+def test_a_window_is_one_graph_for_all_lengths(window: int | list[int | None]) -> None:
+    """Lengths of a compiled model that take the same kernel share their graph; each other kernel adds one."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch.manual_seed(0)
+    config = TransformerConfig(dim=16, depth=2, heads=2, causal=True, window=window, context=128)
+    model = Transformer(config).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, dynamic=True)
+    with torch.no_grad():
+        for tokens in (40, 41, 57, 64, 90):
+            x = torch.randn(1, tokens, 16)
+            torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
