@@ -52,13 +52,17 @@ class Killed:
         self.training: Training = TRAININGS[name]
         self.place, self.servers = place.resolve(), servers
         self.training.make(place)
-        self.check(servers[0].run(self.place, self.training.command("whole")), {0})
+        self.check(self.train(0, self.training.command("whole")), {0})
         # The first run fills the cache of the data: its moments are not those of the others.
         names, again = self.place / "moments", self.training.command("again")
-        self.check(servers[1].run(self.place, again, names=names), {0})
+        self.check(self.train(1, again, names=names), {0})
         self.names = names.read_text().splitlines()
         if found := differences(self.place / "whole", self.place / "again"):
             raise AssertionError(f"two trainings that nothing happens to differ: {found}")
+
+    def train(self, server: int, words: list[str], at: int = 0, number: int = 9, names: Path | None = None) -> Ended:
+        """Runs a command line on one of the servers."""
+        return self.servers[server].run(self.place, words, at, number, names, self.training.ranks)
 
     def check(self, ended: Ended, codes: set[int]) -> Ended:
         """The same, once its exit code is one of these."""
@@ -86,12 +90,12 @@ class Killed:
         run = RunFolder(self.place / f"{point.at}-{point.what}")
         words = self.training.command(run.path.name)
         number = FULL_DISK if point.signal is None else point.signal
-        ended = self.check(self.servers[0].run(self.place, words, point.at, number), CODES[point.signal])
-        if point.signal is None and ended.code == 2 and ended.printed.count("error: ") != 1:
+        ended = self.check(self.train(0, words, point.at, number), CODES[point.signal])
+        if point.signal is None and ended.code == 2 and "error: " not in ended.printed:
             raise AssertionError(f"not one sentence: {ended.printed[-3000:]}")
         if run.last.exists() or run.previous.exists():
             words = [*self.training.words.split(), "--run", run.path.name, "--resume", "true"]
-        self.check(self.servers[1].run(self.place, words), {0})
+        self.check(self.train(1, words), {0})
         found = differences(self.place / "whole", run.path)
         if not found:
             shutil.rmtree(run.path)

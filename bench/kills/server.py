@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,9 +53,16 @@ class Server:
         self._process.wait(SECONDS)
         self._process.stdout.close()
 
-    def run(self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None) -> Ended:
-        """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`)."""
+    def run(
+        self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None, ranks: int = 1,
+        rank: int = 0,
+    ) -> Ended:  # fmt: skip
+        """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`).
+
+        Several `ranks` are processes as torchrun starts them; the signal comes to one of them, `rank`.
+        """
         job = {"folder": str(folder), "words": words, "at": at, "signal": number, "names": names and str(names)}
+        job |= {"ranks": ranks, "rank": rank}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -77,41 +85,63 @@ def serve() -> None:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    began, output = time.monotonic(), Path(job["folder"], f".printed-{os.getpid()}")
-    child = os.fork()
-    if not child:
-        _become(job, output)
-    code = exit_code(child)
+    began, output, children = time.monotonic(), Path(job["folder"], f".printed-{os.getpid()}"), []
+    output.unlink(missing_ok=True)
+    job["port"] = _free_port()
+    for rank in range(job["ranks"]):
+        child = os.fork()
+        if not child:
+            _become(job, output, rank)
+        children.append(child)
+    code = exit_code(*children)
     printed = output.read_text(errors="replace")
     output.unlink()
     return {"code": code, "printed": printed, "seconds": time.monotonic() - began}
 
 
-def exit_code(child: int) -> int:
-    """Its exit code; a child that has not ended after `SECONDS` is killed, which is code -9 too."""
-    handle = os.pidfd_open(child)
-    try:
-        if not select.select([handle], [], [], SECONDS)[0]:
-            os.kill(child, signal.SIGKILL)
-    finally:
-        os.close(handle)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
-def _become(job: dict[str, Any], output: Path) -> None:
+def exit_code(*children: int) -> int:
+    """The exit code of a child, of several the first that is not 0; those that have not ended after `SECONDS`, and
+    those that outlive another that was killed, are killed, which is code -9.
+    """
+    handles, codes, end = {os.pidfd_open(child): child for child in children}, [], time.monotonic() + SECONDS
+    while handles:
+        ended = select.select(list(handles), [], [], max(0.0, end - time.monotonic()))[0]
+        for handle in ended:
+            os.close(handle)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(handles.pop(handle), 0)[1]))
+        if not ended or -signal.SIGKILL in codes:
+            for child in handles.values():
+                os.kill(child, signal.SIGKILL)
+    return next((code for code in codes if code), 0)
+
+
+def _become(job: dict[str, Any], output: Path, rank: int) -> None:
     """Be the command line of a job, to the end of the process."""
     from triune.cli import main
 
     os.setsid()  # signals go to the whole group
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(target, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["folder"])
     faulthandler.dump_traceback_later(SECONDS - 5)  # where it hangs
-    moments = Moments(job["at"], job["signal"], Path(job["names"]) if job["names"] else None)
+    if (world := str(job["ranks"])) != "1":
+        names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        os.environ |= dict(
+            zip(names, (f"{rank}", f"{rank}", "0", world, world, "127.0.0.1", str(job["port"])), strict=True)
+        )
+        os.environ["TORCHELASTIC_RUN_ID"] = "none"
+    mine = rank == job["rank"]
+    moments = Moments(job["at"] * mine, job["signal"], Path(job["names"]) if mine and job["names"] else None)
     moments.watch()
     code = 1
     try:

@@ -32,12 +32,13 @@ ACCUMULATED = " --trainer.accumulate_grad_batches 3 --trainer.val_check_interval
 
 @dataclass(frozen=True)
 class Training:
-    """A training of `steps` optimizer steps, and what makes its data in a folder."""
+    """A training of `steps` optimizer steps in so many processes (`ranks`), and what makes its data in a folder."""
 
     words: str
     options: str
     steps: int
     make: Callable[[Path], None]
+    ranks: int = 1
 
     def command(self, run: str) -> list[str]:
         """The words behind `triune` that train into the folder `run`."""
@@ -105,6 +106,7 @@ MASKED = (
 TRAININGS: dict[str, Training] = {
     "text": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 30, make_text),
     "text-workers": Training("text fit", TEXT + ACCUMULATED + TWO, 30, make_text),
+    "text-two-processes": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 20, make_text, ranks=2),
     "lora": Training(
         "text fit",
         "--data.files text.txt --data.cache cache --data.context 16 --data.batch_size 4 --model.pretrained start"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import inspect
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -71,6 +73,18 @@ class FSDP2(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="weights cut over all devices", override=True)
+
+
+def requeue_signal(trainer: Any) -> int | None:
+    """The signal after which a job of SLURM is to be queued again; Lightning itself no longer answers it.
+
+    Lightning would save within a step, into a file of its own, which it prefers to the one that is to be resumed.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment):
+        return getattr(signal, "SIGUSR1", None)
+    wanted, environment.auto_requeue = environment.auto_requeue, False
+    return environment.requeue_signal if wanted else None
 
 
 def allow_unused(trainer: Trainer) -> None:
@@ -185,3 +199,23 @@ def from_lightning(error: Exception) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
+def across(value: Any) -> list[Any]:
+    """What each process gives, in the order of their numbers; all of them call this."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def own_part(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The tuple of numbers of this process out of what `across` found in an earlier training.
+
+    Where that had another number of processes, the first one gets the sums, and the others zeros.
+    """
+    if len(parts) == (dist.get_world_size() if dist.is_initialized() else 1):
+        return parts[rank()]
+    sums = tuple(sum(numbers) for numbers in zip(*parts, strict=True))
+    return sums if rank() == 0 else tuple(0 for _ in sums)

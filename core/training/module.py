@@ -91,6 +91,8 @@ class TrainingModule(TaskModule):
         self._nominal: Tensor | None = None
         self._sums: Tensor | None = None  # [total, count] of the evaluation so far
         self._resume = Resume()
+        self.wish_to_stop = 0  # of this process; `StopOnSignal` sets it
+        self.wishes: Tensor | None = None  # the sum over all processes at the last optimizer step
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in lightning_fixes.PLAIN:
@@ -227,8 +229,11 @@ class TrainingModule(TaskModule):
         assert self._nominal is not None
         sums, self._window = self._window, None
         if self.trainer.world_size > 1:
+            wishes = torch.full_like(sums[:1], self.wish_to_stop)
+            sums = torch.cat((sums, wishes))
             dist.all_reduce(sums)
-        total, units = sums.unbind()
+            self.wishes = sums[2]
+        total, units = sums[:2].unbind()
         count = units.clamp(min=1)
         self._note((total / count).float(), units)
         # Lightning has divided each loss by accumulate_grad_batches, and DDP or FSDP the gradients by the ranks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ...errors import UserError
 from ...yaml_files import read_yaml
 from ..lightning_fixes import rank
+from . import slurm
 from .folder import RunFolder
 from .recipes import find_config, folder, list_recipes
 
@@ -38,6 +40,10 @@ def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFol
     helping = any(word in ("-h", "--help") or word.startswith("--print_config") for word in rest)
     if helping:
         return run, resume, _join(configs, rest)
+    if trains and run and not resume and (run.last.exists() or run.previous.exists()):
+        resume = slurm.started_again(run.config, f"triune {task} {verb} {shlex.join(args)}")
+        if resume and rank() == 0:
+            print(f"SLURM has started this job again, so that {run} is continued.", flush=True)
     if trains and resume and run is None:
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
     if run and (resume or not trains):

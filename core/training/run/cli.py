@@ -20,9 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ...errors import Stopped, UserError
 from ...files import refuse_special, written_whole
 from ..data import DataModule
-from ..lightning_fixes import quiet
+from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
-from . import bounds, machine, report, sentences
+from . import bounds, machine, report, sentences, slurm
 from .arguments import SCORING, given, prepare, use_own_words
 from .arguments import training_verb as training_verb
 from .changes import Change, accept, changes
@@ -172,7 +172,9 @@ class TaskCLI(LightningCLI):
         if not self.trains:
             options["enable_checkpointing"] = False
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**options, **kwargs)
+        trainer = super().instantiate_trainer(**options, **kwargs)
+        session.interrupt.watch(trainer)
+        return trainer
 
     def _fit_options(self, run: RunFolder) -> dict[str, Any]:
         options: dict[str, Any] = {"default_root_dir": str(run)}
@@ -239,8 +241,15 @@ def _fit(session: Session) -> dict[str, Any]:
         return _train(session)
     except Stopped as stop:
         run = session.run
+        queued = ""
+        if session.interrupt.queued_again and rank() == 0:
+            named = any(word.split("=")[0] == "--run" for word in session.args)
+            queued = slurm.requeue() if named else "The job is not queued again, because it names no --run."
         if not run or not (run.last.exists() or run.previous.exists()):
-            raise
+            raise Stopped(stop.code, f"{stop} {queued}".strip()) from None
+        if queued.startswith("SLURM starts"):
+            raise Stopped(stop.code, f"Stopped and saved. {queued}") from None
+        report.say(queued)
         again = f"triune {session.task} {session.verb} --run {shlex.quote(str(run))} --resume true"
         raise Stopped(stop.code, f"Stopped and saved. Continue:\n  {again}") from None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...experts import utilisation
+from ..lightning_fixes import across, own_part
 from . import machine
 from .flops import count_step
 from .rows import MetricsFile
@@ -169,8 +170,7 @@ class Telemetry(Callback):
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
             self.latest.val_loss = values.get("val_loss", self.latest.val_loss)
             self.latest.seconds = self._seconds()
-            pending = self._restored[1] if self._count is None else int(self._count.item())
-            units = self.latest.units + pending * trainer.world_size
+            units = self.latest.units + sum(part[1] for part in across(self._sums()))
             row = {"step": trainer.global_step, "epoch": self._epoch, "units": units}
             if self.file and trainer.is_global_zero:
                 self.file.append(row | {"seconds": self.latest.seconds} | values)
@@ -188,14 +188,11 @@ class Telemetry(Callback):
             self._mark = self.clock()
 
     def state_dict(self) -> dict[str, Any]:
-        sums = self._restored
-        if self._total is not None and self._count is not None and self._lost is not None:
-            sums = (self._total.item(), self._count.item(), self._lost.item())
         return {
             "tokens": self.latest.units,
             "seconds": self._seconds(),
             "val_loss": self.latest.val_loss,
-            "sums": sums,
+            "parts": across(self._sums()),
             "slots": self._slots,
             "epoch": self._epoch,
             "rows": self.file.rows if self.file else None,
@@ -205,12 +202,18 @@ class Telemetry(Callback):
         self.latest.units = state_dict["tokens"]
         self.latest.val_loss = state_dict["val_loss"]
         self._seconds_before = state_dict["seconds"]
-        total, count, *lost = state_dict["sums"]  # those of older runs are two
-        self._restored = (total, count, lost[0] if lost else 0)
+        parts = state_dict.get("parts") or [(*state_dict["sums"], 0)[:3]]  # older runs had those of one process
+        self._restored = own_part([tuple(part) for part in parts])
         self._slots = state_dict["slots"]
         self._epoch, self._rows = state_dict.get("epoch", 0), state_dict.get("rows")
 
     # --- counting -----------------------------------------------------------------------------------------------------
+
+    def _sums(self) -> tuple[float, int, int]:
+        """Loss and units since the last row, and the units without a finite loss, of this process."""
+        if self._total is None or self._count is None or self._lost is None:
+            return self._restored
+        return self._total.item(), int(self._count.item()), int(self._lost.item())
 
     def _seconds(self) -> float:
         return self._seconds_before + (0.0 if self._start is None else self.clock() - self._start)

@@ -39,7 +39,8 @@ MOMENTS = {
 full from then on, and has room again when the training is resumed."""
 QUICK = {
     ("text", "window"), ("text", "checkpoint"), ("text", "full disk at a checkpoint"), ("text", "full disk at a row"),
-    ("text-workers", "step"), ("lora", "last validation"),
+    ("text-two-processes", "window"), ("text-two-processes", "checkpoint"), ("text-workers", "step"),
+    ("lora", "last validation"),
     ("vision", "validation"), ("contacts", "first checkpoint"), ("pretrain", "terminated validation"),
     ("pretrain", "before training"),
 }  # fmt: skip
@@ -135,3 +136,15 @@ def test_a_changed_option_that_cannot_be_exact_is_refused(trained: Callable[[str
     assert ended.code == 2
     assert "dim" in ended.printed and "--model.pretrained" in ended.printed
     assert (killed.place / "whole" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    number: signal.Signals, trained: Callable[[str], Killed]
+) -> None:
+    killed = trained("text-two-processes")
+    run = f"one-{number.name}"
+    ended = killed.servers[0].run(killed.place, killed.training.command(run), 700, number, ranks=2, rank=1)
+    assert ended.code == 128 + number, ended.printed
+    killed.check(killed.train(1, ["text", "fit", "--run", run, "--resume", "true"]), {0})
+    assert differences(killed.place / "whole", killed.place / run) == []

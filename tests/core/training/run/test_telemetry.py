@@ -48,7 +48,7 @@ class Loop:
         )  # fmt: skip
         self.module: Any = SimpleNamespace(
             thawed=0, device=torch.device("cpu"), last_grad_norm=None, slots=lambda batch: batch["tokens"].numel(),
-            guard=SimpleNamespace(review=lambda module: None, counts={"skipped_steps": 0}),
+            guard=SimpleNamespace(review=lambda module: None, counts={"skipped_steps": 0}), modules=lambda: [],
         )  # fmt: skip
         self.module.loss = lambda batch: (batch["weight"] * 2.0).sum()
         self.telemetry.on_train_start(self.trainer, self.module)
