@@ -5,6 +5,7 @@ Only `build_model`, `loss` and `slots` have no default. Everything that the comm
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +157,11 @@ def summed(task: TaskModule, batch: Any) -> Sums:
     if isinstance(count, Tensor) and count.dim() == 0:
         return Sums(total, count)
     if isinstance(count, int | float):
+        if not 0 <= count < math.inf:
+            raise UserError(
+                f"The count that `{type(task).__name__}.loss` returns is {count}, but must be a number of units of at"
+                " least 0; count what the sum is over."
+            )
         return Sums(total, torch.full((), count, device=total.device))  # without waiting for the device
     what = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else f"a {type(count).__name__}"
     raise UserError(

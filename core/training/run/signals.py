@@ -81,8 +81,9 @@ class StopOnSignal(Callback):
             rest = "press Ctrl-C again to stop at once" if number == signal.SIGINT else "a second signal stops at once"
             rest = "" if self.requeue and number != signal.SIGINT else f"; {rest}"
             print(f"\nStopping after this step and saving{rest}.", flush=True)
+        module: Any = trainer.lightning_module
         if trainer.world_size > 1:
-            trainer.lightning_module.wish_to_stop = self._wish(number)
+            module.wish_to_stop = self._wish(number)
         elif trainer.validating:  # between two steps
             trainer.should_stop = True
 
