@@ -168,7 +168,7 @@ def test_main_prints_pairs_writes_scores_and_does_the_other_inputs(tmp_path, cap
     assert "has 4 aligned columns, the query has 3" in printed.err
     saved = np.load(tmp_path / "out" / "good.dca.npz")
     assert saved["scores"].shape == (30, 30)
-    with pytest.raises(UserError, match="Row 2 has 4"):
+    with pytest.raises(UserError, match="has 4 aligned columns"):
         main([str(bad)])
 
 
