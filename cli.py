@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
     "recall": "triune.recall.command:main",
+    "scaling": "triune.scaling.command:main",
 }
 
 
@@ -180,7 +181,7 @@ usage: triune TASK VERB [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
-       triune demo | recall | recipes | --version
+       triune demo | recall | scaling | recipes | --version
 
 tasks
 {about}
@@ -191,6 +192,7 @@ commands
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
+  scaling   fit a law of the loss over parameters and tokens to runs, and predict what more compute reaches
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm
   convert   write it in the format of another of them, and compare the outputs
 

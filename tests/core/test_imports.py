@@ -16,7 +16,7 @@ import triune
 from triune import core
 
 ROOT = Path(triune.__file__).parent
-ROOMS = ("vision", "protein", "text", "recall", "lens")
+ROOMS = ("vision", "protein", "text", "recall", "lens", "scaling")
 HEAVY = ("torch", "lightning", "numpy", "torchvision", "timm", "matplotlib", "tokenizers", "rich")
 
 
