@@ -39,7 +39,7 @@ def reference_delta_scan(
 
 def delta_scan(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, begins: Tensor | None = None,
-    state: Tensor | None = None, chunk: int = 32,
+    state: Tensor | None = None, chunk: int = 16,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Computes the recurrence in chunks.
 
@@ -63,17 +63,16 @@ def delta_scan(
     q, k, v, beta = (chunks(x, chunk).contiguous() for x in (q, k, v, beta[..., None]))
     between, head, tail, whole = chunk_decays(chunks(log_decay[..., None], chunk), begins, chunk)
     # The corrections u solve u_i + β_i Σ_{j<i} between_ij (k_i·k_j) u_j = β_i (v_i - head_i Sᵀ k_i), with S the state
-    # before the chunk; they are linear in S, so one solution serves: u = own - seen S. Decays and β are multiplied into
-    # the chunk x chunk matrices, the smallest ones.
+    # before the chunk. The matrices are inverted for all chunks at once; the rest is done chunk by chunk, while its
+    # numbers are in the processor's cache.
     solve = unit_lower_inverse(k @ k.mT * (between * beta)) * beta.mT
-    own, seen, scores = solve @ v, solve * head[..., None, :] @ k, q @ k.mT * between
     s = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
     s, outputs = s.flatten(0, 1), []
-    parts = (own, seen, scores, q, k, head[..., None], tail[..., None], whole[..., None, None])
-    for own, seen, scores, q, k, head, tail, whole in zip(*(x.flatten(0, 1).unbind(1) for x in parts), strict=True):
-        u = torch.baddbmm(own, seen, s, alpha=-1)  # each of the parts is now [batch·heads, chunk, ·]
-        outputs.append(torch.baddbmm(head * (q @ s), scores, u))
-        s = torch.baddbmm(whole * s, k.mT, tail * u)
+    parts = (q, k, v, solve, between, head[..., None], tail[..., None], whole[..., None, None])
+    for q, k, v, solve, between, head, tail, whole in zip(*(x.flatten(0, 1).unbind(1) for x in parts), strict=True):
+        u = solve @ (v - head * (k @ s))  # each of the parts is now [batch·heads, chunk, ·]
+        outputs.append((head * (q @ s)).baddbmm_(between * (q @ k.mT), u))
+        s = (whole * s).baddbmm_(k.mT, tail * u)
     y = torch.stack(outputs, dim=1).unflatten(0, (-1, heads)).flatten(2, 3).transpose(1, 2)
     return y[:, :tokens], s.unflatten(0, (-1, heads))
 
