@@ -34,9 +34,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .checks import check, check_choice, check_keys, check_types, counts, hashed
+from .config_checks import check_numbers
 from .expert_options import ExpertsConfig, in_words
 from .mixers import options as mixers
 from .rotary import RotaryConfig
+from .sparse import SparseConfig
 
 FeedForwardKind = Literal[
     "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu",
@@ -67,6 +69,7 @@ class TransformerConfig:
         mixer_options: settings by the name of the kind, such as {mamba2: {state: 128}}.
         window: a token attends only to tokens at a distance below `window` (itself included); one number for all layers
             or a list with one entry (or null) per layer.
+        sparse: blocks of tokens that a token attends to, in all layers with attention, in the place of a window.
         position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or
             `rotary`.
         position_offset: further rows of the learned table, before that of position 0 (OPT, RoBERTa: 2).
@@ -118,6 +121,7 @@ class TransformerConfig:
     mixer: str | list[str] = "attention"
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     window: int | list[int | None] | None = None
+    sparse: SparseConfig | None = None
     position: Literal["none", "learned", "sinusoidal", "rotary"] = "rotary"
     position_offset: int = 0
     context: int = 1024
@@ -163,10 +167,14 @@ class TransformerConfig:
                 f"divisible by heads ({self.heads}) when head_dim is not given; try {self._near_multiple()}",
             )  # fmt: skip
         self._check_choices()
-        self._check_shapes()
+        check_numbers(self)
         self._check_layers()
         self._check_ffn()
         self._check_mixers()
+        if self.sparse is not None:
+            windows = any(self.window_at(layer) is not None for layer in range(self.depth))
+            check(not windows, "window", self.window, "null with sparse, which says what is near")
+            check(self.sparse.last == 0 or not self.causal, "sparse.last", self.sparse.last, "0 with causal")
 
     def __hash__(self) -> int:
         return hashed(self)
@@ -205,6 +213,7 @@ class TransformerConfig:
         return dataclasses.replace(
             full,
             window=uniform([full.window_at(layer) for layer in range(full.depth)]),
+            sparse=full.sparse and full.sparse.canonical(),
             position=full.position if turned or full.position != "rotary" else "none",
             context=full.context if table else plain.context,
             rotary=uniform(rotary) if turned else plain.rotary,
@@ -223,29 +232,6 @@ class TransformerConfig:
     def _near_multiple(self) -> str:
         below = self.dim // self.heads * self.heads
         return " or ".join(str(n) for n in (below, below + self.heads) if n)
-
-    def _check_shapes(self) -> None:
-        for name in ("kv_heads", "head_dim", "ffn_dim"):
-            value = getattr(self, name)
-            check(value is None or counts(value), name, value, "a positive integer or null")
-        if self.kv_heads is not None:
-            check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads ({self.heads})")
-        check(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
-        check(self.residual_scale > 0, "residual_scale", self.residual_scale, "positive")
-        offset, learned = self.position_offset, self.position == "learned"
-        check(offset >= 0, "position_offset", offset, "at least 0")
-        check(offset == 0 or learned, "position_offset", offset, f"0 with position {self.position}, which has no table")
-        scale = self.attention_scale
-        check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
-        check(self.layer_scale is None or self.layer_scale > 0, "layer_scale", self.layer_scale, "positive or null")
-        check(self.init_std is None or self.init_std >= 0, "init_std", self.init_std, "at least 0 or null")
-        for name in ("dropout", "attention_dropout", "stochastic_depth"):
-            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        if self.attention_softcap is not None:
-            check(self.attention_softcap > 0, "attention_softcap", self.attention_softcap, "positive or null")
-            check(self.attention_dropout == 0, "attention_dropout", self.attention_dropout, "0 with attention_softcap")
-        if self.position == "sinusoidal":
-            check(self.dim % 2 == 0, "dim", self.dim, "even for sinusoidal positions")
 
     def _check_choices(self) -> None:
         check_choice("position", self.position, Literal["none", "learned", "sinusoidal", "rotary"])
@@ -388,8 +374,9 @@ class TransformerConfig:
             values["rotary"] = RotaryConfig(**check_keys(RotaryConfig, rotary, "transformer.rotary"))
         elif isinstance(rotary, list):
             values["rotary"] = [r and RotaryConfig(**check_keys(RotaryConfig, r, "transformer.rotary")) for r in rotary]
-        if isinstance(experts := values.get("experts"), dict):
-            values["experts"] = ExpertsConfig(**check_keys(ExpertsConfig, experts, "transformer.experts"))
+        for name, kind in (("experts", ExpertsConfig), ("sparse", SparseConfig)):
+            if isinstance(given := values.get(name), dict):
+                values[name] = kind(**check_keys(kind, given, f"transformer.{name}"))
         return cls(**values)
 
 

@@ -42,6 +42,22 @@ def check_inputs(
     _check_memory(config, x, memory, memory_valid)
 
 
+def check_patterns(config: TransformerConfig, x: Tensor, prefix: Tensor | None, global_tokens: Tensor | None) -> None:
+    """Raises UserError unless they are flags of the tokens of `x` that change what some layer sees."""
+    batch, tokens = x.shape[:2]
+    for name, flags in (("prefix", prefix), ("global_tokens", global_tokens)):
+        if flags is not None:
+            fits = flags.dtype == torch.bool and flags.shape == (batch, tokens)
+            _require(fits, name, flags, f"bool [{batch}, {tokens}], True for its tokens")
+    if prefix is not None:
+        if not config.causal:
+            raise UserError("prefix was given, but this model is not causal: all its tokens see all; leave it out.")
+        config.require_attention("a prefix, whose tokens see later ones")
+    limited = config.sparse is not None or any(config.window_at(layer) is not None for layer in range(config.depth))
+    if global_tokens is not None and not limited:
+        raise UserError("global_tokens was given, but no layer has a window or sparse blocks; leave it out.")
+
+
 def _check_masks(
     config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
     bias: Tensor | None,

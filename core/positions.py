@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .errors import UserError
+from .masks import positions_in_segments
 from .rotary import RotaryConfig
 
 
@@ -66,6 +67,32 @@ def make_positions(config: TransformerConfig) -> LearnedPositions | SinusoidalPo
     if config.position == "learned":
         return LearnedPositions(config.context, config.dim, config.position_offset)
     return SinusoidalPositions(config.dim) if config.position == "sinusoidal" else None
+
+
+def default_positions(
+    config: TransformerConfig, table: nn.Module | None, segments: Tensor | None, past: int, tokens: int,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Positions of `tokens` new tokens after `past` ones, where none are given.
+
+    Args:
+        config: of the model.
+        table: what `make_positions` returned.
+        segments: as `AttentionMask.segments` returns them, of all tokens.
+        past: how many tokens there were before.
+        tokens: how many are new.
+        device: of the result.
+
+    Raises:
+        UserError: the table has too few rows, or positions have two axes.
+    """
+    if isinstance(table, LearnedPositions):
+        table.check(past + tokens)
+    if table is not None and segments is not None:
+        return positions_in_segments(segments)[:, past:]
+    if any(r is not None and r.axes == 2 for r in map(config.rotary_at, range(config.depth))):
+        raise UserError("Rotary positions with two axes need positions=[tokens, 2], the row and column of each token.")
+    return torch.arange(past, past + tokens, device=device)
 
 
 def rotary_frequencies(

@@ -6,23 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints.saved import SavedModel
 from .config import TransformerConfig
-from .errors import UserError
 from .experts import Experts, balance_loss, make_ffn
 from .initialise import initialise
-from .inputs import check_inputs, check_vectors
+from .inputs import check_inputs, check_patterns, check_vectors
 from .layers import Branch, Norm
-from .masks import AttentionMask, positions_in_segments
+from .masks import AttentionMask
 from .mixers.attention import Attention
 from .mixers.base import Call, LayerState
 from .mixers.cache import KeyValueCache
 from .mixers.registry import make_mixer
-from .positions import LearnedPositions, make_positions
+from .positions import default_positions, make_positions
 
 
 class Block(nn.Module):
@@ -117,8 +115,8 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
     def forward(
         self, x: Tensor, *, valid: Tensor | None = None, documents: Tensor | None = None,
         bias: Tensor | Sequence[Tensor] | None = None, positions: Tensor | None = None, memory: Tensor | None = None,
-        memory_valid: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        memory_valid: Tensor | None = None, cache: KeyValueCache | None = None, prefix: Tensor | None = None,
+        global_tokens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Runs all blocks.
 
@@ -133,6 +131,9 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             memory: `[batch, memory tokens, dim]`, what a decoder with `cross_attention` reads.
             memory_valid: bool `[batch, memory tokens]`, True for real tokens.
             cache: keys and values of the tokens before `x`; `x` holds only the new ones and is added to it.
+            prefix: bool `[batch, tokens]`, tokens that see each other in both directions although `causal`; behind a
+                cache they belong to its first call.
+            global_tokens: bool `[batch, tokens]`, tokens that see all, and that all see, where windows or blocks limit.
 
         Returns:
             `[batch, tokens, dim]`, after the final norm.
@@ -141,18 +142,19 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         check_vectors(config, x)
         (batch, tokens), new = x.shape[:2], valid
         if cache is not None:
-            cache.begin(self, self.blocks, batch, documents)
+            cache.begin(self, self.blocks, batch, documents, prefix, global_tokens)
             past = cache.length
             memory, memory_valid = cache.with_memory(memory, memory_valid)
         check_inputs(config, x, past + tokens, valid, documents, bias, positions, memory, memory_valid)
+        check_patterns(config, x, prefix, global_tokens)
         if cache is not None:
             valid = cache.with_past(valid, batch, tokens, x.device)
         # A weight of zero does not hide what is no number, so padding is zero from the start.
         x, read = _hide(x, new), None if memory is None else _hide(memory, memory_valid)
         shared = bias if isinstance(bias, Tensor) else None
-        mask = AttentionMask(causal=config.causal, documents=documents, valid=valid, bias=shared)
+        mask = AttentionMask(config.causal, None, documents, valid, shared, prefix=prefix, global_tokens=global_tokens)
         if positions is None:
-            positions = self._default_positions(mask, past, tokens, x.device)
+            positions = default_positions(config, self.positions, mask.segments(), past, tokens, x.device)
         if self.positions is not None:
             x = x + self.positions(positions).to(x.dtype)
         x = self.input_norm(x)
@@ -189,18 +191,6 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             return [mixer.prepare(each) for mixer, each in zip(mixers, calls, strict=True)]
         found = {mixer.key: mixer.prepare(call) for mixer in {mixer.key: mixer for mixer in mixers}.values()}
         return [found[mixer.key] for mixer in mixers]
-
-    def _default_positions(self, mask: AttentionMask, past: int, tokens: int, device: torch.device) -> Tensor:
-        segments = mask.segments()
-        if isinstance(self.positions, LearnedPositions):
-            self.positions.check(past + tokens)
-        if self.positions is not None and segments is not None:
-            return positions_in_segments(segments)[:, past:]
-        if any(r is not None and r.axes == 2 for r in map(self.config.rotary_at, range(self.config.depth))):
-            raise UserError(
-                "Rotary positions with two axes need positions=[tokens, 2], the row and column of each token."
-            )
-        return torch.arange(past, past + tokens, device=device)
 
 
 def _hide(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -95,6 +95,7 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
         documents: Tensor | None = None,
         valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
         x = self.embedding(tokens)
@@ -105,7 +106,7 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
             x = x * scale
         if self.widen is not None:
             x = self.widen(x)
-        x = self.transformer(x, documents=documents, valid=valid, cache=cache)
+        x = self.transformer(x, documents=documents, valid=valid, cache=cache, prefix=prefix)
         if self.narrow is not None:
             x = self.narrow(x)
         return x if factor == 1 else x * factor
@@ -116,8 +117,9 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
         documents: Tensor | None = None,
         valid: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
-        return self.logits(self.hidden(tokens, documents, valid, cache))
+        return self.logits(self.hidden(tokens, documents, valid, cache, prefix))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., dim]` -> `[..., vocab_size]`."""

@@ -175,6 +175,7 @@ class TextTask(TrainingModule):
         """One line about the model."""
         c = self.transformer_config
         window = "" if c.window is None else f", window {c.window}"
+        window += "" if c.sparse is None else f", blocks of {c.sparse.block} tokens"
         shape = (
             f"{c.depth} layers x {c.dim}, {c.heads} heads, {c.norm}, {c.ffn_words()}, {c.position} positions{window}"
         )

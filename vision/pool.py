@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         config = replace(
             config, position="none", rotary=RotaryConfig(), window=None, qk_norm="none", inner_norm=[],
-            attention_softcap=None, experts=None,
+            attention_softcap=None, sparse=None, experts=None,
             ffn=ffn or next((kind for kind in config.ffns if kind != "none"), "gelu"),
             ffn_dim=ffn_dim or config.resolved().ffn_dim,
         )  # fmt: skip

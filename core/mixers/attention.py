@@ -35,11 +35,12 @@ class Attention(Mixer):
         self.head_dim, self.cross = head_dim, cross
         self.scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window, self.softcap = None if cross else config.window_at(layer), config.attention_softcap
+        self.sparse = None if cross or config.sparse is None else config.sparse.at(layer)
         self.rotary = None if rotary is None else make_rotary(rotary, heads, head_dim)
         own = None
         if rotary is not None and rotary.learned:  # layers with angles of their own share nothing
             own, self.vectors = layer, ("rotary.rate",)
-        self.key = ("attention", self.window, self.softcap, rotary, own)
+        self.key = ("attention", self.window, self.sparse, self.softcap, rotary, own)
         self.qk_norm, self.dropout = config.qk_norm, config.attention_dropout
         self.q = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q"))
         self.k = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("k"))
@@ -62,6 +63,8 @@ class Attention(Mixer):
             # Behind a cache, a layer with a window holds only the keys that the new queries may see.
             held = min(held, self.window - 1 + call.tokens)
             mask = replace(mask if held == call.keys else mask.last(held), window=self.window)
+        if self.sparse is not None:
+            mask = replace(mask, sparse=self.sparse)
         dropout = self.dropout if self.training else 0.0
         chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
         return chosen, None if self.rotary is None else self._rotation(self.rotary, call)

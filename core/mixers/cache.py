@@ -139,12 +139,15 @@ class KeyValueCache:
         self._model: Any = None
         self._inference = False
 
-    def begin(self, model: Any, blocks: Iterable[Any], batch: int, documents: Tensor | None = None) -> None:
+    def begin(
+        self, model: Any, blocks: Iterable[Any], batch: int, documents: Tensor | None = None,
+        prefix: Tensor | None = None, global_tokens: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Makes the states in the first call of `model`.
 
         Raises:
-            UserError: the model is not causal, `documents` are given, or the cache belongs to another model or holds
-                another number of rows.
+            UserError: the model is not causal, documents or global tokens are given, or a prefix after the first call;
+                or the cache belongs to another model or holds another number of rows.
         """
         if not model.config.causal:
             raise UserError(
@@ -152,6 +155,16 @@ class KeyValueCache:
             )
         if documents is not None:
             raise UserError("documents and a cache cannot be used together: generation continues one text a row.")
+        if global_tokens is not None:
+            raise UserError(
+                "global_tokens and a cache cannot be used together: which tokens are global must be known of all; "
+                "the first blocks of a text are, with sparse.first."
+            )
+        if prefix is not None and self.length:
+            raise UserError(
+                f"prefix was given behind a cache of {self.length} tokens, which have not seen it; give the whole "
+                "prefix in the first call."
+            )
         if self.config != model.config:
             raise UserError("The cache was made for another config than that of this model; make one with its config.")
         if self.length == 0:

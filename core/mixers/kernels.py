@@ -7,8 +7,9 @@
 |-----------|------------------------------------------------------------|--------------------------|
 | sdpa      | no limit, or causal over a whole sequence                  | flash kernels, no mask   |
 | banded    | a window much shorter than the sequence                    | tokens x window          |
-| masked    | documents, padding, a bias, or a chunk behind a cache      | tokens²                  |
-| flex      | on CUDA: windows, documents, soft cap; no bias, no dropout | only the blocks in sight |
+| blocked   | blocks, or a window with global tokens; no bias            | tokens x what is seen    |
+| masked    | documents, padding, a bias, prefix, behind a cache         | tokens²                  |
+| flex      | on CUDA: all masks and soft cap; no bias, no dropout       | only the blocks in sight |
 | reference | soft-capped scores elsewhere                               | tokens², scores stored   |
 
 SDPA is given no mask where `is_causal` says the same, because any mask disables its flash kernels; `is_causal` is
@@ -27,11 +28,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import UserError
-from ..masks import AttentionMask, within
+from ..masks import AttentionMask, Rule, within
+from .blocked import Blocks, blocked_attention, keys_read, make_blocks
 
-KERNELS = ("reference", "sdpa", "masked", "banded", "flex")
+KERNELS = ("reference", "sdpa", "masked", "banded", "blocked", "flex")
 FORCED = "forced"
 _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 
@@ -57,6 +60,7 @@ class Plan:
     """
     softcap: float | None = None
     block_mask: Any = None
+    blocks: Blocks | None = None
 
     def __str__(self) -> str:
         size = f" {self.mask.window} of {self.keys} tokens" if self.kernel == "banded" and self.why != FORCED else ""
@@ -90,6 +94,8 @@ def plan(
         return replace(chosen, causal=mask.causal and queries > 1 and not mask.cross)
     if name == "banded":
         return replace(chosen, allowed=_band_mask(mask, keys, device))
+    if name == "blocked":
+        return replace(chosen, blocks=make_blocks(mask, keys, device))
     if name == "flex":
         return replace(chosen, block_mask=_block_mask(mask, queries, keys, device))
     allowed = mask.allowed(queries, keys, device)
@@ -102,17 +108,21 @@ def _choose(
     mask: AttentionMask, queries: int, keys: int, device: torch.device, softcap: float | None, dropout: float
 ) -> tuple[str, str]:
     window = mask.window if mask.window is not None and mask.window < keys and not mask.cross else None
-    grouped = mask.documents is not None or mask.valid is not None
+    grouped, patterned = mask.documents is not None or mask.valid is not None, mask.patterned
     square = queries == keys and not mask.cross
     flex_can = device.type == "cuda" and mask.bias is None and square and keys >= _FLEX_MIN_TOKENS and dropout == 0
     possible = {"reference": "a readable reference"}
     if softcap is None:
         possible["masked"] = "bias" if mask.bias is not None else "a dense mask"
-        if mask.bias is None and not grouped and window is None and (square or not mask.causal or queries == 1):
+        free = mask.bias is None and not grouped and window is None and not patterned
+        if free and (square or not mask.causal or queries == 1):
             possible["sdpa"] = "causal" if mask.causal else "every token sees every token"
-        if square and window is not None and mask.bias is None:
+        if square and window is not None and mask.bias is None and not patterned:
             possible["banded"] = "window"
-    if flex_can and (window is not None or grouped or softcap is not None):
+        limited = mask.sparse is not None or (window is not None and mask.global_tokens is not None)
+        if square and limited and mask.bias is None and mask.prefix is None and _begins_real(mask):
+            possible["blocked"] = "blocks and global tokens"
+    if flex_can and (window is not None or grouped or patterned or softcap is not None):
         possible["flex"] = "block-sparse on CUDA"
     forced = _forced.get()
     if forced in possible:
@@ -125,8 +135,22 @@ def _choose(
     # The band holds 2·window keys a query (3 without causality): it wins once that is clearly less than the square.
     if "banded" in possible and window is not None and keys >= 4 * window:
         return "banded", possible["banded"]
+    if "blocked" in possible and keys >= 2 * keys_read(mask):
+        return "blocked", possible["blocked"]
     name = "masked" if "masked" in possible else "reference"
     return name, possible[name] if name == "masked" else "soft-capped scores"
+
+
+def _begins_real(mask: AttentionMask) -> bool:
+    """Whether rows are one document from their first token on, padding only behind it; where the host cannot see the
+    values at no cost, the answer is no.
+    """
+    flags = [flags for flags in (mask.valid, mask.global_tokens) if flags is not None]
+    if mask.documents is not None or torch.compiler.is_compiling():
+        return False
+    if any(f.device.type != "cpu" or isinstance(f, FakeTensor) for f in flags):
+        return False
+    return mask.valid is None or bool((mask.valid[:, 0].all()) & (mask.valid[:, 1:] <= mask.valid[:, :-1]).all())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: float = 0.0) -> Tensor:
@@ -151,6 +175,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         )
     if plan.kernel == "banded":
         return _banded_attention(q, k, v, plan, scale, dropout)
+    if plan.blocks is not None:
+        return blocked_attention(q, k, v, plan.blocks, scale, dropout)
     if plan.kernel == "flex":
         return _flex()(q, k, v, _softcap_score(plan.softcap), plan.block_mask, scale, grouped)
     return reference_attention(q, k, v, plan.allowed, plan.mask.bias, scale, plan.softcap, dropout)
@@ -283,13 +309,16 @@ def _compiled_block_mask() -> Any:
 
 def _block_mask(mask: AttentionMask, queries: int, keys: int, device: torch.device) -> Any:
     segments = mask.segments()
+    rule = Rule(mask, queries, keys, device) if mask.patterned else None
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if rule is not None:
+            return rule(batch, query, key)
         allowed = within(query - key, mask.causal, mask.window)
         if segments is None:
             return query >= 0 if allowed is None else allowed
         same = segments[batch, query] == segments[batch, key]
         return same if allowed is None else allowed & same
 
-    batch = None if segments is None else segments.shape[0]
+    batch = (None if segments is None else segments.shape[0]) if rule is None else rule.rows
     return _compiled_block_mask()(visible, batch, None, queries, keys, device=device)

@@ -28,7 +28,7 @@ OPTION = "mixer_options."
 """Begins the name of an option in a message; the name of the kind follows."""
 
 OF_ATTENTION = (
-    "window", "qk_norm", "attention_scale", "attention_softcap", "attention_gate", "attention_dropout",
+    "window", "sparse", "qk_norm", "attention_scale", "attention_softcap", "attention_gate", "attention_dropout",
 )  # fmt: skip
 """Fields of `TransformerConfig` without effect where no layer has attention."""
 

@@ -7,22 +7,40 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triune.core.errors import UserError
 from triune.core.masks import AttentionMask, positions_in_segments
+from triune.core.sparse import SparseConfig
 
 
 def by_hand(mask: AttentionMask, row: int, queries: int, keys: int) -> list[list[bool]]:
     """The docstring of `AttentionMask` as two loops over absolute positions."""
     documents = [0] * keys if mask.documents is None else mask.documents[row].tolist()
     real = [True] * keys if mask.valid is None else mask.valid[row].tolist()
+    # Runs of one document: the blocks of each are counted from 0.
+    starts = [j for j in range(keys) if j == 0 or (real[j], documents[j] if real[j] else 0) != (
+        real[j - 1], documents[j - 1] if real[j - 1] else 0)]  # fmt: skip
+    ends = [*starts[1:], keys]
+    shared = {j for j in range(keys) if mask.global_tokens is not None and mask.global_tokens[row, j] and real[j]}
+    numbers = [0] * keys
+    for start, end in zip(starts, ends, strict=True) if mask.sparse is not None else ():
+        size = mask.sparse.block
+        blocks = -(-(end - start) // size)
+        for j in range(start, end):
+            numbers[j] = (j - start) // size
+            if real[j] and (numbers[j] < mask.sparse.first or numbers[j] >= blocks - mask.sparse.last):
+                shared.add(j)
     table = []
     for i in range(keys - queries, keys):
         line = []
         for j in range(keys):
             sees = real[i] == real[j] and (documents[i] == documents[j] or not real[i])
             if mask.causal:
-                sees = sees and j <= i
-            if mask.window is not None:
-                sees = sees and abs(i - j) < mask.window
+                both = mask.prefix is not None and bool(mask.prefix[row, i] and mask.prefix[row, j])
+                sees = sees and (j <= i or both)
+            near = mask.window is None or abs(i - j) < mask.window
+            if mask.sparse is not None:
+                near = abs(numbers[i] - numbers[j]) <= mask.sparse.around
+            sees = sees and (near or i in shared or j in shared)
             line.append(sees)
         table.append(line)
     return table
@@ -103,3 +121,78 @@ def test_padding_is_the_document_minus_one() -> None:
 def test_positions_restart_in_each_segment() -> None:
     segments = torch.tensor([[0, 0, 0, 1, 1, 2], [-1, -1, 0, 0, 0, 0]])
     assert positions_in_segments(segments).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
+
+
+@given(st.data())
+def test_prefix_blocks_and_global_tokens_equal_two_loops(data: st.DataObject) -> None:
+    keys = data.draw(st.integers(1, 12), "keys")
+    queries = data.draw(st.integers(1, keys), "queries")
+    flags = st.none() | st.lists(st.booleans(), min_size=2 * keys, max_size=2 * keys)
+    ids = st.none() | st.lists(st.integers(0, 1), min_size=2 * keys, max_size=2 * keys)
+    small = st.integers(0, 2)
+    causal = data.draw(st.booleans(), "causal")
+    sparse = data.draw(st.none() | st.builds(SparseConfig, st.integers(1, 4), small, small, small), "sparse")
+    window = None if sparse else data.draw(st.none() | st.integers(1, 5), "window")
+    given = {name: data.draw(flags, name) for name in ("valid", "prefix", "global_tokens")}
+    given["documents"] = data.draw(ids, "documents")
+    tensors = {name: torch.tensor(value).view(2, keys) for name, value in given.items() if value is not None}
+    mask = AttentionMask(causal=causal, window=window, sparse=sparse, **tensors)
+    allowed = mask.allowed(queries, keys)
+    for row in range(2):
+        expected = torch.tensor(by_hand(mask, row, queries, keys))
+        if allowed is None:
+            assert expected.all()
+        else:
+            assert torch.equal(allowed[row if len(allowed) > 1 else 0, 0], expected)
+
+
+def rows(sparse: SparseConfig, causal: bool, **given: torch.Tensor) -> torch.Tensor:
+    tokens = next(iter(given.values())).shape[1]
+    allowed = AttentionMask(causal=causal, sparse=sparse, **given).allowed(tokens, tokens)
+    assert allowed is not None
+    return allowed[:, 0]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_random_blocks_do_not_depend_on_what_is_beside(causal: bool) -> None:
+    sparse = SparseConfig(2, 0, 1, 0 if causal else 1, 2, seed=3)
+    alone = rows(sparse, causal, documents=torch.zeros(1, 23, dtype=torch.long))[0]
+    plain = AttentionMask(causal=causal, sparse=sparse).allowed(23, 23)
+    assert plain is not None
+    assert torch.equal(plain[0, 0], alone)
+    seen = alone[12:14].any(0)[: 12 if causal else 23].unflatten(0, (-1, 1)).flatten()  # block 6 sees
+    blocks = {int(j) // 2 for j in seen.nonzero()} - {0, 6, 11}
+    assert len(blocks) == 2  # beside the first, its own and the last
+    left = torch.arange(30)[None] >= 7
+    assert torch.equal(rows(sparse, causal, valid=left)[0, 7:, 7:], alone)
+    packed = torch.tensor([[0] * 5 + [1] * 23 + [2] * 4])
+    assert torch.equal(rows(sparse, causal, documents=packed)[0, 5:28, 5:28], alone)
+    if causal:
+        longer = AttentionMask(causal=True, sparse=sparse).allowed(40, 40)
+        last = AttentionMask(causal=True, sparse=sparse).allowed(3, 40)
+        assert longer is not None
+        assert last is not None
+        assert torch.equal(longer[0, 0, :23, :23], alone)
+        assert torch.equal(last, longer[:, :, -3:])
+    other = rows(sparse.at(1), causal, documents=torch.zeros(1, 23, dtype=torch.long))[0]
+    assert not torch.equal(other, alone)
+
+
+def test_random_blocks_are_spread_evenly() -> None:
+    sparse = SparseConfig(1, 0, 0, 0, 3)
+    allowed = AttentionMask(sparse=sparse).allowed(400, 400)
+    assert allowed is not None
+    assert (allowed[0, 0].sum(1) == 4).all()
+    seen = allowed[0, 0].sum(0)
+    assert seen.float().std() < 2.5  # a Poisson distribution has sqrt(3)
+    assert seen.max() < 13
+
+
+def test_mistakes_of_patterns() -> None:
+    with pytest.raises(UserError, match=r"^prefix is torch\.int64 \(1, 2\), but must be bool \[batch, tokens\]\.$"):
+        AttentionMask(prefix=torch.tensor([[1, 2]]))
+    with pytest.raises(UserError, match=r"^window is 3, but must be null where sparse"):
+        AttentionMask(window=3, sparse=SparseConfig())
+    for name, value in (("block", 0), ("around", -1), ("random", 2**31), ("seed", -1)):
+        with pytest.raises(UserError, match=rf"^sparse\.{name} is {value}, but must be"):
+            SparseConfig(**{name: value})

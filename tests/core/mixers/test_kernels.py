@@ -18,6 +18,7 @@ from triune.core.errors import UserError
 from triune.core.masks import AttentionMask
 from triune.core.mixers import kernels
 from triune.core.mixers.kernels import Plan, attend, force_kernel, plan, reference_attention
+from triune.core.sparse import SparseConfig
 from triune.core.transformer import Transformer
 
 CPU = torch.device("cpu")
@@ -128,6 +129,81 @@ def test_kernel_equals_reference(kernel: str) -> None:
         check_against_reference(problem, choose)
 
     check()
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> dict[str, Any]:
+    """Shapes and a mask of blocks, or of a window with global tokens; padding on the right."""
+    tokens, batch, kv_heads = draw(st.integers(1, 40)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    causal, groups = draw(st.booleans()), draw(st.integers(1, 2))
+    small = st.integers(0, 2)
+    mask: dict[str, Any] = {"causal": causal}
+    if windowed := draw(st.booleans()):
+        mask["window"] = draw(st.integers(1, max(1, tokens - 1)))
+    else:
+        mask["sparse"] = SparseConfig(
+            draw(st.integers(1, 9)), draw(small), draw(small), 0 if causal else draw(small), draw(small), draw(small)
+        )
+    if windowed or draw(st.booleans()):
+        flags = draw(st.lists(st.booleans(), min_size=tokens * batch, max_size=tokens * batch))
+        mask["global_tokens"] = torch.tensor(flags).view(batch, tokens)
+    if draw(st.booleans()):
+        real = draw(st.lists(st.integers(1, tokens), min_size=batch, max_size=batch))
+        mask["valid"] = padding_of("right", real, tokens)
+    return {
+        "batch": batch, "heads": kv_heads * groups, "kv_heads": kv_heads, "queries": tokens, "keys": tokens,
+        "mask": mask, "bias": None, "seed": draw(st.integers(0, 99)), "dtype": torch.float64,
+    }  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(patterns())
+def test_blocked_equals_reference(problem: dict[str, Any]) -> None:
+    def choose(mask: AttentionMask) -> Plan:
+        with force_kernel("blocked"):
+            chosen = plan(mask, problem["queries"], problem["keys"], CPU)
+        assert chosen.kernel == "blocked" or (mask.window or 0) >= problem["keys"]
+        return chosen
+
+    check_against_reference(problem, choose)
+
+
+@pytest.mark.parametrize("kind", ["masked", "reference"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prefix_and_blocks_with_padding_documents_and_a_bias(kind: str, side: str) -> None:
+    prefix = torch.arange(12) < torch.tensor([[3], [9]])
+    documents = torch.tensor([[0] * 7 + [1] * 5, [0] * 12])
+    hubs = torch.zeros(2, 12, dtype=torch.bool)
+    hubs[0, 8] = hubs[1, 5] = True
+    for mask in (
+        {"causal": True, "prefix": prefix},
+        {"causal": True, "prefix": prefix, "window": 4},
+        {"causal": True, "prefix": prefix, "documents": documents},
+        {"sparse": SparseConfig(2, 1, 1, 1, 1), "documents": documents},
+        {"causal": True, "sparse": SparseConfig(3, 0, 1, 0, 1)},
+        {"window": 3, "global_tokens": hubs, "documents": documents},
+    ):
+        for bias in (None, (2, 2, 12, 12)):
+            valid = padding_of(side, [12, 9], 12)
+            problem = BANDED_CORNERS | {"mask": mask | {"valid": valid}, "queries": 12, "keys": 12, "bias": bias}
+
+            def choose(mask: AttentionMask) -> Plan:
+                with force_kernel(kind):
+                    return plan(mask, 12, 12, CPU)
+
+            check_against_reference(problem, choose)
+
+
+def test_blocked_is_chosen_where_it_saves() -> None:
+    big, small = SparseConfig(64, 1, 1, 1, 2), SparseConfig(64, 4)
+    assert str(plan(AttentionMask(sparse=big), 1024, 1024, CPU)) == "blocked (blocks and global tokens)"
+    assert plan(AttentionMask(sparse=small), 1024, 1024, CPU).kernel == "masked"
+    hubs = torch.arange(1024)[None] < 3
+    assert plan(AttentionMask(window=64, global_tokens=hubs), 1024, 1024, CPU).kernel == "blocked"
+    left = padding_of("left", [1000], 1024)  # whose blocks begin where the row does
+    assert plan(AttentionMask(sparse=big, valid=left), 1024, 1024, CPU).kernel == "masked"
+    assert plan(AttentionMask(sparse=big, causal=True), 1, 1024, CPU).kernel == "masked"
+    assert plan(AttentionMask(global_tokens=hubs), 1024, 1024, CPU).kernel == "sdpa"  # nothing is limited
 
 
 @settings(max_examples=100)
@@ -252,7 +328,9 @@ def test_a_window_does_not_cost_the_square(causal: bool) -> None:
 
 
 def test_force_kernel() -> None:
-    with pytest.raises(UserError, match="kernel is 'flash', but must be one of reference, sdpa, masked, banded, flex"):
+    with pytest.raises(
+        UserError, match="kernel is 'flash', but must be one of reference, sdpa, masked, banded, blocked, flex"
+    ):
         force_kernel("flash").__enter__()
     with force_kernel("banded"):
         chosen = plan(AttentionMask(causal=True), 8, 8, CPU)
@@ -283,6 +361,10 @@ FLEX = [
     {"mask": {"causal": True, "documents": torch.stack([documents_of([100, 3, 80], 260), documents_of([1], 260)])}},
     {"mask": {"causal": False, "valid": padding_of("left", [200, 1], 260)}},
     {"mask": {"causal": True, "window": 30, "valid": padding_of("right", [200, 260], 260)}, "softcap": 5.0},
+    {"mask": {"causal": True, "prefix": torch.arange(260) < torch.tensor([[30], [120]])}},
+    {"mask": {"window": 20, "global_tokens": torch.arange(260) % 97 == torch.tensor([[0], [5]])}},
+    {"mask": {"sparse": SparseConfig(16, 1, 1, 1, 2), "valid": padding_of("left", [200, 260], 260)}},
+    {"mask": {"causal": True, "sparse": SparseConfig(16, 1, 1, 0, 2)}},
 ]
 FLEX_SHAPE = {
     "batch": 2,

@@ -1,0 +1,32 @@
+"""Ranges of the numbers in a `TransformerConfig`. No torch at import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .checks import check, counts
+
+
+def check_numbers(config: Any) -> None:
+    """Raises UserError for a size, share or factor of a `TransformerConfig` outside its range."""
+    for name in ("kv_heads", "head_dim", "ffn_dim"):
+        value = getattr(config, name)
+        check(value is None or counts(value), name, value, "a positive integer or null")
+    if config.kv_heads is not None:
+        check(config.heads % config.kv_heads == 0, "kv_heads", config.kv_heads, f"a divisor of heads ({config.heads})")
+    check(config.norm_eps > 0, "norm_eps", config.norm_eps, "positive")
+    check(config.residual_scale > 0, "residual_scale", config.residual_scale, "positive")
+    offset, learned = config.position_offset, config.position == "learned"
+    check(offset >= 0, "position_offset", offset, "at least 0")
+    check(offset == 0 or learned, "position_offset", offset, f"0 with position {config.position}, which has no table")
+    scale = config.attention_scale
+    check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
+    check(config.layer_scale is None or config.layer_scale > 0, "layer_scale", config.layer_scale, "positive or null")
+    check(config.init_std is None or config.init_std >= 0, "init_std", config.init_std, "at least 0 or null")
+    for name in ("dropout", "attention_dropout", "stochastic_depth"):
+        check(0 <= getattr(config, name) < 1, name, getattr(config, name), "in [0, 1)")
+    if config.attention_softcap is not None:
+        check(config.attention_softcap > 0, "attention_softcap", config.attention_softcap, "positive or null")
+        check(config.attention_dropout == 0, "attention_dropout", config.attention_dropout, "0 with attention_softcap")
+    if config.position == "sinusoidal":
+        check(config.dim % 2 == 0, "dim", config.dim, "even for sinusoidal positions")
