@@ -32,7 +32,7 @@ _MAMBA2 = {
 }  # fmt: skip
 BAMBA = LLAMA | _MAMBA2 | {
     "num_key_value_heads": 8, "max_position_embeddings": 262_144, "attn_layer_indices": None, "attention_bias": False,
-    "mlp_bias": False, "partial_rotary_factor": 0.5,
+    "mlp_bias": False, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 GRANITE4 = {key: value for key, value in LLAMA.items() if key != "head_dim"} | _MAMBA2 | {
     "attention_bias": False, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
@@ -77,7 +77,7 @@ def read_bamba(c: Settings) -> LanguageModelConfig:
     bias = [name for key, names in _BIASES.items() if c[key] for name in names]
     return model(
         c, ["attention" if layer in listed else "mamba2" for layer in range(c.depth())], {"mamba2": _mamba2(c)},
-        position="rotary", rotary=of_all(c, fraction="partial_rotary_factor"), bias=bias or False,
+        position="rotary", rotary=of_all(c, fraction=0.5), bias=bias or False,
     )  # fmt: skip
 
 

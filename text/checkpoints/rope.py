@@ -25,12 +25,13 @@ _KEYS = {
     "beta_slow": "beta_slow",
     "attention_factor": "attention_factor",
 }
+_PART = "partial_rotary_factor"
 _SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 """Kinds of rotary scaling that transformers and the core both have."""
 
 
 def of_all(
-    c: Settings, theta: str = "rope_theta", fraction: str | None = None, interleaved: bool = False,
+    c: Settings, theta: str = "rope_theta", fraction: str | float | None = None, interleaved: bool = False,
     scalings: Sequence[str] | None = None,
 ) -> RotaryConfig:  # fmt: skip
     """Rotary settings of a family that has the same for all layers: `rope_scaling` (transformers 4), else
@@ -39,7 +40,8 @@ def of_all(
     Args:
         c: the config.
         theta: the old key of the base.
-        fraction: the old key of the rotated part, None for a family that rotates whole heads.
+        fraction: the old key of the rotated part, or the part where its class looks at no key; None for a family that
+            rotates whole heads.
         interleaved: neighbouring channels are rotated together.
         scalings: kinds of scaling that the family has; None for all that its library has.
     """
@@ -50,9 +52,9 @@ def of_all(
             "for all layers in this family and passes over these; write the values without the kind."
         )
     rope.setdefault("rope_theta", c[theta])
-    part = c[fraction] if fraction else c.values.get("partial_rotary_factor")
+    part = fraction if isinstance(fraction, float) else c[fraction] if fraction else c.values.get(_PART)
     if part is not None:
-        rope.setdefault("partial_rotary_factor", part)
+        rope.setdefault(_PART, part)
     # A key beside `rope_parameters` counts before one in it.
     beside = c.get("original_max_position_embeddings") or c.values.get("original_max_position_embeddings")
     return _rotary(c, rope, beside, fraction is not None, interleaved, scalings)

@@ -95,6 +95,8 @@ class ChatTemplate:
                 f"{conversation.name}: the chat template writes the question before message {turn + 1} differently "
                 "once it is answered, so the answer cannot be told apart; remove the row, or use another template."
             )
+        if THOUGHT not in self.source:
+            raise self._drops(conversation.name, turn, "the thoughts of this answer")
         # The template leaves out thoughts that were written, although it asks for them: they are put back.
         prompt = _unmarked(self.render(messages[:turn], True, tools, True))
         content = message["content"]
@@ -180,7 +182,9 @@ class ChatTemplate:
         for name, number in (("eos_token", self.tokenizer.eos_id), ("bos_token", self.tokenizer.bos_id)):
             names[name] = "" if number is None else self.tokenizer.backend.id_to_token(number)
         try:
-            return self._renderer.render(messages=messages, add_generation_prompt=answer, **names)
+            # Two names of the same, of which some templates read one and some the other, as in transformers.
+            known = [m | {"thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in messages]
+            return self._renderer.render(messages=known, add_generation_prompt=answer, **names)
         except Refused as error:
             raise UserError(f"The chat template of the tokenizer refuses these messages ({error}).") from None
 

@@ -206,13 +206,21 @@ def _message(message: Any, where: str, columns: Mapping[str, str]) -> Message:
     if not isinstance(role, str) or not role.strip():
         raise UserError(f"{where} has no role; say who speaks ({', '.join(USUAL_ROLES[:4])}).")
     role = role.strip().lower()
-    kept = {key: message[key] for key in ("name", "tool_call_id", "reasoning_content") if message.get(key) is not None}
+    kept = {key: message[key] for key in ("name", "tool_call_id") if message.get(key) is not None}
+    if (thought := _first(message, list(THOUGHTS))) is not None:
+        if not isinstance(thought, str):
+            raise UserError(f"{where} has thoughts that are a {type(thought).__name__}, but must be a text.")
+        kept["reasoning_content"] = thought
     calls = _calls(message, where)
     content = _first(message, [columns["content"]] if "content" in columns else ["content", "value"])
     if content is None and calls:
         content = ""
     text = _text(content, where)
     return {"role": ROLES.get(role, role), "content": text, **kept, **({"tool_calls": calls} if calls else {})}
+
+
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names of what an answer says before it is given, as transformers looks for them."""
 
 
 def _first(message: Mapping[str, Any], keys: list[str]) -> Any:
