@@ -25,8 +25,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from triune.bench.parity_random import SAME, WORSE, in_float64
+from triune.bench.parity_random import BATCHES, SAME, WORSE, in_float64
 from triune.core.checkpoints.family import apart
 from triune.core.errors import UserError
 from triune.text.checkpoints import pretrained as text
@@ -229,6 +230,11 @@ def ours_of(config: Mapping[str, Any]) -> Any:
     return next(f for f in text.HF_FAMILIES if f.model_type == config["model_type"]).read("it", config)
 
 
+def tokens_of(batch: int) -> Tensor:
+    """Random tokens, int64 `[1, tokens]`, without those that models take for padding."""
+    return torch.randint(6, 67, (1, TOKENS), generator=torch.Generator().manual_seed(batch))
+
+
 def compare(name: str, change: Change, folder: Path) -> float | str:
     """How far the outputs of a config are apart, "refused: ..." where ours refuses it, or "impossible: ..." where
     transformers does. A key that no file of the original mentions must leave our reading of the config as it was.
@@ -236,7 +242,7 @@ def compare(name: str, change: Change, folder: Path) -> float | str:
     cls, config = class_of(name), change.config
     if not change.known:
         return unknown(change)
-    tokens = torch.randint(6, 67, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    tokens = tokens_of(0)
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     try:
@@ -263,7 +269,7 @@ def compare(name: str, change: Change, folder: Path) -> float | str:
     except UserError as error:
         return f"refused: {str(error).replace(str(folder), '')}"
     if found > LIMIT:  # some models multiply rounding
-        wide = in_float64(ours, theirs, [tokens])
+        wide = in_float64(ours, theirs, [tokens_of(batch) for batch in range(BATCHES)])
         found = wide["float64"] if wide["float64"] <= SAME and wide["ours"] <= WORSE * wide["theirs"] else found
     return found
 

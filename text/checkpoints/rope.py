@@ -52,7 +52,7 @@ def of_all(
             "for all layers in this family and passes over these; write the values without the kind."
         )
     rope.setdefault("rope_theta", c[theta])
-    part = fraction if isinstance(fraction, float) else c[fraction] if fraction else c.values.get(_PART)
+    part = c[fraction] if isinstance(fraction, str) else c.values.get(_PART) if fraction is None else fraction
     if part is not None:
         rope.setdefault(_PART, part)
     # A key beside `rope_parameters` counts before one in it.
