@@ -70,6 +70,8 @@ class TransformerConfig:
         window: a token attends only to tokens at a distance below `window` (itself included); one number for all layers
             or a list with one entry (or null) per layer.
         sparse: blocks of tokens that a token attends to, in all layers with attention, in the place of a window.
+        short_convolution: tokens that a convolution over each channel of queries, keys and values reads (So et al.
+            2021), with `causal` the last ones, else those around a token; 0 for none. Other mixers have `conv`.
         position: `none`, a `learned` or `sinusoidal` (Vaswani et al. 2017, section 3.5) table added to the input, or
             `rotary`.
         position_offset: further rows of the learned table, before that of position 0 (OPT, RoBERTa: 2).
@@ -122,6 +124,7 @@ class TransformerConfig:
     mixer_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     window: int | list[int | None] | None = None
     sparse: SparseConfig | None = None
+    short_convolution: int = 0
     position: Literal["none", "learned", "sinusoidal", "rotary"] = "rotary"
     position_offset: int = 0
     context: int = 1024

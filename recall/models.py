@@ -129,6 +129,7 @@ def _bytes(state: Any) -> int:
     if isinstance(state, LayerCache):
         kept = state.end - state.start if state.window is None else min(state.end - state.start, state.window - 1)
         held = [x[:, :, :kept] for x in (state.keys, state.values) if x is not None]
+        held += [] if state.inputs is None else [state.inputs]
     else:
         held = [x for x in getattr(state, "tensors", vars(state)).values() if isinstance(x, Tensor)]
     return sum(x.numel() * x.element_size() for x in held)

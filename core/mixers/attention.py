@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
@@ -12,7 +13,9 @@ from ..layers import Norm
 from ..positions import LearnedRotary, Rotary, Rotation, make_rotary, rotate
 from .base import Call, LayerState, Mixer
 from .cache import LayerCache, MemoryCache
+from .convolution import ShortConvolution
 from .kernels import Plan, attend, attention_weights, plan
+from .recurrent import Row, rows
 
 
 class Attention(Mixer):
@@ -45,6 +48,8 @@ class Attention(Mixer):
         self.q = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q"))
         self.k = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("k"))
         self.v = nn.Linear(config.dim, kv_heads * head_dim, bias=config.has_bias("v"))
+        kernel, channels = 0 if cross else config.short_convolution, (heads + 2 * kv_heads) * head_dim
+        self.conv = ShortConvolution(channels, kernel, False, not config.causal) if kernel else None
         if config.qk_norm == "head":
             self.q_norm, self.k_norm = Norm(head_dim, config), Norm(head_dim, config)
         elif config.qk_norm != "none":
@@ -56,8 +61,14 @@ class Attention(Mixer):
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 
-    def prepare(self, call: Call) -> tuple[Plan, Rotation | None]:
-        """The kernel with its mask, and the angles of the new tokens."""
+    def initialise(self, config: TransformerConfig) -> None:
+        """The convolution starts as the identity, so that the model starts as one without."""
+        if self.conv is not None:
+            nn.init.zeros_(self.conv.weight)
+            nn.init.ones_(self.conv.weight[:, :, self.conv.own])
+
+    def prepare(self, call: Call) -> tuple[Plan, Rotation | None, Row | None]:
+        """The kernel with its mask, the angles of the new tokens, and their order where a convolution reads them."""
         mask, held = call.mask, call.keys
         if self.window is not None:
             # Behind a cache, a layer with a window holds only the keys that the new queries may see.
@@ -67,7 +78,8 @@ class Attention(Mixer):
             mask = replace(mask, sparse=self.sparse)
         dropout = self.dropout if self.training else 0.0
         chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
-        return chosen, None if self.rotary is None else self._rotation(self.rotary, call)
+        row = None if self.conv is None else rows(replace(call, mask=replace(call.mask, bias=None)))
+        return chosen, None if self.rotary is None else self._rotation(self.rotary, call), row
 
     def _rotation(self, rotary: Rotary | LearnedRotary, call: Call) -> Rotation:
         if not rotary.config.grows:
@@ -89,17 +101,21 @@ class Attention(Mixer):
         return MemoryCache() if self.cross else LayerCache(self.window, capacity)
 
     def forward(
-        self, x: Tensor, plan: Plan, rotation: Rotation | None = None, cache: LayerState | None = None,
-        memory: Tensor | None = None,
+        self, x: Tensor, plan: Plan, rotation: Rotation | None = None, row: Row | None = None,
+        cache: LayerState | None = None, memory: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Attends from `x` to itself, or with `cross` to `memory` `[batch, memory tokens, dim]`."""
-        q = self._heads(self.q(x), "q", rotation)
+        q, local = self.q(x), cache if isinstance(cache, LayerCache) else None
         if isinstance(cache, MemoryCache):
             k, v = cache.of(memory, self._keys_and_values)
+        elif self.conv is not None and row is not None:
+            q, k, v = self._convolved(self.conv, [q, self.k(x), self.v(x)], row, local)
+            k, v = self._heads(k, "k", rotation), self._heads(v)
         else:
             k, v = self._keys_and_values(x if memory is None else memory, rotation)
-        if isinstance(cache, LayerCache):
-            k, v = cache.append(k, v)
+        q = self._heads(q, "q", rotation)
+        if local is not None:
+            k, v = local.append(k, v)
         z = self.mix(q, k, v, plan).transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
         if self.gate is not None:
             z = z * self.gate(x).sigmoid()
@@ -113,6 +129,16 @@ class Attention(Mixer):
         """The weights that `mix` applies (without dropout), float32 `[batch, heads, queries, keys]`."""
         allowed = plan.mask.allowed(plan.queries, plan.keys, q.device)
         return attention_weights(q.float(), k.float(), allowed, plan.mask.bias, self.scale, plan.softcap)
+
+    def _convolved(
+        self, conv: ShortConvolution, parts: list[Tensor], row: Row, cache: LayerCache | None
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values after their convolution, `[batch, tokens, heads·head_dim]` each."""
+        joined = row.pack(torch.cat(parts, dim=-1))
+        y, inputs = conv(joined, row, None if cache is None else cache.inputs)
+        if cache is not None:
+            cache.new_inputs = inputs
+        return row.unpack(y).split([part.shape[-1] for part in parts], dim=-1)
 
     def _keys_and_values(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
         return self._heads(self.k(x), "k", rotation), self._heads(self.v(x))

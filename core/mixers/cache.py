@@ -33,6 +33,9 @@ class LayerCache:
         self.values: Tensor | None = None
         self.start = self.end = 0
         self._pending: tuple[Tensor, Tensor, int, int] | None = None
+        self.inputs: Tensor | None = None
+        """The last inputs of a short convolution, `[batch, kernel - 1, channels]`."""
+        self.new_inputs: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds keys and values of new tokens, which count after `commit`; returns those that the new queries may need,
@@ -58,6 +61,8 @@ class LayerCache:
         if self._pending is not None:
             self.keys, self.values, self.start, self.end = self._pending
             self._pending = None
+        if self.new_inputs is not None:
+            self.inputs, self.new_inputs = self.new_inputs, None
 
     def _held(self, start: int, k: Tensor, v: Tensor) -> list[tuple[Tensor | None, Tensor]]:
         if self.keys is None or self.values is None:
@@ -81,11 +86,13 @@ class LayerCache:
         """Holds copies, which are of use in the mode they are made in."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.clone(), self.values.clone()
+        self.inputs = None if self.inputs is None else self.inputs.clone()
 
     def select(self, rows: Tensor) -> None:
         """Keeps the batch rows with these indices, int `[rows]`: finished ones are dropped."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
+        self.inputs = None if self.inputs is None else self.inputs[rows]
 
 
 class MemoryCache:

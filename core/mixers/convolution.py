@@ -1,4 +1,4 @@
-"""A short causal convolution over each channel alone, with the inputs it must remember between calls."""
+"""A short convolution over each channel alone, with the inputs it must remember between calls."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class ShortConvolution(nn.Module):
     """y_t = Σ_j w_j x_{t-j} for j below `kernel`. `[batch, tokens, channels]` -> `[batch, tokens, channels]`.
 
     A token reads only tokens of its own document. The weight `[channels, 1, kernel]` is laid out as in `nn.Conv1d`: the
-    last entry belongs to the token itself.
+    last entry belongs to the token itself. With `centred` that is entry kernel // 2, the next ones to the tokens after
+    it.
     """
 
-    def __init__(self, channels: int, kernel: int, bias: bool = True) -> None:
+    def __init__(self, channels: int, kernel: int, bias: bool = True, centred: bool = False) -> None:
         super().__init__()
+        self.own = kernel // 2 if centred else kernel - 1
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
@@ -37,7 +39,7 @@ class ShortConvolution(nn.Module):
         Args:
             x: `[batch, tokens, channels]`, the real tokens first.
             row: which tokens are real and where documents begin.
-            past: `[batch, kernel - 1, channels]`, the inputs before `x`; zeros by default.
+            past: `[batch, kernel - 1, channels]`, the inputs before `x`; zeros by default. Not with `centred`.
 
         Returns:
             y, and the last `kernel - 1` inputs, for the next call.
@@ -45,16 +47,17 @@ class ShortConvolution(nn.Module):
         tokens, reach = x.shape[1], self.weight.shape[-1] - 1
         x = row.hold(x)
         if past is None:
-            past = x.new_zeros(x.shape[0], reach, x.shape[2])
-        context = torch.cat([past, x], dim=1)
+            past = x.new_zeros(x.shape[0], self.own, x.shape[2])
+        after = reach - self.own
+        context = F.pad(torch.cat([past, x], dim=1), (0, 0, 0, after))
         if row.begins is None:
             y = F.conv1d(context.mT, self.weight.to(x.dtype), groups=x.shape[2]).mT
         else:
-            segment = F.pad(row.begins.cumsum(1), (reach, 0))
+            segment = F.pad(row.begins.cumsum(1), (self.own, after))
             y = torch.zeros_like(x)
             for j in range(reach + 1):
-                near = slice(reach - j, reach - j + tokens)
-                same = (segment[:, near] == segment[:, reach:])[..., None]
-                y = y + self.weight[:, 0, reach - j].to(x.dtype) * context[:, near].masked_fill(~same, 0.0)
+                near = slice(j, j + tokens)
+                same = (segment[:, near] == segment[:, self.own : self.own + tokens])[..., None]
+                y = y + self.weight[:, 0, j].to(x.dtype) * context[:, near].masked_fill(~same, 0.0)
             context = context.masked_fill((segment != segment[:, -1:])[..., None], 0.0)
         return y if self.bias is None else y + self.bias.to(x.dtype), row.last(context, reach)

@@ -28,7 +28,8 @@ OPTION = "mixer_options."
 """Begins the name of an option in a message; the name of the kind follows."""
 
 OF_ATTENTION = (
-    "window", "sparse", "qk_norm", "attention_scale", "attention_softcap", "attention_gate", "attention_dropout",
+    "window", "sparse", "short_convolution", "qk_norm", "attention_scale",
+    "attention_softcap", "attention_gate", "attention_dropout",
 )  # fmt: skip
 """Fields of `TransformerConfig` without effect where no layer has attention."""
 
