@@ -223,7 +223,7 @@ TASKS: dict[str, Task] = {
     "mqar": Task("recall of values by their keys", VOCAB, mqar, 64, 8, 1500, 64, 2, 3e-3, _four, 2 / VOCAB, 127),
     "induction": Task("repetition of a segment", 65, induction, 64, 0, 800, 64, 2, 3e-3, lambda _: 16, 1 / 64),
     "copy": Task("selective copying", 16, copy, 64, 8, 1500, 64, 2, 3e-3, lambda pairs: 2 * pairs, 1 / 14, 4096),
-    "lag": Task("selection of a lag", STATES, lag, 64, 0, 1200, 128, 3, 2e-3, lambda _: 8, 1 / STATES),
+    "lag": Task("selection of a lag", STATES, lag, 64, 0, 1200, 128, 3, 1e-3, lambda _: 8, 1 / STATES),
     "needle": Task("recall far outside of a window", VOCAB, needle, 512, 4, 600, 16, 2, 3e-3, _four, 4 / VOCAB, 63),
 }
 

@@ -12,8 +12,8 @@ from ..config import TransformerConfig
 from ..layers import rms_norm
 from .convolution import ShortConvolution
 from .delta_scan import delta_scan
-from .options import GatedDeltaOptions
 from .recurrent import RecurrentMixer, Row, State, exact, start_steps, wide
+from .recurrent_options import GatedDeltaOptions
 
 
 class GatedDelta(RecurrentMixer):

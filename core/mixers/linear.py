@@ -13,8 +13,8 @@ from ..config import TransformerConfig
 from ..layers import rms_norm
 from .convolution import ShortConvolution
 from .decayed_scan import decayed_scan
-from .options import LinearOptions, RetentionOptions
 from .recurrent import RecurrentMixer, Row, State, exact, wide
+from .recurrent_options import LinearOptions, RetentionOptions
 
 
 class _OuterProducts(RecurrentMixer):

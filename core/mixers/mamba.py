@@ -13,8 +13,8 @@ from ..config import TransformerConfig
 from ..layers import rms_norm
 from .channel_scan import channel_scan
 from .convolution import ShortConvolution
-from .options import MambaOptions
 from .recurrent import RecurrentMixer, Row, State, exact, start_steps, wide
+from .recurrent_options import MambaOptions
 
 
 def selective_scan(

@@ -12,8 +12,8 @@ from ..config import TransformerConfig
 from ..layers import rms_norm
 from .convolution import ShortConvolution
 from .decayed_scan import decayed_scan
-from .options import Mamba2Options
 from .recurrent import RecurrentMixer, Row, State, exact, start_steps, wide
+from .recurrent_options import Mamba2Options
 
 
 class Mamba2(RecurrentMixer):

@@ -18,6 +18,7 @@ from .options import KINDS, Kind, RecurrentOptions
 from .recurrent import Bidirectional, RecurrentMixer
 from .rglru import RGLRU
 from .rnn import GRU, LSTM
+from .titans import Titans
 
 Make = Callable[[TransformerConfig, int, Any], Mixer]
 """Builds the mixer of one layer from the resolved config, the number of the layer and its options."""
@@ -32,6 +33,7 @@ _MAKERS: dict[str, Make] = {
     "rglru": lambda config, layer, options: RGLRU(config, options),
     "lstm": lambda config, layer, options: LSTM(config, options),
     "gru": lambda config, layer, options: GRU(config, options),
+    "titans": lambda config, layer, options: Titans(config, options),
 }
 _BUILT_IN = frozenset(_MAKERS)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from .channel_scan import channel_scan
 from .convolution import ShortConvolution
-from .options import RGLRUOptions
 from .recurrent import RecurrentMixer, Row, State, exact, wide
+from .recurrent_options import RGLRUOptions
 
 STEEPEST = 1000.0
 """Bound on the slope of the square root in 1 - a², which has none at zero (released code of RecurrentGemma)."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from .convolution import ShortConvolution
-from .options import GRUOptions, LSTMOptions
 from .recurrent import RecurrentMixer, Row, State, exact
+from .recurrent_options import GRUOptions, LSTMOptions
 
 Hidden = tuple[Tensor, ...]
 """h, or h and c, each `[batch, width]`."""

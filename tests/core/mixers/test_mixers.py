@@ -145,7 +145,7 @@ def test_both_directions_within_the_real_tokens(config: TransformerConfig, x: Te
     model = build(replace(config, causal=False))
     y = model(x)
     turned = model.blocks[0].attn
-    assert not torch.equal(turned.forth.out.weight, turned.back.out.weight)
+    assert not torch.equal(next(turned.forth.parameters()), next(turned.back.parameters()))
     last = x.clone()
     last[:, -1] += 1.0
     assert not torch.allclose(model(last)[:, 6], y[:, 6]), "the end does not reach the middle"
