@@ -12,6 +12,7 @@ from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.mixers import options as mixers
 from ..core.mixers.cache import KeyValueCache, LayerCache
+from ..core.positions import LearnedPositions
 from ..core.transformer import Transformer
 
 SHORT = {"softmax": "attention", "ssd": "mamba2"}
@@ -110,7 +111,7 @@ class Recaller(nn.Module):
         self.transformer = Transformer(config)
         for block in self.transformer.blocks:
             block.norm2, block.ffn = nn.Identity(), Nothing()
-        if self.transformer.positions is not None:
+        if isinstance(self.transformer.positions, LearnedPositions):
             nn.init.normal_(self.transformer.positions.weight)
         self.head = nn.Linear(dim, vocab)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -125,6 +126,11 @@ def state_bytes(model: Recaller, length: int) -> int:
     """Bytes that generation must keep of one row after `length` tokens."""
     cache = KeyValueCache(model.transformer.config)
     model.eval()(torch.zeros(1, length, dtype=torch.long), cache)
+    return state_bytes_of(cache)
+
+
+def state_bytes_of(cache: KeyValueCache) -> int:
+    """Bytes that a cache holds of the tokens so far, without the room that it keeps for others."""
     return sum(_bytes(state) for states in cache.states for state in states)
 
 

@@ -1,0 +1,93 @@
+"""Generation after a long text: a hybrid of one attention layer to seven of Mamba-2 beside attention in all layers.
+
+python bench/long_generation.py [--tokens 16000] [--batches 1 4] [--threads 2]
+
+Both models have the same number of parameters, to one in a thousand, by the width of their feed-forwards; weights are
+random. The text is read in pieces, then tokens follow one by one, in turns of both models.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import interleaved, record, spread, table
+
+from triune.core.config import TransformerConfig
+from triune.core.mixers.cache import KeyValueCache
+from triune.recall.models import state_bytes_of
+from triune.text.model import LanguageModel, LanguageModelConfig
+
+PIECE, NEW = 500, 16
+
+
+def build(mixer: str, ffn_dim: int) -> LanguageModel:
+    config = TransformerConfig(
+        dim=512, depth=8, heads=8, causal=True, mixer=mixer, norm="rmsnorm", ffn="swiglu", ffn_dim=ffn_dim, bias=False,
+        context=1 << 17,
+    )  # fmt: skip
+    return LanguageModel(LanguageModelConfig(4096, config)).eval()
+
+
+def parameters(model: LanguageModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def equal(mixer: str, wanted: int) -> LanguageModel:
+    """The model whose number of parameters is nearest to `wanted`."""
+    one, two = (parameters(build(mixer, width)) for width in (800, 801))
+    return build(mixer, 800 + round((wanted - one) / (two - one)))
+
+
+@torch.inference_mode()
+def measure(batch: int, models: dict[str, LanguageModel], tokens: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """A row of the table for each model: bytes of its cache after `tokens`, and tokens a second from there on."""
+    text = torch.randint(4096, (batch, tokens))
+    caches = {name: KeyValueCache(model.transformer.config, tokens + 1024) for name, model in models.items()}
+    for name, model in models.items():
+        for piece in text.split(PIECE, dim=1):
+            model.hidden(piece, cache=caches[name])
+    held = {name: state_bytes_of(cache) for name, cache in caches.items()}
+
+    def action(name: str) -> Callable[[], Any]:
+        def run() -> None:
+            token = text[:, :1]
+            for _ in range(NEW):
+                token = models[name](token, cache=caches[name])[:, -1:].argmax(-1)
+
+        return run
+
+    found = {}
+    for name, seconds in interleaved({name: action(name) for name in models}, rounds, 1).items():
+        speed = spread([batch * NEW / s for s in seconds])
+        size = {"parameters": parameters(models[name]), "cache_bytes": held[name]}
+        found[name] = {"model": name, "rows": batch, **size, **speed, "unit": "tokens/s"}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16_000)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="rows that are written together")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    full = build("attention", 1368)
+    models = {"attention in all layers": full, "MMMMMMMA": equal("MMMMMMMA", parameters(full))}
+    rows, ratios = [], {}
+    for batch in options.batches:
+        one, two = measure(batch, models, options.tokens, options.rounds).values()
+        rows += [one, two]
+        ratios[batch] = {
+            "cache": two["cache_bytes"] / one["cache_bytes"], "speed": two["median"] / one["median"],
+        }  # fmt: skip
+        print(table([one, two]), ratios[batch], sep="\n", flush=True)
+    record("long_generation", rows, tokens=options.tokens, threads=options.threads, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main()
