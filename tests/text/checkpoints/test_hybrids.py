@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3-next, dense and mixed layers": (
         "Qwen3Next", HEADS | DELTA | FEW | {"shared_expert_intermediate_size": 10, "mlp_only_layers": [1],
-        "attention_bias": True, "layer_types": MIXED, "norm_topk_prob": False},
+        "attention_bias": True, "num_hidden_layers": 2, "layer_types": MIXED[:2], "norm_topk_prob": False},
     ),
     "mixtral": ("Mixtral", HEADS | {"num_local_experts": 3}),
     "mixtral, one expert of four, window": (
