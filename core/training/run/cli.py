@@ -31,6 +31,7 @@ from .folder import RunFolder, newest_runs
 from .progress import Progress
 from .session import Session
 from .signals import StopOnSignal
+from .strategies import usable
 from .telemetry import Telemetry
 
 SEED = 1337
@@ -123,6 +124,7 @@ class TaskCLI(LightningCLI):
             if (value := self.config.data.get(name)) is not None:
                 self.config.data[name] = str(Path(value).expanduser().absolute())
         config, trainer = self.config, self.config.trainer
+        trainer.strategy = usable(trainer.strategy)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         accelerator = str(trainer.accelerator)
         gpu = accelerator in ("auto", "gpu", "cuda", "mps")

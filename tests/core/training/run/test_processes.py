@@ -67,8 +67,20 @@ def test_fsdp2_trains_saves_and_resumes(one: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
     triune(one, *fit("fsdp2"), *two)
     assert_as_one(one, "fsdp2")
-    triune(one, "text", "fit", "--run", "fsdp2", "--resume", "true", "--trainer.max_steps", "4")
+    again = ["--resume", "true", "--trainer.max_steps", "4", "--trainer.strategy", "ModelParallelStrategy"]
+    triune(one, "text", "fit", "--run", "fsdp2", *again)  # by its other name, which changes nothing
     assert len(losses(one / "fsdp2")) == 4
+
+
+def test_model_parallel_strategy_is_fsdp2(one: Path) -> None:
+    """By its name, and by its class path with arguments that say the same."""
+    path = "lightning.pytorch.strategies.ModelParallelStrategy"
+    two = ["--trainer.devices", "2", "--trainer.strategy", path, "--data.batch_size", "2"]
+    triune(one, *fit("by-path"), *two, "--trainer.strategy.tensor_parallel_size", "1")
+    assert_as_one(one, "by-path")
+    assert "strategy: fsdp2" in (one / "by-path" / "config.yaml").read_text()
+    shown = triune(one, *fit("shown"), "--trainer.strategy", "ModelParallelStrategy", "--print_config")
+    assert "strategy: ModelParallelStrategy" in shown
 
 
 @pytest.mark.slow
