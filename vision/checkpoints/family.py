@@ -122,7 +122,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _parted(whole: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    both = whole.unflatten(0, (2, -1))
+    # In at least float32: the mean of two numbers of 16 bits need not be one.
+    both = whole.to(torch.promote_types(whole.dtype, torch.float32)).unflatten(0, (2, -1))
     return [both.mean(dim=0) if whole.dim() == 1 else both.movedim(0, 1).flatten(1) / 2]
 
 

@@ -132,7 +132,7 @@ def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
     hidden, gated = int(c["hidden_size"] * c["mlp_ratio"]), c["use_swiglu_ffn"]
     registers = "registers" in c["model_type"]
     core = core_of(
-        c, True if c["qkv_bias"] else without("q", "k", "v"), layer_scale=c["layerscale_value"],
+        c, True if c["qkv_bias"] else without("q", "k", "v"), layer_scale=c["layerscale_value"] or 1.0,
         ffn="swiglu" if gated else choose(c, "hidden_act", ACTIVATIONS),
         ffn_dim=_gated_size(hidden) if gated else hidden, head_dim=c.get("head_dim"),
     )  # fmt: skip
@@ -168,7 +168,7 @@ def read_dino3(given: Mapping[str, Any]) -> VisionTransformerConfig:
     act = choose(c, "hidden_act", GATED if c["use_gated_mlp"] else ACTIVATIONS)
     core = core_of(
         c, [name for name in Linears if name in bias], position="rotary", ffn=act, ffn_dim=c["intermediate_size"],
-        layer_scale=c["layerscale_value"],
+        layer_scale=c["layerscale_value"] or 1.0,
         rotary=RotaryConfig(base=float(rope.get("rope_theta") or c["rope_theta"]), axes=2),
     )  # fmt: skip
     return config_of(c, core, position="none", registers=c["num_register_tokens"], rotary_coordinates="unit")

@@ -120,6 +120,7 @@ def read(model: Any) -> VisionTransformerConfig:
     with_prefix = getattr(model, "pool_include_prefix", False) or (eva and pooling is not None)
     core = _read_core(model, eva or kind == "Beit", odd)
     pools = {} if pooling is None else _read_pool(pooling, core, odd)
+    relative = _read_relative(model, odd)
     coordinates = _read_coordinates(getattr(model, "rope", None), odd)
     if odd:
         raise _refused(odd)
@@ -131,7 +132,7 @@ def read(model: Any) -> VisionTransformerConfig:
         position_covers_registers=covers and learned and registers > 0, resample="timm",
         patch_bias=embed.proj.bias is not None, patch_norm=_present(embed.norm), pooled_norm=_present(model.fc_norm),
         pool_prefix=prefix > 0 and with_prefix and model.global_pool in ("avg", "map"),
-        relative_bias=_read_relative(model, odd), **pools, **coordinates,
+        relative_bias=relative, **pools, **coordinates,
     )  # fmt: skip
 
 
@@ -160,7 +161,8 @@ def _read_core(model: Any, eva: bool, odd: Unsupported) -> dict[str, Any]:
     odd.need((scales[0] is None) == (scales[1] is None), "layer scale in only one of the branches")
     layer_scale = None
     if scales[0] is not None:
-        layer_scale = float(block.init_values if eva else scales[0].init_values)
+        # Where trained gains started does not matter, and ours cannot start at zero.
+        layer_scale = float(block.init_values if eva else scales[0].init_values) or 1.0
     inner = {"attention": getattr(attn, "norm", None), "ffn": mlp.norm}
     kind, ffn_dim = _read_ffn(mlp, odd)
     heads = attn.num_heads

@@ -106,6 +106,26 @@ def test_relatives(transformers: Any, tmp_path: Path, name: str) -> None:
     assert_same_weights(original.state_dict(), again.state_dict(), but=biases)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_two_heads_of_16_bits_are_averaged_without_rounding(
+    transformers: Any, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    original = relative(transformers, "DeiT with a teacher").to(dtype)
+    with torch.no_grad():
+        original.cls_classifier.bias.fill_(1.0)
+        original.distillation_classifier.bias.fill_(2.0**-12)
+    original.save_pretrained(tmp_path)
+    found = load(str(tmp_path))
+    assert torch.equal(vit(found).head.bias.double(), torch.full((5,), 0.5 + 2.0**-13, dtype=torch.float64))
+    assert parity(found, tmp_path, "hf") <= TOLERANCE
+
+
+def test_the_start_of_gains_that_are_read_does_not_matter(transformers: Any, tmp_path: Path) -> None:
+    cls = transformers.Dinov2Model
+    shaken(cls(cls.config_class(**SIZES, layerscale_value=0.0))).save_pretrained(tmp_path)
+    assert parity(load(str(tmp_path)), tmp_path, "hf") <= TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["DeiT classifier", "CLIP", "SigLIP"])
 def test_other_sizes(transformers: Any, tmp_path: Path, name: str) -> None:
     original = relative(transformers, name)
