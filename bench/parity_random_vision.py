@@ -26,8 +26,8 @@ from triune.core.checkpoints.family import apart
 from triune.core.errors import UserError
 
 LIMIT = 2.5e-5
-HF = ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT")
-KINDS = ("timm ViT", "timm Eva", "timm entry", "torchvision", *HF, "fair ESM-2", "fair ESM-1b", "ESM")
+HF = ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "DeiT", "Beit", "CLIP", "Siglip")
+KINDS = ("timm ViT", "timm Eva", "timm Beit", "timm entry", "torchvision", *HF, "fair ESM-2", "fair ESM-1b", "ESM")
 _ACTS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
 
 
@@ -75,7 +75,19 @@ def _image(r: random.Random, kind: str) -> dict[str, Any]:
         found |= {f"{name}_bias": r.random() < 0.5 for name in ("query", "key", "value", "proj", "mlp")}
         found |= {"rope_theta": r.choice((10.0, 100.0)), "use_gated_mlp": r.random() < 0.5, "head": False}
         return found | {"num_register_tokens": r.randint(0, 3), "layerscale_value": r.choice((1.0, 0.1))}
+    if kind in ("CLIP", "Siglip"):
+        side = patch * r.randint(1, 4)
+        found |= {"image_size": side, "patch_size": patch, "vision_use_head": r.random() < 0.7}
+        return found
+    if kind == "Beit":
+        both = r.choice((True, False)), r.random() < 0.3
+        found |= {"use_relative_position_bias": both[0], "use_shared_relative_position_bias": both[1]}
+        found |= {"use_absolute_position_embeddings": r.random() < 0.4, "use_mean_pooling": r.random() < 0.7}
+        found |= {"image_size": r.choice((sides[0], sides[0], sides)), "patch_size": patch}
+        return found | {"layer_scale_init_value": r.choice((0.0, 0.1))}
     found |= {"qkv_bias": r.random() < 0.5}
+    if kind == "DeiT":
+        return found | {"pooler_act": "tanh", "teacher": r.random() < 0.4}
     if kind == "ViT":
         return found | {"pooler_act": r.choice(("tanh", "tanh", "gelu")), "head_dim": r.choice((None, None, 8, 12))}
     found |= {
@@ -95,6 +107,13 @@ def _timm(r: random.Random, kind: str, heads: int, depth: int, dim: int) -> dict
 
         modules = {name for m in ("vision_transformer", "deit", "eva", "beit") for name in timm.list_models(module=m)}
         return found | {"name": r.choice(sorted(modules))}
+    if kind == "timm Beit":
+        return found | {
+            "name": "beit_base_patch16_224", "qkv_bias": yes(), "swiglu_mlp": yes(0.3), "scale_mlp": yes(0.3),
+            "init_values": r.choice((None, 0.1)), "use_abs_pos_emb": yes(), "use_rel_pos_bias": yes(0.6),
+            "use_shared_rel_pos_bias": yes(0.3), "use_fc_norm": r.choice((None, True, False)),
+            "global_pool": r.choice(("avg", "token", "")), "mlp_ratio": r.choice((1.0, 2.5, 3.3)),
+        }  # fmt: skip
     found |= {
         "in_chans": r.choice((1, 3)), "mlp_ratio": r.choice((1.0, 2.5, 3.3, 4.0)), "qkv_bias": yes(),
         "qk_norm": yes(0.3), "class_token": yes(0.8), "no_embed_class": yes(),
@@ -117,7 +136,7 @@ def _timm(r: random.Random, kind: str, heads: int, depth: int, dim: int) -> dict
         "qkv_fused": yes(), "swiglu_mlp": yes(), "swiglu_align_to": r.choice((0, 0, 8)), "scale_mlp": yes(),
         "scale_attn_inner": yes(), "attn_type": r.choice(("eva", "rope")), "use_abs_pos_emb": yes(),
         "use_rot_pos_emb": yes(0.8), "rope_type": r.choice(("cat", "dinov3") * 3 + ("mixed",)),
-        "rope_grid_indexing": r.choice(("ij",) * 8 + ("xy",)), "rope_grid_offset": r.choice((0.0,) * 8 + (0.5,)),
+        "rope_grid_indexing": r.choice(("ij", "xy")), "rope_grid_offset": r.choice((0.0, 0.0, 0.5, 1.0)),
         "rope_temperature": r.choice((10.0, 100.0, 1e4)), "rope_rotate_half": yes(), "use_post_norm": yes(0.05),
         "use_pre_transformer_norm": yes(0.3), "use_post_transformer_norm": r.choice((None, True, False)),
         "use_fc_norm": r.choice((None, True, False)), "ref_feat_shape": r.choice((None, [3, 3], [4, 2])),
@@ -161,8 +180,17 @@ def make(kind: str, options: dict[str, Any], folder: Path) -> tuple[Any, Path, s
     dtype, head = getattr(torch, options.pop("dtype")), options.pop("head", True)
     if options.get("head_dim", 0) is None:
         del options["head_dim"]
+    teacher = options.pop("teacher", False)
     name = "EsmForMaskedLM" if kind == "ESM" else f"{kind}{'ForImageClassification' if head else 'Model'}"
+    if head and teacher:
+        name += "WithTeacher"
+    tower = kind in ("CLIP", "Siglip")
+    if tower and not head:
+        name = f"{kind}VisionModel"
     cls: Any = getattr(transformers, name)
+    if tower and head:
+        labels = {"num_labels": options.pop("num_labels")}
+        options = {"vision_config": options, "text_config": {"hidden_size": 8, "num_attention_heads": 1}, **labels}
     model = shaken(cls(cls.config_class(**options)))
     if options.get("position_embedding_type") == "rotary":
         dtype = torch.float32  # its frequencies would be rounded to that dtype

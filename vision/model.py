@@ -21,7 +21,7 @@ from .pool import AttentionPool
 from .positions import Coordinates, Grid, LearnedGrid, Relative, RelativeBias, Resample, SinCosGrid, grid_coordinates
 from .preprocessing import Preprocessing
 
-Pool = Literal["class", "mean", "class_and_mean", "attention"]
+Pool = Literal["class", "mean", "class_and_mean", "attention", "prefix"]
 Position = Literal["learned", "sincos2d", "none"]
 
 
@@ -46,8 +46,8 @@ class VisionTransformerConfig:
         class_token: a learned token before the patches.
         registers: further learned tokens, after the class token (Darcet et al. 2024).
         pool: what the head reads: the `class` token, the `mean` of the patches, both side by side (`class_and_mean`,
-            DINOv2's classifiers), or an `attention` pool, a learned query that attends to the patches (SigLIP's MAP
-            head; Zhai et al. 2022).
+            DINOv2's classifiers), class token and registers side by side (`prefix`, DeiT with its distillation token),
+            or an `attention` pool, a learned query that attends to the patches (SigLIP's MAP head; Zhai et al. 2022).
         position: table added to the patches: `learned`, `sincos2d` (Beyer et al. 2022) or `none`.
         position_covers_class: the learned table has a row for the class token (timm: not `no_embed_class`).
         position_covers_registers: it has one for each register, too.
@@ -146,6 +146,8 @@ class VisionTransformerConfig:
             raise UserError(f"pool is '{self.pool}', but class_token is false; choose pool mean or attention.")
         if self.pool != "attention" and (self.pool_heads or self.pool_ffn or self.pool_ffn_dim):
             raise UserError(f"pool_heads, pool_ffn and pool_ffn_dim need pool attention, but pool is '{self.pool}'.")
+        if self.pool == "prefix" and not self.prefix:
+            raise UserError("pool is 'prefix', but there is no class_token and no register; choose mean or attention.")
         if self.pool_prefix and self.pool not in ("mean", "attention"):
             raise UserError(f"pool_prefix needs pool mean or attention, but pool is '{self.pool}'.")
         if self.position_covers_registers and self.class_token and not self.position_covers_class:
@@ -192,7 +194,7 @@ class VisionTransformerConfig:
     @property
     def width(self) -> int:
         """Length of the pooled vector."""
-        return self.transformer.dim * (2 if self.pool == "class_and_mean" else 1)
+        return self.transformer.dim * {"class_and_mean": 2, "prefix": self.prefix}.get(self.pool, 1)
 
     @property
     def prefix(self) -> int:
@@ -347,6 +349,8 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
         """`[batch, prefix + patches, dim]` -> `[batch, config.width]`."""
         if self.config.pool == "class":
             return self.pooled_norm(tokens[:, 0])
+        if self.config.pool == "prefix":
+            return self.pooled_norm(tokens[:, : self.config.prefix].flatten(1))
         patches = tokens if self.config.pool_prefix else tokens[:, self.config.prefix :]
         x = patches.mean(dim=1) if self.pool is None else self.pool(patches)
         return self.pooled_norm(torch.cat([tokens[:, 0], x], dim=1) if self.config.pool == "class_and_mean" else x)

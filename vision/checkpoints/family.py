@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ...core.checkpoints.family import Family, differences
 from ...core.checkpoints.source import Source
-from ...core.checkpoints.weights import STACKED, Rule, WeightMap, reshaped
+from ...core.checkpoints.weights import STACKED, Layout, Rule, WeightMap, reshaped
 from ..model import VisionTransformerConfig
 from ..positions import Resample
 from ..preprocessing import Preprocessing
@@ -84,6 +85,8 @@ OURS: dict[str, str | tuple[str, ...]] = {
     "pool_latent": "pool.latent",
     "pool_q": "pool.attn.q",
     "pool_kv": ("pool.attn.k", "pool.attn.v"),
+    "pool_qkv_weight": ("pool.attn.q.weight", "pool.attn.k.weight", "pool.attn.v.weight"),
+    "pool_qkv_bias": ("pool.attn.q.bias", "pool.attn.k.bias", "pool.attn.v.bias"),
     "pool_out": "pool.attn.out",
     "pool_norm": "pool.norm",
     "pool_up": "pool.ffn.up",
@@ -95,20 +98,39 @@ OURS: dict[str, str | tuple[str, ...]] = {
 """Words for the parts of our model that have weights."""
 
 
-def rules(names: Names, dim: int, prefix: str = "") -> tuple[Rule, ...]:
-    """The lines of a weight map; `prefix` is before all of their names but that of the head."""
+def rules(names: Names, dim: int, prefix: str = "", layouts: Mapping[str, Layout] | None = None) -> tuple[Rule, ...]:
+    """The lines of a weight map; `prefix` is before all of their names but that of the head.
+
+    A table of positions is `[1, tokens, dim]`, unless `layouts` says another one for a word.
+    """
+    of_words = {"positions": reshaped(1, -1, dim)} | dict(layouts or {})
     return tuple(
-        Rule(
-            OURS[word],
-            theirs if word == "head" else prefix + theirs,
-            reshaped(1, -1, dim) if word == "positions" else STACKED,
-        )
+        Rule(OURS[word], theirs if word == "head" else prefix + theirs, of_words.get(word, STACKED))
         for word, theirs in names.items()
     )
 
 
 def within(block: str, **names: str) -> dict[str, str]:
     return {word: block + name for word, name in names.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    whole = parts[0]
+    return (
+        torch.cat([whole, whole]) if whole.dim() == 1 else (2 * whole).unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)
+    )
+
+
+def _parted(whole: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    # In at least float32: the mean of two numbers of 16 bits need not be one.
+    both = whole.to(torch.promote_types(whole.dtype, torch.float32)).unflatten(0, (2, -1))
+    return [both.mean(dim=0) if whole.dim() == 1 else both.movedim(0, 1).flatten(1) / 2]
+
+
+TWO_HEADS = Layout(_joined, _parted, stacked=False)
+"""Two heads whose logits are averaged are one that reads both tokens side by side, with half of each weight. Of two
+biases only the mean matters; both become it on the way back.
+"""
 
 
 # --- what two configs have in common ----------------------------------------------------------------------------------

@@ -15,8 +15,12 @@ from .family import PREPROCESSOR
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
+PROCESSOR = "processor_config.json"
+"""Where transformers 5 puts the preprocessing of models that read texts, too."""
 HALF = Preprocessing(interpolation="bilinear", resize="squash")
 BILINEAR = Preprocessing(list(IMAGENET[0]), list(IMAGENET[1]), "bilinear", resize="squash")
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+"""Mean and standard deviation of the channels of OpenAI's images."""
 CROPPED = Preprocessing(list(IMAGENET[0]), list(IMAGENET[1]), crop_pct=224 / 256, size=[224, 224])
 
 
@@ -27,10 +31,14 @@ def read_preprocessing(folder: Path, default: Preprocessing, channels: int) -> P
         UserError: it does something that `Preprocessing` cannot say.
     """
     path = folder / PREPROCESSOR
-    if not path.is_file():
+    if not has_preprocessing(folder):
         usual = len(default.mean) in (1, channels)
         return replace(default, size=None, mean=default.mean if usual else [0.5], std=default.std if usual else [0.5])
-    c = read_json(path)
+    if path.is_file():
+        c = read_json(path)
+    else:
+        path = folder / PROCESSOR
+        c = read_json(path)["image_processor"]
     try:
         found = _size(c.get("size")), _size(c.get("crop_size")) if c.get("do_center_crop") else None
         factor = float(c.get("rescale_factor") or 1 / 255)
@@ -47,6 +55,13 @@ def read_preprocessing(folder: Path, default: Preprocessing, channels: int) -> P
         return Preprocessing(list(mean)[:channels], list(std)[:channels], method, **_fitting(*found))
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"'{path}' cannot be understood ({type(error).__name__}: {error}); it was damaged.") from None
+
+
+def has_preprocessing(folder: Path) -> bool:
+    """Whether a folder says how images are prepared, by itself or beside how texts are."""
+    if (folder / PREPROCESSOR).is_file():
+        return True
+    return (folder / PROCESSOR).is_file() and isinstance(read_json(folder / PROCESSOR).get("image_processor"), dict)
 
 
 def _size(value: Any) -> tuple[str, list[int]] | None:

@@ -12,12 +12,18 @@ from ...core.checkpoints.family import Pretrained, apart
 from ...core.checkpoints.source import read_tensors
 from ...core.errors import UserError
 from ..model import VisionTransformer, VisionTransformerConfig
-from .hf import headed
+from .hf_shared import headed
 from .timm_settings import architecture
 from .torchvision_files import write_torchvision
 
-_HF = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "dinov3_vit": "DINOv3ViT"}
+_HF = {
+    "vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "dinov3_vit": "DINOv3ViT",
+    "deit": "DeiT", "beit": "Beit", "data2vec-vision": "Data2VecVision", "clip": "CLIP", "clip_vision_model": "CLIP",
+    "siglip": "Siglip", "siglip_vision_model": "Siglip",
+}  # fmt: skip
 """Beginnings of the names of their classes."""
+_POOLED = ("beit", "data2vec-vision", "clip", "siglip")
+"""Those whose backbone pools without weights that a file may lack."""
 
 
 def parity(pretrained: Pretrained, folder: str | Path, library: str) -> float:
@@ -71,6 +77,8 @@ def _timm(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tenso
         model = timm.create_model(str(architecture(pretrained.source)), checkpoint_path=str(path))
     tokens = model.eval().forward_features(images)
     found = {"pooled": model.forward_head(tokens, pre_logits=True), "logits": model.forward_head(tokens)}
+    if hasattr(model, "head_dist"):
+        del found["pooled"]  # the mean of two tokens, of which ours has both
     if not model.global_pool:  # a vector for each token; ours reads the one of the class token, if there is one
         found = {} if model.cls_token is None else {name: each[:, 0] for name, each in found.items()}
     return {"tokens": tokens, **found}
@@ -83,14 +91,21 @@ def _hf(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]
     assert isinstance(ours, VisionTransformerConfig)
     found: Any = transformers.AutoConfig.from_pretrained(path)
     # A file of the bare model, or one with a head for another purpose, is read with the head that ours has.
-    name = _HF[found.model_type] + ("ForImageClassification" if headed(ours) else "Model")
+    kind = found.model_type.removesuffix("_vision_model")
+    head = bool(ours.classes) or (headed(ours) if kind != "clip" else ours.pool == "mean")
+    name = _HF[found.model_type] + ("ForImageClassification" if head else "Model")
+    if kind in ("clip", "siglip") and not head:
+        name = name.replace("Model", "VisionModel")
+    if ours.pool == "prefix":
+        name += "WithTeacher"
     # It would take the dtype of the file, whose rounding is not ours.
     model: Any = getattr(transformers, name).from_pretrained(path, dtype=torch.float32).eval()
     output = model(images, output_hidden_states=False)
     if hasattr(output, "logits"):
-        backbone: Any = getattr(model, model.base_model_prefix)
+        backbone: Any = getattr(model, "vision_model", None) or getattr(model, model.base_model_prefix)
         return {"tokens": backbone(images).last_hidden_state, "logits": output.logits}
-    return {"tokens": output.last_hidden_state}
+    pooled = {"logits": output.pooler_output} if kind in _POOLED and output.pooler_output is not None else {}
+    return {"tokens": output.last_hidden_state} | pooled
 
 
 def _torchvision(pretrained: Pretrained, path: Path, images: Tensor) -> dict[str, Tensor]:

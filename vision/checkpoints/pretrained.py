@@ -5,7 +5,9 @@
 | timm VisionTransformer       | folder, hub or timm name, ARCHITECTURE.pth      | `timm`: bicubic, antialias          |
 | timm Eva (EVA-02, DINOv3, …) | the same                                        | rotary; `timm` for its table        |
 | timm Beit                    | the same                                        | none: its biases are for one size   |
-| HF ViT, DINOv2               | folder or hub name                              | `reference`: bicubic                |
+| HF ViT, DeiT, DINOv2         | folder or hub name                              | `reference`: bicubic                |
+| … CLIP, SigLIP               | the same; of two towers that of images          | `reference`                         |
+| … BEiT, Data2Vec             | the same                                        | none: its biases are for one size   |
 | … DINOv2 with registers      | the same                                        | `timm`, as upstream                 |
 | HF DINOv3                    | the same                                        | rotary                              |
 | torchvision ViT              | file of weights, folder (as `export` writes it) | `torchvision`: corners aligned      |
@@ -33,7 +35,7 @@ from ...core.checkpoints.source import Source, open_source
 from ...core.errors import UserError
 from ...core.files import few
 from ..model import VisionTransformer, VisionTransformerConfig
-from . import hf, timm, torchvision_files
+from . import hf, hf_beit, hf_towers, timm, torchvision_files
 from .family import PREPROCESSOR, VisionFamily
 from .hf_preprocessing import write_preprocessing
 from .originals import check_inputs, parity
@@ -49,6 +51,11 @@ FAMILIES: tuple[VisionFamily, ...] = (
     hf.HF_DINO2,
     hf.HF_DINO2_REGISTERS,
     hf.HF_DINO3,
+    hf_beit.HF_DEIT,
+    hf_beit.HF_BEIT,
+    hf_beit.HF_DATA2VEC,
+    hf_towers.HF_CLIP,
+    hf_towers.HF_SIGLIP,
     torchvision_files.TORCHVISION_VIT,
     torchvision_files.DINO2_FILE,
     torchvision_files.DINO2_ONNX,
@@ -139,7 +146,11 @@ def export(pretrained: Pretrained | VisionTransformer, folder: str | Path, libra
         if library == "triune":
             model.save_pretrained(new)
             return Path(folder)
-        family = family_for(model.config, library)
+        origin = given.family if given is not None else None
+        if isinstance(origin, VisionFamily) and origin.library == library and origin.represents(model.config):
+            family = origin
+        else:
+            family = family_for(model.config, library)
         config, tensors, more = _translated(model, given, family)
         write_folder(new, config, tensors)
         for name, content in more.items():

@@ -24,7 +24,7 @@ from ...core.rotary import RotaryConfig
 from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .bare import described, note
-from .family import VisionFamily, different, rules, with_preprocessing
+from .family import TWO_HEADS, VisionFamily, different, rules, with_preprocessing
 from .timm_settings import architecture, build, read, skeleton
 
 VIT_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
@@ -96,7 +96,7 @@ def table(config: VisionTransformerConfig, names: Collection[str]) -> WeightMap:
     core, block, has = config.transformer, "blocks.{}.", {re.sub(r"\.\d+\.", ".{}.", name) for name in names}
     found = {
         "class_token": "cls_token",
-        "registers": "reg_token",
+        "registers": "dist_token" if config.pool == "prefix" else "reg_token",
         "positions": "pos_embed",
         "patch": "patch_embed.proj",
     }
@@ -126,7 +126,8 @@ def table(config: VisionTransformerConfig, names: Collection[str]) -> WeightMap:
     found |= {"pool_out": "attn_pool.proj", "pool_norm": "attn_pool.norm"}
     found |= {"pool_up": "attn_pool.mlp.fc1", "pool_down": "attn_pool.mlp.fc2"}
     found |= {"final_norm": "norm", "pooled_norm": "fc_norm", "head": "head"}
-    return WeightMap((*rules(found, core.dim), _frequencies(core.depth)), (r"rope\..*",))
+    heads = (Rule("head", ("head", "head_dist"), TWO_HEADS),) if config.pool == "prefix" else ()
+    return WeightMap((*heads, *rules(found, core.dim), _frequencies(core.depth)), (r"rope\..*",))
 
 
 def _frequencies(depth: int) -> Rule:
@@ -151,7 +152,10 @@ def _vit_recipe(config: VisionTransformerConfig) -> Recipe:
     core = config.transformer.resolved()
     name = "vit_base_patch16_clip_224" if core.norm_eps == 1e-5 else "vit_base_patch16_224"
     hidden = core.ffn_dim or 0
-    if core.placement == "branch":
+    distilled = config.pool == "prefix"
+    if distilled:
+        name = "deit_base_distilled_patch16_224"
+    elif core.placement == "branch":
         name = "vit_base_patch16_rpn_224"
     elif core.gated and config.patch_norm and core.norm == "rmsnorm" and core.norm_eps == 1e-5:
         name = "aimv2_large_patch14_224"  # a gate apart from what it multiplies
@@ -173,7 +177,8 @@ def _vit_recipe(config: VisionTransformerConfig) -> Recipe:
         "init_values": core.layer_scale or 0.0,
         "act_layer": acts.get(str(core.ffn), "silu"), "proj_bias": core.has_bias("out"),
         "scale_attn_norm": "attention" in core.inner_norm, "scale_mlp_norm": "ffn" in core.inner_norm,
-        "pos_embed": "learn" if config.position == "learned" else "none", "reg_tokens": config.registers,
+        "pos_embed": "learn" if config.position == "learned" else "none",
+        "reg_tokens": 0 if distilled else config.registers,
         "pre_norm": core.input_norm, "final_norm": bool(core.final_norm) or config.pooled_norm,
         "fc_norm": config.pooled_norm, "pool_include_prefix": config.pool_prefix,
         "embed_norm_layer": core.norm if config.patch_norm and core.norm_eps == 1e-6 else None,

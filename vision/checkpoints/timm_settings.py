@@ -102,17 +102,16 @@ def read(model: Any) -> VisionTransformerConfig:
     """
     odd = Unsupported()
     kind, block = type(model).__name__, model.blocks[0]
-    if kind == "VisionTransformerDistilled":
-        raise UserError(
-            "it is a distilled DeiT, whose second head reads a distillation token that our model does not have; take "
-            "the same DeiT without 'distilled' in its name, or a DeiT-III."
-        )
+    distilled = kind == "VisionTransformerDistilled"
+    if distilled:  # its heads read a token each, and their logits are averaged
+        plain = model.num_classes and model.reg_token is None and not model.no_embed_class
+        odd.need(bool(plain) and not _present(model.fc_norm), "two heads with other settings than those of DeiT")
     odd.need(type(block).__name__ in _BLOCKS, f"blocks of the kind {type(block).__name__}")
     if odd:
         raise _refused(odd)
     embed, eva, pooling = model.patch_embed, kind == "Eva", getattr(model, "attn_pool", None)
     odd.need(type(embed).__name__ == "PatchEmbed", f"patches by {type(embed).__name__}")
-    token = getattr(model, "reg_token", None)
+    token = model.dist_token if distilled else getattr(model, "reg_token", None)
     registers = 0 if token is None else token.shape[1]
     learned, covers = model.pos_embed is not None, not getattr(model, "no_embed_class", False)
     pool = {"token": "class", "avg": "mean", "map": "attention", "": "class" if model.cls_token is not None else "mean"}
@@ -121,18 +120,19 @@ def read(model: Any) -> VisionTransformerConfig:
     with_prefix = getattr(model, "pool_include_prefix", False) or (eva and pooling is not None)
     core = _read_core(model, eva or kind == "Beit", odd)
     pools = {} if pooling is None else _read_pool(pooling, core, odd)
+    relative = _read_relative(model, odd)
     coordinates = _read_coordinates(getattr(model, "rope", None), odd)
     if odd:
         raise _refused(odd)
     return VisionTransformerConfig(
         image_size=list(embed.img_size), patch_size=list(embed.proj.kernel_size), channels=embed.proj.in_channels,
         classes=model.num_classes, transformer=TransformerConfig(**core), class_token=model.cls_token is not None,
-        registers=registers, pool=pool[model.global_pool],  # type: ignore[arg-type]
+        registers=registers, pool="prefix" if distilled else pool[model.global_pool],  # type: ignore[arg-type]
         position="learned" if learned else "none", position_covers_class=covers,
         position_covers_registers=covers and learned and registers > 0, resample="timm",
         patch_bias=embed.proj.bias is not None, patch_norm=_present(embed.norm), pooled_norm=_present(model.fc_norm),
         pool_prefix=prefix > 0 and with_prefix and model.global_pool in ("avg", "map"),
-        relative_bias=_read_relative(model, odd), **pools, **coordinates,
+        relative_bias=relative, **pools, **coordinates,
     )  # fmt: skip
 
 
@@ -161,7 +161,8 @@ def _read_core(model: Any, eva: bool, odd: Unsupported) -> dict[str, Any]:
     odd.need((scales[0] is None) == (scales[1] is None), "layer scale in only one of the branches")
     layer_scale = None
     if scales[0] is not None:
-        layer_scale = float(block.init_values if eva else scales[0].init_values)
+        # Where trained gains started does not matter, and ours cannot start at zero.
+        layer_scale = float(block.init_values if eva else scales[0].init_values) or 1.0
     inner = {"attention": getattr(attn, "norm", None), "ffn": mlp.norm}
     kind, ffn_dim = _read_ffn(mlp, odd)
     heads = attn.num_heads

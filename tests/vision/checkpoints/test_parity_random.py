@@ -15,7 +15,7 @@ for library in ("timm", "torchvision", "esm"):
 def test_random_configurations_are_read_right_or_refused() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = run(44)
+    rows = run(64)
     assert not [row for row in rows if wrong(row)]
     read = {draw(row["seed"])[0] for row in rows if "refused" not in row}
     assert read == set(KINDS)

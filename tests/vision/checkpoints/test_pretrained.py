@@ -156,6 +156,16 @@ BEITS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_beit_with_both_kinds_of_biases_is_refused(timm: Any, tmp_path: Path) -> None:
+    from timm.models import save_for_hf
+
+    options = {"use_shared_rel_pos_bias": True, "img_size": 32, "num_classes": 5}
+    model = timm.create_model("beit_base_patch16_224", **SMALL | options)
+    save_for_hf(model, str(tmp_path), safe_serialization=True)
+    with pytest.raises(UserError, match="biases of positions both shared and of each layer"):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", BEITS)
 def test_timm_beit(timm: Any, tmp_path: Path, name: str) -> None:
     ours = check_timm(timm, tmp_path, name, dynamic=False, **BEITS[name])
@@ -263,7 +273,7 @@ def test_timm_names_become_hub_names(timm: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("deit_tiny_distilled_patch16_224", {}, "take the same DeiT without 'distilled'"),
+        ("deit_tiny_distilled_patch16_224", {"no_embed_class": True}, "two heads with other settings than those of D"),
         ("vit_small_patch16_18x2_224", {}, "blocks of the kind ParallelThingsBlock"),
         ("vit_tiny_patch16_224", {"global_pool": "avgmax", "reg_tokens": 2}, "it has global_pool 'avgmax'"),
     ],
