@@ -18,7 +18,7 @@ def cache_folder(chosen: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, unit: str = "", scale: float = 1) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int, unit: str = "", scale: float = 1) -> Iterator[Callable[[float], None]]:
     """Shows a bar on a terminal; elsewhere one line, and only for what took longer than two seconds.
 
     `scale` divides the total for that line: 1e6 and the unit MB for bytes. Yields a function that takes how much more

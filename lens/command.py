@@ -125,9 +125,9 @@ def main(args: list[str]) -> int:
             raise UserError(f"--{name} is '{file}', but must end in .{name}; give such a name.")
     check_new(list(files.values()), options.overwrite)
     _check_together(question, options)
-    for name in ("measure",):
-        if not hasattr(options, name):
-            setattr(options, name, None)
+    options.question = question
+    if not hasattr(options, "measure"):
+        options.measure = None
     subject = named(task_of(options.model).lens)(options.model, options.input, options)
     _write(_asked(question, subject, options), files)
     return 0

@@ -117,7 +117,7 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     weights = layer_weights(model, one, scope)[0].double().cpu()
     reader = subject.reader()
     reads = weights if reader is None else reader.double().cpu() @ weights
-    budget.announce("Hiding each token", subject.passes(scope), each, "a shorter input or a coarser grid")
+    budget.announce("Measuring the effects", subject.passes(scope), each, "a shorter input or a coarser grid")
     effects, how = subject.effects(scope, options.group)
     name = (
         _over_all(config.causal)
@@ -141,7 +141,8 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     )
     report = Report(f"What is read and what is used, {name}: {subject.about[0]}", [*subject.about[1:]])
     report.notes.append(f"{caption} {CAUTION} {how}")
-    at = len(places) - 1 if options.query is None else options.query
+    known = [row for row in range(len(places)) if not bool(effects[row].isnan().all())]
+    at = known[-1] if options.query is None else options.query
     if not 0 <= at < len(places):
         raise UserError(f"--query is {at}, but the answer has places 0 to {len(places) - 1}.")
     report.tables.append(_read_table(subject, reads[at], effects[at], places[at]))
@@ -160,6 +161,9 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
             subject.unit,
         )
     )
+    tables, squares = subject.maps() if scope is None else ([], [])
+    report.tables += tables
+    report.panels += squares
     report.data = {"scope": name, "labels": subject.labels, "weights": reads, "effects": effects, "rank_correlation": r}
     return report
 

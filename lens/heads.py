@@ -8,32 +8,34 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError, nearest
-from ..core.lens.ablate import How, Part, ablation, alike, all_heads, as_part, estimated_effects, mean_outputs
+from ..core.lens.ablate import How, Part, ablation, alike, estimated_effects, mean_outputs
 from ..core.lens.effects import rank_correlation
-from ..core.lens.scores import head_scores
 from ..core.lens.subject import Subject, Table
 from ..core.work import progress
-from .cost import CAUTION, SHOWN, Budget, part_named, shape, signed, timed
+from .cost import CAUTION, SHOWN, Budget, part_named, signed, timed
 from .report import Curves, Heads, Report
 
 
 def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
     """What each head looks at, and beside it what the answer loses without it."""
-    scores = found_scores(subject)
+    scores = subject.scores()
     report = Report(f"What the heads look at: {subject.about[0]}", [*subject.about[1:]])
     whole, each = timed(subject.measure)
     lost: Tensor | None = None
-    means = mean_outputs(subject.model, subject.run) if how == "mean" or effects == "estimate" else None
+    singles = subject.heads()
+    points = sorted({name for name, _ in singles.values()})
+    means = mean_outputs(subject.model, subject.measure, points) if how == "mean" or effects == "estimate" else None
+    lost_of = torch.full(
+        (1 + max(row for row, _ in singles), len(subject.columns())), float("nan"), dtype=torch.float64
+    )
     if effects == "ablation":
-        singles = all_heads(subject.model)
         budget.announce(
             "Leaving out each head", len(singles), each, "pass --effects estimate (one backward pass) or --effects none"
         )
-        lost = torch.full(shape(subject), float("nan"), dtype=torch.float64)
+        lost = lost_of
         with progress("leaving out heads", len(singles), "passes") as step:
-            for head in singles:
-                found = ablation(subject.model, subject.measure, [head], how, 0, means=means, whole=whole)
-                lost[head] = found.effect
+            for at, part in singles.items():
+                lost[at] = ablation(subject.model, subject.measure, [part], how, 0, means=means, whole=whole).effect
                 step(1)
         about = f"fall of the {subject.picked} without the head ({how}-ablated; whole model {whole:.3f})"
     elif effects == "estimate":
@@ -44,9 +46,9 @@ def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
             )
         assert means is not None
         by_point = estimated_effects(subject.model, lambda: subject.score()[subject.measures[0]], means)
-        lost = torch.full(shape(subject), float("nan"), dtype=torch.float64)
-        for name, values in by_point.items():
-            lost[int(name.split(".")[0])] = values
+        lost = lost_of
+        for at, (name, number) in singles.items():
+            lost[at] = by_point[name][number or 0]
         about = f"estimated fall of the {subject.measures[0]} without the head (gradient × difference to its mean)"
     else:
         report.notes.append("No effects were measured: without them the scores say what is read, not what is used.")
@@ -59,13 +61,13 @@ def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
             agreements[name] = rank_correlation(values[known], lost[known])
             caption = f"rank correlation with the effects {signed(agreements[name])} over {int(known.sum())} heads"
         report.panels.append(
-            Heads(name, values, "mean attention" if name not in subject_more(subject) else "", caption=caption)
+            Heads(name, values, "" if name.startswith("P@L") else "mean attention", False, caption, subject.columns())
         )
     if lost is not None:
-        report.panels.append(Heads("effect", lost, "fall", signed=True, caption=about))
+        report.panels.append(Heads("effect", lost, "fall", True, about, subject.columns()))
         said = ", ".join(f"{name} {signed(r)}" for name, r in agreements.items())
         report.notes.append(f"Effect: {about}. Rank correlation of scores and effects over heads: {said}. {CAUTION}")
-    report.tables.append(_head_table(scores, lost))
+    report.tables.append(_head_table(scores, lost, subject.columns()))
     report.data = {
         "scores": scores,
         "effects": lost,
@@ -76,20 +78,7 @@ def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
     return report
 
 
-def found_scores(subject: Subject) -> dict[str, Tensor]:
-    """Scores of all heads, by pattern, those of the task beside."""
-    found = head_scores(subject.model, subject.run, subject.patterns())
-    return found | subject_more(subject)
-
-
-def subject_more(subject: Subject) -> dict[str, Tensor]:
-    """The task's own scores, computed once."""
-    if "more" not in subject.extra:
-        subject.extra["more"] = subject.more_scores()
-    return subject.extra["more"]
-
-
-def _head_table(scores: dict[str, Tensor], lost: Tensor | None) -> Table:
+def _head_table(scores: dict[str, Tensor], lost: Tensor | None, names: list[str]) -> Table:
     """The heads that stand out by any score or by their effect."""
     each = max(2, SHOWN // (len(scores) + 1))
     chosen: dict[tuple[int, int], None] = {}
@@ -100,7 +89,7 @@ def _head_table(scores: dict[str, Tensor], lost: Tensor | None) -> Table:
     rows = []
     for layer, head in sorted(chosen):
         cells = [float(values[layer, head]) for values in scores.values()]
-        rows.append([f"{layer}.{head}", *cells, *([] if lost is None else [float(lost[layer, head])])])
+        rows.append([f"{layer}.{names[head]}", *cells, *([] if lost is None else [float(lost[layer, head])])])
     columns = ["head", *scores, *([] if lost is None else ["effect"])]
     return Table("Heads that stand out, as LAYER.HEAD", columns, rows)
 
@@ -116,7 +105,7 @@ def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
     )  # fmt: skip
     model = subject.model
     kinds = sorted({name for parts in sets.values() for name, _ in alike(model, parts)})
-    means = mean_outputs(model, subject.run, kinds) if options.how == "mean" else None
+    means = mean_outputs(model, subject.measure, kinds) if options.how == "mean" else None
     report = Report(f"What the answer loses: {subject.about[0]}", [*subject.about[1:]])
     rows: list[list[Any]] = []
     found = []
@@ -164,13 +153,13 @@ def _sets(subject: Subject, options: Any) -> tuple[dict[str, list[Part]], str | 
     if options.parts:
         parts = [part_named(subject, word) for word in options.parts.split(",")]
         return {options.parts: parts}, None
-    scores = found_scores(subject)
+    scores = subject.scores()
     by = options.by or next(iter(scores))
     if by not in scores:
         raise UserError(f"--by is '{by}'{nearest(by, scores)}, but must be {' or '.join(scores)} here.")
     values = scores[by]
-    known = [head for head in all_heads(subject.model) if not bool(values[head].isnan())]
-    order = sorted(known, key=lambda head: -float(values[head]))
+    known = [at for at in subject.heads() if not bool(values[at].isnan())]
+    order = [subject.heads()[at] for at in sorted(known, key=lambda at: -float(values[at]))]
     if options.top:
         sizes = [_size(options.top, len(order))]
     else:
@@ -180,7 +169,7 @@ def _sets(subject: Subject, options: Any) -> tuple[dict[str, list[Part]], str | 
             f"--top {options.top or 1} is {sizes[-1] if sizes else 1} of {len(order)} heads, so that not as many "
             "others are left for a control; ask for fewer, or pass --controls 0."
         )
-    return {f"top {size} by {by}": [as_part(head) for head in order[:size]] for size in sizes}, by
+    return {f"top {size} by {by}": order[:size] for size in sizes}, by
 
 
 def _size(text: str, count: int) -> int:

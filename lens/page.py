@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from .report import Curves, Grid, Heads, Panel, Report, Tokens, plain
+from ..core.lens.subject import Square
+from .report import Curves, Grid, Heads, Panel, Report, Tokens, plain, ranks
 
 LARGEST = 5_000_000
 """Bytes of a page."""
@@ -57,7 +59,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     if isinstance(panel, Heads):
         return {
             "kind": "heads", "title": panel.title, "unit": panel.unit, "caption": panel.caption,
-            "shape": list(panel.values.shape), "values": _packed(panel.values),
+            "shape": list(panel.values.shape), "values": _packed(panel.values), "columns": panel.columns,
         }  # fmt: skip
     if isinstance(panel, Grid):
         return {
@@ -68,6 +70,11 @@ def _panel(panel: Panel) -> dict[str, Any]:
         return {
             "kind": "curves", "title": panel.title, "x": panel.x, "lines": plain(panel.lines), "unit": panel.unit,
             "x_label": panel.x_label, "band": plain(panel.band), "caption": panel.caption,
+        }  # fmt: skip
+    if isinstance(panel, Square):
+        return {
+            "kind": "square", "title": panel.title, "caption": panel.caption, "size": len(panel.upper),
+            "values": _rounded(torch.from_numpy(ranks(panel))), "marks": panel.marks,
         }  # fmt: skip
     assert isinstance(panel, Tokens)
     return {

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..core.canvas import BLUE, GREY, PALE, RED, clip, figure, plain, save
-from .report import Curves, Grid, Heads, Panel, Report, Tokens
+from ..core.lens.subject import Square
+from .report import Curves, Grid, Heads, Panel, Report, Tokens, ranks
 
 MOST_LABELS = 40
 """Labels along an axis; of more, every n-th is written."""
@@ -39,6 +40,8 @@ def draw(report: Report, target: Path) -> None:
             _curves(part.subplots(), panel)
         elif isinstance(panel, Grid):
             _grid(part.subplots(), panel)
+        elif isinstance(panel, Square):
+            _square(part.subplots(), panel)
         elif isinstance(panel, Tokens):
             _tokens(part, panel)
     save(drawn, target)
@@ -47,6 +50,8 @@ def draw(report: Report, target: Path) -> None:
 def _height(panel: Panel) -> float:
     if isinstance(panel, Grid):
         return min(9.0, max(3.0, 0.18 * len(panel.rows) + 1.8))
+    if isinstance(panel, Square):
+        return 7.5
     if isinstance(panel, Tokens) and panel.grid is None:
         return min(9.0, max(4.5, 0.1 * len(panel.names) + 2.5))
     return 4.2
@@ -58,6 +63,8 @@ def _heads(axes: Any, panel: Heads) -> None:
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     _whole(axes, values.shape)
+    if panel.columns and not panel.columns[-1].isdigit():
+        axes.set_xticks(range(len(panel.columns)), panel.columns, rotation=90)
     axes.set_title(panel.title, fontsize=10, loc="left")
     _below(axes, panel.caption, 46)
 
@@ -127,6 +134,19 @@ def _labels(axes: Any, names: list[str]) -> None:
 def _visible(name: str) -> str:
     """A token with its line breaks and tabs written out."""
     return name.replace("\n", "⏎").replace("\t", "⇥") or "∅"
+
+
+def _square(axes: Any, panel: Square) -> None:
+    """Both maps by rank, since their units differ; circles are known contacts."""
+    both = ranks(panel)
+    axes.imshow(both, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    marks = np.array(panel.marks).reshape(-1, 2)
+    for x, y in ((marks[:, 1], marks[:, 0]), (marks[:, 0], marks[:, 1])):
+        axes.scatter(x, y, s=14, facecolors="none", edgecolors=RED, linewidths=0.7)
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xlabel("residue")
+    axes.set_ylabel("residue")
+    _below(axes, panel.caption + ("; circles are contacts of the structure" if panel.marks else ""), 110)
 
 
 def _tokens(part: Any, panel: Tokens) -> None:

@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from ..core.lens.subject import Table
+from ..core.lens.subject import Square, Table
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Heads:
         unit: of them.
         signed: negative ones mean the opposite of positive ones.
         caption: what stands below: for weights, how far they agree with effects.
+        columns: names of the heads; their numbers by default.
     """
 
     title: str
@@ -29,6 +31,7 @@ class Heads:
     unit: str = ""
     signed: bool = False
     caption: str = ""
+    columns: list[str] | None = None
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Tokens:
     unit: str = "nats"
 
 
-Panel = Heads | Curves | Grid | Tokens
+Panel = Heads | Curves | Grid | Tokens | Square
 
 
 @dataclass
@@ -105,6 +108,18 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+
+
+def ranks(square: Square) -> np.ndarray:
+    """Both maps in one, each by the share of its pairs that score lower, and the lowest nine tenths white."""
+    size = len(square.upper)
+    both = np.zeros((size, size))
+    i, j = np.triu_indices(size, 6)
+    for values, rows, columns in ((square.upper, i, j), (square.lower, j, i)):
+        scores = values.double().numpy()[rows, columns]
+        order = scores.argsort().argsort() / max(len(scores) - 1, 1)
+        both[rows, columns] = ((order - 0.9) / 0.1).clip(0, 1)
+    return both
 
 
 def text(value: Any) -> str:

@@ -40,6 +40,8 @@ TASK = Task(
   triune protein dca family.a3m""",
     checkpoints="triune.protein.language.checkpoints.pretrained",
     architectures=("SequenceModel",),
+    own=("PairModel",),
+    lens="triune.protein.lens.open:open_subject",
     libraries={"hf": "transformers", "fair-esm": "fair-esm"},
     demo="triune.protein.demo:main",
     smallest=(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..mixers.attention import Attention
 from .edit import Edit, lens
-from .points import check_heads, matching, points, transformer_of
+from .points import blocks_of, check_heads, matching, points, transformer_of
 from .record import watched
 
 How = Literal["zero", "mean", "resample"]
@@ -103,6 +103,11 @@ def as_part(head: Head | Part) -> Part:
     return (place, number) if isinstance(place, str) else (f"{int(place)}.z", None if number is None else int(number))
 
 
+def has_heads(name: str) -> bool:
+    """Whether values of a point of this name end with `heads, head_dim`."""
+    return name.rpartition(".")[2] in ("q", "k", "v", "z") or name.endswith("_z")
+
+
 def all_heads(model: nn.Module) -> list[Head]:
     """Every head of every layer with attention, as (layer, head)."""
     layers = [int(name.split(".")[0]) for name in points(model) if name.endswith(".z")]
@@ -111,12 +116,11 @@ def all_heads(model: nn.Module) -> list[Head]:
 
 def alike(model: nn.Module, chosen: Sequence[Part]) -> list[Part]:
     """All parts of the kinds of `chosen`: all heads of all layers, all neurons, all branches."""
-    config, found = transformer_of(model).config, []
+    known, found = points(model), []
     for kind in dict.fromkeys(name.split(".", 1)[1] for name, _ in chosen):
         whole = any(number is None for name, number in chosen if name.split(".", 1)[1] == kind)
-        for name in (name for name in points(model) if name.split(".", 1)[1] == kind):
-            size = {"z": config.heads, "q": config.heads, "hidden": config.ffn_dim or 0}.get(kind, config.dim)
-            found += [(name, None)] if whole else [(name, number) for number in range(size)]
+        for name in (name for name in known if name.split(".", 1)[1] == kind):
+            found += [(name, None)] if whole else [(name, number) for number in range(known[name].size)]
     return found
 
 
@@ -139,19 +143,20 @@ def part_edits(parts: Sequence[Part], how: How, means: Mapping[str, Tensor] | No
     for name, number in parts:
         places.setdefault(name, []).append(number)
 
-    def replaced(numbers: list[int | None], mean: Tensor | None, x: Tensor) -> Tensor:
+    def replaced(name: str, numbers: list[int | None], mean: Tensor | None, x: Tensor) -> Tensor:
         chosen: Any = slice(None) if None in numbers else numbers
+        at = (..., chosen, slice(None)) if has_heads(name) else (..., chosen)
         x = x.clone()
         if how == "resample":
             if len(x) < 2:
                 raise UserError("how is resample, but the batch holds one example; give at least two in a batch.")
-            x[:, :, chosen] = x.roll(1, 0)[:, :, chosen]
+            x[at] = x.roll(1, 0)[at]
         else:
-            x[:, :, chosen] = 0.0 if mean is None else mean[chosen].to(x)
+            x[at] = 0.0 if mean is None else mean[chosen].to(x)
         return x
 
     found = means or {}
-    return {name: partial(replaced, numbers, found.get(name)) for name, numbers in places.items()}
+    return {name: partial(replaced, name, numbers, found.get(name)) for name, numbers in places.items()}
 
 
 @torch.no_grad()
@@ -170,16 +175,15 @@ def mean_outputs(
         real["real"] = None if segments is None or plan.queries != plan.keys else segments >= 0
 
     def add(name: str, x: Tensor) -> Tensor:
-        here = x.double().flatten(0, 1)
-        if real["real"] is not None:
-            here = here[real["real"].expand(x.shape[:2]).flatten()]
+        here = x.double().flatten(0, -3 if has_heads(name) else -2)
+        if (valid := real["real"]) is not None:
+            here = here[valid.expand(len(here) // valid.shape[1], -1).flatten()]
         held = sums.setdefault(name, [torch.zeros_like(here[:1].sum(0)), 0])
         held[0], held[1] = held[0] + here.sum(0), held[1] + len(here)
         return here[:0]
 
     names = [name for name in points(model) if name.endswith(".z")] if names is None else list(names)
-    blocks: Any = transformer_of(model).blocks
-    taps = {block.attn: note for block in blocks if isinstance(block.attn, Attention)}
+    taps = {block.attn: note for block in blocks_of(model) if isinstance(getattr(block, "attn", None), Attention)}
     with watched(taps) if taps else nullcontext(), lens(model, keep={name: partial(add, name) for name in names}):
         run()
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
@@ -211,7 +215,8 @@ def estimated_effects(
     slopes = torch.autograd.grad(value, [x for _, x in flat])
     found = {name: torch.zeros(len(mean), dtype=torch.float64) for name, mean in means.items()}
     for (name, x), slope in zip(flat, slopes):
-        found[name] += (slope.double() * (x.detach().double() - means[name])).sum((0, 1, 3)).cpu()
+        product = slope.double() * (x.detach().double() - means[name])
+        found[name] += product.movedim(-2, 0).flatten(1).sum(1).cpu()
     return found
 
 
@@ -226,6 +231,6 @@ def _check(model: nn.Module, parts: Sequence[Part]) -> None:
             if name not in known:
                 raise UserError(f"Layer {layer} has no attention, so it has no heads to ablate.")
         matching(known, name)
-        size = len([part for part in alike(model, [(name, 0)]) if part[0] == name])
+        size = known[name].size
         if number is not None and not 0 <= number < size:
             raise UserError(f"{name}:{number} is named, but {name} has numbers 0 to {size - 1}.")

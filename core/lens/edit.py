@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..mixers.attention import Attention
 from ..mixers.kernels import Plan, reference_attention
-from .points import Point, check_heads, matching, points, transformer_of
+from .points import check_heads, matching, points, transformer_of
 from .record import swapped
 
 Edit = Callable[[Tensor], Tensor]
@@ -74,40 +74,18 @@ def lens(
     with ExitStack() as stack:
         for pattern, function in (edit or {}).items():
             for name in matching(known, pattern):
-                stack.enter_context(_hooked(known[name], partial(change, function, pattern, name)))
+                stack.enter_context(known[name].hooked(partial(change, function, pattern, name)))
         for pattern, function in kept.items():
             for name in matching(known, pattern):
-                stack.enter_context(_hooked(known[name], partial(store, function, pattern, name)))
-        stack.enter_context(swapped(_cuts(model, cut or {}, missing)))
+                stack.enter_context(known[name].hooked(partial(store, function, pattern, name)))
+        # Runs uncompiled even where nothing is cut: hooks that a compiled model does not know are not called.
+        stack.enter_context(swapped(_cuts(model, cut, missing) if cut else {}))
         yield seen
         if missing:
             raise UserError(
                 f"Nothing came of {', '.join(sorted(missing))}: the model did not pass there within the block (or no "
                 "edge that was cut was seen); run it, in this thread, with the points that this input reaches."
             )
-
-
-@contextmanager
-def _hooked(point: Point, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Passes the value of `point` through `function`; what it returns, if anything, takes its place."""
-
-    def look(x: Tensor) -> Tensor | None:
-        new = function(point.split(x))
-        return None if new is None else point.join(new)
-
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        new = look(args[0])
-        return None if new is None else (new, *args[1:])
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return look(output)
-
-    module = point.module
-    handle = module.register_forward_pre_hook(before) if point.side == "input" else module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _cuts(model: nn.Module, cut: Mapping[int, Edges], missing: set[str]) -> dict[Any, Callable[..., Any]]:

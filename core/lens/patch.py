@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..work import progress
+from .ablate import has_heads
 from .edit import lens
 from .points import Point, matching, points, transformer_of
 
@@ -50,14 +51,14 @@ def patch(
     kept, top, bottom = _both(model, clean, corrupted, measure, names)
     at = [slice(None)] if positions is None else [slice(p, p + 1) for p in positions]
     found: dict[str, Tensor] = {}
-    parts = {name: range(kept[name].shape[2]) if _by_head(known, name, heads) else [None] for name in names}
+    parts = {name: range(kept[name].shape[-2]) if _by_head(known, name, heads) else [None] for name in names}
     with progress("patching", len(at) * sum(map(len, parts.values())), "passes") as step:
         for name in names:
             effects = torch.empty(len(at), len(parts[name]), dtype=torch.float64)
             for i, tokens in enumerate(at):
                 for j, head in enumerate(parts[name]):
                     part = slice(None) if head is None else slice(head, head + 1)
-                    with lens(model, edit={name: partial(_put, kept[name], tokens, part)}):
+                    with lens(model, edit={name: partial(_put, kept[name], _at(name, tokens, part))}):
                         effects[i, j] = (float(measure(model(corrupted))) - bottom) / (top - bottom)
                     step(1)
             found[name] = effects
@@ -137,13 +138,15 @@ def path(
         if receiver[0].split(".")[1] in ("hidden", "ffn_out"):
             between.append(f"{stop}.attn_out")
     freeze: dict[str, Any] = {name: partial(_take, held[name]) for name in between}
-    send = {sender[0]: partial(_put, kept[sender[0]], slice(None), _one(sender[1]))}
+    send = {sender[0]: partial(_put, kept[sender[0]], _at(sender[0], slice(None), _one(sender[1])))}
     if receiver is None:
         with lens(model, edit=send | freeze):
             return (float(measure(model(corrupted))) - bottom) / (top - bottom)
     with lens(model, edit=send | freeze, keep=[receiver[0]]) as seen:
         model(corrupted)
-    with lens(model, edit={receiver[0]: partial(_put, seen[receiver[0]], slice(None), _one(receiver[1]))}):
+    with lens(
+        model, edit={receiver[0]: partial(_put, seen[receiver[0]], _at(receiver[0], slice(None), _one(receiver[1])))}
+    ):
         return (float(measure(model(corrupted))) - bottom) / (top - bottom)
 
 
@@ -174,12 +177,19 @@ def _both(
 
 
 def _by_head(known: dict[str, Point], name: str, heads: bool) -> bool:
-    if heads and known[name].head_dim is None:
+    if heads and not known[name].headed:
         raise UserError(f"The point {name} has no heads; name q, k, v or z, or leave heads out.")
     return heads
 
 
-def _put(value: Tensor, tokens: slice, part: slice, x: Tensor) -> Tensor:
+def _at(name: str, tokens: slice, part: slice) -> tuple[Any, ...]:
+    """The index of some positions, and of some heads or channels."""
+    if part == slice(None):
+        return (slice(None), tokens)
+    return (slice(None), tokens, ..., part, slice(None)) if has_heads(name) else (slice(None), tokens, ..., part)
+
+
+def _put(value: Tensor, at: tuple[Any, ...], x: Tensor) -> Tensor:
     x = x.clone()
-    x[:, tokens, part] = value[:, tokens, part]
+    x[at] = value[at]
     return x

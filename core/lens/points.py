@@ -12,22 +12,37 @@
 | `hidden`    | `[batch, tokens, ffn_dim]`         | neurons of the feed-forward, after the non-linearity              |
 | `ffn_out`   | `[batch, tokens, dim]`             | what the feed-forward's branch adds to the residual               |
 | `resid_post`| `[batch, tokens, dim]`             | what leaves the block                                             |
+| `router`    | `[1, batch·tokens, experts]`       | weights of a token's experts, 0 where not chosen                  |
+| `state_…`   | `[batch, …]`                       | what a recurrent mixer keeps after its last token                 |
+
+The pair stack of the protein model has `[batch, residues, residues, dim]` between its blocks (`resid_pre`,
+`resid_post`), the updates `outgoing`, `incoming` (or `both`), `start_out`, `end_out` and `transition`, the heads of its
+triangle attention `start_z` and `end_z`, `[batch, rows, residues, heads, head_dim]`, and in blocks with an alignment
+`row_z`, `row_out`, `column_z`, `column_out`, `msa_transition` and `outer`.
 
 A name is `LAYER.POINT`, layers from 0: `3.z`. A pattern may hold `*`: `*.resid_post`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
+from ..experts import Experts
 from ..files import few
 from ..mixers.attention import Attention
+from ..mixers.recurrent import Bidirectional, RecurrentMixer
 from ..transformer import Transformer
+from .record import swapped
+
+Side = Literal["input", "output", "mix", "router", "state"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +50,23 @@ class Point:
     """One place.
 
     Args:
-        module: whose first input or output it is.
-        side: which of the two.
+        module: whose first input or output it is, or the output of its `mix`, its router's weights or its state.
+        side: which of these.
         head_dim: width of a head, where the last axis is split into heads.
+        size: how many heads, neurons, channels or experts there are.
+        name: of the state.
     """
 
-    module: nn.Module
-    side: Literal["input", "output"]
+    module: Any
+    side: Side
     head_dim: int | None = None
+    size: int = 0
+    name: str = ""
+
+    @property
+    def headed(self) -> bool:
+        """Whether the axis before the last one is that of the heads."""
+        return self.head_dim is not None or self.side == "mix"
 
     def split(self, x: Tensor) -> Tensor:
         """`[batch, tokens, heads·head_dim]` -> `[batch, tokens, heads, head_dim]`, where there are heads."""
@@ -51,6 +75,63 @@ class Point:
     def join(self, x: Tensor) -> Tensor:
         """The inverse of `split`."""
         return x if self.head_dim is None else x.flatten(-2)
+
+    @contextmanager
+    def hooked(self, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Passes the value through `function`; what it returns, if anything, takes its place."""
+
+        def look(x: Tensor) -> Tensor | None:
+            new = function(self.split(x))
+            return None if new is None else self.join(new)
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            new = look(args[0])
+            return None if new is None else (new, *args[1:])
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if self.side != "router":
+                return look(output)
+            weights, chosen = output
+            dense = torch.zeros(len(weights), self.size, dtype=weights.dtype, device=weights.device)
+            new = look(dense.scatter(1, chosen, weights)[None])
+            return None if new is None else (new[0].gather(1, chosen), chosen)
+
+        def around(mix: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def mixed(*args: Any) -> Tensor:
+                output = mix(*args)
+                if self.side == "mix":
+                    new = look(output)
+                    return output if new is None else new
+                state = args[-1]
+                if (new := look(state.written(self.name))) is not None:
+                    state.put(self.name, new)
+                return output
+
+            return mixed
+
+        if self.side in ("mix", "state"):
+            with swapped({self.module: around}):
+                yield
+            return
+        hook = before if self.side == "input" else after
+        handle = (
+            self.module.register_forward_pre_hook(hook)
+            if self.side == "input"
+            else self.module.register_forward_hook(hook)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A block that names its own points, such as those of the pair stack."""
+
+    def lens_points(self) -> dict[str, Point]:
+        """Its points by name, in the order of computation."""
+        ...
 
 
 def transformer_of(model: nn.Module) -> Transformer:
@@ -64,27 +145,57 @@ def transformer_of(model: nn.Module) -> Transformer:
     return found[0][1]
 
 
+def blocks_of(model: nn.Module) -> Any:
+    """The blocks of the outermost stack in `model`: of a Transformer, or such as name their own points.
+
+    Raises:
+        UserError: there is none, or there are several side by side.
+    """
+    outer: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():
+        blocks = getattr(module, "blocks", None)
+        stack = isinstance(blocks, nn.ModuleList) and len(blocks) and isinstance(blocks[0], Inspectable)
+        inside = any(not other or name.startswith(f"{other}.") for other, _ in outer)
+        if (isinstance(module, Transformer) or stack) and not inside:
+            outer.append((name, module))
+    if len(outer) != 1:
+        return transformer_of(model).blocks  # which says what is wrong
+    return outer[0][1].blocks
+
+
 def points(model: nn.Module) -> dict[str, Point]:
     """All points of a model by name, in the order of computation."""
     found: dict[str, Point] = {}
-    for layer, block in enumerate(transformer_of(model).blocks):
-        found |= {f"{layer}.{name}": point for name, point in _of_block(block).items()}
+    for layer, block in enumerate(blocks_of(model)):
+        own = block.lens_points() if isinstance(block, Inspectable) else _of_block(block)
+        found |= {f"{layer}.{name}": point for name, point in own.items()}
     return found
 
 
-def _of_block(block: nn.Module) -> dict[str, Point]:
-    attn, ffn, branch2 = block.get_submodule("attn"), getattr(block, "ffn", None), getattr(block, "branch2", None)
+def _of_block(block: Any) -> dict[str, Point]:
+    attn, ffn = block.attn, block.ffn
+    dim = 0
     found = {"resid_pre": Point(block, "input")}
     if isinstance(attn, Attention):
-        found |= {name: Point(getattr(attn, name), "output", attn.head_dim) for name in ("q", "k", "v")}
-        found["z"] = Point(attn.out, "input", attn.head_dim)
-    found |= {"mixed": Point(attn, "output"), "attn_out": Point(block.get_submodule("branch1"), "output")}
-    if not getattr(block, "parallel", False):
-        found["resid_mid"] = Point(block.get_submodule("close1"), "output")
-    if isinstance(down := getattr(ffn, "down", None), nn.Module):
-        found["hidden"] = Point(down, "input")
-    if isinstance(branch2, nn.Module):
-        found["ffn_out"] = Point(branch2, "output")
+        width = attn.head_dim
+        dim = attn.q.in_features
+        for name in ("q", "k", "v"):
+            found[name] = Point(getattr(attn, name), "output", width, getattr(attn, name).out_features // width)
+        found["z"] = Point(attn.out, "input", width, attn.out.in_features // width)
+    for mixer, of in (
+        ((attn.forth, "forth_"), (attn.back, "back_")) if isinstance(attn, Bidirectional) else [(attn, "")]
+    ):
+        if isinstance(mixer, RecurrentMixer):
+            found |= {f"state_{of}{name}": Point(mixer, "state", name=name) for name in mixer.memories}
+    found |= {"mixed": Point(attn, "output", size=dim), "attn_out": Point(block.branch1, "output", size=dim)}
+    if not block.parallel:
+        found["resid_mid"] = Point(block.close1, "output")
+    if isinstance(ffn, Experts):
+        found["router"] = Point(ffn.router, "router", size=ffn.router.options.count)
+    elif isinstance(down := getattr(ffn, "down", None), nn.Module):
+        found["hidden"] = Point(down, "input", size=int(down.in_features))  # type: ignore[arg-type]
+    if isinstance(getattr(block, "branch2", None), nn.Module) and ffn is not None:
+        found["ffn_out"] = Point(block.branch2, "output", size=dim)
     return found | {"resid_post": Point(block, "output")}
 
 

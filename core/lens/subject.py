@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError, nearest
+from .ablate import Part, all_heads
 from .effects import Scope, hidden_tokens
-from .scores import Pattern
+from .scores import Pattern, head_scores
 
 
 @dataclass
@@ -43,6 +44,23 @@ class Depths:
 
 
 @dataclass
+class Square:
+    """Two maps of pairs of positions in one picture, `[positions, positions]`, symmetric, each ranked by itself.
+
+    Args:
+        title, caption: what is above and what below the diagonal.
+        upper, lower: the maps.
+        marks: pairs known to be right.
+    """
+
+    title: str
+    caption: str
+    upper: Tensor
+    lower: Tensor
+    marks: list[list[int]]
+
+
+@dataclass
 class Contrast:
     """Two inputs of one shape for patching.
 
@@ -65,14 +83,14 @@ class Subject(ABC):
     """One model with inputs.
 
     Args:
-        model: in evaluation mode; it holds one Transformer.
+        model: in evaluation mode; it holds one Transformer or pair stack.
         about: what the model and the inputs are, a sentence each.
         labels: of the tokens of the first input.
         picked: the measure to report, one of `measures`.
         grid: rows and columns of an image's patches, which are the last tokens; None for sequences.
     """
 
-    model: nn.Module
+    model: Any
     about: list[str]
     labels: list[str]
     picked: str = ""
@@ -135,6 +153,25 @@ class Subject(ABC):
     def contrast(self, against: str | None, answer: str | None) -> Contrast:
         """The first two inputs as clean and corrupted. Raises UserError where they do not fit."""
         raise UserError("This kind of model cannot be patched yet; ask for heads, ablate, depth or attention.")
+
+    def maps(self) -> tuple[list[Table], list[Square]]:
+        """Tables and maps of pairs to show beside weights and effects, once these are known."""
+        return [], []
+
+    def heads(self) -> dict[tuple[int, int], Part]:
+        """The heads by row and column of a picture."""
+        return {(layer, head): (f"{layer}.z", head) for layer, head in all_heads(self.model)}
+
+    def columns(self) -> list[str]:
+        """Names of the columns of that picture."""
+        return [str(head) for head in range(1 + max(column for _, column in self.heads()))]
+
+    def scores(self) -> dict[str, Tensor]:
+        """Scores of all heads, float `[layers, columns]`, by pattern and what else the task has; computed once."""
+        if "scores" not in self.extra:
+            found = head_scores(self.model, self.run, self.patterns())
+            self.extra["scores"] = found | self.more_scores()
+        return self.extra["scores"]
 
     def more_scores(self) -> dict[str, Tensor]:
         """Further scores of heads, float `[layers, heads]`, such as a precision against a known structure."""

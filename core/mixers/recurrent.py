@@ -118,6 +118,10 @@ class State:
         """Keeps `tensor` under `name`, from `commit` on."""
         self._pending[name] = tensor
 
+    def written(self, name: str) -> Tensor:
+        """What the present call has put under `name`."""
+        return self._pending[name]
+
     def commit(self) -> None:
         """Takes over what the forward pass wrote."""
         self.tensors, self._pending = self.tensors | self._pending, {}
@@ -135,6 +139,8 @@ class RecurrentMixer(Mixer):
     """A mixer that reads the tokens of a row from left to right. `[batch, tokens, dim]` -> `[batch, tokens, dim]`."""
 
     key = "recurrent"
+    memories: tuple[str, ...] = ("memory",)
+    """Names of the tensors of its state in which it remembers (`core.lens`)."""
 
     def prepare(self, call: Call) -> tuple[Any, ...]:
         """The order of reading, shared by all recurrent layers.

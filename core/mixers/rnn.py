@@ -48,7 +48,7 @@ class _RecurrentNetwork(RecurrentMixer):
     """out(h), h from a cell. `input` and `recurrent` hold the gates one below the other."""
 
     GATES: int
-    NAMES: tuple[str, ...]
+    memories: tuple[str, ...]
     """What the state holds."""
     cell: Callable[[Tensor, Tensor, Hidden], Hidden]
 
@@ -72,7 +72,7 @@ class _RecurrentNetwork(RecurrentMixer):
             state.put("inputs", inputs)
         dtype, x = x.dtype, x.to(self.input.bias.dtype)
         zero = x.new_zeros(x.shape[0], self.width)
-        hidden = tuple(zero if (h := state.get(name)) is None else h for name in self.NAMES)
+        hidden = tuple(zero if (h := state.get(name)) is None else h for name in self.memories)
         with exact(x):
             weights = [self.input.weight, self.recurrent.weight, self.input.bias, self.recurrent.bias]
             plain = isinstance(self.recurrent, nn.Linear)  # compressed weights can only be called
@@ -80,7 +80,7 @@ class _RecurrentNetwork(RecurrentMixer):
                 y, hidden = self.kernel(x, hidden, weights)
             else:
                 y, hidden = self.reference(x, hidden, row)
-        for name, kept in zip(self.NAMES, hidden, strict=True):
+        for name, kept in zip(self.memories, hidden, strict=True):
             state.put(name, kept)
         return self.out(y.to(dtype))
 
@@ -108,7 +108,7 @@ class _RecurrentNetwork(RecurrentMixer):
 class LSTM(_RecurrentNetwork):
     """Long short-term memory. The bias of the forget gate starts at 1 (Jozefowicz et al. 2015)."""
 
-    GATES, NAMES = 4, ("h", "c")
+    GATES, memories = 4, ("h", "c")
     cell = staticmethod(lstm_cell)
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class LSTM(_RecurrentNetwork):
 class GRU(_RecurrentNetwork):
     """Gated recurrent unit."""
 
-    GATES, NAMES = 3, ("h",)
+    GATES, memories = 3, ("h",)
     cell = staticmethod(gru_cell)
 
     def kernel(self, x: Tensor, hidden: Hidden, weights: list[Tensor]) -> tuple[Tensor, Hidden]:

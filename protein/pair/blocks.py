@@ -27,7 +27,7 @@ over the algorithm's indices.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from ...core.config import TransformerConfig
 from ...core.layers import Norm
+from ...core.lens.points import Point
 from .axial import GatedAttention, in_chunks, key_bias
 from .config import PairConfig
 from .gradients import by_rows, folded, normalise, sum_over_k, triangle_sums
@@ -297,6 +298,28 @@ class PairBlock(nn.Module):
             z = drop.add(z, attention(z, mask, chunk))
         return z + self.transition(z, chunk)
 
+    def lens_points(self) -> dict[str, Point]:
+        """What `core.lens` sees of this block."""
+        found = {"resid_pre": Point(self, "input")}
+        part: Any
+        for part in self.multiplications:
+            name = "both" if len(part.outgoing) > 1 else "outgoing" if part.outgoing[0] else "incoming"
+            found[name] = Point(part, "output", size=part.out.out_features)
+        for part in self.attentions:
+            found |= head_points("start" if part.starting else "end", part)
+        size = self.transition.down.out_features
+        found["transition"] = Point(self.transition, "output", size=size)
+        return found | {"resid_post": Point(self, "output")}
+
+
+def head_points(name: str, part: nn.Module) -> dict[str, Point]:
+    """The heads of a gated attention, and what it adds."""
+    attention = part.attention
+    assert isinstance(attention, GatedAttention)
+    heads = attention.q.out_features // attention.head_dim
+    added = Point(part, "output", size=attention.out.out_features)
+    return {f"{name}_z": Point(attention, "mix", size=heads), f"{name}_out": added}
+
 
 class EvoformerBlock(nn.Module):
     """Algorithm 6, one block: the MSA and the pair representation inform each other. m, z -> m, z."""
@@ -320,6 +343,13 @@ class EvoformerBlock(nn.Module):
         m = m + self.transition(m, chunk)
         z = z + self.outer(m, row_mask, chunk)
         return m, self.pair(z, mask, chunk)
+
+    def lens_points(self) -> dict[str, Point]:
+        """What `core.lens` sees of this block; `resid_pre` and `resid_post` are those of its pair half."""
+        found = head_points("row", self.row) | head_points("column", self.column)
+        found["msa_transition"] = Point(self.transition, "output", size=self.transition.down.out_features)
+        found["outer"] = Point(self.outer, "output", size=self.outer.out.out_features)
+        return found | self.pair.lens_points()
 
 
 def initialise_pair(module: nn.Module) -> None:

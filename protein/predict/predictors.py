@@ -149,6 +149,17 @@ class PairPredictor:
             distances = expected_distances(output.distogram[0])
             return Prediction(output.contacts[0].sigmoid().cpu(), distances.cpu(), tuple(notes))
 
+    def inputs_of(
+        self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None
+    ) -> dict[str, Tensor | None]:
+        """What the model is called with for one chain; arguments as for `predict`."""
+        columns, notes = self._profile(tokens, profile, msa, ())
+        found = {"tokens": tokens.astype(np.int64), "profile": columns, "msa": self._rows(tokens, msa, notes)}
+        return {
+            name: None if value is None else torch.from_numpy(value)[None].to(self.device)
+            for name, value in found.items()
+        }
+
     def _profile(
         self, tokens: np.ndarray, given: np.ndarray | None, msa: np.ndarray | None, chains: tuple[int, ...]
     ) -> tuple[np.ndarray, list[str]]:

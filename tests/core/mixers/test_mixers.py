@@ -230,7 +230,7 @@ def test_the_kernel_equals_the_cell(name: str, x: Tensor) -> None:
     state, zeros = State(), torch.zeros(2, 16, dtype=torch.float64)
     y = mixer.mix(x, Row(), state)
     state.commit()
-    h, last = mixer.reference(x, (zeros,) * len(mixer.NAMES), Row())
+    h, last = mixer.reference(x, (zeros,) * len(mixer.memories), Row())
     assert_close(y, mixer.out(h))
-    for ours, name in zip(last, mixer.NAMES, strict=True):
+    for ours, name in zip(last, mixer.memories, strict=True):
         assert_close(ours, state.get(name))

@@ -1,0 +1,1 @@
+"""What protein models lend to `triune lens`."""
