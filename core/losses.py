@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
+from .once import first_order
 
 IGNORED = -100
 """Targets with this value count for nothing."""
@@ -87,32 +87,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @first_order("the loss in chunks", "cross_entropy_reference")
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias = ctx.saved_tensors
-        with torch.no_grad():
-            found = (
-                (hidden * grad_total.expand(1, 1)).to(hidden.dtype),  # not 0-dim: that is rounded to bfloat16 first
-                weight * grad_total,
-                None if bias is None else bias * grad_total,
-            )
-        if torch.is_grad_enabled():  # create_graph: without an error, what comes next would have a gradient of zero
-            found = _Once.apply(torch.ones((), requires_grad=True), *found)  # pyright: ignore[reportAssignmentType]
-        hidden, weight, bias = found
-        return hidden, weight, None, bias, None
-
-
-class _Once(torch.autograd.Function):
-    """Hands gradients on, and refuses to be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise UserError(
-            "A second derivative of the loss in chunks is asked for, but its gradients are made in the forward pass; "
-            "use cross_entropy_reference."
+        return (
+            (hidden * grad_total.expand(1, 1)).to(hidden.dtype),  # not 0-dim, which would be rounded to bfloat16 first
+            weight * grad_total,
+            None,
+            None if bias is None else bias * grad_total,
+            None,
         )
 
 

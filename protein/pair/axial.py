@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ...core.layers import Norm
 from ...core.mixers.kernels import Plan, attend, attention_weights, reference_attention
+from ...core.once import first_order
 from .gradients import by_rows, folded
 
 MASKED = -1e9
@@ -194,7 +194,7 @@ class _SharedBiasAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order("attention with a shared bias", "reference_shared_bias_attention")
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, shift, bias, out = ctx.saved_tensors
         batch, rows, tokens, _ = x.shape

@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ...core.layers import Norm
+from ...core.once import first_order
 
 _CACHED = 1 << 18
 """Numbers of one tensor that stay in a CPU core's cache beside a few others."""
@@ -73,7 +73,7 @@ class _Normalise(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable
+    @first_order("the layer norm of pairs", "torch.nn.functional.layer_norm")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, rstd = ctx.saved_tensors
         grad, x = grad.to(rstd.dtype), x.to(rstd.dtype)
@@ -138,7 +138,7 @@ class _ByRows(torch.autograd.Function):
         return whole
 
     @staticmethod
-    @once_differentiable
+    @first_order("maps of pairs by rows", "reference_by_rows")
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors, count = ctx.saved_tensors, ctx.count
         rows, (weight, bias, *others) = tensors[:count], tensors[count:]
@@ -240,7 +240,7 @@ class _TriangleSums(torch.autograd.Function):
         return sums.permute(0, 2, 3, 1).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @first_order("triangle sums", "reference_triangle_sums")
     def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, maps = ctx.saved_tensors
         grad, grad_maps = _channels_first(grad), torch.empty_like(maps)

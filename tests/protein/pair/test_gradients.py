@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triune.core.errors import UserError
 from triune.protein.pair.axial import _gated
 from triune.protein.pair.blocks import PairBlock, _relu_linear, layer_norm
 from triune.protein.pair.config import PairConfig
@@ -120,3 +121,13 @@ def test_bfloat16_is_as_near_as_bfloat16_can_be(chunk: int | None) -> None:
     assert errors[0] < 0.01
     assert errors[1] < 0.02
     assert max(errors[2:]) < 0.15
+
+
+def test_second_derivatives_are_refused_and_not_zero() -> None:
+    """The incoming gradient of a sum is constant, where PyTorch's own decorator gives a zero without a word."""
+    z = torch.randn(1, 3, 3, DIM, requires_grad=True)
+    (grad,) = torch.autograd.grad(normalise(z, 1e-5).sum(), z, create_graph=True)
+    with pytest.raises(UserError, match=r"second derivative of the layer norm of pairs.*layer_norm"):
+        grad.square().sum().backward()
+    (first,) = torch.autograd.grad(normalise(z, 1e-5).pow(3).sum(), z)
+    assert torch.allclose(first, torch.autograd.grad(F.layer_norm(z, (DIM,), eps=1e-5).pow(3).sum(), z)[0], atol=1e-4)
