@@ -59,6 +59,8 @@ def main(args: list[str]) -> int:
     laws = []
     if options.bootstrap:
         laws = bootstrap(runs.parameters, runs.tokens, runs.loss, law, options.bootstrap, options.seed)
+        if not laws:
+            print(f"note: {len(runs.loss)} runs are too few for intervals by bootstrap.", file=sys.stderr)
     found = summary(runs, law, laws, options.more)
     write_json(options.output, {"command": " ".join(["triune scaling", *args]), "version": __version__, **found})
     print(table(found))
@@ -137,7 +139,9 @@ def table(found: dict[str, Any]) -> str:
 
     unit, law = found["unit"], found["law"]
     terms = ["A / parameters^alpha"] * ("A" in law) + [f"B / {unit}^beta"] * ("B" in law)
-    lines = [f"loss = E + {' + '.join(terms)}, fitted to {len(found['runs'])} runs; in brackets 95 % of the samples"]
+    lines = [f"loss = E + {' + '.join(terms)}, fitted to {len(found['runs'])} runs"]
+    if law["E"]["interval"]:
+        lines[0] += "; in brackets 95 % of the samples"
     lines += [f"  {name:<7}{shown(entry, number)}" for name, entry in law.items()]
     error = found["error"]
     lines.append(
@@ -145,8 +149,9 @@ def table(found: dict[str, Any]) -> str:
         f"at most {error['largest']:.2%}"
     )
     if "shares" in found:
-        lines.append("Best use of more compute, 6 · parameters · tokens")
-        lines += [f"  {name} ~ compute^{shown(entry, number)}" for name, entry in found["shares"].items()]
+        lines.append(f"Best use of more compute, 6 · parameters · {unit}")
+        names = {"parameters": "parameters", "tokens": unit}
+        lines += [f"  {names[name]} ~ compute^{shown(entry, number)}" for name, entry in found["shares"].items()]
         now = found["best_now"]
         lines.append(
             f"  at the largest compute of the runs: {short(now['parameters'])} parameters, "
@@ -193,7 +198,7 @@ def draw(runs: Any, law: Any, laws: list[Any], found: dict[str, Any], target: Pa
         axes[1].plot(compute, lowest, color=BLUE, linewidth=1.2, label="best use of the compute")
         axes[1].plot(FLOPS_PER * runs.parameters * runs.tokens, runs.loss, "o", color=GREY, markersize=4, label="runs")
         axes[1].plot(compute[-1], lowest[-1], "D", color=RED, markersize=5, label=f"{found['more']} times the compute")
-        axes[1].set_xlabel("compute, FLOPs (6 · parameters · tokens)")
+        axes[1].set_xlabel(f"compute (6 · parameters · {found['unit']})")
         axes[1].set_title("lowest loss over compute", fontsize=10)
         axes[1].legend(frameon=False, fontsize=8)
     for axis in axes:

@@ -157,9 +157,7 @@ def bootstrap(
     parameters: np.ndarray, tokens: np.ndarray, loss: np.ndarray, law: Law, rounds: int, seed: int
 ) -> list[Law]:
     """The laws of `rounds` samples of the runs, drawn with replacement; samples that cannot tell a law are redrawn.
-
-    Raises:
-        UserError: hardly any sample can, because the runs are too few.
+    None at all where hardly any sample can, because the runs are too few.
     """
     generator = np.random.default_rng(seed)
     laws: list[Law] = []
@@ -171,12 +169,7 @@ def bootstrap(
             laws.append(fit(parameters[rows], tokens[rows], loss[rows], near=law))
         except UserError:
             continue
-    if len(laws) < rounds:
-        raise UserError(
-            f"Only {len(laws)} of {20 * rounds} samples of the {len(loss)} runs can tell a law, so there are no "
-            "intervals; train more runs, or say --bootstrap 0."
-        )
-    return laws
+    return laws if len(laws) == rounds else []
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -99,6 +99,11 @@ def from_folders(paths: Sequence[Path]) -> Runs:
             notes.append(f"'{name}' has no {LOSS} above 0 and is left out.")
         else:
             found[name], configs[name] = summary, run.config
+            if (best := summary.get("best_step")) is not None and best < summary.get("steps", best):
+                notes.append(
+                    f"'{name}' was best at step {best:,} of {summary['steps']:,}; its loss is that of then, its tokens "
+                    "are those of the whole run."
+                )
     if len(tasks := {summary["task"] for summary in found.values()}) > 1:
         raise UserError(
             f"The runs are of {' and '.join(sorted(tasks))}, whose losses cannot be compared; give one task."

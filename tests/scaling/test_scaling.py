@@ -51,6 +51,10 @@ def test_intervals_hold_the_truth_and_outliers_move_little() -> None:
     laws = bootstrap(parameters, tokens, loss, law, 60, 0)
     low, high = interval([x.alpha for x in laws])
     assert low < REFIT.alpha < high and high - low < 0.1
+    few = slice(0, 26, 5)  # as many runs as the law needs at least: hardly a sample has them all
+    assert (
+        bootstrap(*(x[few] for x in (parameters * np.tile([1, 1.1, 1.2, 1.3, 1.4], 8), tokens, loss)), law, 5, 0) == []
+    )
     loss[3] *= 1.3
     assert abs(fit(parameters, tokens, loss).alpha - law.alpha) < 0.02
 
@@ -126,6 +130,10 @@ def test_run_folders_give_what_their_summaries_say(tmp_path: Path) -> None:
     assert runs.names == paths and runs.unit == "tokens"
     assert runs.parameters.tolist() == [10, 20, 30] and runs.loss.tolist() == [3.0, 1.5, 1.0]
     assert runs.notes == [f"'{stopped}' was stopped early and is left out."]
+    early = folder(tmp_path / "early", best_step=5, steps=1000)
+    assert read([paths[0], early]).notes == [
+        f"'{early}' was best at step 5 of 1,000; its loss is that of then, its tokens are those of the whole run."
+    ]
     other = folder(tmp_path / "other", files="b.txt")
     assert "data.files" in read([paths[0], other]).notes[0]
     with pytest.raises(UserError, match="given twice"):
