@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError, nearest
+from .files import OVERWRITE, check_new
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +93,21 @@ def number(above: float, most: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds --output, a JSON file beside which a picture lies, and --overwrite."""
+    parser.add_argument("--output", type=Path, default=Path(name), help="file to write; a picture lies beside it")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+
+
+def picture_beside(options: argparse.Namespace) -> Path:
+    """The picture beside --output, once it is sure that both may be written. Raises UserError when not."""
+    if options.output.suffix != ".json":
+        raise UserError(f"--output is '{options.output}', but must end in .json; give such a name.")
+    picture = options.output.with_suffix(".png")
+    check_new([options.output, picture], options.overwrite)
+    return picture
 
 
 SEED = whole(0, 2**63 - 1)

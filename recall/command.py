@@ -10,8 +10,8 @@ from typing import Any
 
 from ..core.canvas import BLUE, GREEN, GREY, PALE, RED, figure, literal, plain, save
 from ..core.errors import UserError
-from ..core.files import OVERWRITE, check_new, write_json
-from ..core.options import SEED, Parser, whole
+from ..core.files import write_json
+from ..core.options import SEED, Parser, add_output, picture_beside, whole
 from ..core.version import __version__
 from .expected import expected
 from .models import choose, sized
@@ -45,18 +45,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--length", type=whole(8, 1 << 20), help="tokens of a row (default: 64; needle: 512)")
     p.add_argument("--steps", type=whole(1), help="steps of training (default: those of the task)")
     p.add_argument("--seed", type=SEED, default=0, help="of weights and training rows (default: 0)")
-    p.add_argument("--output", type=Path, default=Path("recall.json"), help="file to write; a picture lies beside it")
-    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    add_output(p, "recall.json")
     return p
 
 
 def main(args: list[str]) -> int:
     """Runs `triune recall` and returns its exit code."""
     options = parser().parse_args(args)
-    if options.output.suffix != ".json":
-        raise UserError(f"--output is '{options.output}', but must end in .json; give such a name.")
-    picture = options.output.with_suffix(".png")
-    check_new([options.output, picture], options.overwrite)
+    picture = picture_beside(options)
     jobs = plan(options)
     from .train import recall
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import OVERWRITE, check_new, few, write_json
-from ..core.options import SEED, Parser, whole
+from ..core.files import few, write_json
+from ..core.options import SEED, Parser, add_output, picture_beside, whole
 from ..core.version import __version__
 
 
@@ -35,18 +35,14 @@ def parser() -> argparse.ArgumentParser:
         help="samples of the runs for the intervals; 0 for none (default: 200)",
     )  # fmt: skip
     p.add_argument("--seed", type=SEED, default=0, help="of the samples (default: 0)")
-    p.add_argument("--output", type=Path, default=Path("scaling.json"), help="file to write; a picture lies beside it")
-    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    add_output(p, "scaling.json")
     return p
 
 
 def main(args: list[str]) -> int:
     """Runs `triune scaling` and returns its exit code."""
     options = parser().parse_args(args)
-    if options.output.suffix != ".json":
-        raise UserError(f"--output is '{options.output}', but must end in .json; give such a name.")
-    picture = options.output.with_suffix(".png")
-    check_new([options.output, picture], options.overwrite)
+    picture = picture_beside(options)
     from .law import bootstrap, fit
     from .runs import read
 
