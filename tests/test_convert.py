@@ -90,10 +90,10 @@ def test_a_difference_is_never_called_done(
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_folder(tmp_path, {"model_type": "mamba"}, {"a": torch.zeros(1)})
+    write_folder(tmp_path, {"model_type": "rwkv"}, {"a": torch.zeros(1)})
     assert main(["info", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "'mamba', which is not supported" in said and "text: GPT-2" in said and "protein: " in said
+    assert "'rwkv', which is not supported" in said and "text: GPT-2" in said and "protein: " in said
     save("text", tmp_path / "ours")
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path), "--to", "hf"]) == 2
     assert "exists already" in capsys.readouterr().err

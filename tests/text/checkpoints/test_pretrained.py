@@ -484,7 +484,7 @@ def test_half_precision_is_read_as_float32(folders, tmp_path):
         ),
         ("bert", {"is_decoder": True}, "is_decoder = True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
-        ("bert", {"model_type": "mamba"}, "is mamba, which is not supported.*GPT-2, Llama, .*BERT"),
+        ("bert", {"model_type": "rwkv"}, "is rwkv, which is not supported.*GPT-2, Llama, .*BERT"),
     ],
 )
 def test_settings_without_a_counterpart(folders, name, config, message, tmp_path):
