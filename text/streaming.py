@@ -15,6 +15,19 @@ CONTEXT = 4
 UNFINISHED = "\ufffd"
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """Map each character of the byte-level alphabet to its byte.
+
+    GPT-2 writes printable Latin-1 bytes as themselves and the other 68, in order, as U+0100 and up.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
 class StreamDecoder:
     """Decodes a stream of tokens so that only whole characters come out.
 

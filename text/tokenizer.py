@@ -24,7 +24,7 @@ from ..core.errors import UserError
 from ..core.files import parsing, write_atomic, write_json
 from .cutting import LINE_START, PIECE, cut, usual_place
 from .specials import CONFIG, GENERATION, apply_specials, read_specials
-from .streaming import StreamDecoder
+from .streaming import BYTE_OF, StreamDecoder
 
 END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -37,19 +37,6 @@ GROUP = 64
 AROUND, TRIED = 256, 32
 # Characters that a BPE learns from at once; the library holds some hundred bytes for each of a few hundred pieces.
 TRAINING_PIECE = 1 << 14
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Map each character of the byte-level alphabet to its byte.
-
-    GPT-2 writes printable Latin-1 bytes as themselves and the other 68, in order, as U+0100 and up.
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_OF = _byte_alphabet()
 
 
 class Part(NamedTuple):
@@ -243,6 +230,11 @@ class Tokenizer:
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
+    def _added(self) -> dict[int, str]:
+        """The letters of tokens that were added to a vocabulary, which no decoder changes."""
+        return {i: str(token.content) for i, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
     def _is_byte_level(self) -> bool:
         decoder = self._json["decoder"] or {}
         return decoder.get("type") == "ByteLevel"
@@ -360,6 +352,8 @@ class Tokenizer:
         apart only by byte-level tokenizers."""
         if token in self._special_ids:
             return b""
+        if self._is_byte_level and token in self._added:  # such as the runs of spaces of GPT-NeoX
+            return self._added[token].encode()
         if self._is_byte_level:
             return bytes(BYTE_OF[c] for c in self.backend.id_to_token(token) or "" if c in BYTE_OF)
         return self.decode([token]).encode()

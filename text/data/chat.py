@@ -285,4 +285,6 @@ def _learned(marked: str, offsets: np.ndarray) -> np.ndarray:
             inside.append(depth > 0)
     count = np.concatenate([[0], np.cumsum(inside)])
     starts, ends = np.clip(offsets, 0, len(inside)).T
+    # Some post-processors take spaces off the offsets, all of a token that is a space: it begins where the last ended.
+    starts = np.minimum(starts, np.concatenate([[0], ends[:-1]]))
     return count[ends] > count[starts]
