@@ -78,6 +78,8 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "RoBERTa": ("RobertaForMaskedLM", ROBERTA),
     "XLM-RoBERTa": ("XLMRobertaModel", ROBERTA),
     "ModernBERT": ("ModernBertForMaskedLM", SHAPE | {"local_attention": 8}),
+    "Longformer": ("LongformerForMaskedLM", ROBERTA | {"attention_window": 8}),
+    "BigBird": ("BigBirdForMaskedLM", SHAPE | {"block_size": 4, "num_random_blocks": 1}),
     "Mamba": ("MambaForCausalLM", STATE | {"state_size": 5}),
     "Mamba-2": ("Mamba2ForCausalLM", STATE | {"state_size": 5, "num_heads": 4, "head_dim": 12, "n_groups": 2}),
     "RecurrentGemma": ("RecurrentGemmaForCausalLM", LLAMA | {"attention_window_size": 7}),
@@ -209,12 +211,22 @@ def changes(name: str) -> Iterator[Change]:
 
 def named() -> set[str]:
     """Keys that a table of ours names for any family."""
-    from triune.text.checkpoints import decoder_families, encoders, families, granite4, hybrids, older, recurrent
+    from triune.text.checkpoints import (
+        decoder_families,
+        encoders,
+        families,
+        granite4,
+        hybrids,
+        long_encoders,
+        older,
+        recurrent,
+    )
 
     tables: list[Mapping[str, Any]] = [row[3] for row in decoder_families._TABLE]
     tables += [families.GPT2, families.NEOX, older.GPTJ, older.OPT, older.FALCON]
     tables += [encoders.BERT, encoders.ROBERTA, encoders.MODERNBERT, recurrent.MAMBA, recurrent.MAMBA2]
     tables += [recurrent.GRIFFIN, hybrids.JAMBA, hybrids.QWEN3_NEXT, granite4.BAMBA, granite4.GRANITE4]
+    tables += [long_encoders.LONGFORMER, long_encoders.BIGBIRD]
     return {key for table in tables for key in table} - SKIPPED | {"rope_scaling", "rope_parameters"}
 
 

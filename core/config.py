@@ -22,6 +22,7 @@ The fields are orthogonal: each names one choice that published models differ in
 | StableLM         | qk_norm per_head                                                                             |
 | ModernBERT       | first_norm False, windows and rotary per layer, causal False                                 |
 | OPT, RoBERTa     | position_offset 2                                                                            |
+| Longformer       | RoBERTa with windows and global_projections; BigBird: BERT with sparse                       |
 | Mixtral, Jamba   | experts (Jamba: in every second layer); Mamba: ffn none                                      |
 """
 
@@ -34,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .checks import check, check_choice, check_keys, check_types, counts, hashed
-from .config_checks import check_numbers
+from .config_checks import check_numbers, check_patterns
 from .expert_options import ExpertsConfig, in_words
 from .mixers import options as mixers
 from .rotary import RotaryConfig
@@ -98,6 +99,7 @@ class TransformerConfig:
         attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
         attention_gate: what the heads found is multiplied by the sigmoid of a linear function of the token
             (Qwen3-Next), which has a bias where q has one.
+        global_projections: for what global tokens read there are linear layers of their own (Longformer).
         ffn: feed-forward kind; the glu ones are gated (Shazeer 2020), relu2 is the squared ReLU (So et al. 2021), and
             none leaves the feed-forward out; one for all layers or a list with one for each.
         ffn_dim: hidden width; None means 4·dim, or 8/3·dim rounded up to a multiple of 8 for gated kinds.
@@ -145,6 +147,7 @@ class TransformerConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     attention_gate: bool = False
+    global_projections: bool = False
     ffn: FeedForwardKind | list[FeedForwardKind] = "gelu"
     ffn_dim: int | None = None
     experts: ExpertsConfig | None = None
@@ -174,10 +177,7 @@ class TransformerConfig:
         self._check_layers()
         self._check_ffn()
         self._check_mixers()
-        if self.sparse is not None:
-            windows = any(self.window_at(layer) is not None for layer in range(self.depth))
-            check(not windows, "window", self.window, "null with sparse, which says what is near")
-            check(self.sparse.last == 0 or not self.causal, "sparse.last", self.sparse.last, "0 with causal")
+        check_patterns(self)
 
     def __hash__(self) -> int:
         return hashed(self)

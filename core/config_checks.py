@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a `TransformerConfig`. No torch at import."""
+"""Ranges of the numbers in a `TransformerConfig`, and what its patterns of attention need. No torch at import."""
 
 from __future__ import annotations
 
@@ -32,3 +32,18 @@ def check_numbers(config: Any) -> None:
         check(config.attention_dropout == 0, "attention_dropout", config.attention_dropout, "0 with attention_softcap")
     if config.position == "sinusoidal":
         check(config.dim % 2 == 0, "dim", config.dim, "even for sinusoidal positions")
+
+
+def check_patterns(config: Any) -> None:
+    """Raises UserError where windows, blocks and global tokens of a `TransformerConfig` do not go together."""
+    windows = [config.window_at(layer) for layer in range(config.depth) if config.mixer_at(layer) == "attention"]
+    if config.sparse is not None:
+        check(not any(windows), "window", config.window, "null with sparse, which says what is near")
+        for name in ("last", "whole"):
+            value = getattr(config.sparse, name)
+            check(value == 0 or not config.causal, f"sparse.{name}", value, "0 with causal")
+    if config.global_projections:
+        allowed = "given for each layer with global_projections, which are for tokens that see beyond it"
+        check(all(windows), "window", config.window, allowed)
+        cap = config.attention_softcap
+        check(cap is None, "attention_softcap", cap, "null with global_projections")

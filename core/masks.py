@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,6 +81,16 @@ class AttentionMask:
         names = ("documents", "valid", "bias", "prefix", "global_tokens")
         return replace(self, **{name: cut(getattr(self, name)) for name in names})
 
+    def weighed(self, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> AttentionMask:
+        """The same with the weight of the first blocks in its bias."""
+        if self.sparse is None or self.sparse.weight == 1:
+            return self
+        rule = Rule(self, queries, keys, device)
+        row, key = torch.arange(rule.rows, device=device)[:, None, None], torch.arange(keys, device=device)
+        wide = torch.promote_types(dtype, torch.float32)
+        own = rule.log_weight(row, key[keys - queries :, None], key[None], wide)[:, None]
+        return replace(self, bias=own if self.bias is None else self.bias + own)
+
     def segments(self) -> Tensor | None:
         """Documents and padding as one: int `[batch, keys]`, padding is document -1. None when all tokens are one."""
         if self.valid is None:
@@ -122,12 +133,13 @@ class Rule:
         rows: rows of the batch that differ, or 1.
         hubs: bool `[batch or 1, keys]`, real tokens that see all and are seen by all; None for none.
         partners: int `[batch or 1, queries, random]`, numbers of the random blocks of each query, -1 for none.
+        short: bool `[batch or 1, keys]`, tokens of documents that blocks do not limit; None for none.
     """
 
     def __init__(self, mask: AttentionMask, queries: int, keys: int, device: torch.device | str | None) -> None:
         self.mask, self.first = mask, keys - queries
         self.segments, self.prefix = mask.segments(), mask.prefix
-        self.hubs, self.number, self.partners = mask.global_tokens, None, None
+        self.hubs, self.number, self.partners, self.short = mask.global_tokens, None, None, None
         if mask.sparse is not None:
             self._count_blocks(mask.sparse, keys, device)
         if self.hubs is not None and self.segments is not None:
@@ -152,6 +164,8 @@ class Rule:
                 which = row if len(self.partners) > 1 else torch.zeros_like(row)
                 for choice in range(self.partners.shape[2]):
                     seen = seen | (self.partners[which, query - self.first, choice] == other)
+            if self.short is not None:
+                seen = seen | both(self.short)[0]
         if self.hubs is not None:
             one, other = both(self.hubs)
             seen = seen | one | other
@@ -166,17 +180,31 @@ class Rule:
             seen = seen & (one == other)
         return seen
 
+    def log_weight(self, row: Tensor, query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is added to scores because keys of the first blocks count `sparse.weight` times; as in a call."""
+        sparse, hubs, number = self.mask.sparse, self.hubs, self.number
+        assert sparse is not None and hubs is not None and number is not None
+        limited = ~hubs if self.short is None else ~(hubs | self.short)
+
+        def of(x: Tensor, at: Tensor) -> Tensor:
+            return x[row if len(x) > 1 else torch.zeros_like(row), at]
+
+        more = of(limited, query) & (of(number, key) < sparse.first)
+        return more.to(dtype) * math.log(sparse.weight)
+
     def _count_blocks(self, sparse: SparseConfig, keys: int, device: torch.device | str | None) -> None:
         """Numbers the blocks of each document from 0, and chooses the global and the random ones."""
         if self.segments is None:
-            number = torch.arange(keys, device=device)[None] // sparse.block
-            blocks = torch.full_like(number, -(-keys // sparse.block))
+            position = torch.arange(keys, device=device)[None]
+            tokens = torch.full_like(position, keys)
         else:
             position = positions_in_segments(self.segments)
-            number = position // sparse.block
             run = (position == 0).cumsum(1) - 1
-            most = torch.zeros_like(number).scatter_reduce(1, run, number, "amax")
-            blocks = most.gather(1, run) + 1  # of the document of each token
+            most = torch.zeros_like(position).scatter_reduce(1, run, position, "amax")
+            tokens = most.gather(1, run) + 1  # of the document of each token
+        number, blocks = position // sparse.block, (tokens + sparse.block - 1) // sparse.block
+        if sparse.whole:
+            self.short = tokens <= sparse.whole
         hubs = number < sparse.first
         if sparse.last:
             hubs = hubs | (number >= blocks - sparse.last)

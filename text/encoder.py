@@ -95,21 +95,28 @@ class TextEncoder(SavedModel, config=TextEncoderConfig):
         self.pooler = nn.Linear(dim, dim) if config.pooler else None
         self.head = MaskedHead(config) if config.masked_head else None
 
-    def hidden(self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None,
+        global_tokens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Vectors of the tokens, `[batch, tokens, dim]`.
 
         Args:
             tokens: int `[batch, tokens]`.
             segments: int `[batch, tokens]`, the segment of each token; all 0 by default.
             valid: bool `[batch, tokens]`, True for real tokens.
+            global_tokens: bool `[batch, tokens]`, tokens that see all, and that all see, beside a window (Longformer).
         """
         x = self.embedding(tokens)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
-        return self.transformer(x, valid=valid)
+        return self.transformer(x, valid=valid, global_tokens=global_tokens)
 
-    def forward(self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        hidden = self.hidden(tokens, segments, valid)
+    def forward(
+        self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None,
+        global_tokens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        hidden = self.hidden(tokens, segments, valid, global_tokens)
         return hidden if self.head is None else self.head(hidden, self.embedding.weight)
 
     def pool(self, hidden: Tensor) -> Tensor:

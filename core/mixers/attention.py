@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..layers import Norm
 from ..positions import LearnedRotary, Rotary, Rotation, make_rotary, rotate
 from .base import Call, LayerState, Mixer
+from .blocked import Hubs, make_hubs
 from .cache import LayerCache, MemoryCache
 from .convolution import ShortConvolution
 from .kernels import Plan, attend, attention_weights, plan
@@ -58,6 +59,11 @@ class Attention(Mixer):
             self.k_norm = Norm(kv_heads * head_dim, config, kv_heads if own else None)
         gated = config.attention_gate and not cross
         self.gate = nn.Linear(config.dim, heads * head_dim, bias=config.has_bias("q")) if gated else None
+        self.globally = None
+        if config.global_projections and not cross:
+            wide = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+            linears = {name: nn.Linear(config.dim, out, bias=config.has_bias(name)) for name, out in wide.items()}
+            self.globally = nn.ModuleDict(linears)
         self.inner_norm = Norm(heads * head_dim, config) if "attention" in config.inner_norm else None
         self.out = nn.Linear(heads * head_dim, config.dim, bias=config.has_bias("out"))
 
@@ -67,19 +73,28 @@ class Attention(Mixer):
             nn.init.zeros_(self.conv.weight)
             nn.init.ones_(self.conv.weight[:, :, self.conv.own])
 
-    def prepare(self, call: Call) -> tuple[Plan, Rotation | None, Row | None]:
-        """The kernel with its mask, the angles of the new tokens, and their order where a convolution reads them."""
+    def prepare(self, call: Call) -> tuple[Plan, Rotation | None, Row | None, Hubs | None]:
+        """The kernel with its mask, the angles of the new tokens, their order where a convolution reads them, and the
+        global tokens where these have projections of their own.
+        """
         mask, held = call.mask, call.keys
         if self.window is not None:
             # Behind a cache, a layer with a window holds only the keys that the new queries may see.
             held = min(held, self.window - 1 + call.tokens)
             mask = replace(mask if held == call.keys else mask.last(held), window=self.window)
         if self.sparse is not None:
-            mask = replace(mask, sparse=self.sparse)
+            mask = replace(mask, sparse=self.sparse).weighed(call.tokens, held, call.dtype, call.device)
+        hubs = None
+        if self.globally is not None and mask.global_tokens is not None:
+            if mask.bias is not None:
+                raise UserError(
+                    "A bias was given beside global_tokens, which global_projections cannot add; leave it out."
+                )
+            hubs = make_hubs(mask, held, call.device)
         dropout = self.dropout if self.training else 0.0
         chosen = plan(mask, call.tokens, held, call.device, self.softcap, dropout)
         row = None if self.conv is None else rows(replace(call, mask=replace(call.mask, bias=None)))
-        return chosen, None if self.rotary is None else self._rotation(self.rotary, call), row
+        return chosen, None if self.rotary is None else self._rotation(self.rotary, call), row, hubs
 
     def _rotation(self, rotary: Rotary | LearnedRotary, call: Call) -> Rotation:
         if not rotary.config.grows:
@@ -102,7 +117,7 @@ class Attention(Mixer):
 
     def forward(
         self, x: Tensor, plan: Plan, rotation: Rotation | None = None, row: Row | None = None,
-        cache: LayerState | None = None, memory: Tensor | None = None,
+        hubs: Hubs | None = None, cache: LayerState | None = None, memory: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Attends from `x` to itself, or with `cross` to `memory` `[batch, memory tokens, dim]`."""
         q, local = self.q(x), cache if isinstance(cache, LayerCache) else None
@@ -116,7 +131,10 @@ class Attention(Mixer):
         q = self._heads(q, "q", rotation)
         if local is not None:
             k, v = local.append(k, v)
-        z = self.mix(q, k, v, plan).transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
+        z = self.mix(q, k, v, plan)
+        if hubs is not None:
+            z = hubs.put(z, self._read_globally(x, hubs, rotation))
+        z = z.transpose(1, 2).flatten(2)  # [batch, tokens, heads·head_dim]
         if self.gate is not None:
             z = z * self.gate(x).sigmoid()
         return self.out(z if self.inner_norm is None else self.inner_norm(z))
@@ -129,6 +147,18 @@ class Attention(Mixer):
         """The weights that `mix` applies (without dropout), float32 `[batch, heads, queries, keys]`."""
         allowed = plan.mask.allowed(plan.queries, plan.keys, q.device)
         return attention_weights(q.float(), k.float(), allowed, plan.mask.bias, self.scale, plan.softcap)
+
+    def _read_globally(self, x: Tensor, hubs: Hubs, rotation: Rotation | None) -> Tensor:
+        """What global tokens read with projections of their own, `[batch, heads, hubs, head_dim]`."""
+        if "mix" in vars(self):
+            raise UserError(
+                "The lens sees one attention in a layer, but with global_projections the global tokens have another "
+                "one; leave global_tokens out."
+            )
+        assert self.globally is not None
+        q, k = (self._heads(self.globally[name](x), name, rotation) for name in "qk")
+        v = self._heads(self.globally["v"](x))
+        return hubs.attend(hubs.of(q), k, v, self.scale, self.dropout if self.training else 0.0)
 
     def _convolved(
         self, conv: ShortConvolution, parts: list[Tensor], row: Row, cache: LayerCache | None

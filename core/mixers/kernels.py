@@ -119,7 +119,9 @@ def _choose(
             possible["sdpa"] = "causal" if mask.causal else "every token sees every token"
         if square and window is not None and mask.bias is None and not patterned:
             possible["banded"] = "window"
-        limited = mask.sparse is not None or (window is not None and mask.global_tokens is not None)
+        limited = (mask.sparse is not None and not mask.sparse.whole) or (
+            window is not None and mask.global_tokens is not None
+        )
         if square and limited and mask.bias is None and mask.prefix is None and _begins_real(mask):
             possible["blocked"] = "blocks and global tokens"
     if flex_can and (window is not None or grouped or patterned or softcap is not None):

@@ -39,7 +39,7 @@ from .recurrent_options import (
 
 OF_ATTENTION = (
     "window", "sparse", "short_convolution", "qk_norm", "attention_scale",
-    "attention_softcap", "attention_gate", "attention_dropout",
+    "attention_softcap", "attention_gate", "attention_dropout", "global_projections",
 )  # fmt: skip
 """Fields of `TransformerConfig` without effect where no layer has attention."""
 

@@ -56,9 +56,10 @@ def read_bert(c: Settings, cls: str) -> TextEncoderConfig:
         "tie_word_embeddings": True,
     }.items():  # fmt: skip
         c.require(key, value)
-    masked_classes = (f"{cls}ForMaskedLM", *(("BertForPreTraining",) if cls == "Bert" else ()))
+    likes = cls in ("Bert", "BigBird")
+    masked_classes = (f"{cls}ForMaskedLM", *((f"{cls}ForPreTraining",) if likes else ()))
     masked = _has_masked_head(c, f"{cls}Model", masked_classes)
-    if cls != "Bert" and masked:
+    if masked and not likes:
         c.require("hidden_act", "gelu")  # its head has no other
     offset = 0 if c.get("pad_token_id") is None else c["pad_token_id"] + 1
     transformer = TransformerConfig(
@@ -80,7 +81,7 @@ def read_bert(c: Settings, cls: str) -> TextEncoderConfig:
 def write_bert(ours: TextEncoderConfig, cls: str) -> dict[str, Any]:
     """The inverse of `read_bert`."""
     t = ours.transformer.resolved()
-    offset = {} if cls == "Bert" else {"pad_token_id": t.position_offset - 1}
+    offset = {"pad_token_id": t.position_offset - 1} if t.position_offset else {}
     return offset | {
         "architectures": [f"{cls}ForMaskedLM" if ours.masked_head else f"{cls}Model"],
         "vocab_size": ours.vocab_size,
@@ -102,7 +103,7 @@ def bert_weights(config: TextEncoderConfig, base: str) -> WeightMap:
     block, layer = "transformer.blocks.{}", f"{base}.encoder.layer.{{}}"
     head = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm",
             "bias": "cls.predictions.bias"}  # fmt: skip
-    if base != "bert":
+    if base != "bert":  # as RoBERTa
         head = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"}
     rules = (
         Rule("embedding", f"{base}.embeddings.word_embeddings"),
@@ -242,11 +243,14 @@ def modernbert_weights(config: TextEncoderConfig) -> WeightMap:
     return WeightMap(rules, ignored=(r"decoder\.weight",))
 
 
+GAMMA_AND_BETA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+
+
 def _bert(name: str, model_type: str, cls: str, base: str, defaults: Mapping[str, Any]) -> Any:
     return hf_family(
         name, model_type, TextEncoderConfig, partial(read_bert, cls=cls), partial(write_bert, cls=cls), defaults,
         partial(bert_weights, base=base), prefix=f"{base}.",
-        renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+        renames=GAMMA_AND_BETA,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from .decoder_families import DECODERS
 from .encoders import ENCODERS
 from .granite4 import MAMBA2_HYBRIDS
 from .hybrids import HYBRIDS
+from .long_encoders import LONG_ENCODERS
 from .older import GPT_ALIASES, OLDER
 from .recurrent import RECURRENT
 from .rope import of_all, old_rotary, write_rotary
@@ -287,6 +288,7 @@ HF_FAMILIES: tuple[TextFamily, ...] = (
     *HYBRIDS,
     *MAMBA2_HYBRIDS,
     *ENCODERS,
+    *LONG_ENCODERS,
 )  # fmt: skip
 GLASS = TextFamily(
     "glassllm", "other", lambda source: _glass_config(source) is not None, read_glass, glass_weights,

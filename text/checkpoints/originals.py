@@ -54,7 +54,8 @@ def random_tokens(config: LanguageModelConfig | TextEncoderConfig, seed: int = 0
     """
     core = config.transformer
     windows = [window for layer in range(core.depth) if (window := core.window_at(layer))]
-    wanted = max([USUAL_LENGTH, *(2 * window for window in windows if 2 * window <= MOST_TOKENS)])
+    whole = core.sparse.whole + core.sparse.block if core.sparse else 0
+    wanted = max([USUAL_LENGTH, *(n for n in (whole, *(2 * window for window in windows)) if n <= MOST_TOKENS)])
     turning = [(r.original_context or 0) + 8 for r in map(core.rotary_at, range(core.depth)) if r and r.grows]
     length = max([min(core.context, wanted), *(n for n in turning if n <= MOST_TOKENS)])
     generator = torch.Generator().manual_seed(seed)

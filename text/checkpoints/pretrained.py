@@ -22,6 +22,8 @@
 | RecurrentGemma       | Hugging Face              | layers of RG-LRU and of local attention                 |
 | BERT, (XLM-)RoBERTa  | Hugging Face              | with the masked head or the pooler                      |
 | ModernBERT           | Hugging Face              | with the masked head or none                            |
+| Longformer           | Hugging Face              | windows, global tokens with their own projections       |
+| BigBird              | Hugging Face              | full attention, or the blocks it has in evaluation      |
 | glassllm             | its own archive           | read only                                               |
 
 Rotary scaling is linear, dynamic, llama3, yarn or longrope. Dynamic and longrope turn the tokens of a text by its own

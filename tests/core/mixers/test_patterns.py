@@ -12,8 +12,9 @@ from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.masks import AttentionMask
 from triune.core.mixers.attention import Attention
+from triune.core.mixers.base import Call
 from triune.core.mixers.cache import KeyValueCache
-from triune.core.mixers.kernels import force_kernel, plan
+from triune.core.mixers.kernels import force_kernel
 from triune.core.sparse import SparseConfig
 from triune.core.transformer import Transformer
 
@@ -91,27 +92,24 @@ def test_every_layer_has_random_blocks_of_its_own() -> None:
     assert len({block.attn.key for block in model(sparse=replace(SPARSE, random=0)).blocks}) == 1
 
 
-def test_longformer() -> None:
-    """Its global tokens have projections of their own; with equal ones it is our window with global tokens."""
+@pytest.mark.parametrize("own", [False, True])
+def test_longformer(own: bool) -> None:
+    """Value and gradient of a window with global tokens, which have the same projections or their own."""
     from transformers import LongformerConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
     torch.manual_seed(0)
-    theirs = LongformerSelfAttention(
-        LongformerConfig(
-            hidden_size=16,
-            num_attention_heads=2,
-            attention_window=[8],
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=1,
-        ),
-        0,
-    ).eval()
-    ours = Attention(replace(CONFIG, causal=False, kv_heads=2, position="none", window=5), 0)
+    size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "attention_window": [8], "pad_token_id": 1}
+    theirs = LongformerSelfAttention(LongformerConfig(**size, attention_probs_dropout_prob=0.0), 0).eval()
+    config = replace(CONFIG, causal=False, kv_heads=2, position="none", window=5, global_projections=own)
+    ours = Attention(config, 0)
     for name, layer in (("q", "query"), ("k", "key"), ("v", "value")):
-        state = getattr(theirs, layer).state_dict()
-        getattr(ours, name).load_state_dict(state)
-        getattr(theirs, f"{layer}_global").load_state_dict(state)
+        state, globally = (getattr(theirs, layer + more) for more in ("", "_global"))
+        getattr(ours, name).load_state_dict(state.state_dict())
+        if ours.globally is None:
+            globally.load_state_dict(state.state_dict())
+        else:
+            ours.globally[name].load_state_dict(globally.state_dict())
     with torch.no_grad():
         ours.out.weight.copy_(torch.eye(16))
         ours.out.bias.zero_()
@@ -119,17 +117,22 @@ def test_longformer() -> None:
     valid, hubs = torch.arange(32) < torch.tensor([[32], [21]]), torch.zeros(2, 32, dtype=torch.bool)
     hubs[0, [0, 17]] = hubs[1, 3] = True
     mask = torch.where(hubs, 10_000.0, 0.0).masked_fill(~valid, -10_000.0)
-    expected = theirs(
-        x, mask, is_index_masked=~valid, is_index_global_attn=hubs, is_global_attn=True
-    )[0]  # fmt: skip
+    expected = theirs(x, mask, is_index_masked=~valid, is_index_global_attn=hubs, is_global_attn=True)[0]
+    call = Call(AttentionMask(valid=valid, global_tokens=hubs), torch.arange(32), 32, 32, x.dtype, x.device)
     for kernel in ("blocked", "masked"):
         with force_kernel(kernel):
-            chosen = plan(AttentionMask(window=5, valid=valid, global_tokens=hubs), 32, 32, x.device)
-        assert chosen.kernel == kernel
-        found = ours(x, chosen)
+            prepared = ours.prepare(call)
+        assert prepared[0].kernel == kernel
+        found = ours(x, *prepared)
         torch.testing.assert_close(found[valid], expected[valid], atol=1e-6, rtol=1e-5)
         grads = [torch.autograd.grad(y[valid].square().sum(), x, retain_graph=True)[0] for y in (found, expected)]
         torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+
+
+def test_a_bias_beside_global_projections_is_refused() -> None:
+    net, x = model(causal=False, window=3, global_projections=True), torch.randn(1, 5, 16, dtype=F64)
+    with pytest.raises(UserError, match=r"^A bias was given beside global_tokens, which global_projections cannot"):
+        net(x, bias=torch.zeros(1, 1, 5, 5, dtype=F64), global_tokens=torch.eye(5, dtype=torch.bool)[:1])
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,12 @@ def test_what_no_layer_can_use_is_refused(changes: dict[str, Any], given: dict[s
     [
         ({"sparse": SparseConfig(last=1)}, r"^sparse\.last is 1, but must be 0 with causal\.$"),
         ({"sparse": SPARSE, "window": 3}, r"^window is 3, but must be null with sparse"),
+        ({"sparse": SparseConfig(whole=9)}, r"^sparse\.whole is 9, but must be 0 with causal\.$"),
+        ({"global_projections": True}, r"^window is None, but must be given for each layer with global_projections"),
+        (
+            {"global_projections": True, "window": 3, "attention_softcap": 1.0},
+            r"^attention_softcap is 1\.0, but must be null with global_projections\.$",
+        ),
         ({"sparse": SPARSE, "mixer": "lstm"}, r"^sparse is SparseConfig\(.*\), but must be None, because no layer"),
     ],
 )  # fmt: skip
