@@ -14,12 +14,17 @@ from ..core.files import write_json
 from ..core.options import SEED, Parser, add_output, picture_beside, whole
 from ..core.version import __version__
 from .expected import expected
-from .models import choose, sized
+from .names import choose, sized
 from .tasks import TASKS, find
 
 MIXERS = "softmax,window:16,gru,ssd,gated_delta,MMMA"
+EVERY = (
+    *("softmax", "window:32", "linear", "retention", "ssd", "mamba", "gated_delta", "rglru", "lstm", "gru", "titans"),
+    *("titans:gate", "titans:layer", "titans:context", "MMMA"),
+)
+"""What `--mixer all` stands for."""
 TITLE = """
-got: accuracy, for lag the KL divergence in nats; ! where it is not as expected
+got: accuracy, for lag the KL divergence in nats, of several seeds their mean and range; ! where one is not as expected
 rows: those with every answer right; floor: chance, for lag the mixture of all lags
 bytes: what generation keeps of one row"""
 COLOURS = (BLUE, RED, GREEN, "#e0a030", "#7b4fa3", GREY, "#5b4636", PALE)
@@ -37,14 +42,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", default="mqar", help="tasks, separated by commas, or all (default: mqar)")
     p.add_argument(
         "--mixer", default=MIXERS,
-        help=f"mixers, separated by commas: softmax, window:TOKENS, a kind such as mamba2 (ssd), or a pattern with a "
-        f"letter a layer (default: {MIXERS})",
+        help=f"mixers, separated by commas: softmax, window:TOKENS, a kind such as mamba2 (ssd), titans:FORM (gate, layer, "
+        f"context), or a pattern with a letter a layer; or all (default: {MIXERS})",
     )  # fmt: skip
     p.add_argument("--pairs", help="numbers of pairs to remember, separated by commas (default: 8; needle: 4)")
     p.add_argument("--state", help="sizes of the state, separated by commas, of mixers that have one (default: theirs)")
     p.add_argument("--length", type=whole(8, 1 << 20), help="tokens of a row (default: 64; needle: 512)")
     p.add_argument("--steps", type=whole(1), help="steps of training (default: those of the task)")
     p.add_argument("--seed", type=SEED, default=0, help="of weights and training rows (default: 0)")
+    p.add_argument("--seeds", type=whole(1, 100), default=1, help="trainings of each model, with seeds from --seed on")
     add_output(p, "recall.json")
     return p
 
@@ -89,7 +95,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
     names = list(TASKS) if options.task == "all" else words("--task", options.task)
     pairs = numbers("--pairs", options.pairs)
     states = numbers("--state", options.state)
-    chosen = words("--mixer", options.mixer)
+    chosen = list(EVERY) if options.mixer == "all" else words("--mixer", options.mixer)
     jobs = []
     for name in names:
         task = find(name)
@@ -97,10 +103,11 @@ def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
             kinds = choose(mixer, task.depth).layers
             sizes = states if any(sized(kind, 1) for kind in kinds) else [None]
             for count in pairs if task.pairs else [None]:
-                task.check(name, options.length or task.length, count)
+                task.check(options.length or task.length, count)
                 for size in sizes:
                     job = {"task": name, "mixer": mixer, "pairs": count, "state": size}
-                    jobs.append(job | {k: getattr(options, k) for k in ("length", "steps", "seed")})
+                    job |= {"length": options.length, "steps": options.steps}
+                    jobs += [job | {"seed": options.seed + more} for more in range(options.seeds)]
     if options.pairs and not any(job["pairs"] for job in jobs):
         raise UserError(f"--pairs is {options.pairs}, but no task of {', '.join(names)} has pairs; leave it out.")
     if options.state and not any(job["state"] for job in jobs):
@@ -186,55 +193,74 @@ def judged(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Prints all rows: expected beside got, chance and oracles, bytes of state."""
+    """Prints all rows, those of several seeds as one: expected beside got, chance and oracles, bytes of state."""
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=TITLE, title_justify="left", title_style="")
     for name in ("task", "pairs", "mixer", "expected", "got", "rows", "floor", "bytes", "s"):
         shown.add_column(name, justify="left" if name in ("task", "mixer") else "right")
-    for row in rows:
-        name, value = got(row)
-        floor = row["oracles"]["mixture"] if name == "kl" else row["chance"]
-        said, verdict = judged(row)
-        mark = " !" if verdict.startswith("NOT") else ""
-        cells = [
-            row["task"],
-            str(row["pairs"] or ""),
-            title(row),
-            said,
-            f"{'KL ' if name == 'kl' else ''}{value:.3f}{mark}",
-        ]
-        cells += [f"{row['exact']:.3f}", f"{floor:.3f}", f"{row['state_bytes']:,}", f"{row['seconds']:.0f}"]
-        shown.add_row(*cells)
+    for same in by_seed(rows):
+        row, values = same[0], [got(row)[1] for row in same]
+        is_kl = got(row)[0] == "kl"
+        mark = " !" if any(judged(row)[1].startswith("NOT") for row in same) else ""
+        value = f"{'KL ' if is_kl else ''}{mean(values):.3f}"
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(same) > 1 else ""
+        shown.add_row(
+            row["task"], str(row["pairs"] or ""), title(row), judged(row)[0], f"{value}{spread}{mark}",
+            f"{mean([row['exact'] for row in same]):.3f}", f"{row['oracles']['mixture'] if is_kl else row['chance']:.3f}",
+            f"{row['state_bytes']:,}", f"{mean([row['seconds'] for row in same]):.0f}",
+        )  # fmt: skip
     Console().print(shown)
+    for oracles in {row["task"]: row["oracles"] for row in rows if "oracles" in row}.values():
+        known = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in oracles.items())
+        print(f"lag, KL divergence without learning: {known}")
+
+
+def by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows that differ in their seed only, together."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[k] for k in ("task", "mixer", "pairs", "state", "length", "steps")), []).append(row)
+    return list(found.values())
+
+
+def mean(values: list[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """Draws accuracy over pairs and over bytes of state (PNG); `lag` and `induction` have the second only."""
-    rows = sorted(rows, key=lambda row: (row["pairs"] or 0, row["state_bytes"]))
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    """Draws accuracy over pairs and over bytes of state (PNG); `lag` and `induction` have the second only.
+
+    A point is the mean over seeds, the bar through it their range.
+    """
+    points = [same[0] | {"values": [got(row)[1] for row in same]} for same in by_seed(rows)]
+    points.sort(key=lambda row: (row["pairs"] or 0, row["state_bytes"]))
+    tasks = list(dict.fromkeys(row["task"] for row in points))
     drawn = figure(11, 3.6 * len(tasks))
     axes = drawn.subplots(len(tasks), 2, squeeze=False)
     for line, task in zip(axes, tasks):
-        here = [row for row in rows if row["task"] == task]
-        mixers = list(dict.fromkeys(row["mixer"] for row in here))
-        for number, mixer in enumerate(mixers):
+        here = [row for row in points if row["task"] == task]
+        for number, mixer in enumerate(dict.fromkeys(row["mixer"] for row in here)):
             mine = [row for row in here if row["mixer"] == mixer]
             style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vP*X"[number // len(COLOURS) % 8]}
-            for axis, x in zip(line, ("pairs", "state_bytes")):
-                points = [(row[x], got(row)[1]) for row in mine if row[x]]
-                axis.plot(*zip(*points), label=literal(mixer), linestyle="", **style) if points else None
-            for state in dict.fromkeys(row["state"] for row in mine):  # a line joins what differs in one thing only
-                same = [(row["pairs"], got(row)[1]) for row in mine if row["state"] == state and row["pairs"]]
-                if len(same) > 1:
-                    line[0].plot(*zip(*same), color=style["color"], linewidth=1.2)
-            for count in dict.fromkeys(row["pairs"] for row in mine):
-                same = [(row["state_bytes"], got(row)[1]) for row in mine if row["pairs"] == count]
-                if len(same) > 1:
-                    line[1].plot(*zip(*same), color=style["color"], linewidth=1.2)
+            for axis, x, other in zip(line, ("pairs", "state_bytes"), ("state", "pairs")):
+                for fixed in dict.fromkeys(row[other] for row in mine):  # a line joins what differs in one thing only
+                    _line(axis, x, [row for row in mine if row[other] == fixed and row[x]], style, literal(mixer))
         _finish(line, here, task)
     save(drawn, target)
+
+
+def _line(axis: Any, x: str, rows: list[dict[str, Any]], style: dict[str, str], label: str) -> None:
+    """The points of one mixer, joined by a line; the label stands once."""
+    if not rows:
+        return
+    named = label in axis.get_legend_handles_labels()[1]
+    places, means = [row[x] for row in rows], [mean(row["values"]) for row in rows]
+    axis.plot(places, means, label=None if named else label, linewidth=1.2, **style)
+    low, high = ([end(row["values"]) for row in rows] for end in (min, max))
+    axis.vlines(places, low, high, colors=style["color"], linewidth=1.2)
 
 
 def _finish(line: Any, rows: list[dict[str, Any]], task: str) -> None:

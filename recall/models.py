@@ -2,76 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.config import TransformerConfig
-from ..core.errors import UserError
-from ..core.mixers import options as mixers
 from ..core.mixers.cache import KeyValueCache, LayerCache
 from ..core.positions import LearnedPositions
 from ..core.transformer import Transformer
-
-SHORT = {"softmax": "attention", "ssd": "mamba2"}
-"""Further names of kinds of mixer."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What `--mixer` names.
-
-    Args:
-        name: as it was given.
-        layers: the kind of mixer of each layer.
-        window: of the attention layers in tokens, or None.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    window: int | None = None
-
-    @property
-    def hybrid(self) -> bool:
-        """Attention without a window in some of the layers, something else in others."""
-        return "attention" in self.layers and len(set(self.layers)) > 1 and self.window is None
-
-
-def choose(name: str, depth: int) -> Choice:
-    """The mixers that a name stands for.
-
-    Args:
-        name: a kind of core/mixers/options.py or of `register_mixer`; `softmax` or `ssd`; `window:16` for attention
-            with a window; or a pattern with a letter for each layer, such as MMMA, which also says the depth.
-        depth: number of layers of everything but a pattern.
-
-    Raises:
-        UserError: the name means nothing.
-    """
-    kind, colon, number = name.partition(":")
-    if kind == "window":
-        if not (number.isascii() and number.isdigit() and int(number)):
-            raise UserError(
-                f"mixer is '{name}', but the window must be a positive number of tokens, such as window:16."
-            )
-        return Choice(name, ("attention",) * depth, int(number))
-    if colon:
-        raise UserError(f"mixer is '{name}', but only window takes a number; give --state for the size of a state.")
-    kind = SHORT.get(kind, kind)
-    if kind in mixers.KINDS or not kind.isupper():
-        if kind not in mixers.KINDS:
-            known = ", ".join([*SHORT, "window:TOKENS", *mixers.KINDS])
-            raise UserError(f"mixer is '{name}', but must be one of {known}, or a pattern such as MMMA.")
-        return Choice(name, (kind,) * depth)
-    return Choice(name, tuple(mixers.expand(kind, len(kind))))
-
-
-def sized(kind: str, state: int) -> dict[str, Any]:
-    """The option of a kind that sets how much it remembers; empty where it has none."""
-    fields = mixers.KINDS[kind].options.__dataclass_fields__
-    return next(({name: state} for name in ("state", "width") if name in fields), {})
+from .names import Choice, sized
 
 
 class Nothing(nn.Module):
@@ -95,16 +35,21 @@ class Recaller(nn.Module):
         length: of the longest row in tokens.
         dim: width of the token vectors.
         state: size of the state of mixers that have such an option (`sized`); None means their own.
+        position: how attention is told positions.
     """
 
-    def __init__(self, choice: Choice, vocab: int, length: int, dim: int = 64, state: int | None = None) -> None:
+    def __init__(
+        self, choice: Choice, vocab: int, length: int, dim: int = 64, state: int | None = None,
+        position: str = "learned",
+    ) -> None:  # fmt: skip
         super().__init__()
-        kinds = list(dict.fromkeys(choice.layers))
-        options = {} if state is None else {k: found for k in kinds if (found := sized(k, state))}
+        kinds, options = list(dict.fromkeys(choice.layers)), dict(choice.options)
+        for kind in kinds if state is not None else []:
+            options[kind] = options.get(kind, {}) | sized(kind, state)
         attention = "attention" in kinds
         config = TransformerConfig(
             dim=dim, depth=len(choice.layers), heads=1, causal=True, mixer=list(choice.layers), mixer_options=options,
-            window=choice.window, position="learned" if attention else "none", context=length,
+            window=choice.window, position=position if attention else "none", context=length,
             init_std=None,
         )  # fmt: skip
         self.embed = nn.Embedding(vocab, dim)

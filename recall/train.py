@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.training.schedules import ScheduleConfig, factor
-from .models import Recaller, choose, sized, state_bytes
-from .tasks import IGNORED, Rows, Task, divergence, find
+from .models import Recaller, state_bytes
+from .names import choose, sized
+from .rows import DRAW, IGNORED, Rows, divergence
+from .tasks import Task, find
 
-SCHEDULE = ScheduleConfig(kind="cosine", warmup=0.1)
+SCHEDULES = {"cosine": ScheduleConfig(kind="cosine", warmup=0.1), "wsd": ScheduleConfig(kind="wsd", warmup=0.05)}
 TEST_ROWS = 1024
 Watch = Callable[[int, int, float], None]
 """`watch(step, steps, loss)` is called after every step."""
@@ -29,7 +31,7 @@ def recall(
     """Trains a model with one mixer on one task from the start, and scores it.
 
     Args:
-        mixer: see `models.choose`; also one of your own, by the name that `register_mixer` gave it.
+        mixer: see `names.choose`; also one of your own, by the name that `register_mixer` gave it.
         task: one of `tasks.TASKS`.
         pairs: pairs to remember, or tokens to copy.
         length: of a row in tokens.
@@ -52,7 +54,7 @@ def recall(
     for name, value in (("steps", steps), ("depth", depth), ("state", state), ("dim", dim)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1; change it.")
-    length, count = rule.check(task, rule.length if length is None else length, pairs)
+    length, count = rule.check(rule.length if length is None else length, pairs)
     choice = choose(mixer, depth or rule.depth)
     if depth is not None and len(choice.layers) != depth:
         raise UserError(f"depth is {depth}, but the pattern {mixer} has {len(choice.layers)} layers; leave depth out.")
@@ -60,9 +62,9 @@ def recall(
         raise UserError(f"state is {state}, but mixer {mixer} has no such size; leave it out.")
     steps = steps or rule.steps
     torch.manual_seed(seed)
-    model = Recaller(choice, rule.vocab, length, dim, state)
+    model = Recaller(choice, rule.vocab, length, dim, state, rule.position)
     start = time.perf_counter()
-    test = rule.draw(TEST_ROWS, length, count, torch.Generator().manual_seed(2**40))
+    test = DRAW[task](TEST_ROWS, length, count, torch.Generator().manual_seed(2**40))
     history = _train(model, rule, test, length, count, steps, seed, watch)
     return {
         "task": task, "mixer": mixer, "layers": list(choice.layers), "pairs": count if rule.pairs else None,
@@ -90,8 +92,8 @@ def _train(
     for step in range(steps):
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = rule.rate * factor(SCHEDULE, step, steps)
-        rows = rule.draw(rule.batch, length, pairs, generator)
+            group["lr"] = rule.rate * factor(SCHEDULES[rule.schedule], step, steps)
+        rows = DRAW[rule.name](rule.batch, length, pairs, generator)
         asked = rows.targets != IGNORED
         loss = F.cross_entropy(model(rows.tokens)[asked], rows.targets[asked])
         optimizer.zero_grad(set_to_none=True)

@@ -48,9 +48,13 @@ class ShortConvolution(nn.Module):
         x = row.hold(x)
         if past is None:
             past = x.new_zeros(x.shape[0], self.own, x.shape[2])
-        after = reach - self.own
-        context = F.pad(torch.cat([past, x], dim=1), (0, 0, 0, after))
-        if row.begins is None:
+        context, after = torch.cat([past, x], dim=1), reach - self.own
+        if after:
+            context = F.pad(context, (0, 0, 0, after))
+        if row.begins is None and tokens == 1:
+            # In generation: PyTorch's convolution takes ten times as long for one token.
+            y = (context * self.weight[:, 0].mT.to(x.dtype)).sum(1, keepdim=True)
+        elif row.begins is None:
             y = F.conv1d(context.mT, self.weight.to(x.dtype), groups=x.shape[2]).mT
         else:
             segment = F.pad(row.begins.cumsum(1), (self.own, after))

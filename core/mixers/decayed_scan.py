@@ -53,7 +53,7 @@ def decayed_scan(
     """
     tokens = v.shape[1]
     if tokens == 1:
-        return reference_decayed_scan(q, k, v, log_decay, begins, state)
+        return _one(q, k, v, log_decay, begins, state)
     outputs = []
     for start in range(0, tokens, PART):
         part = slice(start, start + PART)
@@ -64,6 +64,22 @@ def decayed_scan(
         outputs.append(y)
     assert state is not None
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), state
+
+
+def _one(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, begins: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One token, as in generation: the state is read and written as seldom as it can be."""
+    groups = q.shape[2]
+    keys, values = k[:, 0, :, None, :, None], v[:, 0].unflatten(1, (groups, -1))[..., None, :]
+    if state is None:
+        s = keys * values  # [batch, groups, heads/groups, state, width]
+    else:
+        if begins is not None:
+            state = state.masked_fill(begins[:, 0, None, None, None], 0.0)
+        s = torch.addcmul((state * log_decay[:, 0, :, None, None].exp()).unflatten(1, (groups, -1)), keys, values)
+    y = q[:, 0, :, None, None, :] @ s
+    return y.flatten(1, 3)[:, None], s.flatten(1, 2)
 
 
 def _part(

@@ -58,7 +58,7 @@ def delta_scan(
     """
     tokens = v.shape[1]
     if tokens == 1:
-        return reference_delta_scan(q, k, v, beta, log_decay, begins, state)
+        return _one(q, k, v, beta, log_decay, begins, state)
     chunk, heads = min(chunk, tokens), v.shape[2]
     q, k, v, beta = (chunks(x, chunk).contiguous() for x in (q, k, v, beta[..., None]))
     between, head, tail, whole = chunk_decays(chunks(log_decay[..., None], chunk), begins, chunk)
@@ -75,6 +75,23 @@ def delta_scan(
         s = (whole * s).baddbmm_(k.mT, tail * u)
     y = torch.stack(outputs, dim=1).unflatten(0, (-1, heads)).flatten(2, 3).transpose(1, 2)
     return y[:, :tokens], s.unflatten(0, (-1, heads))
+
+
+def _one(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, begins: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One token, as in generation. Key and query read the decayed state at once: y = qᵀ exp(g) S + (q·k) u with the
+    correction u = β (v - exp(g) Sᵀ k).
+    """
+    q, k, v, beta, decay = q[:, 0], k[:, 0], v[:, 0], beta[:, 0, :, None], log_decay[:, 0, :, None].exp()
+    if state is None:
+        state = v.new_zeros(*k.shape, v.shape[-1])
+    elif begins is not None:
+        state = state.masked_fill(begins[:, 0, None, None, None], 0.0)
+    kept, asked = (decay[..., None] * torch.stack([k, q], dim=2) @ state).unbind(2)
+    u = beta * (v - kept)
+    s = torch.addcmul(state * decay[..., None], k[..., None], u[:, :, None])
+    return torch.addcmul(asked, (q * k).sum(-1, keepdim=True), u)[:, None], s
 
 
 def unit_lower_inverse(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from triune.core.mixers.linear import Retention
 from triune.core.mixers.options import KINDS, RetentionOptions
 from triune.core.mixers.registry import register_mixer
 from triune.recall.command import judged
-from triune.recall.models import Recaller, choose, state_bytes
+from triune.recall.models import Recaller, state_bytes
+from triune.recall.names import choose
 from triune.recall.tasks import TASKS
 from triune.recall.train import recall
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from triune.core.errors import UserError
-from triune.recall import tasks
-from triune.recall.tasks import IGNORED, TASKS, Rows
+from triune.recall.rows import DRAW, IGNORED, Rows, divergence, transitions
+from triune.recall.tasks import TASKS
 
 
 def drawn(name: str, rows: int = 64, length: int | None = None, pairs: int | None = None) -> Rows:
     task = TASKS[name]
-    length, count = task.check(name, length or task.length, pairs)
-    return task.draw(rows, length, count, torch.Generator().manual_seed(1))
+    length, count = task.check(length or task.length, pairs)
+    return DRAW[name](rows, length, count, torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -80,19 +80,19 @@ def test_needle_asks_at_the_end_for_pairs_of_the_first_half() -> None:
 
 
 def test_the_oracles_of_lag_are_bayes_rule() -> None:
-    rows, matrix = drawn("lag", rows=200), tasks.transitions()
+    rows, matrix = drawn("lag", rows=200), transitions()
     assert rows.truth is not None and torch.allclose(matrix.sum(1), torch.ones(5, dtype=torch.float64))
-    short = TASKS["lag"].draw(4000, 8, 0, torch.Generator().manual_seed(3))
+    short = DRAW["lag"](4000, 8, 0, torch.Generator().manual_seed(3))
     # Over many rows nothing is nearer to the truth than the posterior, and knowing more is nearer than knowing less.
     assert 0 < short.oracles["bayes"] < short.oracles["maximum_likelihood"] < short.oracles["mixture"]
     assert rows.oracles["bayes"] < 1e-3 and 0.3 < rows.oracles["mixture"] < 0.4
-    assert tasks.divergence(rows.truth, rows.truth) == pytest.approx(0, abs=1e-12)
+    assert divergence(rows.truth, rows.truth) == pytest.approx(0, abs=1e-12)
 
 
 def test_divergence_is_that_of_the_definition() -> None:
     truth, said = torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     first = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log()
-    assert tasks.divergence(truth, said) == pytest.approx(float(first + torch.tensor(2.0).log()) / 2, abs=1e-6)
+    assert divergence(truth, said) == pytest.approx(float(first + torch.tensor(2.0).log()) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_divergence_is_that_of_the_definition() -> None:
 )
 def test_sizes_that_do_not_go_together(name: str, length: int, pairs: int | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TASKS[name].check(name, length, pairs)
+        TASKS[name].check(length, pairs)

@@ -108,6 +108,18 @@ def test_the_state_carries_on_from_call_to_call(scan: Any, parts: list[int]) -> 
     assert_close(state, last)
 
 
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("marked", [None, False, True])
+def test_one_token_equals_the_recurrence(scan: Any, marked: bool | None, with_state: bool) -> None:
+    """Generation has a path of its own."""
+    chunked, reference, inputs, state = scan
+    inputs, state = [x[:, :1] for x in inputs], state if with_state else None
+    marks = None if marked is None else torch.tensor([[marked], [False]])
+    expected = run(reference, inputs, state, begins=marks)
+    for ours, theirs in zip(run(chunked, inputs, state, begins=marks), expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 def test_strong_decay_neither_overflows_nor_spoils_the_gradient() -> None:
     """Quotients of products of decays would be 0 / 0 here."""
     torch.manual_seed(0)
