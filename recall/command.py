@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--task", default="mqar", help="tasks, separated by commas, or all (default: mqar)")
     p.add_argument(
         "--mixer", default=MIXERS,
-        help=f"mixers, separated by commas: softmax, window:TOKENS, a kind such as mamba2 (ssd), titans:FORM (gate, layer, "
-        f"context), or a pattern with a letter a layer; or all (default: {MIXERS})",
+        help=f"mixers, separated by commas: softmax, window:TOKENS, a kind such as mamba2 (ssd), titans:FORM (gate, "
+        f"layer, context), or a pattern with a letter a layer; or all (default: {MIXERS})",
     )  # fmt: skip
     p.add_argument("--pairs", help="numbers of pairs to remember, separated by commas (default: 8; needle: 4)")
     p.add_argument("--state", help="sizes of the state, separated by commas, of mixers that have one (default: theirs)")
@@ -208,7 +208,8 @@ def table(rows: list[dict[str, Any]]) -> None:
         spread = f" ({min(values):.3f} to {max(values):.3f})" if len(same) > 1 else ""
         shown.add_row(
             row["task"], str(row["pairs"] or ""), title(row), judged(row)[0], f"{value}{spread}{mark}",
-            f"{mean([row['exact'] for row in same]):.3f}", f"{row['oracles']['mixture'] if is_kl else row['chance']:.3f}",
+            f"{mean([row['exact'] for row in same]):.3f}",
+            f"{row['oracles']['mixture'] if is_kl else row['chance']:.3f}",
             f"{row['state_bytes']:,}", f"{mean([row['seconds'] for row in same]):.0f}",
         )  # fmt: skip
     Console().print(shown)
