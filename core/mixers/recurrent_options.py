@@ -273,6 +273,7 @@ class TitansOptions(RecurrentOptions):
         chunk: tokens whose gradients are taken at the same memory; with `context` the segment that attention sees.
         momentum: surprise of earlier tokens counts.
         forget: the memory decays, as the token asks for.
+        bound: steps are divided by what would let a chunk overshoot (`titans_memory.py`); the paper has no bound.
         window: tokens that attention sees, with `layer` and `gate`.
         persistent: learned tokens that attention sees everywhere, with `layer`, `gate` and `context`.
     """
@@ -286,6 +287,7 @@ class TitansOptions(RecurrentOptions):
     chunk: int = 16
     momentum: bool = True
     forget: bool = True
+    bound: bool = True
     window: int = 64
     persistent: int = 4
 

@@ -125,7 +125,7 @@ class NeuralMemory(nn.Module):
 
     def __init__(self, config: TransformerConfig, options: TitansOptions) -> None:
         super().__init__()
-        self.heads, self.eps, self.chunk = config.heads, config.norm_eps, options.chunk
+        self.heads, self.eps, self.chunk, self.bound = config.heads, config.norm_eps, options.chunk, options.bound
         state, width = options.state or 0, options.width or 0
         self.sizes = [self.heads * state, self.heads * state, self.heads * width]
         self.q, self.k, self.v = (
@@ -157,16 +157,10 @@ class NeuralMemory(nn.Module):
         """Reads `x`, learns from it, and moves `kept` on."""
         q, k, v = self._read(x, row, kept, learn=True)
         with exact(x):
-            gates = Gates(
-                *(
-                    None if layer is None else function(wide(layer(x))[0])
-                    for layer, function in (
-                        (self.step, torch.sigmoid),
-                        (self.momentum, F.logsigmoid),
-                        (self.forget, lambda z: F.logsigmoid(-z)),
-                    )
-                )  # type: ignore[arg-type]
-            )
+            z = [None if layer is None else wide(layer(x))[0] for layer in (self.step, self.momentum, self.forget)]
+            assert z[0] is not None
+            momentum, keep = (None if y is None else F.logsigmoid(y) for y in (z[1], None if z[2] is None else -z[2]))
+            gates = Gates(z[0].sigmoid(), momentum, keep, self.bound)
             y, kept["memory"] = memory_scan(q, k, v, gates, self._memory(q, kept), row.count, self.chunk)
         return self._said(y, x)
 

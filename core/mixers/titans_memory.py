@@ -8,6 +8,15 @@ recalls the token's value by its key, l(M) = ½ |M(k_t) - v_t|², with momentum 
 M' is the memory before the chunk of t (section 3.2), with chunks of one token M_{t-1}. A linear M without momentum and
 forgetting then is the delta rule with β = θ.
 
+The paper does not bound θ, and so its steps can overshoot: by the gradients of a chunk, which all ask for the same
+correction, by momentum, which repeats them, and by the size of M's own weights. `Gates.bounded` divides θ_t by
+
+    max(1, chunk · κ_t / (1 - η_t))        κ_t = Σ_l |h_l|² |∂M/∂z_l|²
+
+with h_l the input of layer l, z_l its output, at M' and k_t: κ_t bounds the largest eigenvalue of J Jᵀ, where J is the
+derivative of M(k_t) by all weights, so that to first order the steps of a chunk together do not overshoot. For a linear
+M κ = |k|², and with chunks of one token, without momentum and with |k| <= 1, nothing is divided.
+
 Two forms with one signature: `reference_memory_scan` follows the equations token by token; `memory_scan` computes a
 chunk by matrix products, because the gradient of each layer is an outer product of its input and its error.
 """
@@ -57,15 +66,25 @@ class Gates:
         step: θ, from 0 on.
         log_momentum: ln η, at most 0; None for no momentum.
         log_keep: ln(1 - α), at most 0; None for no forgetting.
+        bounded: θ is divided by what would let the steps of a chunk overshoot (see above).
     """
 
     step: Tensor
     log_momentum: Tensor | None = None
     log_keep: Tensor | None = None
+    bounded: bool = False
 
     def part(self, where: slice) -> Gates:
         """Those of some tokens."""
-        return Gates(*(None if x is None else x[:, where] for x in (self.step, self.log_momentum, self.log_keep)))  # type: ignore[arg-type]
+        momentum, keep = (None if x is None else x[:, where] for x in (self.log_momentum, self.log_keep))
+        return Gates(self.step[:, where], momentum, keep, self.bounded)
+
+    def steps(self, curvature: Tensor | None, chunk: int) -> Tensor:
+        """θ, divided by what the bound asks for; `curvature` is κ, `[batch, tokens, heads]`."""
+        if curvature is None:
+            return self.step
+        still = 1.0 if self.log_momentum is None else -torch.expm1(self.log_momentum)
+        return self.step * still / torch.maximum(chunk * curvature, curvature.new_tensor(1.0) * still)
 
 
 def recall(weights: tuple[Tensor, ...], x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -77,17 +96,27 @@ def recall(weights: tuple[Tensor, ...], x: Tensor) -> tuple[list[Tensor], list[T
     return inputs[:-1], outputs, outputs[-1]
 
 
-def errors(weights: tuple[Tensor, ...], k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def errors(
+    weights: tuple[Tensor, ...], k: Tensor, v: Tensor, bounded: bool = False
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """The inputs h and errors e of the layers, such that -∇l of a layer is the sum of h eᵀ over the tokens.
 
-    `k` `[batch, heads, tokens, in]`, `v` `[batch, heads, tokens, out]`.
+    `k` `[batch, heads, tokens, in]`, `v` `[batch, heads, tokens, out]`; if `bounded` also κ `[batch, tokens, heads]`.
     """
     inputs, outputs, said = recall(weights, k)
     found = [v - said]
-    for w, z in zip(weights[:0:-1], outputs[-2::-1], strict=True):
+    squares = [h.square().sum(-1, keepdim=True) for h in inputs] if bounded else []
+    reach = torch.ones_like(squares[-1]) if bounded else None  # |∂M/∂z_l|², from the last layer to the first
+    curvature = squares[-1] if bounded else None
+    for layer in range(len(weights) - 2, -1, -1):
+        w, z = weights[layer + 1], outputs[layer]
         gate = z.sigmoid()
-        found.append((found[-1] @ w.mT) * gate * (1 + z * (1 - gate)))
-    return inputs, found[::-1]
+        slope = gate * (1 + z * (1 - gate))
+        found.append((found[-1] @ w.mT) * slope)
+        if reach is not None and curvature is not None:
+            reach = reach * (slope.square() @ w.square().sum(-1, keepdim=True))
+            curvature = curvature + squares[layer] * reach
+    return inputs, found[::-1], None if curvature is None else curvature.squeeze(-1).mT
 
 
 def reference_memory_scan(
@@ -100,11 +129,9 @@ def reference_memory_scan(
         real = torch.ones_like(inside, dtype=torch.bool) if count is None else count > t
         fresh = real & (inside == 0)
         before = tuple(_where(fresh, n, b) for n, b in zip(now, before, strict=True))
-        inputs, found = errors(before, k[:, t, :, None], v[:, t, :, None])
-        step, momentum, keep = (
-            None if x is None else x[:, t, :, None, None] for x in (gates.step, gates.log_momentum, gates.log_keep)
-        )
-        assert step is not None
+        inputs, found, curvature = errors(before, k[:, t, :, None], v[:, t, :, None], gates.bounded)
+        step = gates.part(slice(t, t + 1)).steps(curvature, chunk)[:, 0, :, None, None]
+        momentum, keep = (None if x is None else x[:, t, :, None, None] for x in (gates.log_momentum, gates.log_keep))
         added = tuple(step * (h.mT @ e) for h, e in zip(inputs, found, strict=True))
         if momentum is not None:
             added = tuple(momentum.exp() * s + a for s, a in zip(surprise, added, strict=True))
@@ -158,8 +185,9 @@ def _chunk(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [batch, heads, tokens, ·]
     real = None if count is None else torch.arange(tokens, device=q.device) < count[:, None]  # [batch, tokens]
     before = memory.now if fresh else memory.before
-    inputs, found = errors(before, k, v)
-    step = gates.step if real is None else gates.step * real[..., None]
+    inputs, found, curvature = errors(before, k, v, gates.bounded)
+    step = gates.steps(curvature, chunk)
+    step = step if real is None else step * real[..., None]
     # S_t = carried_t S + Σ_j passed_tj h_j e_jᵀ and M_t = kept_t M + given_t S + Σ_j weight_tj h_j e_jᵀ.
     one = torch.ones_like(step).mT
     passed, carried = _decays(gates.log_momentum, real, one)

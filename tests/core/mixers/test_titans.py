@@ -50,12 +50,42 @@ def test_a_linear_memory_without_momentum_and_forgetting_is_the_delta_rule(chunk
         assert (y[:, 0] - expected[:, 0]).abs().max() < 1e-12
 
 
+def curvature(weights: list[Tensor], k: Tensor) -> Tensor:
+    """Σ_l |h_l|² Π |D W|², with the derivative of SiLU from autograd."""
+    h, total, reach = k, [], [torch.ones_like(k)]  # reach[l]: squared slopes of SiLU behind layer l, from 1 on
+    for w in weights:
+        total.append(h.square().sum())
+        z = h @ w
+        h = F.silu(z)
+        leaf = z.detach().requires_grad_()
+        reach.append(torch.autograd.grad(F.silu(leaf).sum(), leaf)[0].square())
+    found, factor = torch.zeros((), dtype=k.dtype), torch.ones((), dtype=k.dtype)
+    for layer in range(len(weights) - 1, -1, -1):
+        found = found + total[layer] * factor
+        factor = factor * (reach[layer] * weights[layer].square().sum(1)).sum()
+    return found
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_bound_is_the_size_of_the_derivative(layers: int) -> None:
+    given = inputs(layers)
+    weights = tuple(w[0] for w in given["weights"])
+    k = given["k"][0, 0, 0]
+    leaves = tuple(w.clone().requires_grad_() for w in weights)
+    rows = [torch.autograd.grad(y, leaves, retain_graph=True) for y in recall(leaves, k[None])[2][0]]
+    exact = torch.stack([g.square().sum() for row in rows for g in row]).sum()
+    # |h|² |∂M/∂z|² of a layer is the squared norm of its part of J; the last layer's has |h|² once in each row.
+    again = (weights[-1].shape[1] - 1) * recall(weights, k[None])[0][-1].square().sum()
+    assert_close(curvature(list(weights), k), exact - again)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_the_memory_takes_gradient_steps(layers: int, chunk: int) -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_memory_takes_gradient_steps(layers: int, chunk: int, bounded: bool) -> None:
     """Beside a loop in which autograd computes the gradients."""
     given = inputs(layers)
-    gates: Gates = given["gates"]
+    gates: Gates = replace(given["gates"], bounded=bounded)
     assert gates.log_momentum is not None and gates.log_keep is not None
     y, _ = memory_scan(given["q"], given["k"], given["v"], gates, Memory.start(given["weights"], BATCH), chunk=chunk)
     for b in range(BATCH):
@@ -68,6 +98,9 @@ def test_the_memory_takes_gradient_steps(layers: int, chunk: int) -> None:
                 loss = 0.5 * (said - given["v"][b, t, None, h]).square().sum()
                 gradients = torch.autograd.grad(loss, before)
                 eta, keep, theta = gates.log_momentum[b, t, h].exp(), gates.log_keep[b, t, h].exp(), gates.step[b, t, h]
+                if bounded:
+                    size = curvature([w.detach() for w in before], given["k"][b, t, h])
+                    theta = theta / max(1.0, float(chunk * size / (1 - eta)))
                 surprise = [eta * s - theta * g for s, g in zip(surprise, gradients)]
                 now = [keep * w.detach() + s for w, s in zip(now, surprise)]
                 expected = recall(tuple(now), given["q"][b, t, None, h])[2][0]
@@ -94,6 +127,35 @@ def test_chunks_are_the_token_loop_in_value_and_gradient(layers: int, momentum: 
         found.append([(y * real), *memory.now, memory.inside, *(g for g in gradients if g is not None)])
     for one, two in zip(*found, strict=True):
         assert_close(one, two)
+
+
+def test_a_bounded_linear_memory_is_still_the_delta_rule() -> None:
+    given = inputs(1)
+    step = given["gates"].step
+    memory = Memory.start((torch.zeros(HEADS, 4, 5, dtype=torch.float64),), BATCH)
+    y, _ = memory_scan(given["q"], given["k"], given["v"], Gates(step, bounded=True), memory, chunk=1)
+    expected, _ = reference_delta_scan(given["q"], given["k"], given["v"], step, torch.zeros_like(step))
+    assert (y - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("eta", [None, 0.5, 0.99])
+@pytest.mark.parametrize("alike", [False, True])
+def test_bounded_steps_near_one_do_not_diverge(layers: int, eta: float | None, alike: bool) -> None:
+    """Random tokens, or one and the same key, whose steps all ask for the same correction."""
+    torch.manual_seed(0)
+    widths = (8, *[16] * (layers - 1), 8)
+    weights = tuple(a**-0.5 * torch.randn(1, a, b) for a, b in pairwise(widths))
+    k = F.normalize(torch.randn(1, 1 if alike else 2000, 1, 8), dim=-1).expand(-1, 2000, -1, -1)
+    v, step = torch.randn(1, 2000, 1, 8), torch.full((1, 2000, 1), 0.99)
+    momentum = None if eta is None else torch.full_like(step, eta).log()
+    free, bound = (
+        memory_scan(k, k, v, Gates(step, momentum, None, bounded), Memory.start(weights, 1))[0].abs().max()
+        for bounded in (False, True)
+    )
+    assert bound < 20, "as large as the values, up to their sum over a short past"
+    if layers > 1 or alike or eta == 0.99:
+        assert not free < 1e3, "what the bound is for"
 
 
 FORMS = ("memory", "layer", "gate", "context")
