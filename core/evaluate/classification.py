@@ -1,0 +1,223 @@
+"""Figures of class probabilities and of yes-or-no labels, in float64 from all examples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from .bootstrap import Figures, Resamples, mean_defined, percentiles, ranking
+from .judgement import Confusion
+from .reliability import BINS, Reliability, bin_of, equal_width
+
+MOST_RANKED = 20_000_000
+"""Examples x classes of which AUROC and average precision are computed; about 3 seconds."""
+RANKED = ("auroc", "average_precision")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says of a set of examples.
+
+    Args:
+        labels: true classes, int64 `[examples]`.
+        predicted: the classes it names, int64 `[examples]`.
+        log_p: log probabilities float64 `[examples, classes]`.
+        calibrated: the same after calibration, each example by numbers that it did not help to fit; the same array
+            as `log_p` when there is no calibration.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    log_p: np.ndarray
+    calibrated: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """Classes of the model."""
+        return self.log_p.shape[1]
+
+    @cached_property
+    def by_class(self) -> dict[str, np.ndarray]:
+        """AUROC and average precision of each class against the others `[classes]`; NaN where not defined, nothing for
+        sets of more than `MOST_RANKED` numbers.
+        """
+        if self.log_p.size > MOST_RANKED:
+            return {}
+        return ranked(margins(self.log_p), self.labels[:, None] == np.arange(self.classes))
+
+
+def of_example(log_p: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Nats, Brier score, confidence in the predicted class and whether it is right, each float64 `[examples]`."""
+    rows, p = np.arange(len(labels)), np.exp(log_p)
+    brier = np.square(p).sum(axis=1) - 2 * p[rows, labels] + 1
+    return -log_p[rows, labels], brier, p[rows, predicted], (predicted == labels).astype(np.float64)
+
+
+def reliability(log_p: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> Reliability:
+    """Confidence in the predicted class against accuracy."""
+    _, _, confidence, right = of_example(log_p, labels, predicted)
+    return equal_width(torch.from_numpy(confidence), torch.from_numpy(right))
+
+
+def confusion(answers: Answers, names: Sequence[str]) -> Confusion:
+    """Examples by true and predicted class."""
+    flat = np.bincount(answers.labels * answers.classes + answers.predicted, minlength=answers.classes**2)
+    return Confusion(tuple(names), flat.reshape(answers.classes, answers.classes))
+
+
+def classify_metrics(answers: Answers) -> dict[str, float]:
+    """accuracy, balanced_accuracy, macro_f1, auroc, average_precision, nll, brier, ece, and the last three calibrated.
+
+    Means over classes are over those that occur in the labels. `auroc` and `average_precision` are of each class
+    against the others; left out where no class has both. `brier` is in 0..2. Top-5 accuracy from six classes on.
+    """
+    from sklearn.metrics import f1_score, recall_score
+
+    labels, predicted = answers.labels, answers.predicted
+    present = np.unique(labels)
+    given: dict[str, Any] = {"labels": present, "average": "macro", "zero_division": 0}
+    nats, brier, confidence, right = of_example(answers.log_p, labels, predicted)
+    metrics = {"accuracy": float(right.mean())}
+    if answers.classes > 5:
+        metrics["top5"] = float(top(answers, 5).mean())
+    metrics["balanced_accuracy"] = float(recall_score(labels, predicted, **given))
+    metrics["macro_f1"] = float(f1_score(labels, predicted, **given))
+    metrics |= _means(answers.by_class)
+    ece = equal_width(torch.from_numpy(confidence), torch.from_numpy(right)).error
+    metrics |= {"nll": float(nats.mean()), "brier": float(brier.mean()), "ece": ece}
+    if answers.calibrated is not answers.log_p:
+        nats, brier, confidence, _ = of_example(answers.calibrated, labels, predicted)
+        ece = equal_width(torch.from_numpy(confidence), torch.from_numpy(right)).error
+        metrics |= {
+            "nll_calibrated": float(nats.mean()), "brier_calibrated": float(brier.mean()), "ece_calibrated": ece
+        }  # fmt: skip
+    return metrics
+
+
+def top(answers: Answers, most: int) -> np.ndarray:
+    """Whether fewer than `most` classes are more probable than the true one, bool `[examples]`."""
+    own = answers.log_p[np.arange(len(answers.labels)), answers.labels]
+    return (answers.log_p > own[:, None]).sum(axis=1) < most
+
+
+def margins(log_p: np.ndarray) -> np.ndarray:
+    """Log odds of each class, which rank as its probability does but do not round to ties near 1."""
+    rows, best = np.arange(len(log_p)), log_p.argmax(axis=1)
+    others = log_p.copy()
+    others[rows, best] = -np.inf
+    with np.errstate(divide="ignore"):
+        rest = np.log(-np.expm1(log_p))
+    # Of the likeliest class the rest is the sum of the others: 1 - p would be rounded away near certainty.
+    rest[rows, best] = np.logaddexp.reduce(others, axis=1)
+    return log_p - rest
+
+
+def ranked(scores: np.ndarray, positive: np.ndarray, real: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """AUROC and average precision of each column `[columns]` by scikit-learn; NaN where a column has one kind only.
+
+    `real` bool `[examples, columns]` leaves out cells without a target.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    found = {name: np.full(scores.shape[1], np.nan) for name in RANKED}
+    for column in range(scores.shape[1]):
+        kept = slice(None) if real is None else real[:, column]
+        truth, score = positive[kept, column], scores[kept, column]
+        if not truth.any() or truth.all():
+            continue
+        if np.ptp(score) == 0:  # a constant answer needs no sorting
+            found["auroc"][column], found["average_precision"][column] = 0.5, truth.mean()
+        else:
+            found["auroc"][column] = roc_auc_score(truth, score)
+            found["average_precision"][column] = average_precision_score(truth, score)
+    return found
+
+
+def _means(ranked: dict[str, np.ndarray]) -> dict[str, float]:
+    means = {name: float(mean_defined(values, 0)) for name, values in ranked.items()}
+    return {name: value for name, value in means.items() if np.isfinite(value)}
+
+
+def classify_intervals(answers: Answers, resamples: Resamples) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `classify_metrics`."""
+    from scipy import sparse
+
+    labels, predicted, classes = answers.labels, answers.predicted, answers.classes
+    count, rows = len(labels), np.arange(len(labels))
+    columns, names = [], []
+    for name, log_p in (("", answers.log_p), ("_calibrated", answers.calibrated)):
+        nats, brier, confidence, right = of_example(log_p, labels, predicted)
+        gaps = np.zeros((count, BINS))
+        gaps[rows, bin_of(torch.from_numpy(confidence)).numpy()] = confidence - right
+        columns += [nats, brier, *gaps.T]
+        names.append(name)
+        if answers.calibrated is answers.log_p:
+            break
+    right = predicted == labels
+    dense = np.stack([np.ones(count), right, *([top(answers, 5)] if classes > 5 else []), *columns], axis=1)
+    hot = [
+        sparse.csr_matrix((w, (rows, c)), (count, classes))
+        for w, c in ((right * 1.0, labels), (np.ones(count), labels), (np.ones(count), predicted))
+    ]
+
+    def figures(sums: np.ndarray) -> Figures:
+        total, found, at = sums[:, 0], {"accuracy": sums[:, 1] / sums[:, 0]}, 2
+        if classes > 5:
+            found["top5"], at = sums[:, 2] / total, 3
+        for name in names:
+            nats, brier, gaps = sums[:, at], sums[:, at + 1], sums[:, at + 2 : at + 2 + BINS]
+            found |= {f"nll{name}": nats / total, f"brier{name}": brier / total}
+            found[f"ece{name}"] = np.abs(gaps).sum(axis=1) / total
+            at += 2 + BINS
+        hits, true, named = (sums[:, at + i * classes : at + (i + 1) * classes] for i in range(3))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found["balanced_accuracy"] = mean_defined(hits / true)
+            found["macro_f1"] = mean_defined(np.where(true > 0, 2 * hits / (true + named), np.nan))
+        return found
+
+    found = resamples.of_sums(sparse.hstack([sparse.csr_matrix(dense), *hot]).tocsr(), figures)
+    scores, positive = margins(answers.log_p), labels[:, None] == np.arange(classes)
+    found |= ranked_resamples(scores, positive, None, resamples)
+    return percentiles(found)
+
+
+def ranked_resamples(
+    scores: np.ndarray, positive: np.ndarray, real: np.ndarray | None, resamples: Resamples
+) -> Figures:
+    """Mean AUROC and average precision over the columns that each resample defines."""
+    columns = [c for c in range(scores.shape[1]) if positive[:, c].any()]
+
+    def figures(weights: np.ndarray) -> Figures:
+        each = [
+            ranking(scores[:, c], positive[:, c], weights if real is None else weights * real[:, c]) for c in columns
+        ]
+        return {name: mean_defined(np.stack([e[i] for e in each], axis=1)) for i, name in enumerate(RANKED)}
+
+    return resamples.of_ranks(figures, len(columns)) if columns else {}
+
+
+def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class: examples, precision, recall, F1, AUROC and average precision; None where not defined."""
+    counts = confusion(answers, names).counts
+    hits, true, named = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return [
+        {
+            "name": name,
+            "count": int(true[c]),
+            "precision": float(hits[c] / named[c]) if named[c] else None,
+            "recall": float(hits[c] / true[c]) if true[c] else None,
+            "f1": float(2 * hits[c] / (true[c] + named[c])) if true[c] else None,
+            **{key: defined(values[c]) for key, values in answers.by_class.items()},
+        }
+        for c, name in enumerate(names)
+    ]
+
+
+def defined(value: float) -> float | None:
+    """A number, or None for NaN."""
+    return float(value) if np.isfinite(value) else None

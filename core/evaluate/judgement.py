@@ -1,0 +1,161 @@
+"""What the judging of any head gives: figures, their intervals, a baseline, and what the pictures are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .reliability import Reliability
+
+MOST_ROWS = 20
+"""Classes that a printed table shows."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Examples of each true class by the class predicted.
+
+    Args:
+        names: one name a class.
+        counts: int `[classes, classes]`, true classes in rows.
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """All examples."""
+        return int(self.counts.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share on the diagonal."""
+        return float(self.counts.trace() / max(self.total, 1))
+
+    @property
+    def recalls(self) -> list[float | None]:
+        """The share of each class that is right; None for a class without examples."""
+        pairs = zip(self.counts.diagonal().tolist(), self.counts.sum(axis=1).tolist())
+        return [right / count if count else None for right, count in pairs]
+
+    def mistakes(self, most: int = 5) -> list[tuple[str, str, int]]:
+        """The most frequent mistakes: `(true class, predicted class, examples)`, the most frequent first."""
+        wrong = self.counts.copy()
+        np.fill_diagonal(wrong, 0)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        rows, columns = np.unravel_index(order, wrong.shape)
+        found = ((self.names[row], self.names[column], int(wrong[row, column])) for row, column in zip(rows, columns))
+        return [mistake for mistake in found if mistake[2]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One half of a reliability diagram.
+
+    Args:
+        title: what was judged, such as "as trained".
+        bins: confidence and accuracy.
+        nll: mean negative log-likelihood, nats.
+    """
+
+    title: str
+    bins: Reliability
+    nll: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Predicted numbers beside the true ones, of one target.
+
+    Args:
+        name: the target.
+        true, value: float `[examples]`.
+        low, high: ends of the intervals, `[examples]`; None without intervals.
+    """
+
+    name: str
+    true: np.ndarray
+    value: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The figures of one set of predictions.
+
+    Args:
+        kind: of the head.
+        count: examples (or tokens) judged; those without a target are not among them.
+        metrics: the figures by name. One that is not defined for this set is left out.
+        intervals: 95 % of the resamples of the examples (or groups) lie between the two numbers.
+        baseline: the same figures of one constant answer, that of the training targets.
+        per_class: a row for each class, label or target: `name`, `count` and its own figures, None where not defined.
+        notes: sentences that a reader of the figures must know.
+        confusion, panels, scatters: what the pictures are drawn from, where the kind has it.
+    """
+
+    kind: str
+    count: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    baseline: dict[str, float] = field(default_factory=dict)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    confusion: Confusion | None = None
+    panels: list[Panel] = field(default_factory=list)
+    scatters: list[Scatter] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Each figure with its interval and the baseline's, then the notes, as the terminal shows them."""
+        rows = [("", "value", "95 % interval", "constant answer")]
+        for name, value in self.metrics.items():
+            ends = self.intervals.get(name)
+            between = f"{shown(ends[0])} to {shown(ends[1])}" if ends else ""
+            constant = shown(self.baseline[name]) if name in self.baseline else ""
+            rows.append((name.replace("_", " "), shown(value), between, constant))
+        return "\n".join([*aligned(rows), *self.notes])
+
+    def class_table(self, most: int = MOST_ROWS) -> str:
+        """The rows of `per_class`; of more than `most` those with the lowest figures, by the last column."""
+        if not self.per_class:
+            return ""
+        rows, note = self.per_class, []
+        if len(rows) > most:
+            last = list(rows[0])[-1]
+            rows = sorted(rows, key=lambda row: (row[last] is None, row[last] or 0))[:most]
+            note = [f"The {most} of {len(self.per_class)} with the lowest {last.replace('_', ' ')}."]
+        head = tuple("" if name == "name" else name.replace("_", " ") for name in rows[0])
+        return "\n".join([*aligned([head, *(tuple(map(shown, row.values())) for row in rows)]), *note])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `summary.json` keeps: everything but what only the pictures need."""
+        return {
+            "kind": self.kind, "count": self.count, "metrics": self.metrics,
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()}, "baseline": self.baseline,
+            "per_class": self.per_class, "notes": self.notes,
+        }  # fmt: skip
+
+
+def shown(value: Any) -> str:
+    """A figure as a table shows it: four decimals, or four digits of numbers of another size; a dash for None."""
+    if value is None:
+        return "—"
+    if isinstance(value, str):
+        return value if len(value) <= 40 else f"{value[:26]}…{value[-13:]}"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.4g}"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines with the first column to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,228 @@
+"""What every kind of head offers: a linear layer on vectors, its loss, its answers, and its judgement.
+
+A further kind is one file with a subclass of `Head` and one call of `registry.register`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_keys
+from ..errors import UserError
+from ..evaluate.bootstrap import RESAMPLES, Resamples
+from ..evaluate.calibration import halves
+from ..evaluate.judgement import Judgement
+from .losses import Sums
+
+Monitor = tuple[str, Literal["min", "max"]]
+Arrays = np.ndarray | Tensor
+"""Values in either library."""
+Parts = list[tuple[Tensor, dict[str, Any]]]
+"""Numbers of examples, and the calibration that is applied to them."""
+
+
+class Labelled(Protocol):
+    """What a head learns from the training rows: names of classes, labels or targets, and the values."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def values(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """All that makes a head, but its weights and its width of input; part of a model's `config.json`.
+
+    Args:
+        kind: the name that the head is registered by.
+        names: of the classes, labels or targets, in the order of the outputs.
+        options: settings, as the head's `Options`.
+        training: what was counted on the training rows, such as the examples of each class.
+        calibration: what was fitted on validation rows; empty before.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names or not all(isinstance(name, str) for name in self.names):
+            raise UserError(f"head.names is {list(self.names)!r}, but must be a list of names.")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise UserError(f"head.names has {twice!r} twice, but each name must stand once.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON keeps exactly."""
+        return asdict(self) | {"names": list(self.names)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> HeadSpec:
+        """The inverse of `to_dict`. Raises UserError for other keys."""
+        return cls(**check_keys(cls, values, "head"))
+
+    def calibrated(self, calibration: dict[str, Any]) -> HeadSpec:
+        """The same with this calibration."""
+        return replace(self, calibration=calibration)
+
+
+class Head(nn.Module, ABC):
+    """A linear layer on vectors `[..., dim]`, and all that follows from the kind of target.
+
+    A new head answers what was commonest (or the mean) in training, whatever it reads: its weight is zero and its bias
+    the `prior`.
+
+    Args:
+        dim: width of the vectors.
+        spec: as `prepare` makes it.
+    """
+
+    kind: ClassVar[str]
+    per_token: ClassVar[bool] = False
+    Options: ClassVar[type]
+    spec: HeadSpec
+    options: Any
+
+    def __init__(self, dim: int, spec: HeadSpec) -> None:
+        super().__init__()
+        self.dim, self.spec = dim, spec
+        self.options = self.Options(**check_keys(self.Options, spec.options, "head.options"))
+        self.build()
+
+    def build(self) -> None:
+        """Makes the layers."""
+        self.linear = nn.Linear(self.dim, self.width)
+        self.restart()
+
+    def restart(self) -> None:
+        """Sets the weights to those of a new head."""
+        nn.init.zeros_(self.linear.weight)
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.tensor(self.prior()))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors `[..., dim]` -> outputs `[..., width]`."""
+        return self.linear(vectors)
+
+    # --- what a kind says ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
+        """The spec of a head for these values of the training rows, and of these rows only."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Outputs for a vector."""
+
+    @abstractmethod
+    def prior(self) -> list[float]:
+        """The outputs of the best constant answer to the training rows, `[width]`."""
+
+    @property
+    @abstractmethod
+    def monitor(self) -> Monitor:
+        """The figure of `judge` that the best weights are chosen by, and its better side."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """The sum over all real targets, and their number; both 0 where all are missing."""
+
+    @abstractmethod
+    def predict(self, outputs: Tensor, calibration: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """Columns of a table of results, each `[...]` for outputs `[..., width]`. `calibration` None means that of the
+        spec.
+        """
+
+    @abstractmethod
+    def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
+        """What makes probabilities, decisions or intervals honest, fitted on validation rows; values for JSON."""
+
+    @abstractmethod
+    def judge(
+        self,
+        outputs: Tensor,
+        targets: Arrays,
+        calibration: dict[str, Any] | None = None,
+        groups: Sequence[Any] | np.ndarray | None = None,
+        resamples: int = RESAMPLES,
+    ) -> Judgement:
+        """The figures of a whole set.
+
+        Args:
+            outputs: `[examples, width]`.
+            targets: as for the loss, of the examples.
+            calibration: what the calibrated figures are computed with, as for test rows. None fits it on one half of
+                the examples and judges the other, both ways, so that no example is judged by a number that it helped
+                to choose.
+            groups: what each example belongs to; halves and resamples keep them whole.
+            resamples: of the intervals; 0 computes the figures alone, as each epoch of a training needs them.
+
+        Raises:
+            UserError: shapes disagree, an output is not finite, or all targets are missing.
+        """
+
+    # --- what kinds share ---------------------------------------------------------------------------------------------
+
+    def parts(
+        self, outputs: Tensor, targets: Tensor, calibration: dict[str, Any] | None, groups: np.ndarray | None
+    ) -> Parts:
+        """Which calibration judges which examples: the given one all, or each half's the other half."""
+        if calibration is not None:
+            return [(torch.arange(len(outputs)), calibration)]
+        a, b = halves(len(outputs), groups)
+        if not len(b):
+            return [(a, {})]
+        return [(judged, self.calibrate(outputs[fitted], targets[fitted])) for fitted, judged in ((a, b), (b, a))]
+
+
+def kept(
+    outputs: Tensor, targets: Arrays, real: Any, groups: Sequence[Any] | np.ndarray | None = None
+) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    """Outputs in float64, targets and groups of the examples that have a target, on the CPU.
+
+    Args:
+        outputs: `[examples, width]`.
+        targets: `[examples]` or `[examples, targets]`.
+        real: gives, from the targets, bool `[examples]`.
+        groups: `[examples]`.
+
+    Raises:
+        UserError: shapes disagree, nothing is left, or an output is not finite.
+    """
+    targets = torch.as_tensor(targets).detach().cpu()
+    if outputs.dim() != 2 or targets.shape[:1] != outputs.shape[:1]:
+        raise UserError(
+            f"Outputs are {tuple(outputs.shape)} and targets {tuple(targets.shape)}, but must be [examples, width] and "
+            "as many targets."
+        )
+    if groups is not None and len(groups) != len(targets):
+        raise UserError(f"There are {len(groups)} groups, but must be as many as examples, {len(targets)}.")
+    keep = real(targets)
+    if not keep.any():
+        raise UserError("There is nothing to judge: every target is missing or the set is empty.")
+    outputs = outputs.detach().cpu()[keep].double()
+    if not torch.isfinite(outputs).all():
+        rows = int((~torch.isfinite(outputs)).any(dim=1).sum())
+        raise UserError(
+            f"The outputs of {rows} of {len(outputs)} examples are not finite; the model's weights have diverged."
+        )
+    return outputs, targets[keep], None if groups is None else np.asarray(groups)[keep.numpy()]
+
+
+def resampled(count: int, groups: np.ndarray | None, resamples: int) -> Resamples | None:
+    """The resamples of the intervals; None without."""
+    return Resamples(count, groups, resamples) if resamples else None

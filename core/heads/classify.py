@@ -1,0 +1,206 @@
+"""One class out of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import check, check_types
+from ..errors import UserError
+from ..evaluate import classification as figures
+from ..evaluate.bootstrap import RESAMPLES
+from ..evaluate.calibration import fit_temperature
+from ..evaluate.judgement import Judgement, Panel
+from ..files import few
+from ..losses import IGNORED
+from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
+from .losses import Sums, balanced_weights, cross_entropy
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """How a class is learned.
+
+    Args:
+        class_weights: `balanced` lets all classes weigh the same in training, however many examples they have.
+        focal: gamma of a focal loss, which lowers the weight of what is right already (Lin et al. 2017 use 2); 0 for
+            none.
+        label_smoothing: part of each label that is spread over all classes.
+    """
+
+    class_weights: Literal["none", "balanced"] = "none"
+    focal: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self, "head.options.")
+        check(0 <= self.focal <= 10, "head.options.focal", self.focal, "0 to 10")
+        check(
+            0 <= self.label_smoothing < 1, "head.options.label_smoothing", self.label_smoothing,
+            "at least 0 and below 1 (such as 0.1)",
+        )  # fmt: skip
+        check(
+            not (self.focal and self.label_smoothing), "head.options.label_smoothing", self.label_smoothing,
+            "0 with a focal loss",
+        )  # fmt: skip
+
+
+class Classify(Head):
+    """Softmax over classes.
+
+    Probabilities are those of data with the classes' shares in training, also after a training with balanced weights:
+    the logarithms of the weights are taken from the logits first (Elkan 2001, theorem 2; Menon et al. 2021). The class
+    named is that of the largest logit, weights included.
+    """
+
+    kind = "classify"
+    Options: ClassVar[type] = ClassifyOptions
+
+    @classmethod
+    def prepare(cls, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
+        counts = class_counts(target.values, target.names)
+        return HeadSpec(cls.kind, tuple(target.names), asdict(cls.Options(**options or {})), {"counts": counts})
+
+    @property
+    def width(self) -> int:
+        return len(self.spec.names)
+
+    @property
+    def monitor(self) -> Monitor:
+        return ("balanced_accuracy" if self.weights else "accuracy", "max")
+
+    @property
+    def counts(self) -> list[int]:
+        """Training examples of each class; equal ones for a spec that does not say."""
+        return list(self.spec.training.get("counts") or [1] * self.width)
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each class in the loss; none when they are equal."""
+        return balanced_weights(self.counts) if self.options.class_weights == "balanced" else []
+
+    def prior(self) -> list[float]:
+        """Log shares of the training rows, with the weights; a focal loss starts there too, though not at its best."""
+        weights = self.weights or [1.0] * self.width
+        return [math.log(share * weight) for share, weight in zip(shares(self.counts), weights)]
+
+    def _shift(self, dtype: torch.dtype, device: Any = None) -> Tensor:
+        """Log weights, `[classes]`."""
+        return torch.tensor(self.weights or [1.0] * self.width, dtype=torch.float64).log().to(device, dtype)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
+        weights = torch.tensor(self.weights, device=outputs.device) if self.weights else None
+        return cross_entropy(outputs, targets, weights, self.options.focal, self.options.label_smoothing)
+
+    def honest(self, outputs: Tensor) -> Tensor:
+        """Logits without the weights of the classes, float64 `[..., classes]`."""
+        return outputs.double() - self._shift(torch.float64, outputs.device)
+
+    def log_p(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
+        """Log probabilities float64 `[..., classes]`."""
+        return (self.honest(outputs) / calibration.get("temperature", 1.0)).log_softmax(dim=-1)
+
+    def predict(self, outputs: Tensor, calibration: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """label, its probability, and `p_NAME` for each class."""
+        outputs = outputs.detach().cpu()
+        p = self.log_p(outputs, self.spec.calibration if calibration is None else calibration).exp().numpy()
+        named = outputs.argmax(dim=-1).numpy()
+        return class_columns(self.spec.names, p, named)
+
+    def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
+        outputs, labels, _ = self._kept(outputs, targets)
+        return {"temperature": fit_temperature(self.honest(outputs), labels)}
+
+    def judge(
+        self,
+        outputs: Tensor,
+        targets: Arrays,
+        calibration: dict[str, Any] | None = None,
+        groups: Sequence[Any] | np.ndarray | None = None,
+        resamples: int = RESAMPLES,
+    ) -> Judgement:
+        outputs, labels, group = self._kept(outputs, targets, groups)
+        log_p = self.log_p(outputs, {})
+        calibrated = torch.empty_like(log_p)
+        for rows, fitted in self.parts(outputs, labels, calibration, group):
+            calibrated[rows] = self.log_p(outputs[rows], fitted)
+        answers = figures.Answers(labels.numpy(), outputs.argmax(dim=1).numpy(), log_p.numpy(), calibrated.numpy())
+        metrics = figures.classify_metrics(answers)
+        drawn = resampled(len(labels), group, resamples)
+        if drawn is None:
+            return Judgement(self.kind, len(labels), metrics)
+        temperature = "cross-fitted" if calibration is None else f"{calibration.get('temperature', 1.0):.3g}"
+        panels = [("as trained", answers.log_p, ""), (f"temperature {temperature}", answers.calibrated, "_calibrated")]
+        return Judgement(
+            self.kind,
+            len(labels),
+            metrics,
+            figures.classify_intervals(answers, drawn),
+            self._baseline(answers.labels),
+            figures.class_rows(answers, self.spec.names),
+            [drawn.said(), *absent(answers.labels, self.spec.names)],
+            figures.confusion(answers, self.spec.names),
+            [
+                Panel(title, figures.reliability(p, answers.labels, answers.predicted), metrics[f"nll{name}"])
+                for title, p, name in panels
+            ],
+        )
+
+    def _baseline(self, labels: np.ndarray) -> dict[str, float]:
+        """Always the commonest class of the training, with the shares as probabilities."""
+        log_p = np.broadcast_to(np.log(shares(self.counts)), (len(labels), self.width))
+        answers = figures.Answers(labels, np.full(len(labels), int(np.argmax(self.counts))), log_p, log_p)
+        return figures.classify_metrics(answers)
+
+    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
+        outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)
+        check_classes(labels, self.width)
+        return outputs, labels.long(), group
+
+
+def class_counts(values: Any, names: Sequence[str]) -> list[int]:
+    """Examples of each class; raises UserError for a class out of range, fewer than two classes or no example."""
+    values = np.asarray(values).ravel()
+    values = values[values != IGNORED]
+    if len(names) < 2:
+        raise UserError(f"There is one class ({few(list(names))}), but a classifier needs two or more.")
+    if not len(values):
+        raise UserError("All targets of the training rows are missing; there is nothing to learn.")
+    check_classes(torch.from_numpy(values), len(names))
+    return np.bincount(values.astype(np.int64), minlength=len(names)).tolist()
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raises UserError for a label that is no class."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        bad = next(label for label in labels.tolist() if not 0 <= label < classes)
+        raise UserError(f"A label is {bad}, but must be in 0..{classes - 1}, or {IGNORED} for a missing one.")
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """The share of each class; where one has no example as if each had half a further one."""
+    more = 0.0 if all(counts) else 0.5
+    total = sum(counts) + more * len(counts)
+    return [(count + more) / total for count in counts]
+
+
+def absent(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A note of the classes without an example here."""
+    missing = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
+    if not missing:
+        return []
+    listed = few([names[c] for c in missing])
+    return [f"{len(missing)} of {len(names)} classes do not occur here ({listed}); means over classes leave them out."]
+
+
+def class_columns(names: Sequence[str], p: np.ndarray, named: np.ndarray) -> dict[str, np.ndarray]:
+    """label, probability and `p_NAME` of probabilities `[..., classes]` and the classes named `[...]`."""
+    chosen = np.take_along_axis(p, named[..., None], axis=-1)[..., 0]
+    columns = {"label": np.asarray(names, dtype=object)[named], "probability": chosen}
+    return columns | {f"p_{name}": p[..., c] for c, name in enumerate(names)}
