@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.lens.ablate import Part
 from ..core.lens.points import check_heads, transformer_of
-from ..core.lens.subject import Subject
+from ..core.subject import Subject
 
 SHOWN = 12
 """Heads in a table."""

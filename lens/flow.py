@@ -14,7 +14,7 @@ from ..core.lens.ablate import Part, all_heads
 from ..core.lens.effects import Scope, agreement, layer_weights, rank_correlation
 from ..core.lens.patch import attribute, patch, path
 from ..core.lens.points import check_heads, transformer_of
-from ..core.lens.subject import Subject, Table
+from ..core.subject import Subject, Table
 from .cost import CAUTION, SHOWN, Budget, part_named, shape, signed, timed
 from .report import Curves, Grid, Heads, Report, Tokens
 

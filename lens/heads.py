@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import UserError, nearest
 from ..core.lens.ablate import How, Part, ablation, alike, estimated_effects, mean_outputs
 from ..core.lens.effects import rank_correlation
-from ..core.lens.subject import Subject, Table
+from ..core.subject import Subject, Table
 from ..core.work import progress
 from .cost import CAUTION, SHOWN, Budget, part_named, signed, timed
 from .report import Curves, Heads, Report

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.lens.subject import Square
+from ..core.subject import Square
 from .report import Curves, Grid, Heads, Panel, Report, Tokens, plain, ranks
 
 LARGEST = 5_000_000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.canvas import BLUE, GREY, PALE, RED, clip, figure, plain, save
-from ..core.lens.subject import Square
+from ..core.subject import Square
 from .report import Curves, Grid, Heads, Panel, Report, Tokens, ranks
 
 MOST_LABELS = 40

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core.lens.subject import Square, Table
+from ..core.subject import Square, Table
 
 
 @dataclass

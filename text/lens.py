@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.files import few
 from ..core.lens.decode import depth_lens
 from ..core.lens.scores import Pattern, duplicate, first, induction, itself, previous
-from ..core.lens.subject import Contrast, Depths, Subject, Table, only_real, unlike
+from ..core.subject import Contrast, Depths, Subject, Table, only_real, unlike
 
 if TYPE_CHECKING:
     from .model import LanguageModel

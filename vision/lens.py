@@ -15,7 +15,7 @@ from ..core.errors import UserError
 from ..core.lens.decode import depth_lens
 from ..core.lens.effects import Scope, hidden_tokens, layer_weights
 from ..core.lens.scores import Pattern
-from ..core.lens.subject import Contrast, Depths, Subject, Table
+from ..core.subject import Contrast, Depths, Subject, Table
 
 MOST = 256
 """Images at most."""

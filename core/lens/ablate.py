@@ -9,7 +9,7 @@ size, of parts of the same kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..mixers.attention import Attention
-from .edit import Edit, lens
-from .points import blocks_of, check_heads, matching, points, transformer_of
-from .record import watched
+from ..transformer import Transformer
+from .edit import Edit, lens, sloped
+from .points import blocks_of, check_heads, has_heads, matching, points, transformer_of
 
 How = Literal["zero", "mean", "resample"]
 Head = tuple[int, int]
@@ -103,11 +102,6 @@ def as_part(head: Head | Part) -> Part:
     return (place, number) if isinstance(place, str) else (f"{int(place)}.z", None if number is None else int(number))
 
 
-def has_heads(name: str) -> bool:
-    """Whether values of a point of this name end with `heads, head_dim`."""
-    return name.rpartition(".")[2] in ("q", "k", "v", "z") or name.endswith("_z")
-
-
 def all_heads(model: nn.Module) -> list[Head]:
     """Every head of every layer with attention, as (layer, head)."""
     layers = [int(name.split(".")[0]) for name in points(model) if name.endswith(".z")]
@@ -168,23 +162,27 @@ def mean_outputs(
     Padding does not count. All outputs of heads (`z`) by default.
     """
     sums: dict[str, list[Any]] = {}
-    real: dict[str, Tensor | None] = {"real": None}
+    valid: Tensor | None = None
 
-    def note(q: Tensor, k: Tensor, v: Tensor, plan: Any) -> None:
-        segments = plan.mask.segments()
-        real["real"] = None if segments is None or plan.queries != plan.keys else segments >= 0
+    def note(module: nn.Module, args: Any, call: dict[str, Any]) -> None:
+        nonlocal valid
+        valid = call.get("valid") if call.get("cache") is None else None
 
     def add(name: str, x: Tensor) -> Tensor:
         here = x.double().flatten(0, -3 if has_heads(name) else -2)
-        if (valid := real["real"]) is not None:
+        if valid is not None:
             here = here[valid.expand(len(here) // valid.shape[1], -1).flatten()]
         held = sums.setdefault(name, [torch.zeros_like(here[:1].sum(0)), 0])
         held[0], held[1] = held[0] + here.sum(0), held[1] + len(here)
         return here[:0]
 
     names = [name for name in points(model) if name.endswith(".z")] if names is None else list(names)
-    taps = {block.attn: note for block in blocks_of(model) if isinstance(getattr(block, "attn", None), Attention)}
-    with watched(taps) if taps else nullcontext(), lens(model, keep={name: partial(add, name) for name in names}):
+    blocks = blocks_of(model)
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, Transformer) and module.blocks is blocks:
+                stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.enter_context(lens(model, keep={name: partial(add, name) for name in names}))
         run()
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
@@ -202,21 +200,12 @@ def estimated_effects(
     Returns:
         By point, float64 `[heads]`: how much the score would fall.
     """
-    seen: dict[str, list[Tensor]] = {}
-
-    def track(name: str, x: Tensor) -> Tensor:
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        seen.setdefault(name, []).append(x)
-        return x
-
-    with torch.enable_grad(), lens(model, edit={name: partial(track, name) for name in means}):
-        value = score()
-    flat = [(name, x) for name, some in seen.items() for x in some]
-    slopes = torch.autograd.grad(value, [x for _, x in flat])
+    values, slopes = sloped(model, score, list(means))
     found = {name: torch.zeros(len(mean), dtype=torch.float64) for name, mean in means.items()}
-    for (name, x), slope in zip(flat, slopes):
-        product = slope.double() * (x.detach().double() - means[name])
-        found[name] += product.movedim(-2, 0).flatten(1).sum(1).cpu()
+    for name, mean in means.items():
+        for x, slope in zip(values[name], slopes[name]):
+            product = slope.double() * (x.double() - mean)
+            found[name] += product.movedim(-2, 0).flatten(1).sum(1).cpu()
     return found
 
 

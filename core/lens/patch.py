@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..work import progress
-from .ablate import has_heads
-from .edit import lens
-from .points import Point, matching, points, transformer_of
+from .edit import lens, sloped
+from .points import Point, has_heads, matching, points, transformer_of
 
 Measure = Callable[[Any], Tensor]
 """From what the model returns to one number."""
@@ -73,19 +72,10 @@ def attribute(
     known = points(model)
     names = list(dict.fromkeys(name for pattern in where for name in matching(known, pattern)))
     kept, top, bottom = _both(model, clean, corrupted, measure, names)
-    seen: dict[str, Tensor] = {}
-
-    def track(name: str, x: Tensor) -> Tensor:
-        """The same value, of which a gradient can be asked though nothing before it may have one."""
-        seen[name] = x if x.requires_grad else x.detach().requires_grad_()
-        return seen[name]
-
-    with torch.enable_grad(), lens(model, edit={name: partial(track, name) for name in names}):
-        value = measure(model(corrupted))
-    slopes = torch.autograd.grad(value, [seen[name] for name in names])
+    values, slopes = sloped(model, lambda: measure(model(corrupted)), names)
     found = {}
-    for name, slope in zip(names, slopes):
-        product = slope.double() * (kept[name] - seen[name].detach()).double() / (top - bottom)
+    for name in names:
+        product = slopes[name][-1].double() * (kept[name] - values[name][-1]).double() / (top - bottom)
         split = _by_head(known, name, heads)
         summed = product.flatten(3 if split else 2).sum(-1).sum(0)  # [tokens] or [tokens, heads]
         summed = summed if split else summed[:, None]

@@ -215,10 +215,15 @@ def matching(known: dict[str, Point], pattern: str) -> list[str]:
     )
 
 
+def has_heads(name: str) -> bool:
+    """Whether values of a point of this name end with `heads, head_dim`."""
+    return name.rpartition(".")[2] in ("q", "k", "v", "z") or name.endswith("_z")
+
+
 def check_heads(model: nn.Module, layer: int, heads: list[int]) -> None:
     """Raises UserError for a layer or a head that the model does not have."""
-    config = transformer_of(model).config
-    if not 0 <= layer < config.depth:
-        raise UserError(f"Layer {layer} is named, but the model has layers 0 to {config.depth - 1}.")
-    if wrong := [head for head in heads if not 0 <= head < config.heads]:
-        raise UserError(f"Head {wrong[0]} is named, but each layer has heads 0 to {config.heads - 1}.")
+    depth, count = len(blocks_of(model)), transformer_of(model).config.heads if heads else 0
+    if not 0 <= layer < depth:
+        raise UserError(f"Layer {layer} is named, but the model has layers 0 to {depth - 1}.")
+    if wrong := [head for head in heads if not 0 <= head < count]:
+        raise UserError(f"Head {wrong[0]} is named, but each layer has heads 0 to {count - 1}.")

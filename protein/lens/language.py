@@ -14,7 +14,7 @@ from ...core.files import few
 from ...core.lens.decode import depth_lens
 from ...core.lens.effects import Scope, rank_correlation
 from ...core.lens.scores import Pattern, itself, previous
-from ...core.lens.subject import Contrast, Depths, Square, Subject, Table, only_real, unlike
+from ...core.subject import Contrast, Depths, Square, Subject, Table, only_real, unlike
 from ..language.contact_head import ContactHead, stream_features
 from ..language.jacobian import AMINO, categorical_jacobian, jacobian_contacts, jacobian_effects
 from ..language.model import MASK, PAD

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.checkpoints.native import load_config
 from ...core.errors import UserError
-from ...core.lens.subject import Subject
+from ...core.subject import Subject
 from ...core.training.run.folder import model_folder
 from ..language.checkpoints.pretrained import load
 from ..language.model import PAD, SequenceModel, esm_tokens, sequence_tokens

@@ -15,7 +15,7 @@ from ...core.lens.edit import lens
 from ...core.lens.points import points
 from ...core.lens.record import record_attention
 from ...core.lens.scores import Pattern
-from ...core.lens.subject import Depths, Subject, Table
+from ...core.subject import Depths, Subject, Table
 from ..language.contact_head import contact_features
 from ..pair.model import PairModel
 from ..predict.metrics import precisions

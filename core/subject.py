@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError, nearest
-from .ablate import Part, all_heads
-from .effects import Scope, hidden_tokens
-from .scores import Pattern, head_scores
+from .errors import UserError, nearest
+from .lens.ablate import Part, all_heads
+from .lens.effects import Scope, hidden_tokens
+from .lens.scores import Pattern, head_scores
 
 
 @dataclass
