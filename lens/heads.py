@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError, nearest
-from ..core.lens.ablate import How, Part, ablation, alike, estimated_effects, mean_outputs
+from ..core.lens.ablate import Ablation, How, Part, ablation, alike, estimated_effects, mean_outputs, without_edges
 from ..core.lens.effects import rank_correlation
+from ..core.lens.scores import edges_of
 from ..core.subject import Subject, Table
 from ..core.work import progress
 from .cost import CAUTION, SHOWN, Budget, part_named, signed, timed
@@ -95,34 +96,51 @@ def _head_table(scores: dict[str, Tensor], lost: Tensor | None, names: list[str]
 
 
 def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
-    """What the answer loses without sets of parts, beside random sets of as many others."""
-    sets, by = _sets(subject, options)
+    """What the answer loses without sets of parts, or without edges, beside random sets of as many others."""
+    model, controls = subject.model, options.controls
+    sets, by = _sets(subject, options) if options.edges is None else ({}, None)
     whole, each = timed(subject.measure)
-    controls = options.controls
+    count = len(sets) or 1
     budget.announce(
-        f"Leaving out {len(sets)} set{'s' if len(sets) > 1 else ''}", len(sets) * (1 + controls), each,
-        "fewer --controls or sets",
-    )  # fmt: skip
-    model = subject.model
-    kinds = sorted({name for parts in sets.values() for name, _ in alike(model, parts)})
-    means = mean_outputs(model, subject.measure, kinds) if options.how == "mean" else None
+        f"Leaving out {count} set{'s' if count > 1 else ''}", count * (1 + controls), each, "fewer --controls or sets"
+    )
     report = Report(f"What the answer loses: {subject.about[0]}", [*subject.about[1:]])
     rows: list[list[Any]] = []
-    found = []
-    with progress("leaving out sets", len(sets), "sets") as step:
-        for name, parts in sets.items():
-            done = ablation(model, subject.measure, parts, options.how, controls, options.seed, means, whole)
-            found.append(done)
-            low, high = (f(done.controls) if done.controls else None for f in (min, max))
-            control = sum(done.controls) / len(done.controls) if done.controls else None
-            rows.append([name, len(parts), done.without, done.effect, control, low, high])
+    found: list[Ablation] = []
+
+    def add(name: str, size: int, done: Ablation) -> None:
+        found.append(done)
+        low, high = (f(done.controls) if done.controls else None for f in (min, max))
+        control = sum(done.controls) / len(done.controls) if done.controls else None
+        rows.append([name, size, done.without, done.effect, control, low, high])
+
+    with progress("leaving out sets", count, "sets") as step:
+        if options.edges is not None:
+            edges, heads = _edges(subject, options)
+            sets = {f"edges {options.edges}": heads}
+            cut = without_edges(model, subject.measure, edges, heads, controls, options.seed, subject.visible(), whole)
+            add(f"edges {options.edges}" + (f" in {options.parts}" if options.parts else ""), int(edges.sum()), cut)
             step(1)
-    columns = ["left out", "parts", subject.picked, "fall", "random parts: mean", "lowest", "highest"]
+        else:
+            kinds = sorted({name for parts in sets.values() for name, _ in alike(model, parts)})
+            means = mean_outputs(model, subject.measure, kinds) if options.how == "mean" else None
+            for name, parts in sets.items():
+                args = (parts, options.how, controls, options.seed, means, whole)
+                add(name, len(parts), ablation(model, subject.measure, *args))
+                step(1)
+    what = "edges" if options.edges is not None else "parts"
+    columns = ["left out", what, subject.picked, "fall", f"random {what}: mean", "lowest", "highest"]
     report.tables.append(Table(f"{subject.picked.capitalize()} of the whole model: {whole:.3f}", columns, rows))
-    report.notes.append(
+    done_how = (
         f"Each part is replaced ({options.how}); beside it {controls} random sets of as many other parts of its kind."
-        if controls
-        else "No random controls were asked for: what any other parts would cost is not known."
+    )
+    if what == "edges":
+        done_how = (
+            f"No value flows along the edges, in {options.parts or 'all heads'}; beside it {controls} random sets that "
+            "take as many other edges from each query."
+        )
+    report.notes.append(
+        done_how if controls else "No random controls were asked for: what any other parts would cost is not known."
     )
     if by:
         report.notes.append(f"Sets are the highest by the score '{by}', measured on the same input.")
@@ -146,6 +164,52 @@ def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
         ],
     }  # fmt: skip
     return report
+
+
+def _edges(subject: Subject, options: Any) -> tuple[Tensor, list[Part]]:
+    """The edges to cut, bool `[inputs or 1, tokens, tokens]`, and where; nowhere in particular where none is named."""
+    words = [] if options.parts is None else options.parts.split(",")
+    # LAYER is all heads of a layer.
+    heads = [part for word in words for part in _heads_named(subject, word.strip())]
+    rules, tokens = subject.patterns(), len(subject.labels)
+    if ">" not in options.edges:
+        if options.edges not in rules:
+            known = f"{' or '.join(rules)} here, or" if rules else "a rule has no meaning for this model; give"
+            raise UserError(
+                f"--edges is '{options.edges}'{nearest(options.edges, rules)}, but must be {known} a list such as "
+                "7>3,8>* (query>key)."
+            )
+        device = next(subject.model.parameters()).device
+        return edges_of(rules[options.edges](tokens, device)), heads
+    edges = torch.zeros(1, tokens, tokens, dtype=torch.bool)
+    for word in options.edges.split(","):
+        ends = [end.strip() for end in word.split(">")]
+        if len(ends) != 2 or not all(end == "*" or end.isdigit() for end in ends):
+            raise UserError(f"--edges has '{word}', but must have edges such as 7>3, 8>* or *>0 (query>key).")
+        if wrong := [end for end in ends if end != "*" and int(end) >= tokens]:
+            raise UserError(
+                f"--edges has '{word}', but the first input has places 0 to {tokens - 1}; {wrong[0]} is none."
+            )
+        query, key = (slice(None) if end == "*" else int(end) for end in ends)
+        edges[0, query, key] = True
+    if subject.causal:
+        if not bool(edges.tril().any()):
+            raise UserError(
+                f"--edges is '{options.edges}', but no token of a causal model sees a later one; cut others."
+            )
+        edges = edges.tril()
+    return edges, heads
+
+
+def _heads_named(subject: Subject, word: str) -> list[Part]:
+    layer, _, head = word.partition(".")
+    if not head and layer.isdigit():
+        subject.check_head(int(layer), None)
+        return [part for (at, _), part in subject.heads().items() if at == int(layer)]
+    part = part_named(subject, word)
+    if part not in subject.heads().values():
+        raise UserError(f"--parts has '{word}', but edges are cut in heads; name LAYER or LAYER.HEAD.")
+    return [part]
 
 
 def _sets(subject: Subject, options: Any) -> tuple[dict[str, list[Part]], str | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import few
-from ..core.lens.decode import depth_lens
+from ..core.lens.decode import Direct, depth_lens, direct
 from ..core.lens.scores import Pattern, duplicate, first, induction, itself, previous
 from ..core.subject import Contrast, Depths, Subject, Table, only_real, unlike
 
@@ -67,9 +67,11 @@ class TextSubject(Subject):
         none = [name for name, keys in kept.items() if not bool((keys(ids.shape[1], ids.device) >= 0).any())]
         return {name: pattern for name, pattern in kept.items() if name not in none}
 
+    def visible(self) -> Tensor | None:
+        return None if self.valid is None else self.valid[:, :, None] & self.valid[:, None]
+
     def answers(self, copies: int) -> Tensor:
-        start = 0 if self.valid is None else int((~self.valid[0]).sum())
-        logits = self.model(self.ids[:1, start:].expand(copies, -1))
+        logits = self.model(self._first_text().expand(copies, -1))
         return logits.float().log_softmax(-1)
 
     def depths(self) -> Depths:
@@ -109,6 +111,27 @@ class TextSubject(Subject):
     def name(self, token: int) -> str:
         """A token in quotation marks."""
         return repr(self.tokenizer.decode([token], skip_special=False))
+
+    def direct(self, against: str | None, answer: str | None) -> tuple[Direct, str]:
+        """To the logit of a token at the end of the first text, by default the likeliest, less that of another or the
+        mean of all.
+        """
+        ids = self._first_text()
+        with torch.no_grad():
+            said = int(self.model(ids)[0, -1].argmax())
+        right = said if answer is None else self._one(answer, "--answer")
+        wrong = None if against is None else self._one(against, "--against")
+
+        def score() -> Tensor:
+            logits = self.model(ids)[0, -1]
+            return logits[right] - (logits.mean() if wrong is None else logits[wrong])
+
+        less = "the mean of all" if wrong is None else f"that of {self.name(wrong)}"
+        return direct(self.model, score), f"logit of {self.name(right)} less {less}"
+
+    def _first_text(self) -> Tensor:
+        """The first text without padding, `[1, tokens]`."""
+        return self.ids[:1, 0 if self.valid is None else int((~self.valid[0]).sum()) :]
 
     def contrast(self, against: str | None, answer: str | None) -> Contrast:
         """Clean and corrupted text; by default the answer and its rival are what the model says after each."""

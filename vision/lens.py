@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.lens.decode import depth_lens
+from ..core.lens.decode import Direct, depth_lens, direct
 from ..core.lens.effects import Scope, hidden_tokens, layer_weights
 from ..core.lens.scores import Pattern
 from ..core.subject import Contrast, Depths, Subject, Table
@@ -173,6 +173,21 @@ class ImageSubject(Subject):
             f"same class, of {len(self.files)} images", "p of it, mean",
         ]  # fmt: skip
         return Depths(Table("What each depth says", columns, rows), curves, "share or probability")
+
+    def direct(self, against: str | None, answer: str | None) -> tuple[Direct, str] | None:
+        """To the logit of a class of the first image, by default the model's own, less that of another or the mean."""
+        if not self.names:
+            return super().direct(against, answer)
+        model: Any = self.model
+        right = int(self.whole[0].argmax()) if answer is None else self._class(answer, "--answer")
+        wrong = None if against is None else self._class(against, "--against")
+
+        def score() -> Tensor:
+            logits = model(self.images[:1])[0]
+            return logits[right] - (logits.mean() if wrong is None else logits[wrong])
+
+        less = "the mean of all" if wrong is None else f"that of {self.names[wrong]!r}"
+        return direct(model, score), f"logit of {self.names[right]!r} less {less}"
 
     def contrast(self, against: str | None, answer: str | None) -> Contrast:
         if len(self.images) != 2:

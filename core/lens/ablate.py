@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..transformer import Transformer
+from ..transformer import Block, Transformer
 from .edit import Edit, lens, sloped
 from .points import blocks_of, check_heads, has_heads, matching, points, transformer_of
 
@@ -94,6 +94,47 @@ def ablation(
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randperm(len(others), generator=generator)[: len(chosen)].tolist() for _ in range(controls)]
     return Ablation(list(heads), whole, without(chosen), [without([others[i] for i in some]) for some in drawn])
+
+
+@torch.no_grad()
+def without_edges(
+    model: nn.Module, measure: Callable[[], float | Tensor], edges: Tensor, heads: Sequence[Part] = (),
+    controls: int = 10, seed: int = 0, others: Tensor | None = None, whole: float | None = None,
+) -> Ablation:  # fmt: skip
+    """Measures a model of which some tokens do not see some others, and beside it without as many random edges.
+
+    Args:
+        model: in evaluation mode.
+        measure: runs the model on inputs of its own choice and returns one number.
+        edges: bool `[batch or 1, queries, keys]`, True where the query shall not see the key.
+        heads: where, such as ("3.z", 2) or ("3.z", None) for the layer; everywhere by default.
+        controls: random sets to measure beside it: of each query as many edges as are cut, of `others`.
+        seed: of the random sets.
+        others: bool like `edges`, what random sets are drawn from; all that each query sees by default.
+        whole: what `measure` returned, where that is known already.
+    """
+    known = points(model)
+    parts = list(heads) or [(name, None) for name in known if name.rpartition(".")[2].endswith("z")]
+    _check(model, parts)
+    causal = isinstance(blocks_of(model)[0], Block) and transformer_of(model).config.causal
+    others = torch.ones_like(edges) if others is None else others
+    others = (others.tril() if causal else others) & ~edges
+    whole = float(measure()) if whole is None else whole
+
+    def without(gone: Tensor) -> float:
+        cut: dict[int | str, Tensor] = {}
+        for name, number in parts:
+            every = cut.setdefault(name, gone.new_zeros(len(gone), known[name].size, *gone.shape[1:]))
+            every[:, slice(None) if number is None else number] |= gone if number is not None else gone[:, None]
+        with lens(model, cut=cut):
+            return float(measure())
+
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for _ in range(controls):
+        chance = torch.rand(others.shape, generator=generator).to(others.device).masked_fill(~others, -1.0)
+        place = chance.argsort(-1, descending=True).argsort(-1)
+        drawn.append((place < edges.sum(-1, keepdim=True)) & others)
+    return Ablation(parts, whole, without(edges), [without(some) for some in drawn])
 
 
 def as_part(head: Head | Part) -> Part:

@@ -39,6 +39,10 @@ def depth_lens(model: nn.Module, run: Callable[[], Any], decode: Callable[[Tenso
     return [decode(transformer.final_norm(seen[name])) for name in names]
 
 
+class NotASum(UserError):
+    """The residual stream is no sum of what the parts add."""
+
+
 @dataclass
 class Direct:
     """What `direct` found, in the unit of the score.
@@ -65,12 +69,12 @@ def direct(model: nn.Module, score: Callable[[], Tensor], norm: nn.Module | None
         norm: behind the last block; that of the Transformer by default.
 
     Raises:
-        UserError: the residual stream is no sum, because blocks normalise it (post-norm) or read a memory.
+        NotASum: the residual stream is no sum, because blocks normalise it (post-norm) or read a memory.
     """
     known, blocks = points(model), blocks_of(model)
     config = None if norm is not None else transformer_of(model).config
     if config is not None and (config.placement == "post" or config.cross_attention):
-        raise UserError(
+        raise NotASum(
             "The residual stream of this model is no sum (it has norms between the blocks, or cross-attention), so no "
             "part adds to the answer directly; ask for `ablate` or `patch`."
         )

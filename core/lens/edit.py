@@ -96,6 +96,8 @@ def sloped(
 
     def track(name: str, x: Tensor) -> Tensor:
         """The same value, of which a gradient can be asked though nothing before it may have one."""
+        if not torch.is_grad_enabled():  # a pass whose gradients the model does not want
+            return x
         seen[name].append(x if x.requires_grad else x.detach().requires_grad_())
         return seen[name][-1]
 

@@ -77,7 +77,8 @@ def attribute(
     for name in names:
         product = slopes[name][-1].double() * (kept[name] - values[name][-1]).double() / (top - bottom)
         split = _by_head(known, name, heads)
-        summed = product.flatten(3 if split else 2).sum(-1).sum(0)  # [tokens] or [tokens, heads]
+        product = product.movedim(-2, 2).flatten(3) if split else product.flatten(2)
+        summed = product.sum(-1).sum(0)  # [tokens] or [tokens, heads]
         summed = summed if split else summed[:, None]
         found[name] = summed.sum(0, keepdim=True) if positions is None else summed[list(positions)]
     return found

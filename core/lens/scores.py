@@ -60,6 +60,13 @@ def _earlier(ids: Tensor, shift: int) -> Tensor:
     return torch.tensor([[found + [-1] * (most - len(found)) for found in row] for row in keys], device=ids.device)
 
 
+def edges_of(keys: Tensor) -> Tensor:
+    """What a pattern returns, as edges to cut: bool `[batch or 1, queries, keys]`."""
+    rows, tokens, _ = keys.shape
+    found = torch.zeros(rows, tokens, tokens + 1, dtype=torch.bool, device=keys.device)
+    return found.scatter_(2, torch.where(keys < 0, tokens, keys), True)[..., :-1]
+
+
 @torch.no_grad()
 def head_scores(model: nn.Module, run: Callable[[], Any], patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
     """The attention of each head to the keys of a pattern, in a mean over the queries for which there are any.

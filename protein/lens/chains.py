@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.subject import unlike
 from ..data.store import builtin_set
 from ..predict.metrics import contact_targets, precisions
 from ..predict.queries import Queries
@@ -50,6 +51,21 @@ def precision(chains: Sequence[Known], maps: Sequence[Tensor], kind: str = "") -
         found.append(float(precisions(scores[None], chain.contacts[None])[SCORE + kind]))
     known = [value for value in found if value == value]
     return sum(known) / len(known) if known else float("nan")
+
+
+def exchanged(chains: Sequence[Known]) -> list[int]:
+    """The residues in which a clean and a corrupted chain differ. Raises UserError where they cannot be compared."""
+    if len(chains) != 2:
+        raise UserError(f"{len(chains)} chains were given, but patching takes two: a clean and a corrupted one.")
+    one, other = (chain.letters for chain in chains)
+    if len(one) != len(other):
+        raise UserError(
+            f"The clean chain has {len(one)} residues and the corrupted one {len(other)}, but they must have equally "
+            "many, because values are put in at the same positions; exchange residues, and delete none."
+        )
+    if not (changed := unlike(one, other)):
+        raise UserError("The clean and the corrupted chain are equal, so there is nothing to bring back.")
+    return changed
 
 
 def chains_of(inputs: Sequence[str], options: Any) -> tuple[list[Known], list[str]]:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...core.files import few
-from ...core.lens.decode import depth_lens
+from ...core.lens.decode import Direct, depth_lens, direct
 from ...core.lens.effects import Scope, rank_correlation
 from ...core.lens.scores import Pattern, itself, previous
-from ...core.subject import Contrast, Depths, Square, Subject, Table, only_real, unlike
+from ...core.subject import Contrast, Depths, Square, Subject, Table, only_real
 from ..language.contact_head import ContactHead, stream_features
-from ..language.jacobian import AMINO, categorical_jacobian, jacobian_contacts, jacobian_effects
+from ..language.jacobian import AMINO, FIRST, categorical_jacobian, jacobian_contacts, jacobian_effects
 from ..language.model import MASK, PAD
 from ..predict.metrics import precisions
-from .chains import SCORE, Known, precision
+from .chains import SCORE, Known, exchanged, precision
 
 MASKED = 0.15
 """Share of the residues that are masked and foretold."""
@@ -133,6 +133,10 @@ class ProteinSubject(Subject):
 
             stream_features(model, self._alone(number), score)
         return {"P@L/5": torch.where(times > 0, total / times.clamp(min=1), torch.nan)}
+
+    def visible(self) -> Tensor:
+        real = self.ids != PAD
+        return real[:, :, None] & real[:, None]
 
     def answers(self, copies: int) -> Tensor:
         return self.model(self._alone(0).expand(copies, -1)).float().log_softmax(-1)
@@ -249,24 +253,24 @@ class ProteinSubject(Subject):
             stream_features(model, self._alone(number), add)
         return [precision(self.chains, maps) for maps in sums]
 
+    def direct(self, against: str | None, answer: str | None) -> tuple[Direct, str]:
+        """To the mean logit of the masked residues' own letters, less the mean over all twenty."""
+        super().direct(against, answer)
+        own, letters = self.ids[self.masked], slice(FIRST, FIRST + AMINO)
+
+        def score() -> Tensor:
+            logits = self.model(self.ids.masked_fill(self.masked, MASK))[self.masked]
+            return (logits.gather(1, own[:, None])[:, 0] - logits[:, letters].mean(1)).mean()
+
+        return direct(self.model, score), "logit of masked residues less the mean of all letters"
+
     def contrast(self, against: str | None, answer: str | None) -> Contrast:
         if against or answer:
             raise UserError(
                 "--answer and --against name tokens or classes, which a protein does not have; leave them out."
             )
-        if len(self.chains) != 2:
-            raise UserError(
-                f"{len(self.chains)} chains were given, but patching takes two: a clean and a corrupted one."
-            )
-        one, other = (chain.letters for chain in self.chains)
-        if len(one) != len(other):
-            raise UserError(
-                f"The clean chain has {len(one)} residues and the corrupted one {len(other)}, but they must have "
-                "equally many, because values are put in at the same positions; exchange residues, and delete none."
-            )
-        changed = unlike(one, other)
-        if not changed:
-            raise UserError("The clean and the corrupted chain are equal, so there is nothing to bring back.")
+        one, other = (chain.letters for chain in (self.chains * 2)[:2])
+        changed = exchanged(self.chains)
         same = torch.tensor([at + 1 for at in range(len(one)) if at not in changed])
         if not len(same):
             raise UserError("The two chains have no residue in common; exchange a few residues of one.")
@@ -276,8 +280,8 @@ class ProteinSubject(Subject):
         def measure(logits: Tensor) -> Tensor:
             return logits[0, same].float().log_softmax(-1).gather(1, letters[:, None]).mean()
 
-        exchanged = few([f"{one[at]}{at + 1}{other[at]}" for at in changed], 6)
-        about = f"mean log-probability of the {len(same)} residues that both chains share ({exchanged})"
+        words = few([f"{one[at]}{at + 1}{other[at]}" for at in changed], 6)
+        about = f"mean log-probability of the {len(same)} residues that both chains share ({words})"
         return Contrast(self.ids[:1], self.ids[1:], measure, about, labels)
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import UserError
 from ...core.lens.ablate import Part
+from ...core.lens.decode import Direct, direct
 from ...core.lens.edit import lens
+from ...core.lens.effects import Scope
 from ...core.lens.points import points
 from ...core.lens.record import record_attention
 from ...core.lens.scores import Pattern
-from ...core.subject import Depths, Subject, Table
+from ...core.subject import Contrast, Depths, Subject, Table
+from ...core.work import progress
 from ..language.contact_head import contact_features
 from ..pair.model import PairModel
 from ..predict.metrics import precisions
 from ..predict.predictors import PairPredictor
-from ..read.alphabet import encode
-from .chains import SCORE, Known, precision
+from ..read.alphabet import PAD, UNKNOWN, encode
+from .chains import SCORE, Known, exchanged, precision
 
 
 @dataclass
@@ -48,9 +51,11 @@ class PairSubject(Subject):
         """Logits of contacts `[residues, residues]`, by chain."""
         return [self._logits(chain) for chain in self.chains]
 
+    def _inputs(self, chain: Known) -> dict[str, Tensor | None]:
+        return self.predictor.inputs_of(encode(chain.letters, chain.name), chain.profile, chain.rows)
+
     def _logits(self, chain: Known) -> Tensor:
-        inputs = self.predictor.inputs_of(encode(chain.letters, chain.name), chain.profile, chain.rows)
-        return self.model(**inputs).contacts[0]
+        return self.model(**self._inputs(chain)).contacts[0]
 
     def score(self) -> dict[str, Tensor]:
         """The mean long-range P@L/5 where a structure is known; and the likeness to the whole model: minus the mean
@@ -114,11 +119,111 @@ class PairSubject(Subject):
             total, times = total + found, times + 1
         return {"P@L/5": total / times if times else total.fill_(float("nan"))}
 
+    causal = False
+    unit: str = "nats"
+
     def answers(self, copies: int) -> Tensor:
-        raise UserError(
-            "What a place reads and uses is shown of models with tokens, but the pair model has pairs; ask for heads, "
-            "ablate or depth."
-        )
+        raise NotImplementedError("The pair model has pairs; see `once`.")
+
+    def once(self) -> Tensor:
+        """Logits of the first chain."""
+        with torch.no_grad():
+            return self._logits(self.chains[0])
+
+    def weights(self, scope: Scope) -> tuple[Tensor, str]:
+        """What residue i reads of residue k: the weight of (i, k) or (k, j) for an edge (i, j), in a mean over j, over
+        heads, both triangles and all blocks.
+        """
+        found = self.single_weights()
+        if scope is None:
+            return torch.stack(list(found.values())).mean(0).double(), "all blocks (mean)"
+        names = [f"{scope[0]}.{name}" for name in self.columns() if scope[1] in (None, self.columns().index(name))]
+        about = f"layer {scope[0]}" + ("" if scope[1] is None else f", {self.columns()[scope[1]]}")
+        return torch.stack([found[name] for name in names]).mean(0).double(), about
+
+    def single_weights(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, weights: Tensor) -> None:
+            if ".attentions." not in name:
+                return
+            side = int(name.split(".attentions.")[1].split(".")[0])
+            # [rows, heads, queries, keys]; around the end node, rows are the other end of the edge.
+            maps = weights[0].mean(2).transpose(0, 1) if side == 0 else weights[0].mean(0)
+            for head, one in enumerate(maps):
+                found[f"{name.split('.')[1]}.{('start_z', 'end_z')[side]}:{head}"] = one.cpu()
+
+        with record_attention(self.model, keep):
+            self.once()
+        return found
+
+    def check_head(self, layer: int, head: int | None) -> None:
+        heads = self.heads()
+        layers, columns = 1 + max(at for at, _ in heads), len(self.columns())
+        if not 0 <= layer < layers:
+            raise UserError(f"Layer {layer} is named, but the model has layers 0 to {layers - 1}.")
+        if head is not None and not 0 <= head < columns:
+            raise UserError(f"Head {head} is named, but each layer has heads 0 to {columns - 1} (of both triangles).")
+
+    def passes(self, scope: Scope) -> int:
+        return len(self.labels)
+
+    @torch.no_grad()
+    def effects(self, scope: Scope, group: int) -> tuple[Tensor, str]:
+        """Of the whole model a residue is made unknown; in a block or head, the edges to it are cut."""
+        chain, size = self.chains[0], len(self.labels)
+        whole, found = self.once(), torch.full((size, size), float("nan"), dtype=torch.float64)
+        inputs = self._inputs(chain)
+        with progress("hiding residues", size, "passes") as step:
+            for k in range(size):
+                if scope is None:
+                    new = self.model(**_hidden(inputs, k)).contacts[0]
+                else:
+                    edges = torch.zeros(size, size, dtype=torch.bool)
+                    edges[:, k] = True
+                    edges[k, k] = False
+                    with lens(self.model, cut=self._cut(scope, edges)):
+                        new = self._logits(chain)
+                apart = _divergence(whole, new).cpu()
+                apart[:, k] = 0
+                found[:, k] = apart.sum(1) / max(size - 1, 1)
+                step(1)
+        how = "when the residue is made unknown" if scope is None else "when no pair reads the edges to it there"
+        return found, f"Effect: mean divergence of the contacts of a residue in nats {how}."
+
+    def _cut(self, scope: tuple[int, int | None], edges: Tensor) -> dict[int | str, Tensor]:
+        cut: dict[int | str, Tensor] = {}
+        for (layer, column), (name, number) in self.heads().items():
+            if layer == scope[0] and scope[1] in (None, column):
+                every = cut.setdefault(name, torch.zeros(len(self.columns()) // 2, *edges.shape, dtype=torch.bool))
+                every[number] = edges
+        return cut
+
+    def direct(self, against: str | None, answer: str | None) -> tuple[Direct, str]:
+        """To the mean logit of as many pairs as residues, those that are likeliest in contact."""
+        super().direct(against, answer)
+        far = torch.ones_like(self.whole[0]).triu(6)
+        chosen = self.whole[0].masked_fill(far == 0, -torch.inf).flatten()
+        chosen = chosen.topk(min(len(self.labels), int(far.sum()))).indices
+        found = direct(self.model, lambda: self._logits(self.chains[0]).flatten()[chosen].mean(), self.model.head.norm)
+        return found, f"mean logit of the {len(chosen)} pairs likeliest in contact"
+
+    def contrast(self, against: str | None, answer: str | None) -> Contrast:
+        """Two chains of one length; measured is how far the contacts go back to those of the clean one."""
+        super().direct(against, answer)
+        changed = exchanged(self.chains)
+        labels = [f"*{label}" if at in changed else label for at, label in enumerate(self.labels)]
+        clean, corrupted = self.whole
+        way = (clean - corrupted).triu(6)
+        size = way.square().sum()
+
+        def measure(logits: Tensor) -> Tensor:
+            return ((logits[0] - corrupted) * way).sum() / size
+
+        about = "how far the contact logits of pairs at least six apart go from those of the corrupted chain to those "
+        about += "of the clean one"
+        model = _Called(self.model)
+        return Contrast(self._inputs(self.chains[0]), self._inputs(self.chains[1]), measure, about, labels, model)
 
     def depths(self) -> Depths:
         """The model's own head on the pair representation after each block."""
@@ -153,6 +258,30 @@ class PairSubject(Subject):
         return Depths(Table(title, columns, rows), curves, "share or nats")
 
 
+class _Called(nn.Module):
+    """The pair model, called with all its inputs as one value."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor | None]) -> Tensor:
+        return self.model(**inputs).contacts
+
+
+def _hidden(inputs: dict[str, Tensor | None], k: int) -> dict[str, Tensor | None]:
+    """The same inputs, with nothing known about residue k."""
+    found = {name: None if value is None else value.clone() for name, value in inputs.items()}
+    tokens, profile, msa = found["tokens"], found["profile"], found["msa"]
+    assert tokens is not None
+    tokens[:, k] = UNKNOWN
+    if profile is not None:
+        profile[:, k] = 0
+    if msa is not None:
+        msa[:, :, k] = torch.where(msa[:, :, k] == PAD, PAD, UNKNOWN)
+    return found
+
+
 def _divergence(whole: Tensor, new: Tensor) -> Tensor:
     """Kullback-Leibler divergence of two chances of contact, from their logits, in nats."""
     p = whole.double().sigmoid()
@@ -170,6 +299,7 @@ def pair_subject(folder: Path, name: str, chains: list[Known], about: list[str],
         raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
     model = predictor.model
     assert isinstance(model, PairModel)
+    model.config = replace(model.config, checkpoint="none")  # what is computed twice would be looked at twice
     labels = [f"{letter}{at}" for at, letter in enumerate(chains[0].letters, 1)]
     about = [f"{name}: {predictor.about}", *about]
     return PairSubject(model, about, labels, options.measure or "", predictor=predictor, chains=chains)

@@ -14,6 +14,7 @@ from triune.core.errors import UserError
 from triune.core.lens.ablate import ablation
 from triune.core.lens.edit import lens
 from triune.core.lens.points import points
+from triune.core.lens.record import record_attention
 from triune.lens.command import main as lens_main
 from triune.protein.language.contact_head import HEAD, ContactHead
 from triune.protein.language.jacobian import FIRST, categorical_jacobian, jacobian_contacts
@@ -162,6 +163,55 @@ def test_the_pair_model_by_depth_and_head(tmp_path: Path) -> None:
     assert sets[0]["without"] < 0
 
 
+def test_patches_and_what_is_used_in_the_pair_model(tmp_path: Path) -> None:
+    pair().save_pretrained(tmp_path / "model")
+    two = fasta(tmp_path, CHAIN, CHAIN.replace("HFSR", "HFAR"))
+    found = asked(tmp_path / "model", "patch", two)
+    assert len(found["effects"]) == 2 and len(found["effects"][0]) == len(CHAIN) and found["labels"][19] == "*S20"
+    whole = torch.tensor(found["effects"][1])
+    assert float(whole[19]) > 0.05  # rows of the exchanged residue hold a part of the change
+    by_head = asked(tmp_path / "model", "patch", two, "--where", "start_z")["by_head"]
+    assert torch.tensor(by_head).shape == (2, 2)
+    one = asked(tmp_path / "model", "attention", fasta(tmp_path, CHAIN[:14]), "--html", str(tmp_path / "x.html"))
+    weights = torch.tensor(one["weights"])
+    torch.testing.assert_close(weights.sum(1), torch.ones(14), atol=1e-4, rtol=0)  # all that a row reads is 1
+    effects = torch.tensor([[float("nan") if v is None else v for v in row] for row in one["effects"]])
+    assert effects.isnan().equal(torch.eye(14, dtype=torch.bool)) and float(effects.nan_to_num().min()) >= 0
+    head = asked(tmp_path / "model", "attention", fasta(tmp_path, CHAIN[:14]), "--head", "1.2")
+    assert head["scope"] == "layer 1, end_z:0" and max(v or 0 for v in head["effects"][0]) > 0
+    cut = asked(tmp_path / "model", "ablate", fasta(tmp_path, CHAIN), "--edges", "*>3", "--parts", "0.1")["sets"][0]
+    assert cut["without"] < 0 and cut["parts"] == [["0.start_z", 1]]
+    said = asked(tmp_path / "model", "depth", fasta(tmp_path, CHAIN))
+    assert sum(said["direct"].values()) + said["rest"] == pytest.approx(said["score"])
+
+
+def test_an_edge_of_the_pair_stack_that_is_cut_carries_nothing() -> None:
+    model, tokens = pair(recycles=0), torch.randint(20, (1, 9))
+    name = "blocks.1.attentions.0.attention"
+    edges = torch.zeros(2, 9, 9, dtype=torch.bool)
+    edges[1, :, 4] = True
+    attention = model.get_submodule(name)
+    with torch.no_grad():
+        with record_attention(model, lambda _, weights: weights) as seen, lens(model, keep=["1.start_z"]) as kept:
+            model(tokens)
+        with lens(model, cut={"1.start_z": edges}, keep=["1.start_z"]) as found:
+            model(tokens)
+    values = kept["1.start_z"]
+    torch.testing.assert_close(found["1.start_z"][..., 0, :], values[..., 0, :])
+    weights = seen[name][0, :, 1].clone()  # [rows, queries, keys]
+    weights[..., 4] = 0
+    weights /= weights.sum(-1, keepdim=True)
+    handle: list[torch.Tensor] = []
+    hook = attention.register_forward_pre_hook(lambda module, args: handle.append(args[0]))
+    with torch.no_grad():
+        model(tokens)
+    hook.remove()
+    v = attention.v(handle[0])[0].unflatten(-1, (2, 4))[..., 1, :]  # type: ignore[operator]
+    torch.testing.assert_close(found["1.start_z"][0, :, :, 1], weights @ v, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="can be cut at heads alone"), lens(model, cut={"1.outgoing": edges}):
+        model(tokens)
+
+
 def test_mistakes_are_sentences(tmp_path: Path) -> None:
     language().save_pretrained(tmp_path / "model")
     pair().save_pretrained(tmp_path / "pair")
@@ -176,8 +226,12 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         (["heads", "model", chain, "--chain", "A"], "was not given"),
         (["heads", "model", "none.fasta"], "none.fasta"),
         (["heads", "model", chain, "--measure", "contact precision"], "must be log-probability or accuracy"),
-        (["attention", "pair", chain], "has pairs"),
-        (["patch", "pair", chain], "cannot be patched yet"),
+        (["attention", "pair", chain, "--head", "1.4"], "has heads 0 to 3"),
+        (["attention", "pair", chain, "--head", "2"], "has layers 0 to 1"),
+        (["patch", "pair", chain], "patching takes two"),
+        (["patch", "pair", two], "must have equally many"),
+        (["depth", "pair", chain, "--answer", "A"], "does not have"),
+        (["ablate", "pair", chain, "--edges", "previous"], "a rule has no meaning"),
         (["ablate", "pair", chain, "--parts", "0.outgoin"], "did you mean '0.outgoing'"),
     ]:
         with pytest.raises(UserError, match=sentence) as error:

@@ -114,9 +114,36 @@ def test_patching_all_positions_one_by_one(folder: Path) -> None:
 def test_each_depth_ends_at_the_answer(folder: Path) -> None:
     found = asked(folder, "depth", TEXT)
     model, ids = load(folder)
-    (table,) = found["tables"]
+    table = found["tables"][0]
     assert [row[0] for row in table["rows"]] == [0, 1, 2] and table["rows"][-1][3] == 1
     assert found["curves"]["of the next tokens, mean"][-1] == pytest.approx(log_p(model, ids), abs=1e-5)
+
+
+def test_depth_says_what_each_head_adds(folder: Path) -> None:
+    found = asked(folder, "depth", TEXT, "--answer", "a", "--against", "b")
+    model, ids = load(folder)
+    a, b = (Tokenizer.load(folder).encode(word).tolist()[0] for word in "ab")
+    with torch.no_grad():
+        logits = model(ids)[0, -1]
+    assert found["score"] == pytest.approx(float(logits[a] - logits[b]), abs=1e-5)
+    assert sum(found["direct"].values()) + found["rest"] == pytest.approx(found["score"])
+    assert torch.tensor(found["direct_by_head"]).shape == (2, 2) and abs(found["rest"]) < 1e-5  # no bias, no curvature
+
+
+def test_edges_by_rule_and_by_list(folder: Path) -> None:
+    model, ids = load(folder)
+    tokens = ids.shape[1]
+    before = torch.ones(tokens, tokens, dtype=torch.bool).tril(-1) & ~torch.ones(tokens, tokens).tril(-2).bool()
+    found = asked(folder, "ablate", TEXT, "--edges", "previous", "--parts", "1.0", "--controls", "2")
+    one = torch.stack([before, torch.zeros_like(before)])
+    with lens(model, cut={1: one}):
+        assert found["sets"][0]["without"] == pytest.approx(log_p(model, ids), abs=1e-6)
+    assert len(found["sets"][0]["controls"]) == 2 and found["tables"][0]["rows"][0][1] == tokens - 1
+    found = asked(folder, "ablate", TEXT, "--edges", "4>2,5>*", "--controls", "0")
+    listed = torch.zeros(tokens, tokens, dtype=torch.bool)
+    listed[4, 2] = listed[5] = True
+    with lens(model, cut={0: listed, 1: listed}):
+        assert found["sets"][0]["without"] == pytest.approx(log_p(model, ids), abs=1e-6)
 
 
 def test_what_is_hidden_moves_later_places_only(folder: Path) -> None:
@@ -161,6 +188,12 @@ def test_random_tokens_that_repeat_and_texts_of_different_length(folder: Path) -
         (["ablate", "F", TEXT, "--top", "3"], "not as many others"),
         (["ablate", "F", TEXT, "--by", "inductoin"], "did you mean 'induction'"),
         (["ablate", "F", TEXT, "--parts", "1.0", "--top", "1"], "--parts and --top are both given"),
+        (["ablate", "F", TEXT, "--edges", "previos"], "did you mean 'previous'"),
+        (["ablate", "F", TEXT, "--edges", "3>x"], "must have edges such as"),
+        (["ablate", "F", TEXT, "--edges", "3>99"], "has places 0 to"),
+        (["ablate", "F", TEXT, "--edges", "3>5"], "no token of a causal model sees a later one"),
+        (["ablate", "F", TEXT, "--edges", "3>1", "--parts", "1.ffn_out"], "edges are cut in heads"),
+        (["ablate", "F", TEXT, "--edges", "3>1", "--top", "2"], "--edges and --top are both given"),
         (["patch", "F", "abc", "abcd"], "they must have equally many"),
         (["patch", "F", "abc"], "patching takes two"),
         (["patch", "F", "abc", "abc"], "are equal"),

@@ -1,18 +1,15 @@
-"""The lens: the same names in every model, right under compile and LoRA, never without effect and silent."""
+"""The lens: the same names in every model, never without effect and silent."""
 
 from __future__ import annotations
-
-from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from triune.core.compiled import blocks_of
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.core.lens.ablate import ablation, head_edits, mean_outputs
-from triune.core.lens.decode import depth_lens
+from triune.core.lens.ablate import ablation, head_edits, mean_outputs, without_edges
+from triune.core.lens.decode import depth_lens, direct
 from triune.core.lens.edit import lens
 from triune.core.lens.patch import attribute, patch
 from triune.core.lens.points import points
@@ -111,24 +108,6 @@ def test_a_cut_edge_carries_nothing(model: Model) -> None:
     assert not torch.equal(last(IDS, one_head), last(other, one_head))
 
 
-@pytest.mark.parametrize("how", ["blocks", "whole"])
-def test_the_effect_is_the_same_when_compiled(model: Model, how: str) -> None:
-    edit = {"1.z": lambda z: 2 * z, "2.hidden": torch.zeros_like}
-    with lens(model, edit=edit):
-        expected = model(IDS)
-    compiled = deepcopy(model)
-    if how == "blocks":
-        for block in blocks_of(compiled):
-            block.compile(backend="aot_eager")
-        run = compiled
-    else:
-        run = torch.compile(compiled, backend="aot_eager")
-    plain = run(IDS)
-    with lens(compiled, edit=edit):
-        torch.testing.assert_close(run(IDS), expected)
-    torch.testing.assert_close(run(IDS), plain)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -203,6 +182,77 @@ def test_patching_all_of_a_depth_brings_the_clean_answer_back(model: Model) -> N
         patch(model, IDS, corrupted[:, :5], answer)
     with pytest.raises(UserError, match="for both inputs"):
         patch(model, IDS, IDS, answer)
+
+
+def test_the_mean_of_a_recurrent_model_leaves_padding_out() -> None:
+    model = Model(mixer="mamba2").eval()
+    valid = torch.tensor([[True] * 6, [False] * 2 + [True] * 4])
+
+    def run() -> Tensor:
+        return model.transformer(model.embedding(IDS), valid=valid)
+
+    found = mean_outputs(model, run, ["1.mixed"])["1.mixed"]
+    with torch.no_grad(), lens(model, keep=["1.mixed"]) as seen:
+        run()
+    torch.testing.assert_close(found.float(), seen["1.mixed"][valid].mean(0))
+    assert not torch.allclose(found.float(), seen["1.mixed"].mean((0, 1)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"norm": "rmsnorm", "norm_weight": "offset"}, {"placement": "sandwich"}, {"layer_scale": 0.3},
+        {"parallel": True}, {"mixer": ["mamba2", "attention", "mamba2"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_direct_contributions_sum_to_the_answer(options: dict) -> None:
+    model = Model(init_std=0.4, **options).eval()
+    found = direct(model, lambda: model(IDS)[:, -1, 3].sum())
+    assert found.rest == pytest.approx(2 * float(model.head.bias[3].detach()), abs=1e-5)  # two rows
+    assert sum(found.parts.values()) + found.rest == pytest.approx(found.score)
+    for name, heads in found.heads.items():  # the output projections have no bias at the start
+        assert float(heads.sum()) == pytest.approx(found.parts[name.replace(".z", ".attn_out")], abs=1e-6)
+    # What a head adds is what the stream loses without it, as the frozen final norm and the head read it.
+    layer = "1" if "mixer" in options else "2"
+    with torch.no_grad(), lens(model, keep=[f"{layer}.resid_post", "2.resid_post"]) as seen:
+        model(IDS)
+    with torch.no_grad(), lens(model, edit=head_edits([(int(layer), 1)], "zero"), keep=[f"{layer}.attn_out"]) as less:
+        model(IDS)
+    with torch.no_grad(), lens(model, keep=[f"{layer}.attn_out"]) as more:
+        model(IDS)
+    if "sandwich" in str(options):
+        return  # the norm behind the branch has other statistics without the head
+    lost = (more[f"{layer}.attn_out"] - less[f"{layer}.attn_out"])[:, -1].double()
+    last, norm = seen["2.resid_post"][:, -1].double(), model.transformer.final_norm
+    centred = norm.kind == "layernorm"
+    last, lost = ((x - x.mean(-1, keepdim=True) if centred else x) for x in (last, lost))
+    scale = (last.square().mean(-1, keepdim=True) + norm.eps).rsqrt()
+    weight = norm.weight.double() + float(norm.offset)  # type: ignore[union-attr]
+    expected = ((lost * scale * weight) @ model.head.weight[3].double()).sum()
+    assert float(found.heads[f"{layer}.z"][1]) == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+def test_a_normalised_stream_is_no_sum() -> None:
+    model = Model(placement="post").eval()
+    with pytest.raises(UserError, match="is no sum"):
+        direct(model, lambda: model(IDS).sum())
+
+
+def test_edges_are_cut_beside_as_many_random_ones(model: Model) -> None:
+    def measure() -> float:
+        return model(IDS)[:, -1, 0].mean().item()
+
+    edges = torch.zeros(1, 6, 6, dtype=torch.bool)
+    edges[0, 5, 2] = edges[0, 4, 0] = True
+    found = without_edges(model, measure, edges, [("1.z", 2), ("2.z", None)], controls=3)
+    mask = torch.zeros(4, 6, 6, dtype=torch.bool)
+    mask[2] = edges[0]
+    with lens(model, cut={1: mask, 2: edges[0]}):
+        assert found.without == pytest.approx(measure())
+    assert len(found.controls) == 3 and len(set(found.controls)) > 1 and found.whole == pytest.approx(measure())
+    with pytest.raises(UserError, match="Head 4 is named"):
+        without_edges(model, measure, edges, [("1.z", 4)])
 
 
 def test_attribution_is_the_slope_of_patching(model: Model) -> None:
