@@ -8,16 +8,17 @@
 | Qwen 2, 2.5, 3       | Hugging Face, GGUF        | sliding window from a layer on                          |
 | SmolLM 3             | Hugging Face, GGUF        | layers without rotation                                 |
 | Gemma 1, 2, 3        | Hugging Face (text), GGUF | soft caps, sandwich norms, windows and rotary per layer |
-| Phi 3, Phi 4 mini    | Hugging Face              | fused matrices, longrope, part of a head rotated        |
-| OLMo 2, 3            | Hugging Face              | norms at the end of branches, windows (3)               |
-| Granite              | Hugging Face              | dense models, with their multipliers                    |
-| StarCoder 2          | Hugging Face              | sliding window                                          |
-| StableLM 1, 2        | Hugging Face              | parallel or not, norms of heads                         |
-| Cohere, Cohere 2     | Hugging Face              | norms of heads; layers without rotation (2)             |
+| Phi 3, Phi 4 mini    | Hugging Face, GGUF        | fused matrices, longrope, part of a head rotated        |
+| OLMo 2, 3            | Hugging Face, GGUF        | norms at the end of branches, windows (3)               |
+| Granite              | Hugging Face, GGUF        | dense models, with their multipliers                    |
+| StarCoder 2          | Hugging Face, GGUF        | sliding window (a GGUF file does not state it)          |
+| StableLM 1, 2        | Hugging Face, GGUF        | parallel or not, norms of heads                         |
+| Cohere, Cohere 2     | Hugging Face, GGUF        | norms of heads; layers without rotation (2)             |
 | GPT-NeoX, Pythia     | Hugging Face, GGUF        | parallel or not                                         |
-| Falcon               | Hugging Face              | old and new decoder, without alibi                      |
+| Falcon               | Hugging Face, GGUF        | old and new decoder, without alibi                      |
 | GPT-J                | Hugging Face              |                                                         |
 | OPT                  | Hugging Face              | also of 350M: narrow embeddings, norms after the sums   |
+| Mixtral, Qwen 3 MoE  | Hugging Face, GGUF        | mixtures of experts                                     |
 | Mamba, Mamba-2       | Hugging Face              |                                                         |
 | RecurrentGemma       | Hugging Face              | layers of RG-LRU and of local attention                 |
 | BERT, (XLM-)RoBERTa  | Hugging Face              | with the masked head or the pooler                      |

@@ -47,10 +47,40 @@ ARCHITECTURES = {
     "gemma 3": "GEMMA3",
     "neox": "GPTNEOX",
     "gpt 2": "GPT2",
+    "phi 3": "PHI3",
+    "phi 3, half of a head, window": "PHI3",
+    "olmo 2": "OLMO2",
+    "olmo 3": "OLMO2",
+    "granite": "GRANITE",
+    "starcoder 2": "STARCODER2",
+    "starcoder 2 without biases": "STARCODER2",
+    "stablelm": "STABLELM",
+    "stablelm, parallel, norms of heads": "STABLELM",
+    "cohere": "COMMAND_R",
+    "cohere with norms of heads": "COMMAND_R",
+    "cohere 2": "COHERE2",
+    "falcon": "FALCON",
+    "falcon, a key for each head, biases": "FALCON",
+    "falcon, new decoder": "FALCON",
+    "falcon, new decoder with one norm": "FALCON",
+    "mixtral": "LLAMA",
+    "qwen 3 moe": "QWEN3MOE",
 }
 """The cases of `test_pretrained.py` -> architecture."""
-FIXED = {"gemma 2": {"query_pre_attn_scalar": 16}}
+FIXED: dict[str, dict[str, Any]] = {
+    "gemma 2": {"query_pre_attn_scalar": 16},
+    "starcoder 2": {"sliding_window": None, "num_hidden_layers": 2},
+    "starcoder 2 without biases": {"hidden_act": "gelu_pytorch_tanh"},
+    "cohere with norms of heads": {"tie_word_embeddings": True},
+}
 """Settings that a GGUF file does not state, as it presumes them."""
+MIXTURES = {
+    "mixtral": ("Mixtral", MODELS.GROUPED | {"num_local_experts": 3}),
+    "qwen 3 moe": (
+        "Qwen3Moe", MODELS.GROUPED | {"head_dim": 12, "num_experts": 5, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24, "norm_topk_prob": True},
+    ),
+}  # fmt: skip
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
@@ -60,38 +90,66 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
 
 def converted(name: str, tensor: Tensor, config: Any, arch: str) -> Tensor:
     """One weight as llama.cpp's converter writes it."""
-    if arch in ("LLAMA", "SMOLLM3") and (".q_proj." in name or ".k_proj." in name):
+    if arch in ("LLAMA", "SMOLLM3", "GRANITE") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         return interleaved(tensor, heads)
     if arch.startswith("GEMMA") and name.endswith("norm.weight"):
         return tensor + 1
     if arch == "GPT2" and tensor.dim() == 2 and ".h." in name:
         return tensor.T
-    if "query_key_value" in name:
+    if "query_key_value" in name and arch == "GPTNEOX":
         heads = config.num_attention_heads
         return tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    if "query_key_value" in name:
+        heads, kv_heads = config.num_attention_heads, falcon_keys(config)
+        groups = tensor.unflatten(0, (kv_heads, heads // kv_heads + 2, -1))
+        return torch.cat([part.flatten(0, 2) for part in groups.split([heads // kv_heads, 1, 1], dim=1)])
     return tensor
 
 
-def write(path: Path, model: Any, arch: str, edit: Any = lambda writer: None, quantised: str | None = None) -> Path:
-    """A GGUF file of a model."""
-    kind, config = getattr(gguf.MODEL_ARCH, arch), model.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
+def falcon_keys(config: Any) -> int:
+    if config.new_decoder_architecture:
+        return config.num_kv_heads
+    return 1 if config.multi_query else config.num_attention_heads
+
+
+def stacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Norms of single heads as rows of one tensor; experts, whose gate and up this version keeps together, apart."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if ".norms." in name:
+            first = name.split(".norms.")[0] + ".weight"
+            found[first] = torch.cat([*([found[first]] if first in found else []), tensor[None]])
+        elif name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+                found[name.replace("gate_up", part) + ".weight"] = half
+        else:
+            found[name + ".weight" if name.endswith("experts.down_proj") else name] = tensor
+    return found
+
+
+def write_settings(writer: Any, model: Any, arch: str) -> None:
+    """The metadata of a model."""
+    config = model.config
     writer.add_context_length(64)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    usual = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    writer.add_feed_forward_length(getattr(config, "ffn_hidden_size", usual))
     writer.add_head_count(config.num_attention_heads)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if arch in ("GPT2", "GPTNEOX"):
-        writer.add_layer_norm_eps(1e-5)
-    else:
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    width = config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or width
+    layernorm = ("GPT2", "GPTNEOX", "FALCON", "STARCODER2", "STABLELM", "COMMAND_R", "COHERE2")
+    writer.add_layer_norm_eps(1e-5) if arch in layernorm else writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if arch not in ("GPT2", "GPTNEOX"):
+        writer.add_head_count_kv(falcon_keys(config) if arch == "FALCON" else config.num_key_value_heads)
+    if arch not in ("GPT2", "GPTNEOX", "FALCON"):
         rope = config.rope_parameters
-        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-        writer.add_key_length(head_dim)
-        writer.add_rope_dimension_count(head_dim)
+        of_full = rope.get("full_attention", rope)
+        writer.add_rope_freq_base(of_full["rope_theta"])
+        writer.add_rope_dimension_count(int(head_dim * (of_full.get("partial_rotary_factor") or 1)))
+        if head_dim != width or arch == "QWEN3MOE":
+            writer.add_key_length(head_dim)
         if rope.get("rope_type") == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope["factor"])
@@ -101,14 +159,43 @@ def write(path: Path, model: Any, arch: str, edit: Any = lambda writer: None, qu
     if arch == "GPTNEOX":
         writer.add_rope_dimension_count(int(head_dim * 0.5))
         writer.add_parallel_residual(config.use_parallel_residual)
-    if getattr(config, "sliding_window", None):
-        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "sliding_window", None) or arch == "PHI3":
+        writer.add_sliding_window(config.sliding_window or 0)
+    if arch == "OLMO2" and getattr(config, "sliding_window", None):
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if arch == "PHI3" and rope["rope_type"] == "longrope":
+        context = rope["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(context)
+        writer.add_rope_scaling_attn_factors((1 + np.log(64 / context) / np.log(context)) ** 0.5)
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.array(rope[f"{name}_factor"], dtype=np.float32))
     if arch == "GEMMA2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if arch == "GRANITE":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if arch in ("COMMAND_R", "COHERE2"):
+        writer.add_logit_scale(config.logit_scale)
+    if arch == "STABLELM":
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "QWEN3MOE":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
+def write(path: Path, model: Any, arch: str, edit: Any = lambda writer: None, quantised: str | None = None) -> Path:
+    """A GGUF file of a model."""
+    kind, config = getattr(gguf.MODEL_ARCH, arch), model.config
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
+    write_settings(writer, model, arch)
     edit(writer)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in stacked(model.state_dict()).items():
         if name in ("lm_head.weight", "embed_out.weight") and config.tie_word_embeddings:
             continue
         new = names.get_name(name, (".weight", ".bias")) or names.get_name(
@@ -129,7 +216,7 @@ def write(path: Path, model: Any, arch: str, edit: Any = lambda writer: None, qu
 
 
 def model_of(name: str) -> Any:
-    kind, options = MODELS.CASES[name]
+    kind, options = MODELS.CASES[name] if name in MODELS.CASES else MIXTURES[name]
     options = options | FIXED.get(name, {})
     if name == "llama 3":  # the file states the result of this scaling, for Llama's own context only
         options = options | {"rope_parameters": MODELS.LLAMA3 | {"original_max_position_embeddings": 8192}}
@@ -146,12 +233,30 @@ def test_outputs_are_those_of_the_original(name, tmp_path):
     assert MODELS.difference(ours.model, theirs, MODELS.ids()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama 3", "gemma 2"])
+@pytest.mark.parametrize(
+    ("arch", "edit", "said"),
+    [
+        ("LLAMA", lambda w: w.add_clamp_kqv(8.0), "attention.clamp_kqv = 8.0, which the core does not have"),
+        ("LLAMA", lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5, which"),
+        ("LLAMA", lambda w: w.add_causal_attention(False), "attention.causal = False"),
+        ("LLAMA", lambda w: w.add_rope_scaling_attn_factors(1.2), "rope.scaling.attn_factor = 1.2"),
+        ("LLAMA", lambda w: w.add_value_length(16), "attention.value_length = 16"),
+    ],
+)
+def test_a_key_that_changes_the_model_and_has_no_counterpart_is_refused(arch, edit, said, tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("llama"), arch, edit)
+    with pytest.raises(UserError, match=said):
+        load(str(path))
+
+
+@pytest.mark.parametrize("name", ["llama 3", "gemma 2", "phi 3", "olmo 3", "cohere 2", "falcon, new decoder"])
 def test_from_gguf_to_hugging_face(name, tmp_path):
     theirs = model_of(name)
     ours = load(str(write(tmp_path / "model.gguf", theirs, ARCHITECTURES[name])))
     export(ours, tmp_path / "out", "hf")
-    again, report = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float32)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32
+    )
     assert not any(report.values()), report
     assert MODELS.difference(ours.model, again.eval(), MODELS.ids()) < 1e-5
 
