@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from triune.bench.random_recurrent import recurrent
 from triune.core.checkpoints.family import apart
 from triune.core.errors import UserError
 
@@ -36,6 +37,8 @@ TEXT = (
     "Starcoder2", "StableLm", "Cohere", "Cohere2",
 )  # fmt: skip
 OLDER = ("GPT2", "GPTNeoX", "GPTJ", "OPT", "Falcon")
+MIXTURES = ("Mixtral", "Qwen3Moe")
+RECURRENT = ("Mamba", "Mamba2", "RecurrentGemma", "Jamba", "Qwen3Next", "Bamba", "GraniteMoeHybrid")
 ENCODERS = ("Bert", "Roberta", "XLMRoberta", "ModernBert")
 IMAGES = ("ViT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT")
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -50,8 +53,15 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Cohere": {"use_qk_norm": (True, False), "logit_scale": (0.0625, 1.5), "layer_norm_eps": (1e-5, 1e-3)},
     "Cohere2": {"logit_scale": (0.0625, 1.5), "layer_norm_eps": (1e-5, 1e-3), "head_dim": (None,)},
+    "Mixtral": {"num_local_experts": (2, 3, 5), "num_experts_per_tok": (1, 2)},
+    "Qwen3Moe": {
+        "num_experts": (0, 3, 5), "num_experts_per_tok": (1, 2), "moe_intermediate_size": (7, 12),
+        "norm_topk_prob": (True, False), "decoder_sparse_step": (1, 2), "mlp_only_layers": (None, [0], [1, 3]),
+    },
 }  # fmt: skip
 """Options that only one decoder has, and their choices."""
+WITHOUT = {"use_cache": False}
+"""transformers cannot make a cache for recurrent layers alone."""
 PARTIAL = ("Phi3", "StableLm")
 """Decoders that may rotate a part of each head only."""
 SCALINGS: tuple[dict[str, Any], ...] = (
@@ -71,7 +81,7 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
     heads, depth = r.choice((1, 2, 4, 6)), r.randint(1, 4)
     even = {"num_hidden_layers": depth, "num_attention_heads": heads}
     even |= {"hidden_size": heads * r.choice((4, 8, 16)), "intermediate_size": r.randint(5, 70)}
-    kind = r.choice((*TEXT, *TEXT, *OLDER, *ENCODERS, *IMAGES))
+    kind = r.choice((*TEXT, *TEXT, *OLDER, *MIXTURES, *RECURRENT, *RECURRENT, *ENCODERS, *IMAGES))
     eps = r.choice((1e-6, 1e-5, 1e-3))
     if kind in IMAGES:
         return "vision", kind, even | _image(r, kind) | {"layer_norm_eps": eps}
@@ -83,6 +93,8 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
         name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
         return "text", name, common | _older(r, kind, even, eps) | {"tie_word_embeddings": r.random() < 0.5}
     width = even["hidden_size"] // heads
+    if kind in RECURRENT:
+        return "text", f"{kind}ForCausalLM", common | recurrent(r, kind, heads, depth, width) | {"rms_norm_eps": eps}
     return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth, width) | {"rms_norm_eps": eps}
 
 
@@ -211,8 +223,8 @@ def in_float64(ours: Any, theirs: Any, batches: Sequence[Tensor]) -> dict[str, f
     wide, found = deepcopy(ours).double(), {"float64": 0.0, "ours": 0.0, "theirs": 0.0}
     with torch.no_grad():
         for tokens in batches:
-            truth = exact(theirs, tokens)
-            outputs = {"float64": wide(tokens), "ours": ours(tokens), "theirs": theirs(tokens)[0]}
+            truth = exact(theirs, tokens, **WITHOUT)
+            outputs = {"float64": wide(tokens), "ours": ours(tokens), "theirs": theirs(tokens, **WITHOUT)[0]}
             found = {key: max(value, apart(outputs[key], truth)) for key, value in found.items()}
     return found
 
@@ -231,10 +243,12 @@ def compare(seed: int, folder: Path) -> dict[str, Any] | None:
     row: dict[str, Any] = {"seed": seed, "class": cls.__name__}
     torch.manual_seed(seed)
     try:
-        theirs = cls(cls.config_class(**options)).eval()
+        config = cls.config_class(**options)
+        config._experts_implementation = "eager"  # the other ones have no float64
+        theirs = cls(config).eval()
         with torch.no_grad():
             if task == "text":
-                theirs(torch.full((1, 30), 3))
+                theirs(torch.full((1, 30), 3), **WITHOUT)
             for parameter in theirs.parameters():
                 wide = parameter.dim() > 1
                 parameter.normal_(std=0.3) if wide else parameter.add_(torch.randn_like(parameter) * 0.2)

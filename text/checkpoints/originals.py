@@ -89,6 +89,8 @@ def original(pretrained: Pretrained, folder: Path, library: str) -> nn.Module:
     except Exception as error:  # of any kind: whatever the library's code meets in a config that it does not expect
         raise UserError(f"transformers itself cannot open it ({_first_line(error)}).") from None
     found.config.use_cache = False  # it cannot make one for recurrent layers alone
+    if hasattr(found, "set_experts_implementation") and found._can_set_experts_implementation():
+        found.set_experts_implementation("eager")  # others want widths that are multiples of 16 bytes
     return found.eval()
 
 

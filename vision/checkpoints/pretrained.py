@@ -27,13 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...core.checkpoints.family import Pretrained, described, recognise, replacing, write_folder
+from ...core.checkpoints.family import Pretrained, apart, described, recognise, replacing, write_folder
 from ...core.checkpoints.native import CONFIG
 from ...core.checkpoints.source import Source, open_source
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.layers import Norm
 from ..model import VisionTransformer, VisionTransformerConfig
 from . import hf, hf_beit, hf_towers, timm, torchvision_files
 from .family import PREPROCESSOR, VisionFamily
@@ -62,6 +64,8 @@ FAMILIES: tuple[VisionFamily, ...] = (
 )
 LIBRARIES = ("timm", "hf", "torchvision", "triune")
 """What `export` can write for."""
+NEAR = 1e-5
+"""Change of an output, relative to outputs larger than one, that another epsilon of the norms may make."""
 
 _TIMM_NAME = re.compile(r"[a-z0-9]+_\w+(\.\w+)?")
 
@@ -149,9 +153,10 @@ def export(pretrained: Pretrained | VisionTransformer, folder: str | Path, libra
         origin = given.family if given is not None else None
         if isinstance(origin, VisionFamily) and origin.library == library and origin.represents(model.config):
             family = origin
+            settled = model.config
         else:
-            family = family_for(model.config, library)
-        config, tensors, more = _translated(model, given, family)
+            family, settled = family_near(model, library)
+        config, tensors, more = _translated(model, settled, given, family)
         write_folder(new, config, tensors)
         for name, content in more.items():
             (new / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -172,24 +177,84 @@ def _warn(config: VisionTransformerConfig, family: VisionFamily) -> None:
 
 
 def _translated(
-    model: VisionTransformer, given: Pretrained | None, family: VisionFamily
+    model: VisionTransformer, config: VisionTransformerConfig, given: Pretrained | None, family: VisionFamily
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """Config, weights and further files of an export."""
+    """Config, weights and further files of an export with the settings `config`."""
     origin = None if given is None else given.family
     if given is not None and origin is not None and origin.library == family.library == "timm":
-        recipe = timm.recipe_of(given.source, model.config)
-        if recipe and not timm.differs(recipe, model.config):
-            weights = timm.table(model.config, timm.names_of(recipe))
-            return timm.write(recipe, model.config), weights.to_theirs(model), {}
+        recipe = timm.recipe_of(given.source, config)
+        if recipe and not timm.differs(recipe, config):
+            weights = timm.table(config, timm.names_of(recipe))
+            return timm.write(recipe, config), weights.to_theirs(model), {}
     assert family.their_config is not None
-    weights = family.table(model.config, ())
+    weights = family.table(config, ())
     theirs = weights.to_theirs(model)
     if weights.constants and given is not None and origin is family:
         stored = family.read(given.source)  # a mask token: not ours, but not to be lost either
         theirs |= {name: stored[name] for name in weights.constants if name in stored}
         given.source.release()
-    more = {PREPROCESSOR: write_preprocessing(model.config)} if family.library == "hf" else {}
-    return family.their_config(model.config), theirs, more
+    more = {PREPROCESSOR: write_preprocessing(config)} if family.library == "hf" else {}
+    return family.their_config(config), theirs, more
+
+
+def family_near(model: VisionTransformer, library: str) -> tuple[VisionFamily, VisionTransformerConfig]:
+    """The family that a model can be written as, and the settings to write.
+
+    Those are its own, or with another epsilon of the norms where the library has no other (Hugging Face's ViT has 1e-12
+    by default, timm 1e-6 or 1e-5), as long as this changes no output by more than `NEAR`, which is said.
+
+    Raises:
+        UserError: see `family_for`, or what another epsilon would change.
+    """
+    try:
+        return family_for(model.config, library), model.config
+    except UserError as error:
+        problem = error
+    core, moved = model.config.transformer, {}
+    for eps in (1e-6, 1e-5):
+        near = replace(model.config, transformer=replace(core, norm_eps=eps))
+        try:
+            family = family_for(near, library)
+        except UserError:
+            continue
+        moved[eps] = _moved(model, eps)
+        if moved[eps] <= NEAR:
+            print(
+                f"note: {library} has no norm_eps {core.norm_eps:g} in such a model, so {eps:g} is written, which "
+                f"changes the outputs for {len(_trials(model))} random images by at most {moved[eps]:.1g}.",
+                file=sys.stderr,
+            )
+            return family, near
+    if moved:
+        eps = min(moved, key=lambda eps: moved[eps])
+        raise UserError(
+            f"This model cannot be written for {library}, which has no norm_eps {core.norm_eps:g} in such a model: "
+            f"with {eps:g} its outputs differ by {moved[eps]:.2g}, more than {NEAR:g}; write it for another library."
+        ) from None
+    raise problem
+
+
+def _trials(model: VisionTransformer) -> Tensor:
+    """Images of one colour and of noise, small and large: `[8, channels, height, width]`."""
+    noise = torch.randn(8, model.config.channels, *model.config.size, generator=torch.Generator().manual_seed(0))
+    return noise * torch.tensor([0, 0.01, 0.1, 0.5, 1, 1, 1, 2]).view(-1, 1, 1, 1)
+
+
+def _moved(model: VisionTransformer, eps: float) -> float:
+    """The largest change of an output, see `apart`, when all norms of a model have another epsilon."""
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    before, training = [norm.eps for norm in norms], model.training
+    images = _trials(model)
+    try:
+        with torch.inference_mode():
+            own = [model.eval().pooled(model.tokens(images)), model(images)]
+            for norm in norms:
+                norm.eps = eps
+            return max(apart(a, b) for a, b in zip([model.pooled(model.tokens(images)), model(images)], own))
+    finally:
+        model.train(training)
+        for norm, value in zip(norms, before, strict=True):
+            norm.eps = value
 
 
 def family_for(config: VisionTransformerConfig, library: str) -> VisionFamily:

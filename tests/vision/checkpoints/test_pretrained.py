@@ -632,6 +632,29 @@ def test_an_export_that_is_not_possible_says_why_and_what_is(timm: Any, tmp_path
         export(plain, tmp_path / "out", "onnx")
 
 
+def test_an_epsilon_that_does_not_matter_is_replaced_and_one_that_does_is_not(
+    timm: Any, transformers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hugging Face's default of 1e-12, which timm does not have."""
+    shaken(transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, num_labels=4))).save_pretrained(
+        tmp_path / "hf"
+    )
+    found = load(str(tmp_path / "hf"))
+    assert vit(found).config.transformer.norm_eps == 1e-12
+    export(found, tmp_path / "timm", "timm")
+    assert "timm has no norm_eps 1e-12 in such a model, so 1e-06 is written, which changes" in capsys.readouterr().err
+    assert vit(found).transformer.final_norm.eps == 1e-12
+    again = load(str(tmp_path / "timm"))
+    assert vit(again).config.transformer.norm_eps == 1e-6
+    assert_same_weights(vit(found).state_dict(), vit(again).state_dict())
+    assert parity(found, tmp_path / "timm", "timm") < 1e-5
+    with torch.no_grad():  # tokens so small that an epsilon is large beside them
+        for name in ("patch_embed.weight", "patch_embed.bias", "positions.table", "class_token"):
+            vit(found).get_parameter(name).mul_(1e-4)
+    with pytest.raises(UserError, match="has no norm_eps 1e-12 in such a model: with 1e-06 its outputs differ by"):
+        export(found, tmp_path / "out", "timm")
+
+
 def test_another_way_to_stretch_positions_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(VisionTransformer(small(preprocessing=Preprocessing(size=[48, 48]))), tmp_path / "out", "torchvision")
     found = capsys.readouterr().err
