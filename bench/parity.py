@@ -28,6 +28,7 @@ CASES = {
     "vision": "tests/vision/checkpoints/test_pretrained.py",
     "protein": "tests/protein/language/checkpoints/test_pretrained.py",
     "text": "tests/text/checkpoints/test_pretrained.py",
+    "hybrids": "tests/text/checkpoints/test_hybrids.py",
 }
 
 
@@ -66,8 +67,9 @@ def there_and_back(room: Any, theirs: Path, back: Path, library: str) -> tuple[A
 def text(folder: Path) -> Iterator[Row]:
     from triune.text.checkpoints import pretrained as room
 
-    tests = cases_of("text")
-    for name, (kind, options) in tests.CASES.items():
+    decoders, hybrids = cases_of("text"), cases_of("hybrids")
+    cases = [*((decoders, *case) for case in decoders.CASES.items()), *((hybrids, *c) for c in hybrids.CASES.items())]
+    for tests, name, (kind, options) in cases:
         if kind == "BertForPreTraining":  # has a second head, which is read past and does not come back
             continue
         original = tests.original(kind, options)
