@@ -33,6 +33,25 @@ ONLY: dict[str, tuple[str, ...]] = {
 """Questions that have an option."""
 
 
+BIRTH = "induction heads arise in a model of two layers that is trained here, half a minute on two cores; no input"
+
+
+def birth_parser() -> argparse.ArgumentParser:
+    """The options of `triune lens birth`."""
+    p = Parser(prog="triune lens birth", description=f"Show how {BIRTH}.")
+    p.add_argument("--seeds", type=whole(1, 100), default=1, help="models to train (default 1)")
+    p.add_argument("--steps", type=whole(1, 100_000), default=500, help="of training (default 500)")
+    _outputs(p)
+    return p
+
+
+def _outputs(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--png", type=Path, metavar="FILE", help="draw it")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write one page to look at with a browser, offline")
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+
+
 def parser(question: str) -> argparse.ArgumentParser:
     """The options of one question."""
     p = Parser(prog=f"triune lens {question}", description=f"Show {QUESTIONS[question]}.")
@@ -42,10 +61,7 @@ def parser(question: str) -> argparse.ArgumentParser:
         help="texts or text files; images; FASTA or A3M files. Of text and proteins may be left out: random tokens "
         "that repeat, chains that come with the package",
     )  # fmt: skip
-    p.add_argument("--png", type=Path, metavar="FILE", help="draw it")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-    p.add_argument("--html", type=Path, metavar="FILE", help="write one page to look at with a browser, offline")
-    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    _outputs(p)
     p.add_argument("--seed", type=SEED, default=0, help="of random tokens and random sets (default 0)")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     p.add_argument("--structure", type=Path, metavar="FILE", help="PDB or mmCIF file of a protein")
@@ -92,7 +108,7 @@ def parser(question: str) -> argparse.ArgumentParser:
 
 def overview() -> str:
     """The text of `triune lens --help`."""
-    about = "\n".join(f"  {name:10}{text}" for name, text in QUESTIONS.items())
+    about = "\n".join(f"  {name:10}{text}" for name, text in [*QUESTIONS.items(), ("birth", BIRTH)])
     return f"""\
 triune lens: look inside any of the three kinds of models, causally
 
@@ -118,17 +134,22 @@ def main(args: list[str]) -> int:
         print(overview())
         return 0
     question, rest = args[0], args[1:]
-    if question not in QUESTIONS:
+    known = [*QUESTIONS, "birth"]
+    if question not in known:
         raise UserError(
-            f"Unknown question '{question}'{nearest(question, QUESTIONS)}; ask {' or '.join(QUESTIONS)} "
-            "(`triune lens --help`)."
+            f"Unknown question '{question}'{nearest(question, known)}; ask {' or '.join(known)} (`triune lens --help`)."
         )
-    options = parser(question).parse_args(rest)
+    options = (birth_parser() if question == "birth" else parser(question)).parse_args(rest)
     files = {name: getattr(options, name) for name in ("png", "json", "html") if getattr(options, name) is not None}
     for name, file in files.items():
         if file.suffix.lower() != f".{name}":
             raise UserError(f"--{name} is '{file}', but must end in .{name}; give such a name.")
     check_new(list(files.values()), options.overwrite)
+    if question == "birth":
+        from .birth import birth
+
+        _write(birth(options.seeds, options.steps)[0], files)
+        return 0
     _check_together(question, options)
     options.question = question
     if not hasattr(options, "measure"):
@@ -168,6 +189,8 @@ def _write(report: Report, files: dict[str, Path]) -> None:
     from .report import as_json, show
 
     show(report)
+    if "png" in files and not report.panels:
+        raise UserError("--png is given, but this answer is a number and has no picture; take --json.")
     if "png" in files:
         from .pictures import draw
 

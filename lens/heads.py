@@ -144,18 +144,12 @@ def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
     )
     if by:
         report.notes.append(f"Sets are the highest by the score '{by}', measured on the same input.")
-    if len(sets) > 1 and all(isinstance(parts, list) for parts in sets.values()):
-        lines = {"left out": [done.without for done in found]}
-        band = None
-        if controls:
-            lines["random, mean"] = [sum(done.controls) / controls for done in found]
-            band = ([min(done.controls) for done in found], [max(done.controls) for done in found])
-        x = [len(parts) for parts in sets.values()]
-        report.panels.append(
-            Curves(
-                "without sets of parts", x, lines, subject.picked, "parts left out", band, f"whole model {whole:.3f}"
-            )
-        )
+    lines, band = {"left out": [done.without for done in found]}, None
+    if controls:
+        lines["random, mean"] = [sum(done.controls) / controls for done in found]
+        band = ([min(done.controls) for done in found], [max(done.controls) for done in found])
+    x, title = [row[1] for row in rows], f"without sets of {what}"
+    report.panels.append(Curves(title, x, lines, subject.picked, f"{what} left out", band, f"whole model {whole:.3f}"))
     report.data = {
         "measure": subject.picked, "whole": whole, "how": options.how, "by": by,
         "sets": [

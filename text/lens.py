@@ -184,6 +184,31 @@ def _first(valid: Tensor | None) -> Pattern:
     return keys
 
 
+def in_training(model: LanguageModel, seed: int = 0) -> TextSubject:
+    """Random tokens that repeat, for a model that is being trained; measured is how well it foretells the copies."""
+    ids, counted = repeats(torch.arange(model.config.vocab_size), [], model.config.transformer.context, seed)
+    place = model.embedding.weight.device
+    return TextSubject(model, [], [""] * ids.shape[1], ids=ids.to(place), counted=counted.to(place))
+
+
+def repeats(usable: Tensor, start: list[int], context: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of random tokens, each segment twice behind `start`: ids `[rows, tokens]`, and which next tokens are known,
+    bool `[rows, tokens - 1]`.
+
+    Raises:
+        UserError: the context is too short.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    segment = min(SEGMENT, (context - len(start)) // COPIES, len(usable) // 2)
+    if segment < 4:
+        raise UserError(f"The model reads {context} tokens, too few for a segment that repeats; give a text.")
+    drawn = [usable[torch.randperm(len(usable), generator=generator)[:segment]].tolist() for _ in range(ROWS)]
+    ids = torch.tensor([start + tokens * COPIES for tokens in drawn])
+    counted = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
+    counted[:, len(start) + segment :] = True  # the first token of the copy cannot be known
+    return ids, counted
+
+
 def open_subject(name: str, inputs: Sequence[str], options: Any) -> TextSubject:
     """A language model and texts, or files of them; without any, random tokens that repeat.
 
@@ -225,25 +250,16 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> TextSubject:
 
 def _repeats(model: LanguageModel, tokenizer: Tokenizer, about: list[str], options: Any) -> TextSubject:
     """Rows of random tokens, each segment twice behind the token that begins a text."""
-    config = model.config.transformer
-    generator = torch.Generator().manual_seed(options.seed)
     special = set(tokenizer.backend.get_added_tokens_decoder())
     start = tokenizer.beginning or ([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
-    segment = min(SEGMENT, (config.context - len(start)) // COPIES, (model.config.vocab_size - len(special)) // 2)
-    if segment < 4:
-        raise UserError(f"The model reads {config.context} tokens, too few for a segment that repeats; give a text.")
     usable = torch.tensor([token for token in range(tokenizer.vocab_size) if token not in special])
-    rows = []
-    for _ in range(ROWS):
-        drawn = usable[torch.randperm(len(usable), generator=generator)[:segment]].tolist()
-        rows.append(start + drawn * COPIES)
-    ids = torch.tensor(rows, device=model.embedding.weight.device)
+    ids, counted = repeats(usable, start, model.config.transformer.context, options.seed)
+    rows, segment = ids.tolist(), (ids.shape[1] - len(start)) // COPIES
+    ids, counted = (x.to(model.embedding.weight.device) for x in (ids, counted))
     about.append(
         f"{ROWS} rows of {segment} random tokens (seed {options.seed}), each {COPIES} times; measured from the second "
         "token of the second time on"
     )
-    counted = torch.zeros_like(ids[:, 1:], dtype=torch.bool)
-    counted[:, len(start) + segment :] = True  # the first token of the copy cannot be known
     return TextSubject(
         model, about, [_shown(tokenizer, token) for token in rows[0]], options.measure or "accuracy",
         tokenizer=tokenizer, ids=ids, counted=counted, extra={"ids": rows},

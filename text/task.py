@@ -103,6 +103,12 @@ class TextTask(TrainingModule):
         transformer = replace(self.transformer_config, context=data.context)
         return LanguageModel(LanguageModelConfig(data.vocab_size, transformer, **self.options))
 
+    def lens_subject(self, batch: Any) -> Any:
+        from .lens import in_training
+
+        assert isinstance(self.model, LanguageModel)
+        return in_training(self.model)
+
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
 

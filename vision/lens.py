@@ -220,6 +220,19 @@ class ImageSubject(Subject):
         return self.names.index(name)
 
 
+def in_training(model: Any, images: Tensor) -> ImageSubject:
+    """Images of a model that is being trained."""
+    labels, grid = _labels(model, images)
+    return ImageSubject(model, [], labels, "", grid, images=images)
+
+
+def _labels(model: Any, images: Tensor) -> tuple[list[str], tuple[int, int]]:
+    """Names of the tokens, and rows and columns of the patches."""
+    config, (rows, columns) = model.config, model.grid(images)
+    labels = ["class"] * config.class_token + [f"register {n}" for n in range(1, config.registers + 1)]
+    return labels + [f"{r},{c}" for r in range(rows) for c in range(columns)], (rows, columns)
+
+
 def open_subject(name: str, inputs: Sequence[str], options: Any) -> ImageSubject:
     """An image model, with images of files and folders.
 
@@ -245,9 +258,8 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> ImageSubject
         raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
     pixels = [classifier.read(file) for file in files]
     images = classifier.inputs(pixels)
-    config, (rows, columns) = model.config, model.grid(images)
-    labels = ["class"] * config.class_token + [f"register {n}" for n in range(1, config.registers + 1)]
-    labels += [f"{r},{c}" for r in range(rows) for c in range(columns)]
+    config = model.config
+    labels, (rows, columns) = _labels(model, images)
     core = config.transformer
     about = [
         f"{name}: {core.depth} layers of {core.heads} heads, width {core.dim}",

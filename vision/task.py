@@ -150,6 +150,12 @@ class VisionTask(TrainingModule):
 
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 
+    def lens_subject(self, batch: dict[str, Tensor]) -> Any:
+        from .lens import in_training
+
+        assert self.model is not None
+        return in_training(self.model, batch["images"][:16])
+
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints.family import Pretrained
 from ..checkpoints.native import WEIGHTS
 from ..errors import UserError
+from ..subject import Subject
 from .run.folder import RunFolder
 from .start import Start
 
@@ -107,6 +108,20 @@ class TaskModule(LightningModule):
 
         What the checkpoint says of the training's data can be given to `data` here.
         """
+
+    def lens_subject(self, batch: Any) -> Subject:
+        """The model with a small input on which its heads are scored (`--head_scores`).
+
+        Args:
+            batch: the first of the validation set.
+
+        Raises:
+            UserError: no head of this model can be scored while it trains.
+        """
+        raise UserError(
+            "--head_scores was given, but the heads of this model are not scored during training; leave it out, and ask"
+            " `triune lens heads RUN` afterwards."
+        )
 
     # --- what the command line shows and writes -----------------------------------------------------------------------
 

@@ -63,6 +63,12 @@ class PretrainTask(TrainingModule):
         chains = builtin_set() if self.structures is None else open_set(self.structures)
         return chains, *chains_for_head(chains)
 
+    def lens_subject(self, batch: dict[str, Tensor]) -> Any:
+        from ..lens.open import in_training
+
+        assert isinstance(self.model, SequenceModel)
+        return in_training(self.model)
+
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
 

@@ -75,7 +75,7 @@ def chains_of(inputs: Sequence[str], options: Any) -> tuple[list[Known], list[st
     if not inputs:
         if options.structure:
             raise UserError("--structure is given without a sequence that it belongs to; name a FASTA file.")
-        return _builtin()
+        return builtin()
     # Two chains to patch are equally long and alike, which would otherwise be taken for an alignment.
     queries = Queries([Path(word) for word in inputs], "sequences" if options.question == "patch" else "auto")
     found, about = [], []
@@ -101,7 +101,7 @@ def chains_of(inputs: Sequence[str], options: Any) -> tuple[list[Known], list[st
     return found, about
 
 
-def _builtin() -> tuple[list[Known], list[str]]:
+def builtin() -> tuple[list[Known], list[str]]:
     """Validation chains of the set that comes with the package, with their structures."""
     chains = builtin_set()
     numbers = chains.of("val")

@@ -17,7 +17,7 @@ from ...core.training.run.folder import model_folder
 from ..language.checkpoints.pretrained import load
 from ..language.model import PAD, SequenceModel, esm_tokens, sequence_tokens
 from ..read.alphabet import encode
-from .chains import Known, chains_of
+from .chains import Known, builtin, chains_of
 from .language import ProteinSubject
 
 
@@ -56,6 +56,14 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> Subject:
     return ProteinSubject(
         model, about, labels, options.measure or "", ids=ids, chains=chains, head=head, seed=options.seed
     )  # fmt: skip
+
+
+def in_training(model: SequenceModel) -> ProteinSubject:
+    """The built-in chains with their structures, for a language model that is being trained."""
+    chains, _ = builtin()
+    rows = [_ids(chain, False)[0] for chain in chains]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.embedding.weight.device)
+    return ProteinSubject(model, [], [""] * ids.shape[1], ids=ids, chains=chains)
 
 
 def _ids(chain: Known, as_written: bool) -> Tensor:

@@ -31,6 +31,7 @@ STATES = Rule("the states of the checkpoint belong to the recorded value", refus
 
 RULES: dict[str, Rule] = {
     "threads": FREE,
+    "head_scores": FREE,
     "trainer.max_steps": LENGTH,
     "trainer.max_epochs": LENGTH,
     "trainer.max_time": FREE,

@@ -112,6 +112,11 @@ class TaskCLI(LightningCLI):
         if self.verb == "predict":
             parser.add_argument("--overwrite", type=bool, default=False, help="Without a run: replace predictions.pt.")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; default: physical cores.")
+        if self.trains:
+            parser.add_argument(
+                "--head_scores", type=bool, default=False,
+                help="Measure at every validation what each attention head looks at; drawn in heads.png.",
+            )  # fmt: skip
         use_own_words(parser, self.model_class)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -169,6 +174,10 @@ class TaskCLI(LightningCLI):
             callbacks.append(report.Opening(session))
             if session.checkpoints and self.config.trainer.enable_checkpointing is not False:
                 callbacks.append(session.checkpoints)
+            if self.config.head_scores:
+                from .heads import HeadScores
+
+                callbacks.append(HeadScores(session.run.heads))
         elif self.config.trainer.logger in (None, True):
             options["logger"] = False
         if not self.trains:

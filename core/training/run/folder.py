@@ -33,6 +33,7 @@ class RunFolder:
     model/            the best weights for use: config.json, model.safetensors, tokenizer or labels
     pretrained/       of a fine-tuning: config and tokenizer it started from, so that it goes on without the checkpoint
     adapter/          of a fine-tuning with LoRA: the factors in PEFT's format, where Hugging Face has the model
+    heads.csv, .png   with --head_scores, what each attention head looks at, by step
     loss.png          training and validation loss
     summary.json      the final figures
     validation.json   the figures of the latest `validate`
@@ -52,6 +53,7 @@ class RunFolder:
         self.pretrained = self.path / "pretrained"
         self.adapter = self.path / "adapter"
         self.plot = self.path / "loss.png"
+        self.heads = self.path / "heads.csv"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
         self._lock: int | None = None  # no file object, which would be closed with this one
