@@ -42,12 +42,12 @@ def test_heads_arise_and_are_redundant_one_by_one(tmp_path: Path) -> None:
 
 
 def fit(folder: Path, *more: str) -> None:
-    words = [
-        *["--data.context", "32", "--data.batch_size", "4", "--trainer.max_steps", "4", "--trainer.val_check_interval", "2"],
-        *["--model.transformer.dim", "16", "--model.transformer.depth", "2", "--model.transformer.heads", "2"],
-        *["--trainer.limit_val_batches", "1", "--trainer.logger", "false", "--threads", "1"], *more,
-    ]  # fmt: skip
-    assert main(["text", "fit", "--run", str(folder), *words]) == 0
+    words = (
+        "--data.context 32 --data.batch_size 4 --trainer.max_steps 4 --trainer.val_check_interval 2 "
+        "--model.transformer.dim 16 --model.transformer.depth 2 --model.transformer.heads 2 "
+        "--trainer.limit_val_batches 1 --trainer.logger false --threads 1"
+    )
+    assert main(["text", "fit", "--run", str(folder), *words.split(), *more]) == 0
 
 
 def test_scores_at_every_validation_change_nothing_else(tmp_path: Path) -> None:
