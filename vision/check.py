@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.labels.cells import natural
 from ..core.options import Parser, number, whole
 from ..core.training.run import machine
 from ..core.work import cache_folder
@@ -20,7 +21,6 @@ from .data.collection import SIDES, Collection
 from .data.find import Where, find
 from .data.gather import settle_range
 from .data.images import MAX_PIXELS, Decoding
-from .data.names import natural
 from .data.scan import Record, scan
 from .estimate import estimate
 

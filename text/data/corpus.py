@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from ...core.checkpoints.source import PACKAGE, in_package
 from ...core.errors import UserError, nearest
 from ...core.files import check_regular, few, parsing
+from ...core.labels.rows import Row, rows
 from .reading import NotText, read_blocks
-from .rows import Row, rows
 
 ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import UserError, nearest
 from ...core.files import few, parse_json
-from .rows import Row, rows
+from ...core.labels.rows import Row, rows
 
 ANSWERS = "assistant"
 ROLES = {

@@ -9,7 +9,7 @@ from typing import IO
 
 from ...core.errors import UserError
 from ...core.files import check_regular
-from .rows import encoding_of
+from ...core.labels.rows import encoding_of
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +10,10 @@ import numpy as np
 
 from ...core.errors import UserError, nearest
 from ...core.files import few
+from ...core.labels.cells import natural, same
 
 _NUMBER_WORDS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
 _PREFIXES = re.compile(r"(class|digit|number|letter|char|character|sample|symbol)[\W_]*", re.IGNORECASE)
-
-
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts as people count: "2" before "10", "class 2" before "class 10"."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
-
-
-def same(name: str) -> str:
-    """A name in the form in which names are compared (Unicode NFC: file systems differ in how they write "é")."""
-    return unicodedata.normalize("NFC", name)
 
 
 def join(texts: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:

@@ -13,11 +13,12 @@ import torch
 
 from ...core.checkpoints.native import CONFIG
 from ...core.errors import UserError
+from ...core.labels.cells import same
 from ..model import VisionTransformer, VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .collection import Collection, Side
 from .find import Where, at, find, note_missing, side_in
-from .names import given, join, refuse_other, same
+from .names import given, join, refuse_other
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ...core.errors import UserError
-from ...core.files import open_regular, parse_json
+from ..errors import UserError
+from ..files import open_regular, parse_json
 
 MAX_ROW_BYTES = 64 << 20
 """Longest row of a file; a packed file of a few kB can hold one of any length."""

@@ -1,0 +1,185 @@
+"""A label or a number for each token: texts of one letter a token, or lists."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from ..files import few
+from .cells import natural, number, shown, text_of
+from .classes import IGNORED, finder
+from .guess import MOST_STEPS, parsed_list
+from .table import Table
+from .wanted import Wanted
+
+if TYPE_CHECKING:
+    from .targets import Target
+
+MOST_TAGS = 10_000
+"""Different labels of tokens."""
+
+
+def code_tags(wanted: Wanted) -> tuple[list[np.ndarray], list[str], bool]:
+    """The labels or numbers of each row's tokens, the names of the classes (or of the column), and whether they are
+    numbers."""
+    column = wanted.columns[0]
+    rows = [_parts(wanted, i, cell) for i, cell in enumerate(wanted.cells(column))]
+    kinds = {type(part) for parts in rows for part in parts}
+    lists = not any(isinstance(cell, str) and not _spelt(cell) for cell in wanted.cells(column))
+    if _are_numbers(wanted, rows, kinds, lists):
+        return _numbers(wanted, rows), [wanted.names[0] if wanted.names else column], True
+    return *_classes(wanted, rows), False
+
+
+def _spelt(cell: str) -> bool:
+    text = cell.strip()
+    return text.startswith("[") and text.endswith("]")
+
+
+def _parts(wanted: Wanted, row: int, cell: Any) -> Sequence[Any]:
+    """The labels of a row's tokens; none where the cell is empty."""
+    column = wanted.columns[0]
+    if cell is None:
+        return ()
+    if isinstance(cell, list):
+        parts = cell
+    elif isinstance(cell, str) and _spelt(cell) and (spelt := parsed_list(cell.strip())) is not None:
+        parts = spelt
+    elif isinstance(cell, str):
+        return cell
+    else:
+        raise wanted.refuse(
+            column, row, 'a label for each token, as a text such as HHEC or a list such as ["H", "E"]', "mend the cell"
+        )
+    if any(isinstance(part, (list, dict, tuple)) for part in parts):
+        raise wanted.refuse(column, row, "a list without lists in it", "write one label or number a token")
+    return parts
+
+
+def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type], lists: bool) -> bool:
+    column = wanted.columns[0]
+    of_numbers = bool(kinds & {int, float}) and kinds <= {int, float, type(None)} and lists
+    if wanted.numbers is not None:
+        return wanted.numbers
+    if not of_numbers:
+        return False
+    if wanted.names is not None:
+        return wanted.names == [column] or not all(number(name) is not None for name in wanted.names)
+    values = {part for parts in rows for part in parts if part is not None and part == part}
+    if all(value == int(value) for value in values if math.isfinite(value)) and len(values) <= MOST_STEPS:
+        wanted.note(f"the {len(values)} whole numbers of '{column}' are classes; they can be asked for as numbers")
+        return False
+    return True
+
+
+def _numbers(wanted: Wanted, rows: list[Sequence[Any]]) -> list[np.ndarray]:
+    column, found = wanted.columns[0], []
+    seen: set[float] = set()
+    for i, parts in enumerate(rows):
+        values = [number(part) for part in parts]
+        for part, value in zip(parts, values, strict=True):
+            if value is None or math.isinf(value):
+                raise wanted.refuse(column, i, "a list of finite numbers", f"mend {shown(part)} in it")
+        array = np.array(values, np.float64)
+        if len(seen) < 2:
+            seen.update(array[~np.isnan(array)].tolist())
+        found.append(array)
+    if len(seen) == 1 and wanted.names is None:
+        raise UserError(
+            f"'{column}' of '{wanted.table.path}' is {seen.pop():g} for all tokens, but must differ for something to "
+            "be learned; name another column."
+        )
+    return found
+
+
+def _classes(wanted: Wanted, rows: list[Sequence[Any]]) -> tuple[list[np.ndarray], list[str]]:
+    column = wanted.columns[0]
+    counts: Counter[Any] = Counter()
+    for parts in rows:
+        counts.update("true" if part is True else "false" if part is False else part for part in parts)
+    gone = {part for part in counts if part is None or part in wanted.missing or part == ""}
+    gone |= {part for part in counts if isinstance(part, float) and part != part}
+    keys = {part: _key(part) for part in counts if part not in gone}
+    if wanted.names is None:
+        names = sorted(set(keys.values()), key=natural)
+        _check(wanted, names)
+        of: dict[Any, int] = {part: names.index(key) for part, key in keys.items()}
+        if " " in keys.values():
+            wanted.note(f"' ' (a space) is a class of '{column}'")
+    else:
+        names, of = list(wanted.names), {}
+        find, spaces = finder([name if name.strip() else "␠" for name in names]), " " in names
+        unseen: Counter[Any] = Counter()
+        for part, key in keys.items():
+            code = names.index(" ") if spaces and key == " " else find(key)
+            if code is None and not wanted.ignore:
+                row = next(i for i, parts in enumerate(rows) if part in parts)
+                raise wanted.refuse(
+                    column, row,
+                    f"labels of the model, which lacks {shown(key)}{nearest(key, names)}: {few(names, 12)}",
+                    "mend the cell",
+                )  # fmt: skip
+            if code is None:
+                unseen[key] += counts[part]
+            of[part] = IGNORED if code is None else code
+        if unseen:
+            wanted.note(f"{few([shown(k) for k in unseen])} at {unseen.total():,} tokens are no labels of the model, "
+                        "and count as missing")  # fmt: skip
+    of |= dict.fromkeys(gone, IGNORED)
+    if True in of or False in of or "true" in of or "false" in of:
+        return [np.array([of[_bool(p)] for p in parts], np.int64) for parts in rows], names
+    return [np.fromiter(map(of.__getitem__, parts), np.int64, len(parts)) for parts in rows], names
+
+
+def _bool(part: Any) -> Any:
+    return "true" if part is True else "false" if part is False else part
+
+
+def _key(part: Any) -> str:
+    return part if isinstance(part, str) and not part.strip() else text_of(part)
+
+
+def _check(wanted: Wanted, names: list[str]) -> None:
+    column, path = wanted.columns[0], wanted.table.path
+    if len(names) == 1:
+        raise UserError(
+            f"'{column}' of '{path}' is {shown(names[0])} for all tokens, but must differ for something to be learned; "
+            "name another column."
+        )
+    if len(names) > MOST_TAGS:
+        raise UserError(
+            f"'{column}' of '{path}' has {len(names):,} different labels of tokens, but at most {MOST_TAGS:,} are "
+            "learned; name another column."
+        )
+
+
+def match_lengths(
+    target: Target, lengths: Sequence[int], table: Table, unit: str = "tokens"
+) -> tuple[Target, list[tuple[int, UserError]]]:
+    """Compares the number of labels in each row with the number of its tokens.
+
+    Args:
+        target: of the kind tag.
+        lengths: tokens of each row's input.
+        table: which the rows are of.
+        unit: what a token is: "residues", "words".
+
+    Returns:
+        The target without the labels of rows where the numbers differ, and for each of these its place and a sentence.
+    """
+    assert isinstance(target.values, list)
+    values, wrong = list(target.values), []
+    for i, (labels, length) in enumerate(zip(target.values, lengths, strict=True)):
+        if len(labels) and len(labels) != length:
+            wrong.append((i, UserError(
+                f"'{target.columns[0]}' in {table.where(i)} has {len(labels):,} labels, but its input has {length:,} "
+                f"{unit}, and each needs one label; mend the row."
+            )))  # fmt: skip
+            values[i] = values[i][:0]
+    return replace(target, values=values), wrong

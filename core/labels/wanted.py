@@ -1,0 +1,46 @@
+"""What was asked of the columns of a table, and the sentences that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError
+from .cells import refuse_cell
+from .table import Table
+
+
+@dataclass
+class Wanted:
+    """The arguments of `infer`, and the notes that are taken on the way."""
+
+    table: Table
+    columns: list[str]
+    names: list[str] | None = None
+    order: Sequence[str] | None = None
+    missing: frozenset[str] = frozenset()
+    numbers: bool | None = None
+    ignore: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def cells(self, column: str) -> list[Any]:
+        """The cells of a column."""
+        return self.table.columns[column]
+
+    def note(self, text: str) -> None:
+        """Keeps a note."""
+        self.notes.append(text)
+
+    def line(self, row: int) -> int:
+        """What messages call a row."""
+        return self.table.lines[row]
+
+    def refuse(self, column: str, row: int, must: str, then: str, cell: Any = None) -> UserError:
+        """The mistake of one cell, as a sentence."""
+        shown = self.cells(column)[row] if cell is None else cell
+        return refuse_cell(self.table.path, column, self.line(row), shown, must, then)
+
+    def gone(self, cell: Any) -> bool:
+        """Whether a cell of texts is missing: empty, or a text that was said to mean it."""
+        return cell is None or (isinstance(cell, str) and (not cell.strip() or cell.strip() in self.missing))
