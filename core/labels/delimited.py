@@ -16,8 +16,8 @@ from typing import IO, Any
 from ..errors import UserError
 from ..files import check_regular, few, most_unpacked
 from ..work import progress
+from .columns import OnError, Table, find_columns, kind_of_name
 from .rows import encoding_of
-from .table import OnError, Table, find_columns, kind_of_name
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLOCK = 1 << 15

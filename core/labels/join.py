@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..files import few
 from .cells import shown, text_of
-from .table import Table
+from .columns import Table
 
 
 @dataclass(frozen=True)

@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..files import check_regular, few
+from . import delimited, typed
+from .columns import OnError, Table, kind_of_name
 
 DELIMITED = (".csv", ".tsv", ".tab", ".psv", ".txt")
 ROWS = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 OTHERS = {".xlsx": "a spreadsheet", ".xls": "a spreadsheet", ".ods": "a spreadsheet"}
 
-OnError = Callable[[UserError], None]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of a table.
-
-    Args:
-        path: the file.
-        columns: those that were asked for, all equally long. Cells of CSV files are texts as they stand there; None is
-            an empty cell. JSON and Parquet bring numbers, bools and lists too.
-        lines: what messages call each row: the number of the row, from 1, without the header; the line of JSON lines.
-        names: all columns of the file.
-        notes: which of several readings was taken.
-    """
-
-    path: Path
-    columns: dict[str, list[Any]]
-    lines: Sequence[int]
-    names: list[str]
-    notes: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def where(self, row: int) -> str:
-        """How a message calls a row."""
-        return f"row {self.lines[row]:,} of '{self.path}'"
-
-    def beside(self, name: str) -> Path:
-        """The path that a cell names: one that is not absolute lies beside the table."""
-        return self.path.parent / Path(name).expanduser()
-
-    def take(self, rows: Sequence[int]) -> Table:
-        """The same table with these rows alone, in this order."""
-        columns = {name: [cells[i] for i in rows] for name, cells in self.columns.items()}
-        return Table(self.path, columns, [self.lines[i] for i in rows], self.names, self.notes)
-
 
 def is_table(path: str | Path) -> bool:
     """Whether the name of a file is that of a table; .txt and .json may be something else and are none here."""
     ending = kind_of_name(path)
     return ending in (*DELIMITED, *ROWS, *PARQUET) and ending not in (".txt", ".json")
-
-
-def kind_of_name(path: str | Path) -> str:
-    """The ending of a name in lower case, without .gz."""
-    name = Path(path).name.lower()
-    return Path(name.removesuffix(".gz")).suffix
 
 
 def read_table(path: str | Path, columns: Sequence[str] = (), on_error: OnError | None = None) -> Table:
@@ -85,13 +41,9 @@ def read_table(path: str | Path, columns: Sequence[str] = (), on_error: OnError 
         raise UserError(f"'{path}' is {what}, but must be CSV, TSV, JSON lines or Parquet; save it as CSV.")
     if not path.stat().st_size:
         raise UserError(f"'{path}' is empty; give a table whose first line names its columns.")
-    if ending in DELIMITED:
-        from .delimited import read
-    elif ending in ROWS:
-        from .typed import read_rows as read
-    elif ending in PARQUET:
-        from .typed import read_parquet as read
-    else:
+    readers = {DELIMITED: delimited.read, ROWS: typed.read_rows, PARQUET: typed.read_parquet}
+    read = next((reader for endings, reader in readers.items() if ending in endings), None)
+    if read is None:
         raise UserError(
             f"'{path}' ends in '{ending}', but must end in one of {', '.join((*DELIMITED, *ROWS, *PARQUET))} "
             "(.gz may stand behind); rename it."
@@ -100,25 +52,3 @@ def read_table(path: str | Path, columns: Sequence[str] = (), on_error: OnError 
     if not len(table):
         raise UserError(f"'{path}' holds no rows, only {few(table.names) or 'nothing'}; give a table with rows.")
     return table
-
-
-def find_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Where the columns stand among `names`.
-
-    Raises:
-        UserError: one is not there, or stands there twice.
-    """
-    found = []
-    for column in columns:
-        places = [i for i, name in enumerate(names) if name == column]
-        if not places:
-            there = few([f"'{name}'" for name in names], 12) or "none"
-            raise UserError(
-                f"'{path}' has no column '{column}'{nearest(column, [n for n in names if n])}; its columns are {there}."
-            )
-        if len(places) > 1:
-            raise UserError(
-                f"'{path}' has {len(places)} columns that are called '{column}'; rename all but one in its first line."
-            )
-        found.append(places[0])
-    return found

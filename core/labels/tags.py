@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +14,7 @@ from ..files import few
 from .cells import natural, number, shown, text_of
 from .classes import IGNORED, finder
 from .guess import MOST_STEPS, parsed_list
-from .table import Table
 from .wanted import Wanted
-
-if TYPE_CHECKING:
-    from .targets import Target
 
 MOST_TAGS = 10_000
 """Different labels of tokens."""
@@ -157,29 +152,3 @@ def _check(wanted: Wanted, names: list[str]) -> None:
             f"'{column}' of '{path}' has {len(names):,} different labels of tokens, but at most {MOST_TAGS:,} are "
             "learned; name another column."
         )
-
-
-def match_lengths(
-    target: Target, lengths: Sequence[int], table: Table, unit: str = "tokens"
-) -> tuple[Target, list[tuple[int, UserError]]]:
-    """Compares the number of labels in each row with the number of its tokens.
-
-    Args:
-        target: of the kind tag.
-        lengths: tokens of each row's input.
-        table: which the rows are of.
-        unit: what a token is: "residues", "words".
-
-    Returns:
-        The target without the labels of rows where the numbers differ, and for each of these its place and a sentence.
-    """
-    assert isinstance(target.values, list)
-    values, wrong = list(target.values), []
-    for i, (labels, length) in enumerate(zip(target.values, lengths, strict=True)):
-        if len(labels) and len(labels) != length:
-            wrong.append((i, UserError(
-                f"'{target.columns[0]}' in {table.where(i)} has {len(labels):,} labels, but its input has {length:,} "
-                f"{unit}, and each needs one label; mend the row."
-            )))  # fmt: skip
-            values[i] = values[i][:0]
-    return replace(target, values=values), wrong

@@ -11,10 +11,10 @@ from ..errors import UserError, nearest
 from ..files import few
 from .cells import Numbers, Texts, numbers_of, texts_of
 from .classes import IGNORED, code_classes
+from .columns import Table
 from .guess import KIND, KINDS, guess_one, guess_several
 from .labelsets import code_columns, code_sets
 from .quantities import code_numbers
-from .table import Table
 from .tags import code_tags
 from .wanted import Wanted
 
@@ -175,3 +175,29 @@ def _checked(wanted: Wanted, target: Target) -> Target:
     if absent:
         wanted.note(f"{absent:,} of {len(target.missing):,} rows have no target")
     return replace(target, notes=tuple(wanted.notes))
+
+
+def match_lengths(
+    target: Target, lengths: Sequence[int], table: Table, unit: str = "tokens"
+) -> tuple[Target, list[tuple[int, UserError]]]:
+    """Compares the number of labels in each row with the number of its tokens.
+
+    Args:
+        target: of the kind tag.
+        lengths: tokens of each row's input.
+        table: which the rows are of.
+        unit: what a token is: "residues", "words".
+
+    Returns:
+        The target without the labels of rows where the numbers differ, and for each of these its place and a sentence.
+    """
+    assert isinstance(target.values, list)
+    values, wrong = list(target.values), []
+    for i, (labels, length) in enumerate(zip(target.values, lengths, strict=True)):
+        if len(labels) and len(labels) != length:
+            wrong.append((i, UserError(
+                f"'{target.columns[0]}' in {table.where(i)} has {len(labels):,} labels, but its input has {length:,} "
+                f"{unit}, and each needs one label; mend the row."
+            )))  # fmt: skip
+            values[i] = values[i][:0]
+    return replace(target, values=values), wrong

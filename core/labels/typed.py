@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import UserError
 from ..files import check_regular, parsing
 from ..work import progress
+from .columns import OnError, Table, find_columns
 from .delimited import Cells
 from .rows import rows
-from .table import OnError, Table, find_columns
 
 
 def read_rows(path: Path, columns: list[str], on_error: OnError | None) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from .cells import refuse_cell
-from .table import Table
+from .columns import Table
 
 
 @dataclass

@@ -13,8 +13,7 @@ from triune.core import losses
 from triune.core.errors import UserError
 from triune.core.labels.classes import IGNORED
 from triune.core.labels.table import Table, read_table
-from triune.core.labels.tags import match_lengths
-from triune.core.labels.targets import Target, infer
+from triune.core.labels.targets import Target, infer, match_lengths
 
 
 def made(**columns: list[Any]) -> Table:
