@@ -27,8 +27,9 @@ QUESTIONS = {
 ONLY: dict[str, tuple[str, ...]] = {
     "effects": ("heads",), "how": ("heads", "ablate"), "parts": ("ablate",), "top": ("ablate",), "by": ("ablate",),
     "controls": ("ablate",), "measure": ("heads", "ablate"), "where": ("patch",), "path": ("patch",),
-    "edges": ("ablate",), "answer": ("patch", "depth"), "against": ("patch", "depth"), "head": ("attention",),
-    "query": ("attention",), "group": ("attention",), "budget": ("heads", "ablate", "patch", "attention"),
+    "prompts": ("heads", "ablate"), "edges": ("ablate",), "answer": ("patch", "depth"), "against": ("patch", "depth"),
+    "head": ("attention",), "query": ("attention",), "group": ("attention",),
+    "budget": ("heads", "ablate", "patch", "attention"),
 }  # fmt: skip
 """Questions that have an option."""
 
@@ -77,6 +78,11 @@ def parser(question: str) -> argparse.ArgumentParser:
             "help": "what takes the place of what is left out (default: its mean over the input)",
         },
         "parts": {"help": "heads (LAYER.HEAD), neurons (LAYER.hidden:NUMBER), branches (LAYER.attn_out), with commas"},
+        "prompts": {
+            "choices": ("repetition", "recursion", "centre"),
+            "help": "for text: measure the label of few-shot patterns of letters (ABAB, ABBB, ABCBA) instead; heads "
+            "are scored on random tokens that repeat",
+        },
         "edges": {
             "metavar": "RULE", "help": "cut edges instead: a score that `heads` prints (previous, induction, …), or a "
             "list such as 7>3,8>* (query>key, counted from 0); in all heads, or in the heads of --parts",
@@ -152,8 +158,9 @@ def main(args: list[str]) -> int:
         return 0
     _check_together(question, options)
     options.question = question
-    if not hasattr(options, "measure"):
-        options.measure = None
+    for name in ("measure", "prompts"):
+        if not hasattr(options, name):
+            setattr(options, name, None)
     subject = named(task_of(options.model).lens)(options.model, options.input, options)
     _write(_asked(question, subject, options), files)
     return 0
@@ -162,7 +169,7 @@ def main(args: list[str]) -> int:
 def _check_together(question: str, options: argparse.Namespace) -> None:
     """Raises UserError for options of which one leaves the other without an effect."""
     pairs = {
-        "ablate": [("parts", "top"), ("parts", "by"), ("edges", "top"), ("edges", "by")],
+        "ablate": [("parts", "top"), ("parts", "by"), ("edges", "top"), ("edges", "by"), ("edges", "prompts")],
         "patch": [("path", "where")],
         "heads": [],
     }

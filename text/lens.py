@@ -225,6 +225,15 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> TextSubject:
     model.eval()
     config = model.config.transformer
     about = [f"{name}: {config.depth} layers of {config.heads} heads, width {config.dim}"]
+    if options.prompts:
+        from .fewshot import few_shot
+
+        if inputs:
+            raise UserError("--prompts make texts, but a text is given as well; leave one out.")
+        wanted, options.measure = options.measure, None
+        scored = _repeats(model, tokenizer, about, options)
+        options.measure = wanted
+        return few_shot(model, tokenizer, options.prompts, scored, options)
     if not inputs:
         return _repeats(model, tokenizer, about, options)
     texts = [_text(word, about) for word in inputs]

@@ -15,7 +15,8 @@ from ..core.errors import UserError
 from ..core.lens.decode import Direct, depth_lens, direct
 from ..core.lens.effects import Scope, hidden_tokens, layer_weights
 from ..core.lens.scores import Pattern
-from ..core.subject import Contrast, Depths, Subject, Table
+from ..core.subject import Contrast, Depths, Square, Subject, Table
+from ..core.work import progress
 
 MOST = 256
 """Images at most."""
@@ -143,7 +144,37 @@ class ImageSubject(Subject):
 
     def passes(self, scope: Scope) -> int:
         rows, columns = self.grid or (1, 1)
-        return len(self.labels) - 1 if scope is not None else min(256, rows * columns)
+        if scope is not None:
+            return len(self.labels) - 1
+        places = min(256, rows * columns)
+        return places if len(self.images) < 2 or not self.names else places + len(self.images) * (places + 12)
+
+    @torch.no_grad()
+    def maps(self) -> tuple[list[Table], list[Square]]:
+        """Of several images, how far the rollout agrees with the effects, and what hiding by either costs."""
+        from .evaluate.explain import explain
+
+        if len(self.images) < 2 or not self.names:
+            return [], []
+        model: Any = self.model
+        with progress("explaining images", len(self.images), "images") as step:
+            found = []
+            for image in self.images:
+                found.append(explain(model, image, temperature=self.temperature))
+                step(1)
+        r = torch.tensor([one.correlation for one in found], dtype=torch.float64)
+        r = r[~r.isnan()]
+        self.extra["correlations"] = r.tolist()
+        rows: list[list[Any]] = []
+        if len(r):
+            low, middle, high = r.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=r.dtype)).tolist()
+            rows.append(["rank correlation of rollout and effect", middle, low, high])
+        for name in ("rollout", "effect", "random"):
+            lost = torch.tensor([one.deleted[name] for one in found], dtype=torch.float64)
+            low, middle, high = lost.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=lost.dtype)).tolist()
+            rows.append([f"nats lost by hiding a fifth of the patches, by {name}", middle, low, high])
+        columns = ["", "median", "lower quarter", "upper quarter"]
+        return [Table(f"Weights and effects over {len(found)} images", columns, rows)], []
 
     def depths(self) -> Depths:
         model: Any = self.model
@@ -241,6 +272,8 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> ImageSubject
     """
     from .classify import Classifier, collect, open_model
 
+    if options.prompts:
+        raise UserError("--prompts are for language models of text, but this is a model of images; leave them out.")
     if options.structure or options.chain:
         raise UserError("--structure and --chain are for proteins, but this is a model of images; leave them out.")
     if not inputs:

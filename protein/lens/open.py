@@ -27,6 +27,8 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> Subject:
     Raises:
         UserError: there is no such model, a file holds no chain, or a structure does not match.
     """
+    if options.prompts:
+        raise UserError("--prompts are for language models of text, but this is a model of proteins; leave them out.")
     path = Path(name).expanduser()
     folder = model_folder(path, "protein") if path.is_dir() and not (path / "config.json").is_file() else None
     if folder is None and (path / "config.json").is_file():

@@ -13,6 +13,7 @@ from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.lens.edit import lens
 from triune.lens.command import main as lens_main
+from triune.text.fewshot import LABELS, PATTERNS, prompts
 from triune.text.model import LanguageModel, LanguageModelConfig
 from triune.text.tokenizer import Tokenizer
 
@@ -144,6 +145,29 @@ def test_edges_by_rule_and_by_list(folder: Path) -> None:
     listed[4, 2] = listed[5] = True
     with lens(model, cut={0: listed, 1: listed}):
         assert found["sets"][0]["without"] == pytest.approx(log_p(model, ids), abs=1e-6)
+
+
+def test_labels_of_few_shot_patterns(tmp_path: Path) -> None:
+    for name, shape in PATTERNS.items():
+        for text, right in prompts(shape, seed=1):
+            *examples, last = text.split("\n")
+            for line, kind in [*((line, LABELS.index(line.partition(":")[2])) for line in examples), (last, right)]:
+                letters = line.partition(":")[0].split(" ")
+                same = [letters[i] == letters[j] for i in range(len(shape)) for j in range(i)]
+                assert same == [kind == 0 and shape[i] == shape[j] for i in range(len(shape)) for j in range(i)], name
+    tokenizer = Tokenizer.train_bpe(["A B A B: Foo\nC D E F: Bar\n" * 9], 300)
+    core = TransformerConfig(dim=16, depth=2, heads=2, causal=True, context=256)
+    model = LanguageModel(LanguageModelConfig(tokenizer.vocab_size, core, embedding_std=1.0)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    found = asked(tmp_path / "model", "ablate", "--prompts", "repetition", "--top", "1", "--controls", "1")
+    again = []
+    for text, right in prompts(PATTERNS["repetition"], 0):
+        ids = torch.tensor([tokenizer.beginning + tokenizer.encode(text).tolist()])
+        labels = [tokenizer.encode(label).tolist()[0] for label in LABELS]
+        with torch.no_grad():
+            again.append(int(model(ids)[0, -1, labels].argmax()) == right)
+    assert found["whole"] == pytest.approx(sum(again) / len(again)) and found["measure"] == "accuracy"
 
 
 def test_what_is_hidden_moves_later_places_only(folder: Path) -> None:

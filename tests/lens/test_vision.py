@@ -93,6 +93,17 @@ def test_weights_and_effects_are_those_of_classify(images: list[str], tmp_path: 
     assert found["rank_correlation"] == pytest.approx(expected.correlation, abs=1e-3)
 
 
+def test_agreement_over_many_images(images: list[str], tmp_path: Path) -> None:
+    model = build()
+    table = asked(model, tmp_path, "attention", *images)["tables"][-1]
+    assert table["title"] == "Weights and effects over 3 images"
+    found = [explain(model, image) for image in inputs(model, images)]
+    r = sorted(one.correlation for one in found)
+    assert table["rows"][0][1] == pytest.approx(r[1], abs=1e-6)
+    lost = sorted(one.deleted["rollout"] for one in found)
+    assert table["rows"][1][1] == pytest.approx(lost[1], abs=1e-6)
+
+
 def test_depths_and_patches(images: list[str], tmp_path: Path) -> None:
     model = build()
     found = asked(model, tmp_path, "depth", *images)
