@@ -123,9 +123,9 @@ def percentiles(figures: Figures) -> dict[str, tuple[float, float]]:
 
 
 def ranking(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision `[resamples]` of scores `[examples]` under weights `[resamples, examples]`.
+    """Average precision and AUROC `[resamples]` of scores `[examples]` under weights `[resamples, examples]`.
 
-    Equal to scikit-learn's `roc_auc_score` and `average_precision_score` with `sample_weight`; NaN where one of the two
+    Equal to scikit-learn's `average_precision_score` and `roc_auc_score` with `sample_weight`; NaN where one of the two
     kinds of example has no weight.
     """
     order, starts = _ties(scores)
@@ -141,7 +141,7 @@ def ranking(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tu
         precision[pos == 0] = 0
         average = np.einsum("rn,rn->r", pos, precision) / all_pos
     average[all_neg == 0] = np.nan
-    return auroc, average
+    return average, auroc
 
 
 def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

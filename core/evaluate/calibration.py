@@ -15,6 +15,9 @@ from torch import Tensor
 LEVEL = 0.9
 """The share of examples that an interval is to cover."""
 
+FEWEST = 5
+"""Examples of each kind that a label needs for a calibration of its own."""
+
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature with the lowest negative log-likelihood of `labels` int `[examples]` under `logits` /
@@ -73,6 +76,32 @@ def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
     for fitted, judged in (order, order[::-1]):
         scaled[judged] /= fit_temperature(logits[fitted], labels[fitted])
     return scaled
+
+
+def platt(log_odds: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of log odds `[examples]` with the lowest negative log-likelihood (Platt 1999).
+
+    Targets are smoothed as there: (n⁺ + 1) / (n⁺ + 2) and 1 / (n⁻ + 2). The scale is above 0, so that the order of
+    the examples stays. 1 and 0 with fewer than `FEWEST` examples of either kind, which say too little.
+    """
+    from scipy.optimize import minimize
+
+    positive = positive.astype(bool)
+    yes, no = int(positive.sum()), int((~positive).sum())
+    spread, middle = float(log_odds.std()), float(log_odds.mean())
+    if min(yes, no) < FEWEST or spread == 0:
+        return 1.0, 0.0
+    aims = np.where(positive, (yes + 1) / (yes + 2), 1 / (no + 2))
+    z = (log_odds - middle) / spread
+
+    def nats(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = weights[0] * z + weights[1]
+        wrong = np.exp(-np.logaddexp(0, -odds)) - aims
+        return float((np.logaddexp(0, odds) - aims * odds).mean()), np.array([(wrong * z).mean(), wrong.mean()])
+
+    start = np.array([1.0, float(np.log(yes / no))])
+    found = minimize(nats, start, jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (None, None)], tol=1e-12).x
+    return float(found[0] / spread), float(found[1] - found[0] * middle / spread)
 
 
 def best_threshold(probability: np.ndarray, positive: np.ndarray) -> float:

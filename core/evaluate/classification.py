@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from .bootstrap import Figures, Resamples, mean_defined, percentiles, ranking
-from .judgement import Confusion
-from .reliability import BINS, Reliability, bin_of, equal_width
+from .judgement import Confusion, Panel
+from .reliability import Reliability, equal_width
 
 MOST_RANKED = 20_000_000
 """Examples x classes of which AUROC and average precision are computed; about 3 seconds."""
-RANKED = ("auroc", "average_precision")
+RANKED = ("average_precision", "auroc")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Answers:
     def classes(self) -> int:
         """Classes of the model."""
         return self.log_p.shape[1]
+
+    def versions(self) -> list[tuple[str, np.ndarray]]:
+        """The suffix of the figures and the log probabilities: as trained and, if others, calibrated."""
+        found = [("", self.log_p)]
+        return found if self.calibrated is self.log_p else [*found, ("_calibrated", self.calibrated)]
 
     @cached_property
     def by_class(self) -> dict[str, np.ndarray]:
@@ -71,7 +76,7 @@ def confusion(answers: Answers, names: Sequence[str]) -> Confusion:
 
 
 def classify_metrics(answers: Answers) -> dict[str, float]:
-    """accuracy, balanced_accuracy, macro_f1, auroc, average_precision, nll, brier, ece, and the last three calibrated.
+    """accuracy, balanced_accuracy, macro_f1, average_precision, auroc, nll, brier, ece, and the last three calibrated.
 
     Means over classes are over those that occur in the labels. `auroc` and `average_precision` are of each class
     against the others; left out where no class has both. `brier` is in 0..2. Top-5 accuracy from six classes on.
@@ -79,24 +84,47 @@ def classify_metrics(answers: Answers) -> dict[str, float]:
     from sklearn.metrics import f1_score, recall_score
 
     labels, predicted = answers.labels, answers.predicted
-    present = np.unique(labels)
-    given: dict[str, Any] = {"labels": present, "average": "macro", "zero_division": 0}
-    nats, brier, confidence, right = of_example(answers.log_p, labels, predicted)
-    metrics = {"accuracy": float(right.mean())}
+    given: dict[str, Any] = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    metrics = {"accuracy": float((predicted == labels).mean())}
     if answers.classes > 5:
         metrics["top5"] = float(top(answers, 5).mean())
     metrics["balanced_accuracy"] = float(recall_score(labels, predicted, **given))
     metrics["macro_f1"] = float(f1_score(labels, predicted, **given))
-    metrics |= _means(answers.by_class)
-    ece = equal_width(torch.from_numpy(confidence), torch.from_numpy(right)).error
-    metrics |= {"nll": float(nats.mean()), "brier": float(brier.mean()), "ece": ece}
-    if answers.calibrated is not answers.log_p:
-        nats, brier, confidence, _ = of_example(answers.calibrated, labels, predicted)
+    return metrics | defined_means(answers.by_class) | probability_metrics(answers)
+
+
+def probability_metrics(answers: Answers) -> dict[str, float]:
+    """nll, brier and ece, as trained and calibrated."""
+    metrics = {}
+    for name, log_p in answers.versions():
+        nats, brier, confidence, right = of_example(log_p, answers.labels, answers.predicted)
         ece = equal_width(torch.from_numpy(confidence), torch.from_numpy(right)).error
-        metrics |= {
-            "nll_calibrated": float(nats.mean()), "brier_calibrated": float(brier.mean()), "ece_calibrated": ece
-        }  # fmt: skip
+        metrics |= {f"nll{name}": float(nats.mean()), f"brier{name}": float(brier.mean()), f"ece{name}": ece}
     return metrics
+
+
+def probability_parts(answers: Answers) -> tuple[np.ndarray, Callable[[np.ndarray, np.ndarray], Figures]]:
+    """What each example adds to nll and brier, `[examples, columns]`, and these figures from sums `[resamples,
+    columns]` and the number of examples `[resamples]`.
+
+    The calibration error has no percentile interval: drawing examples twice adds noise to every bin, so that most
+    resamples have a larger error than the examples.
+    """
+    each = [of_example(log_p, answers.labels, answers.predicted)[:2] for _, log_p in answers.versions()]
+
+    def figures(sums: np.ndarray, total: np.ndarray) -> Figures:
+        names = [f"{figure}{suffix}" for suffix, _ in answers.versions() for figure in ("nll", "brier")]
+        return {name: sums[:, column] / total for column, name in enumerate(names)}
+
+    return np.column_stack([column for pair in each for column in pair]), figures
+
+
+def panels(answers: Answers, metrics: dict[str, float]) -> list[Panel]:
+    """The halves of the reliability diagram."""
+    return [
+        Panel(title, reliability(log_p, answers.labels, answers.predicted), metrics[f"nll{name}"])
+        for title, (name, log_p) in zip(("as trained", "calibrated"), answers.versions())
+    ]
 
 
 def top(answers: Answers, most: int) -> np.ndarray:
@@ -106,7 +134,11 @@ def top(answers: Answers, most: int) -> np.ndarray:
 
 
 def margins(log_p: np.ndarray) -> np.ndarray:
-    """Log odds of each class, which rank as its probability does but do not round to ties near 1."""
+    """Log odds of each class, which rank as its probability does but do not tie near 1.
+
+    Rounded to 1e-9, far below what 32-bit outputs can say, so that the same logits in another order of the classes do
+    tie: the last digit of their sum depends on the order.
+    """
     rows, best = np.arange(len(log_p)), log_p.argmax(axis=1)
     others = log_p.copy()
     others[rows, best] = -np.inf
@@ -114,7 +146,7 @@ def margins(log_p: np.ndarray) -> np.ndarray:
         rest = np.log(-np.expm1(log_p))
     # Of the likeliest class the rest is the sum of the others: 1 - p would be rounded away near certainty.
     rest[rows, best] = np.logaddexp.reduce(others, axis=1)
-    return log_p - rest
+    return np.round(log_p - rest, 9)
 
 
 def ranked(scores: np.ndarray, positive: np.ndarray, real: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -138,51 +170,39 @@ def ranked(scores: np.ndarray, positive: np.ndarray, real: np.ndarray | None = N
     return found
 
 
-def _means(ranked: dict[str, np.ndarray]) -> dict[str, float]:
+def defined_means(ranked: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each figure over the columns that define it; left out where none does."""
     means = {name: float(mean_defined(values, 0)) for name, values in ranked.items()}
     return {name: value for name, value in means.items() if np.isfinite(value)}
 
 
 def classify_intervals(answers: Answers, resamples: Resamples) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `classify_metrics`."""
+    """95 % intervals of `classify_metrics`, but for the calibration error."""
     from scipy import sparse
 
     labels, predicted, classes = answers.labels, answers.predicted, answers.classes
     count, rows = len(labels), np.arange(len(labels))
-    columns, names = [], []
-    for name, log_p in (("", answers.log_p), ("_calibrated", answers.calibrated)):
-        nats, brier, confidence, right = of_example(log_p, labels, predicted)
-        gaps = np.zeros((count, BINS))
-        gaps[rows, bin_of(torch.from_numpy(confidence)).numpy()] = confidence - right
-        columns += [nats, brier, *gaps.T]
-        names.append(name)
-        if answers.calibrated is answers.log_p:
-            break
-    right = predicted == labels
-    dense = np.stack([np.ones(count), right, *([top(answers, 5)] if classes > 5 else []), *columns], axis=1)
-    hot = [
-        sparse.csr_matrix((w, (rows, c)), (count, classes))
-        for w, c in ((right * 1.0, labels), (np.ones(count), labels), (np.ones(count), predicted))
-    ]
+    right, (parts, probabilities) = predicted == labels, probability_parts(answers)
+    dense = np.column_stack([np.ones(count), right, top(answers, min(5, classes)), parts])
+    ones = np.ones(count)
+    hits, true, named = (
+        sparse.csr_matrix((values, (rows, column)), (count, classes))
+        for values, column in ((right.astype(np.float64), labels), (ones, labels), (ones, predicted))
+    )
 
     def figures(sums: np.ndarray) -> Figures:
-        total, found, at = sums[:, 0], {"accuracy": sums[:, 1] / sums[:, 0]}, 2
-        if classes > 5:
-            found["top5"], at = sums[:, 2] / total, 3
-        for name in names:
-            nats, brier, gaps = sums[:, at], sums[:, at + 1], sums[:, at + 2 : at + 2 + BINS]
-            found |= {f"nll{name}": nats / total, f"brier{name}": brier / total}
-            found[f"ece{name}"] = np.abs(gaps).sum(axis=1) / total
-            at += 2 + BINS
-        hits, true, named = (sums[:, at + i * classes : at + (i + 1) * classes] for i in range(3))
+        total, width = sums[:, 0], dense.shape[1]
+        found = {"accuracy": sums[:, 1] / total} | ({"top5": sums[:, 2] / total} if classes > 5 else {})
+        found |= probabilities(sums[:, 3:width], total)
+        hits, true, named = (sums[:, width + i * classes : width + (i + 1) * classes] for i in range(3))
         with np.errstate(invalid="ignore", divide="ignore"):
             found["balanced_accuracy"] = mean_defined(hits / true)
             found["macro_f1"] = mean_defined(np.where(true > 0, 2 * hits / (true + named), np.nan))
         return found
 
-    found = resamples.of_sums(sparse.hstack([sparse.csr_matrix(dense), *hot]).tocsr(), figures)
-    scores, positive = margins(answers.log_p), labels[:, None] == np.arange(classes)
-    found |= ranked_resamples(scores, positive, None, resamples)
+    found = resamples.of_sums(sparse.hstack([sparse.csr_matrix(dense), hits, true, named]).tocsr(), figures)
+    if answers.by_class:
+        found |= ranked_resamples(margins(answers.log_p), labels[:, None] == np.arange(classes), None, resamples)
     return percentiles(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,11 +61,17 @@ class Panel:
         title: what was judged, such as "as trained".
         bins: confidence and accuracy.
         nll: mean negative log-likelihood, nats.
+        share, point, probability: what stands beside the axes and points.
+        counted: what the bins hold; empty for examples.
     """
 
     title: str
     bins: Reliability
     nll: float
+    share: str = "share that is right"
+    point: str = "accuracy"
+    probability: str = "confidence"
+    counted: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,13 +156,24 @@ def shown(value: Any) -> str:
         return value if len(value) <= 40 else f"{value[:26]}…{value[-13:]}"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
+    value = 0.0 if abs(value) < 1e-9 else value  # what sums of floating point leave of nothing
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.4g}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines with the first column to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(_cells(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def padded(cell: str, width: int, left: bool) -> str:
+        space = " " * (width - _cells(cell))
+        return cell + space if left else space + cell
+
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        "  ".join(padded(cell, width, not at) for at, (cell, width) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     ]
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal that a text takes: Chinese, Japanese and Korean characters take two, accents none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -203,7 +203,7 @@ def kept(
     Raises:
         UserError: shapes disagree, nothing is left, or an output is not finite.
     """
-    targets = torch.as_tensor(targets).detach().cpu()
+    targets = as_tensor(targets)
     if outputs.dim() != 2 or targets.shape[:1] != outputs.shape[:1]:
         raise UserError(
             f"Outputs are {tuple(outputs.shape)} and targets {tuple(targets.shape)}, but must be [examples, width] and "
@@ -221,6 +221,11 @@ def kept(
             f"The outputs of {rows} of {len(outputs)} examples are not finite; the model's weights have diverged."
         )
     return outputs, targets[keep], None if groups is None else np.asarray(groups)[keep.numpy()]
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Values of either library as a tensor on the CPU."""
+    return torch.as_tensor(values).detach().cpu()
 
 
 def resampled(count: int, groups: np.ndarray | None, resamples: int) -> Resamples | None:

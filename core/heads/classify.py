@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..evaluate import classification as figures
 from ..evaluate.bootstrap import RESAMPLES
 from ..evaluate.calibration import fit_temperature
-from ..evaluate.judgement import Judgement, Panel
+from ..evaluate.judgement import Judgement
 from ..files import few
 from ..losses import IGNORED
 from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
@@ -135,8 +135,6 @@ class Classify(Head):
         drawn = resampled(len(labels), group, resamples)
         if drawn is None:
             return Judgement(self.kind, len(labels), metrics)
-        temperature = "cross-fitted" if calibration is None else f"{calibration.get('temperature', 1.0):.3g}"
-        panels = [("as trained", answers.log_p, ""), (f"temperature {temperature}", answers.calibrated, "_calibrated")]
         return Judgement(
             self.kind,
             len(labels),
@@ -146,10 +144,7 @@ class Classify(Head):
             figures.class_rows(answers, self.spec.names),
             [drawn.said(), *absent(answers.labels, self.spec.names)],
             figures.confusion(answers, self.spec.names),
-            [
-                Panel(title, figures.reliability(p, answers.labels, answers.predicted), metrics[f"nll{name}"])
-                for title, p, name in panels
-            ],
+            figures.panels(answers, metrics),
         )
 
     def _baseline(self, labels: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 from ..errors import UserError, nearest
 from .base import Head, HeadSpec, Labelled
 from .classify import Classify
+from .multilabel import Multilabel
+from .ordinal import Ordinal
 from .regress import Regress
+from .tag import Tag
 
 HEADS: dict[str, type[Head]] = {}
 Kind = TypeVar("Kind", bound=type[Head])
@@ -20,7 +23,7 @@ def register(head: Kind) -> Kind:
     return head
 
 
-for _head in (Classify, Regress):
+for _head in (Classify, Multilabel, Regress, Ordinal, Tag):
     register(_head)
 
 

@@ -18,7 +18,7 @@ from ..evaluate import regression as figures
 from ..evaluate.bootstrap import RESAMPLES, percentiles
 from ..evaluate.calibration import LEVEL, conformal
 from ..evaluate.judgement import Judgement
-from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
+from .base import Arrays, Head, HeadSpec, Labelled, Monitor, as_tensor, kept, resampled
 from .losses import Sums, absolute, at_least_float32, gaussian, pinball, squared
 
 LEVELS = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
@@ -154,22 +154,24 @@ class Regress(Head):
 
     def answers(self, outputs: Tensor, calibration: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Values and ends of intervals in standard deviations, float64 `[..., targets]`; no ends of a point without
-        calibration. NaN where a target has too few validation rows for a margin.
+        calibration. A target with too few validation rows for a margin has the interval that the model gives, or NaN.
         """
-        split, margins = self.split(outputs.double()), calibration.get("margin")
-        given = [float("nan") if margin is None else margin for margin in margins or []]
+        split, margins = self.split(outputs.double()), calibration.get("margin") or [None] * self.targets
+        unfitted = {"point": math.nan, "gaussian": HALF, "quantile": 0.0}[self.options.distribution]
+        given = [unfitted if margin is None else margin for margin in margins]
         margin = torch.tensor(given, dtype=torch.float64, device=outputs.device)
         if self.options.distribution == "quantile":
             low, value, high = split.unbind(-1)
-            if margins:
-                # A negative margin may not turn the interval over.
-                low, high = torch.minimum(low - margin, value), torch.maximum(high + margin, value)
-            return value, low, high
+            # A negative margin may not turn the interval over.
+            return value, torch.minimum(low - margin, value), torch.maximum(high + margin, value)
         value = split[..., 0]
         if self.options.distribution == "gaussian":
-            half = torch.exp(split[..., 1] / 2) * (margin if margins else HALF)
-            return value, value - half, value + half
-        return (value, value - margin, value + margin) if margins else (value, None, None)
+            half = torch.exp(split[..., 1] / 2) * margin
+        else:
+            if margin.isnan().all():
+                return value, None, None
+            half = margin
+        return value, value - half, value + half
 
     def unit(self, values: Tensor) -> np.ndarray:
         """Standard deviations `[..., targets]` in the targets' own unit."""
@@ -188,8 +190,8 @@ class Regress(Head):
 
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
         """margin: one for each target, None for one with too few validation rows."""
-        outputs, targets, _ = self._kept(outputs, targets)
-        split, aims = self.split(outputs), self.standard(targets)
+        outputs, values, _ = self._kept(outputs, targets)
+        split, aims = self.split(outputs), self.standard(values)
         if self.options.distribution == "quantile":
             scores = torch.maximum(split[..., 0] - aims, aims - split[..., 2])
         else:
@@ -213,8 +215,10 @@ class Regress(Head):
         low, high = (torch.full_like(values, math.nan) for _ in range(2))
         for rows, fitted in self.parts(outputs, targets, calibration, group):
             _, a, b = self.answers(outputs[rows], fitted)
-            if fitted and a is not None and b is not None:
-                low[rows], high[rows] = a, b
+            if a is None or b is None:
+                continue
+            known = torch.tensor([margin is not None for margin in fitted.get("margin") or [None] * self.targets])
+            low[rows], high[rows] = torch.where(known, a, math.nan), torch.where(known, b, math.nan)
         ends = {"": (raw[0], raw[1]), "_calibrated": (low, high)}
         each = [self._numbers(t, outputs, targets, values, ends) for t in range(self.targets)]
         each = [numbers for numbers in each if len(numbers.true)]
@@ -273,7 +277,7 @@ class Regress(Head):
         return [f"No example has the target {name!r}." for name in missing]
 
     def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
-        targets = self.shaped(outputs, torch.as_tensor(targets).detach().cpu()).double()
+        targets = self.shaped(outputs, as_tensor(targets)).double()
         if targets.dim() == 2 and targets.shape[1] != self.targets:
             raise UserError(f"There are {targets.shape[1]} columns of targets, but the head has {self.targets}.")
         return kept(outputs, targets, lambda t: ~t.isnan().all(dim=1), groups)

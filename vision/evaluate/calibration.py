@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...core.checkpoints.native import CONFIG
 from ...core.errors import UserError
+from ...core.evaluate.calibration import cross_fitted, fit_temperature
 from ...core.files import write_json
 from ..model import VisionTransformer
 from .metrics import Judgement, checked, judge
@@ -60,47 +60,6 @@ def calibrate(logits: Tensor, labels: Tensor, class_names: Sequence[str], seed: 
         before=judge(logits, labels, class_names),
         after=judge(cross_fitted(logits, labels, seed), labels, class_names),
     )
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with the lowest negative log-likelihood of `labels` int `[examples]` under `logits` /
-    temperature.
-
-    The likelihood is concave in b = 1 / temperature, so its slope has one root, which bisection cannot miss:
-
-        slope(b) = mean over examples of  Σ softmax(b·z)·z  -  target·z
-
-    Targets are smoothed as if 1 of n + 2 examples had a random label (Platt 1999), or a set without any mistake would
-    be fitted best by a temperature of 0, that is, by certainty.
-    """
-    z = logits.double() - logits.double().mean(dim=1, keepdim=True)
-    # Centred logits: the random part of the target is then 0.
-    wanted = z.gather(1, labels[:, None]).mean() * (1 - 1 / (len(labels) + 2))
-
-    def slope(temperature: float) -> float:
-        return float(((z / temperature).softmax(dim=1) * z).sum(dim=1).mean() - wanted)
-
-    # Between near certainty and near uniformity, whatever the size of the logits.
-    low, high = float(z.std()) / 1e4, float(z.std()) * 1e4
-    if high == 0:
-        return 1.0  # the model says nothing: all classes are equal at every temperature
-    while high / low > 1 + 1e-6:
-        middle = (low * high) ** 0.5
-        # Too sure of itself on average at this temperature: heat.
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return (low * high) ** 0.5
-
-
-def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    """Logits scaled so that each half gets the temperature fitted on the other. `[examples, classes]` -> the same."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    halves = order[::2], order[1::2]
-    scaled = logits.clone()
-    if len(halves[1]) == 0:
-        return scaled
-    for fitted, judged in (halves, halves[::-1]):
-        scaled[judged] /= fit_temperature(logits[fitted], labels[fitted])
-    return scaled
 
 
 def store_temperature(folder: str | os.PathLike[str], temperature: float) -> None:

@@ -12,33 +12,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.evaluate.judgement import Confusion
+from ...core.evaluate.reliability import Reliability, equal_mass, equal_width
 from ...core.losses import IGNORED
-
-BINS = 15
-"""Confidence bins of the calibration error, as in Guo et al. 2017."""
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence against accuracy, by bins of the confidence (the probability of the predicted class).
-
-    Args:
-        counts: examples in each bin, int `[bins]`.
-        confidence: their mean confidence, float `[bins]`; 0 in an empty bin.
-        accuracy: the share of them that is right, float `[bins]`; 0 in an empty bin.
-    """
-
-    counts: Tensor
-    confidence: Tensor
-    accuracy: Tensor
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: the mean distance of confidence and accuracy, in 0..1 (Guo et al. 2017, eq.
-        3).
-        """
-        gaps = (self.confidence - self.accuracy).abs()
-        return float((self.counts * gaps).sum() / self.counts.sum())
 
 
 @dataclass(frozen=True)
@@ -53,7 +29,7 @@ class Judgement:
         balanced: mean of the accuracies of the classes that have examples.
         nll: mean negative log-likelihood of the right class, nats.
         brier: mean over examples of the squared distance between probabilities and the one-hot label, in 0..2.
-        ece: expected calibration error over `BINS` equal-width bins, in 0..1.
+        ece: expected calibration error over 15 equal-width bins, in 0..1.
         adaptive_ece: the same over bins of equally many examples (Nixon et al. 2019), which does not hide a crowd in
             one bin.
         confusion: examples of each true class (rows) by predicted class (columns), int `[classes, classes]`.
@@ -76,16 +52,11 @@ class Judgement:
     @property
     def per_class(self) -> dict[str, float | None]:
         """Accuracy of each class; None for a class without examples."""
-        right, total = self.confusion.diagonal().tolist(), self.confusion.sum(dim=1).tolist()
-        return {name: r / t if t else None for name, r, t in zip(self.class_names, right, total)}
+        return dict(zip(self.class_names, Confusion(self.class_names, self.confusion.numpy()).recalls))
 
     def confusions(self, most: int = 5) -> list[tuple[str, str, int]]:
         """The most frequent mistakes: `(true class, predicted class, examples)`, the most frequent first."""
-        wrong = self.confusion.clone().fill_diagonal_(0).flatten()
-        counts, where = wrong.topk(min(most, len(wrong)))
-        names, classes = self.class_names, len(self.class_names)
-        pairs = zip(where.tolist(), counts.tolist())
-        return [(names[i // classes], names[i % classes], count) for i, count in pairs if count]
+        return Confusion(self.class_names, self.confusion.numpy()).mistakes(most)
 
     def to_summary(self) -> dict[str, float]:
         """The figures of `summary.json`."""
@@ -163,27 +134,3 @@ def checked(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tenso
             f"The logits of {rows} of {len(labels)} images are not finite; the model's weights have diverged."
         )
     return logits, labels
-
-
-def equal_width(confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliability:
-    """Bins ((b-1)/bins, b/bins]. torchmetrics gives confidences of exactly 1 a bin of their own, which Guo et al. do
-    not.
-    """
-    return _binned((confidence * bins).ceil().long().clamp(1, bins) - 1, confidence, right, bins)
-
-
-def equal_mass(confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliability:
-    """Bins with equally many examples, by rank of the confidence."""
-    rank = torch.empty_like(confidence, dtype=torch.long)
-    rank[confidence.argsort(stable=True)] = torch.arange(len(confidence))
-    return _binned(rank * bins // len(confidence), confidence, right, bins)
-
-
-def _binned(index: Tensor, confidence: Tensor, right: Tensor, bins: int) -> Reliability:
-    counts = torch.bincount(index, minlength=bins)
-    held = counts.clamp(min=1)
-    return Reliability(
-        counts,
-        torch.bincount(index, confidence, minlength=bins) / held,
-        torch.bincount(index, right, minlength=bins) / held,
-    )

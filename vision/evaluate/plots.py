@@ -9,174 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ...core.canvas import BLUE, GREEN, GREY, PALE, RED, clip, counted, figure, fitted, plain, save
+from ...core.canvas import BLUE, GREY, PALE, RED, counted, figure, fitted, plain, save
+from ...core.evaluate.confusion import confusion_matrix as core_confusion_matrix
+from ...core.evaluate.confusion import headline
+from ...core.evaluate.diagram import reliability_diagram as core_reliability_diagram
+from ...core.evaluate.judgement import Confusion, Panel
 from .calibration import Calibration
-from .metrics import BINS, IGNORED, Judgement
+from .metrics import IGNORED, Judgement
 
-# --- confusion matrix -------------------------------------------------------------------------------------------------
+# --- what a classification is drawn as --------------------------------------------------------------------------------
 
 
 def confusion_matrix(judged: Judgement, target: Path, title: str = "") -> None:
-    """True classes in rows, predicted ones in columns, each row in shares; what is right blue, what is wrong red.
-
-    The accuracy of each class stands beside its row. Up to 20 classes the cells hold numbers of images; with more, the
-    most frequent mistakes are written below.
-    """
-    classes = len(judged.class_names)
-    side = min(13.0, max(3.6, 2.6 + 0.42 * classes))
-    font = max(4.5, min(10.0, 0.8 * 72 * (side - 1.5) / classes))
-    names = fitted(judged.class_names, 24, 3 if classes <= 20 else 1)
-    drawn = figure(side + 2.2, side + (0.5 if classes > 20 else 0.0))
-    grid = drawn.add_gridspec(1, 2, width_ratios=[classes, max(classes * 0.22, 0.9)], wspace=0.01)
-    axes = drawn.add_subplot(grid[0])
-    axes.imshow(_colours(judged.confusion), interpolation="nearest", aspect="auto")
-    _cells(axes, judged, font)
-    small = font * (1.0 if all(name.count("\n") < 2 for name in names) else 0.7)
-    axes.set_xticks(range(classes), names, fontsize=small, rotation=90 if classes > 2 else 0)
-    axes.set_yticks(range(classes), names, fontsize=small)
-    axes.tick_params(length=0)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.spines[:].set_visible(False)
-    if classes > 20 and (worst := judged.confusions(6)):
-        parts = [f"{clip(t, 24)} → {clip(p, 24)} ({n})" for t, p, n in worst]
-        lines = "      ".join(parts[:3]) + "\n" + "      ".join(parts[3:])
-        drawn.supxlabel(f"most frequent mistakes, true → predicted:\n{lines}", fontsize=10, color="#333333")
-    axes.set_title(_headline(judged, title), loc="left", fontsize=11)
-    _recalls(drawn.add_subplot(grid[1], sharey=axes), judged, font)
-    save(drawn, target)
-
-
-def _headline(judged: Judgement, title: str) -> str:
-    head = f"{title}: " if title else ""
-    return f"{head}{judged.top1:.2%} of {judged.count:,} images right"
-
-
-def _colours(confusion: Tensor) -> np.ndarray:
-    """RGB `[classes, classes, 3]`: white for none, towards blue on the diagonal and red off it."""
-    shares = (confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)).numpy()[..., None]
-    right = np.eye(len(shares), dtype=bool)[..., None]
-    # A square root lifts the rare mistakes out of the white; the commonest one is red, but not when it is rare too.
-    largest = max(float(np.where(right, 0, shares).max()), 0.1)
-    strength = np.where(right, shares, np.sqrt(shares / largest))
-    tint = np.where(right, _rgb(BLUE), _rgb(RED))
-    return 1 - strength * (1 - tint)
-
-
-def _rgb(colour: str) -> np.ndarray:
-    from matplotlib.colors import to_rgb
-
-    return np.array(to_rgb(colour))
-
-
-def _cells(axes: Any, judged: Judgement, font: float) -> None:
-    classes = len(judged.class_names)
-    if classes > 20:
-        step = 10
-        for line in range(step, classes, step):
-            axes.axhline(line - 0.5, color="#ececec", linewidth=0.5)
-            axes.axvline(line - 0.5, color="#ececec", linewidth=0.5)
-        return
-    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    totals = judged.confusion.sum(dim=1).clamp(min=1)
-    for row, column in judged.confusion.nonzero().tolist():
-        count = int(judged.confusion[row, column])
-        dark = row == column and count / int(totals[row]) > 0.5
-        axes.text(
-            column, row, f"{count:,}", ha="center", va="center", fontsize=font * (0.9 if count < 10_000 else 0.7),
-            color="white" if dark else "#333333",
-        )  # fmt: skip
-
-
-def _recalls(axes: Any, judged: Judgement, font: float) -> None:
-    """The accuracy of each class, as bars beside the rows, and in numbers beside these."""
-    recalls = [value if value is not None else math.nan for value in judged.per_class.values()]
-    axes.barh(range(len(recalls)), np.nan_to_num(recalls), color=PALE, height=0.8)
-    for row, value in enumerate(recalls):
-        text = "no image" if math.isnan(value) else f"{value:.0%}" if len(recalls) > 20 else f"{value:.1%}"
-        axes.text(1.06, row, text, va="center", fontsize=font * 0.9, color="#333333")
-    axes.set_xlim(0, 2)
-    axes.set_xticks([])
-    axes.tick_params(which="both", left=False, labelleft=False)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("accuracy")
-
-
-# --- reliability diagram ----------------------------------------------------------------------------------------------
+    """The confusion matrix of the core, in numbers of images."""
+    counts = Confusion(judged.class_names, judged.confusion.numpy())
+    core_confusion_matrix(counts, target, headline(counts, "images", title), "images")
 
 
 def reliability_diagram(calibration: Calibration, target: Path, title: str = "") -> None:
-    """Accuracy against confidence, before and after temperature scaling, over a histogram of the confidences.
-
-    The accuracies of a calibrated classifier lie on the diagonal. Whiskers are 95 % intervals (Wilson): a bin with few
-    images says little, however far it is off.
-    """
-    drawn = figure(9.6, 5.2)
-    grid = drawn.add_gridspec(2, 2, height_ratios=[3.2, 1], hspace=0.02)
+    """The reliability diagram of the core, before and after temperature scaling."""
+    before, after = calibration.before, calibration.after
     panels = [
-        ("as trained", calibration.before),
-        (f"temperature {calibration.temperature:.3g}, cross-fitted", calibration.after),
+        Panel("as trained", before.reliability, before.nll),
+        Panel(f"temperature {calibration.temperature:.3g}, cross-fitted", after.reliability, after.nll),
     ]
-    top = max(int(judged.reliability.counts.max()) for _, judged in panels)
-    for column, (name, judged) in enumerate(panels):
-        axes = drawn.add_subplot(grid[0, column])
-        _gaps(axes, judged)
-        axes.set_title(f"{name}: ECE {judged.ece:.2%}, NLL {judged.nll:.3f}", loc="left", fontsize=10)
-        axes.tick_params(labelbottom=False)
-        below = drawn.add_subplot(grid[1, column], sharex=axes)
-        _histogram(below, judged, top)
-        if column == 0:
-            axes.set_ylabel("share that is right")
-            below.set_ylabel("images")
-            drawn.legend(
-                *axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3
-            )
-    drawn.suptitle(_headline(calibration.before, title), x=0.01, ha="left", fontsize=11)
-    save(drawn, target)
-
-
-def _gaps(axes: Any, judged: Judgement) -> None:
-    bins = judged.reliability
-    held = bins.counts > 0
-    n, confidence, accuracy = (x[held].double().numpy() for x in (bins.counts, bins.confidence, bins.accuracy))
-    middle = (torch.arange(BINS)[held].numpy() + 0.5) / BINS
-    width = 0.92 / BINS
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    axes.bar(middle, np.minimum(accuracy, confidence), width, color=PALE)
-    gap = confidence - accuracy
-    axes.bar(middle, gap.clip(min=0), width, bottom=accuracy, color=RED, alpha=0.45, label="too sure")
-    axes.bar(middle, (-gap).clip(min=0), width, bottom=confidence, color=GREEN, alpha=0.45, label="not sure enough")
-    low, high = wilson(accuracy, n)
-    whiskers = [accuracy - low, high - accuracy]
-    axes.errorbar(middle, accuracy, whiskers, fmt="o", color=BLUE, markersize=4, linewidth=1, label="accuracy, 95 %")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    plain(axes)
-
-
-def _histogram(axes: Any, judged: Judgement, top: int) -> None:
-    counts = judged.reliability.counts.numpy()
-    axes.bar((np.arange(BINS) + 0.5) / BINS, counts, 0.92 / BINS, color=BLUE)
-    axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylim(0, top * 2)
-    axes.set_yticks([t for t in (0, 10, 100, 1000, 10_000, 100_000) if t <= top] or [0, top])
-    axes.yaxis.set_major_formatter(counted)
-    axes.minorticks_off()
-    axes.set_xlabel("confidence")
-    plain(axes)
-
-
-def wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of a share of `n` (Wilson 1927), which stays within 0..1 where `share` is 0 or 1."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return np.minimum(middle - half, share), np.maximum(middle + half, share)
+    counts = Confusion(before.class_names, before.confusion.numpy())
+    core_reliability_diagram(panels, target, headline(counts, "images", title), "images")
 
 
 # --- most confident mistakes ------------------------------------------------------------------------------------------

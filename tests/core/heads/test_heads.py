@@ -18,10 +18,16 @@ RNG = np.random.default_rng(0)
 ROWS = 60
 CLASSES = np.array([0, 0, 0, 1, 1, 2] * 10)
 NUMBERS = 1000 + 7 * RNG.normal(size=(ROWS, 2))
+LABELS = np.stack([CLASSES == 0, CLASSES != 1, RNG.random(ROWS) < 0.2], axis=1).astype(np.float32)
 CASES = {
     "classify": ("classify", ["a", "b", "c"], CLASSES, {}),
     "classify balanced": ("classify", ["a", "b", "c"], CLASSES, {"class_weights": "balanced"}),
     "classify focal": ("classify", ["a", "b", "c"], CLASSES, {"focal": 2.0}),
+    "multilabel": ("multilabel", ["a", "b", "c"], LABELS, {}),
+    "multilabel balanced": ("multilabel", ["a", "b", "c"], LABELS, {"positive_weights": "balanced"}),
+    "ordinal": ("ordinal", ["low", "middle", "high"], CLASSES, {}),
+    "tag": ("tag", ["a", "b", "c"], CLASSES, {}),
+    "tag numbers": ("tag", ["x"], NUMBERS[:, 0], {"distribution": "gaussian"}),
     "regress": ("regress", ["x", "y"], NUMBERS, {}),
     "regress absolute": ("regress", ["x", "y"], NUMBERS, {"error": "absolute"}),
     "regress gaussian": ("regress", ["x", "y"], NUMBERS, {"distribution": "gaussian"}),
@@ -33,7 +39,8 @@ every = pytest.mark.parametrize("case", CASES)
 def head_of(case: str, dim: int = 6) -> tuple[Head, torch.Tensor]:
     """A head and the targets it was prepared for."""
     kind, names, values, options = CASES[case]
-    spec = prepare(kind, SimpleNamespace(names=names, values=values, numbers=values.dtype.kind == "f"), options)
+    given = [values] if kind == "tag" else values
+    spec = prepare(kind, SimpleNamespace(names=names, values=given, numbers=values.dtype.kind == "f"), options)
     return make_head(spec, dim), torch.from_numpy(values)
 
 
@@ -139,8 +146,7 @@ def test_outputs_that_are_not_finite_are_refused(case):
 
 @every
 def test_a_head_is_built_on_the_device_that_is_asked_for(case):
-    kind, names, values, options = CASES[case]
-    spec = prepare(kind, SimpleNamespace(names=names, values=values, numbers=values.dtype.kind == "f"), options)
+    spec = head_of(case)[0].spec
     with torch.device("meta"):
         head = make_head(spec, 6)
     assert {weight.device.type for weight in head.parameters()} == {"meta"}

@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from triune.core.checkpoints.native import CONFIG
 from triune.core.errors import UserError
-from triune.vision.evaluate.calibration import (
-    calibrate,
-    cross_fitted,
-    fit_temperature,
-    read_temperature,
-    store_temperature,
-)
+from triune.core.evaluate.calibration import cross_fitted, fit_temperature
+from triune.vision.evaluate.calibration import calibrate, read_temperature, store_temperature
 
 
 def honest(classes: int, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,14 +60,6 @@ def test_mistakes_come_by_confidence():
     assert pictures.confident_mistakes(logits, labels, 1) == [2]
 
 
-def test_right_is_blue_and_wrong_is_red():
-    colours = pictures._colours(torch.tensor([[8, 2], [0, 5]]))
-    blue, red = colours[0, 0], colours[0, 1]
-    assert blue[2] > blue[0]
-    assert red[0] > red[2]
-    assert colours[1, 0].tolist() == [1, 1, 1]
-
-
 def test_learning_curves(tmp_path):
     metrics = tmp_path / "metrics.csv"
     columns = ["step", "loss", "val_loss", "val_top1", "val_top5"]
