@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
+    "nearest": "triune.nearest:main",
     "recall": "triune.recall.command:main",
     "scaling": "triune.scaling.command:main",
 }
@@ -181,6 +182,7 @@ usage: triune TASK VERB [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
+       triune nearest QUERY --index VECTORS
        triune demo | recall | scaling | recipes | --version
 
 tasks
@@ -190,6 +192,7 @@ commands
   check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
   demo      train and try small models in a few minutes
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
+  nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
   scaling   fit a law of the loss over parameters and tokens to runs, and predict what more compute reaches

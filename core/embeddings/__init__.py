@@ -1,0 +1,1 @@
+"""Vectors of inputs: the files they are kept in, and what is near to what."""

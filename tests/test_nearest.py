@@ -1,0 +1,83 @@
+"""`triune nearest` by its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from triune.cli import main
+from triune.core.embeddings.store import write_vectors
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    values = RNG.standard_normal((40, 8)) * 0.3 + np.repeat(np.eye(2, 8) * 3, 20, axis=0)
+    values[5] = values[3]
+    names = [f"n{i}" for i in range(40)]
+    write_vectors("v.npz", names, values, about={"model": "m"})
+    write_vectors("q.npz", ["query"], values[7:8] * 2, about={"model": "m"})
+    write_vectors("other.npz", ["query"], values[7:8], about={"model": "o"})
+    write_vectors("short.npz", ["query"], values[7:8, :4])
+    labels = ["cat" if i < 20 else "dog" for i in range(40)]
+    labels[9] = "dog"
+    rows = "".join(f"n{i},{label}\n" for i, label in reversed(list(enumerate(labels))))
+    Path("t.csv").write_text("name,kind\n" + rows + "extra,cat\n")
+    return tmp_path / "v.npz"
+
+
+def test_neighbours(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nearest", "n3", "q.npz", "--index", "v.npz", "--k", "3", "--output", "o.json"]) == 0
+    out = capsys.readouterr().out
+    assert "1.0000  n5" in out and "1.0000  n7" in out
+    found = json.loads(Path("o.json").read_text())
+    assert [len(row["nearest"]) for row in found["queries"]] == [3, 3]
+    assert found["queries"][0]["nearest"][0]["name"] == "n5" and found["index"] == "v.npz"
+    assert "n3" not in [hit["name"] for hit in found["queries"][0]["nearest"]]
+
+
+def test_copies(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nearest", "--index", "v.npz", "--duplicates", "--threshold", "0.9999", "--output", "o.json"]) == 0
+    assert "1 pairs of 40 vectors" in capsys.readouterr().out
+    assert json.loads(Path("o.json").read_text())["clusters"] == [["n3", "n5"]]
+
+
+def test_labels(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["nearest", "--index", "v.npz", "--labels", "t.csv", "--target", "kind", "--output", "o.json"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "n9: dog -> cat" in shown.out and "1 of 41 rows of 't.csv' belong to none" in shown.err
+    assert [doubt["name"] for doubt in json.loads(Path("o.json").read_text())["doubts"]] == ["n9"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("n3 --index missing.npz", "cannot be read"),
+        ("n300 --index v.npz", "has no 'n300' (did you mean 'n30'?)"),
+        ("t.csv --index v.npz", "embed it first"),
+        ("other.npz --index v.npz", "differ in model ('o' and 'm')"),
+        ("short.npz --index v.npz", "have 4 numbers, but those of 'v.npz' 8"),
+        ("--index v.npz", "Nothing is asked for"),
+        ("n3 --index v.npz --duplicates", "More than one thing"),
+        ("n3 --index v.npz --threshold 0.5", "--threshold is of --duplicates"),
+        ("--duplicates --index v.npz --threshold 1.5", "--threshold is 1.5, but must be"),
+        ("--labels t.csv --index v.npz", "belong together"),
+        ("--labels t.csv --target kinds --index v.npz", "no column 'kinds' (did you mean 'kind'?)"),
+        ("--labels t.csv --target name --key kind --index v.npz", "another text in each"),
+        ("n3 --index v.npz --output o.txt", "must end in .json"),
+        ("n3 --index v.npz --output v.json/o.json", "is no folder"),
+        ("n3", "--index"),
+    ],
+)
+def test_mistakes(index: Path, capsys: pytest.CaptureFixture[str], options: str, words: str) -> None:
+    Path("v.json").write_text("")
+    assert main(["nearest", *options.split()]) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and shown.err.startswith("error: ") and "\n" not in shown.err.strip()
+    assert sorted(path.name for path in index.parent.iterdir() if path.suffix == ".json") == ["v.json"]
