@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from triune import cli
+from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.mixers.cache import KeyValueCache
 from triune.core.mixers.linear import Retention
 from triune.core.mixers.options import KINDS, RetentionOptions
 from triune.core.mixers.registry import register_mixer
-from triune.recall.command import judged
+from triune.core.transformer import Transformer
+from triune.recall.command import by_seed, judged
 from triune.recall.models import Recaller, state_bytes
-from triune.recall.names import choose
+from triune.recall.names import NEAR, choose
 from triune.recall.tasks import TASKS
 from triune.recall.train import recall
 
@@ -81,6 +87,60 @@ def test_the_verdict_compares_with_the_bound() -> None:
     assert judged(row | {"accuracy": 0.97}) == (">= 0.98", "NOT as expected")
     assert judged(row | {"steps": 10}) == ("", "")
     assert judged(row | {"mixer": "window:16", "accuracy": 0.41}) == ("<= 0.4", "NOT as expected")
+    small = row | {"mixer": "ssd", "layers": ["mamba2"] * 2, "state": 8}
+    assert judged(small) == ("<= 0.6", "NOT as expected") and judged(small | {"state": None}) == ("", "")
+    assert judged(small | {"mixer": "MMMA", "layers": [*["mamba2"] * 3, "attention"], "depth": 4})[0] == ">= 0.98"
+    far = row | {"task": "needle", "length": 512, "steps": TASKS["needle"].steps, "pairs": 4}
+    assert (
+        judged(far | {"mixer": "window:32"})[0] == "<= 0.1" and judged(far | {"mixer": "titans:layer"})[0] == ">= 0.9"
+    )
+
+
+def test_several_seeds_are_one_line_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    args = ["recall", "--mixer", "gru", "--pairs", "2", "--length", "16", "--steps", "1", "--seeds", "2", "--seed", "5",
+            "--output", str(file)]  # fmt: skip
+    assert cli.main(args) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["seed"] for row in rows] == [5, 6] and len(by_seed(rows)) == 1
+    assert " to " in capsys.readouterr().out.split("got")[-1], "the range of the seeds"
+
+
+@pytest.mark.parametrize("form", ["gate", "layer", "context"])
+def test_titans_sees_a_short_window(form: str) -> None:
+    choice = choose(f"titans:{form}", 2)
+    assert choice.options["titans"]["form"] == form and NEAR in choice.options["titans"].values()
+    with pytest.raises(
+        UserError, match="mixer is 'titans:mac', but only window takes a number and titans one of memory"
+    ):
+        choose("titans:mac", 2)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from triune import cli; cli.main(['recall', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--seeds" in done.stdout, done.stderr
+
+
+def test_the_mixer_of_the_documentation_learns_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/mixers.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert 'recall("running_sum", task="mqar", pairs=4)' in code
+    names: dict[str, Any] = {}
+    try:
+        exec(code.replace("pairs=4", "pairs=2, length=16, dim=16, steps=1"), names)
+        assert names["row"]["state_bytes"] == 2 * 16 * 4
+        config = TransformerConfig(dim=16, depth=1, heads=1, causal=True, mixer="running_sum", ffn="none")
+        model, x = Transformer(config).eval(), torch.randn(2, 9, 16)
+        for block in model.blocks:
+            torch.nn.init.normal_(block.attn.out.weight)
+        whole, cache = model(x), KeyValueCache(config)
+        parts = [model(part, cache=cache) for part in x.split([4, 1, 4], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+        late = model(x, valid=torch.arange(9) >= torch.tensor([[3], [0]]))
+        torch.testing.assert_close(late[:1, 3:], model(x[:1, 3:]))
+    finally:
+        KINDS.pop("running_sum", None)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,14 @@ def test_needle_asks_at_the_end_for_pairs_of_the_first_half() -> None:
             assert tokens[:508].count(tokens[place]) == 1
 
 
+def test_the_rows_of_needle_grow_in_training() -> None:
+    task = TASKS["needle"]
+    sizes = [task.batch_at(512, 4, step, 800) for step in (0, 399, 400, 480, 720, 799)]
+    assert sizes == [(256, 16), (256, 16), (256, 32), (128, 64), (16, 512), (16, 512)]
+    assert task.batch_at(600, 40, 0, 800)[1] == 160 and task.batch_at(600, 40, 799, 800) == (16, 600)
+    assert TASKS["mqar"].batch_at(64, 8, 0, 100) == (64, 64)
+
+
 def test_the_oracles_of_lag_are_bayes_rule() -> None:
     rows, matrix = drawn("lag", rows=200), transitions()
     assert rows.truth is not None and torch.allclose(matrix.sum(1), torch.ones(5, dtype=torch.float64))
