@@ -31,7 +31,7 @@ KNOWN = [
     {"task": "mqar", "mixer": "MMMA", "state": 8},
     {"task": "lag", "mixer": "softmax"},
     {"task": "needle", "mixer": "window:32"},
-    {"task": "needle", "mixer": "titans:layer"},
+    {"task": "needle", "mixer": "titans:gate"},
 ]
 """The rows of which something was asked."""
 MORE = [{"task": task, "mixer": mixer} for task in ("induction", "copy", "needle", "mqar") for mixer in EVERY]

@@ -42,7 +42,7 @@ def _needle(mixer: str) -> Bound | None:
     kind, _, word = mixer.partition(":")
     if kind == "window":
         return (0, 0.1) if int(word) <= 32 else None  # two layers look back twice as far
-    return (0.9, None) if kind == "titans" and word else None
+    return (0.9, None) if mixer == "titans:gate" else None
 
 
 def _mqar(row: dict[str, Any]) -> Bound | None:

@@ -61,10 +61,10 @@ class Task:
     doublings: int = 0
 
     def batch_at(self, length: int, pairs: int, step: int, steps: int) -> tuple[int, int]:
-        """Rows and tokens a row of a training step: as many tokens as at the end, but at most 256 rows."""
+        """Rows and tokens a row of a training step: as many tokens as at the end, but at most 64 rows."""
         longer = 0 if 2 * step < steps else 1 + (2 * step - steps) * self.doublings // steps
         short = max(length >> max(0, self.doublings - longer), min(length, self.shortest(pairs)))
-        return (self.batch if short == length else min(256, self.batch * length // short)), short
+        return (self.batch if short == length else min(64, self.batch * length // short)), short
 
     def check(self, length: int, pairs: int | None) -> tuple[int, int]:
         """The length and number of pairs to use.
@@ -99,8 +99,8 @@ _ALL = (
     ),
     # Rotary, because a table of positions would be half untrained when the rows grow.
     Task(
-        name="needle", about="recall far outside of a window", vocab=VOCAB, length=512, pairs=4, steps=800,
-        batch=16, depth=2, rate=3e-3, shortest=_four, chance=4 / VOCAB, most=63, position="rotary", doublings=5,
+        name="needle", about="recall far outside of a window", vocab=VOCAB, length=512, pairs=4, steps=600,
+        batch=16, depth=2, rate=3e-3, shortest=_four, chance=4 / VOCAB, most=63, position="rotary", doublings=4,
     ),
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

@@ -16,6 +16,7 @@ from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.mixers.cache import KeyValueCache
 from triune.core.mixers.delta_scan import reference_delta_scan
+from triune.core.mixers.recurrent import Row, State
 from triune.core.mixers.titans_memory import Gates, Memory, memory_scan, recall, reference_memory_scan
 from triune.core.transformer import Transformer
 
@@ -223,6 +224,22 @@ def test_the_start_of_a_linear_memory_is_empty() -> None:
     memory = block.attn.memory  # type: ignore[union-attr]
     assert bool((memory.start[-1] == 0).all()) and 0.2 < memory.start[0].std() * memory.start[0].shape[1] ** 0.5 < 1.5
     assert bool((memory.momentum.bias == -2).all()) and bool((memory.forget.bias == -6).all())
+
+
+@torch.no_grad()
+def test_at_its_start_a_token_finds_what_followed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of random tokens the second half repeats the first: the memory's answer is nearest to the value of the next."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, dim=64, heads=1, depth=1, mixer="titans", mixer_options={"titans": {}}, init_std=None)
+    block = Transformer(config).blocks[0]
+    memory, seen = block.attn.memory, {}  # type: ignore[union-attr]
+    monkeypatch.setattr(memory, "_said", lambda y, x: seen.update(y=y) or x)
+    x = torch.randn(1, 24, 64).repeat(1, 2, 1)
+    read = memory._read(x, Row(), {}, learn=True)
+    block.attn.mix(x, Row(), State())  # type: ignore[union-attr]
+    v = F.normalize(read[2][0, :, 0], dim=-1)
+    nearest = (F.normalize(seen["y"][0, 24:47, 0], dim=-1) @ v[1:25].T).argmax(1)
+    assert (nearest == torch.arange(23)).float().mean() > 0.5, "by chance 0.04"
 
 
 @pytest.mark.parametrize(
