@@ -91,8 +91,10 @@ def task_of(name: str) -> str:
     problem: UserError | None = None
     for task in ROOMS:
         try:
-            if any(family.fits(source) for family in _room(task).FAMILIES):
+            room = _room(task)
+            if any(family.fits(source) for family in room.FAMILIES):
                 return task
+            getattr(room, "refuse", lambda _: None)(source)
         except UserError as error:  # a kind of file that another task may know, or says best what is wrong with
             problem = error
     raise problem or UserError(_nobodys(source))

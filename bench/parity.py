@@ -27,10 +27,11 @@ ROOT = Path(__file__).parents[1]
 CASES = {
     "vision": "tests/vision/checkpoints/test_pretrained.py",
     "protein": "tests/protein/language/checkpoints/test_pretrained.py",
-    "text": "tests/text/checkpoints/test_pretrained.py",
-    "hybrids": "tests/text/checkpoints/test_hybrids.py",
+    **{f"text {name}": f"tests/text/checkpoints/test_{name}.py" for name in (
+        "pretrained", "hybrids", "more_families", "encoders",
+    )},
     "relatives": "tests/vision/checkpoints/test_hf_relatives.py",
-}
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -45,7 +46,7 @@ class Row(NamedTuple):
 
 def cases_of(task: str) -> ModuleType:
     """The test module of a task, for its models."""
-    spec = importlib.util.spec_from_file_location(f"{task}_cases", ROOT / CASES[task])
+    spec = importlib.util.spec_from_file_location(f"{task.replace(' ', '_')}_cases", ROOT / CASES[task])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -65,12 +66,16 @@ def there_and_back(room: Any, theirs: Path, back: Path, library: str) -> tuple[A
     return found, max(difference, room.parity(found, back, library))
 
 
+def text_cases() -> Iterator[tuple[ModuleType, str, str, dict[str, Any]]]:
+    """Each small model of the tests of texts: its module, name, class and options."""
+    for tests in (cases_of(task) for task in CASES if task.startswith("text")):
+        yield from ((tests, name, kind, options) for name, (kind, options) in tests.CASES.items())
+
+
 def text(folder: Path) -> Iterator[Row]:
     from triune.text.checkpoints import pretrained as room
 
-    decoders, hybrids = cases_of("text"), cases_of("hybrids")
-    cases = [*((decoders, *case) for case in decoders.CASES.items()), *((hybrids, *c) for c in hybrids.CASES.items())]
-    for tests, name, (kind, options) in cases:
+    for tests, name, kind, options in text_cases():
         if kind == "BertForPreTraining":  # has a second head, which is read past and does not come back
             continue
         original = tests.original(kind, options)

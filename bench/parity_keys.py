@@ -49,6 +49,8 @@ STATE: dict[str, Any] = {
     "eos_token_id": 2,
 }  # fmt: skip
 EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+DELTA = {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+         "linear_value_head_dim": 5}  # fmt: skip
 FULL, SLIDE = "full_attention", "sliding_attention"
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", LLAMA),
@@ -67,7 +69,45 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "StableLM": ("StableLmForCausalLM", LLAMA),
     "Cohere": ("CohereForCausalLM", LLAMA),
     "Cohere 2": ("Cohere2ForCausalLM", LLAMA | {"sliding_window": 7}),
+    "OLMo": ("OlmoForCausalLM", LLAMA),
+    "Arcee": ("ArceeForCausalLM", LLAMA),
+    "Seed-OSS": ("SeedOssForCausalLM", LLAMA | {"head_dim": 8}),
+    "Ernie 4.5": ("Ernie4_5ForCausalLM", LLAMA | {"head_dim": 8}),
+    "Helium": ("HeliumForCausalLM", LLAMA | {"head_dim": 8}),
+    "GLM": ("GlmForCausalLM", LLAMA | {"head_dim": 8}),
+    "GLM 4": ("Glm4ForCausalLM", LLAMA | {"head_dim": 8}),
+    "Exaone 4": ("Exaone4ForCausalLM", LLAMA | {"sliding_window": 7}),
+    "Ministral": ("MinistralForCausalLM", SLIDING),
+    "Nemotron": ("NemotronForCausalLM", LLAMA),
+    "Phi": ("PhiForCausalLM", LLAMA),
+    "Qwen 2 MoE": (
+        "Qwen2MoeForCausalLM", LLAMA | EXPERTS | {"shared_expert_intermediate_size": 10, "sliding_window": 7,
+        "use_sliding_window": True},
+    ),
+    "OLMoE": ("OlmoeForCausalLM", LLAMA | EXPERTS),
+    "Granite MoE": ("GraniteMoeForCausalLM", LLAMA | {"num_local_experts": 3}),
+    "Granite MoE, shared": (
+        "GraniteMoeSharedForCausalLM", LLAMA | {"num_local_experts": 3, "shared_intermediate_size": 10},
+    ),
+    "GLM 4 MoE": (
+        "Glm4MoeForCausalLM", LLAMA | {"n_routed_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2},
+    ),
+    "Ernie 4.5 MoE": (
+        "Ernie4_5_MoeForCausalLM", LLAMA | {"moe_num_experts": 4, "moe_intermediate_size": 12, "moe_k": 2},
+    ),
+    "Nemotron-H": (
+        "NemotronHForCausalLM", LLAMA | {"layers_block_type": ["linear_attention", "moe", FULL, "mlp"], "head_dim": 8,
+        "ssm_state_size": 5, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2, "n_routed_experts": 4,
+        "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10},
+    ),
     "GPT-2": ("GPT2LMHeadModel", GPT),
+    "GPT-BigCode": ("GPTBigCodeForCausalLM", GPT),
+    "GPT-Neo": (
+        "GPTNeoForCausalLM", SHAPE | {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]],
+        "window_size": 7},
+    ),
+    "CodeGen": ("CodeGenForCausalLM", GPT | {"rotary_dim": 4}),
+    "BioGPT": ("BioGptForCausalLM", SHAPE),
     "GPT-NeoX": ("GPTNeoXForCausalLM", SHAPE),
     "GPT-J": ("GPTJForCausalLM", GPT | {"rotary_dim": 4}),
     "OPT": ("OPTForCausalLM", SHAPE | {"ffn_dim": 24}),
@@ -77,6 +117,11 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT, bare": ("BertModel", SHAPE),
     "RoBERTa": ("RobertaForMaskedLM", ROBERTA),
     "XLM-RoBERTa": ("XLMRobertaModel", ROBERTA),
+    "CamemBERT": ("CamembertForMaskedLM", ROBERTA),
+    "DistilBERT": (
+        "DistilBertForMaskedLM", {"vocab_size": 67, "dim": 32, "hidden_dim": 24, "n_layers": 3, "n_heads": 4,
+        "max_position_embeddings": 64},
+    ),
     "ModernBERT": ("ModernBertForMaskedLM", SHAPE | {"local_attention": 8}),
     "Longformer": ("LongformerForMaskedLM", ROBERTA | {"attention_window": 8}),
     "BigBird": ("BigBirdForMaskedLM", SHAPE | {"block_size": 4, "num_random_blocks": 1}),
@@ -88,12 +133,15 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
         "mamba_d_state": 5},
     ),
     "Qwen3-Next": (
-        "Qwen3NextForCausalLM", LLAMA | EXPERTS | {"head_dim": 8, "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
-        "shared_expert_intermediate_size": 10},
+        "Qwen3NextForCausalLM", LLAMA | EXPERTS | DELTA | {"shared_expert_intermediate_size": 10},
     ),
     "Mixtral": ("MixtralForCausalLM", LLAMA | {"num_local_experts": 3, "sliding_window": 7}),
     "Qwen 3 MoE": ("Qwen3MoeForCausalLM", LLAMA | EXPERTS | {"head_dim": 8}),
+    "Qwen 3.5": ("Qwen3_5ForCausalLM", LLAMA | DELTA),
+    "Qwen 3.5 MoE": ("Qwen3_5MoeForCausalLM", LLAMA | DELTA | EXPERTS | {"shared_expert_intermediate_size": 10}),
+    "LFM2": (
+        "Lfm2ForCausalLM", LLAMA | {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", FULL] * 2},
+    ),
     "Bamba": ("BambaForCausalLM", LLAMA | {"mamba_n_heads": 4, "mamba_d_state": 5, "attn_layer_indices": [1, 3]}),
     "Granite 4": (
         "GraniteMoeHybridForCausalLM", LLAMA | {"mamba_n_heads": 4, "mamba_d_state": 5, "num_local_experts": 3,
@@ -215,18 +263,22 @@ def named() -> set[str]:
         decoder_families,
         encoders,
         families,
+        gpt,
         granite4,
         hybrids,
+        lfm2,
         long_encoders,
+        more_decoders,
+        nemotron_h,
         older,
         recurrent,
     )
 
-    tables: list[Mapping[str, Any]] = [row[3] for row in decoder_families._TABLE]
-    tables += [families.GPT2, families.NEOX, older.GPTJ, older.OPT, older.FALCON]
+    tables: list[Mapping[str, Any]] = [row[3] for row in (*decoder_families._TABLE, *more_decoders._ROWS)]
+    tables += [gpt.GPT2, gpt.GPT_NEO, gpt.BIGCODE, gpt.BIOGPT, families.NEOX, older.GPTJ, older.OPT, older.FALCON]
     tables += [encoders.BERT, encoders.ROBERTA, encoders.MODERNBERT, recurrent.MAMBA, recurrent.MAMBA2]
-    tables += [recurrent.GRIFFIN, hybrids.JAMBA, hybrids.QWEN3_NEXT, granite4.BAMBA, granite4.GRANITE4]
-    tables += [long_encoders.LONGFORMER, long_encoders.BIGBIRD]
+    tables += [recurrent.GRIFFIN, hybrids.JAMBA, hybrids.QWEN3_NEXT, hybrids.QWEN3_5, granite4.BAMBA, granite4.GRANITE4]
+    tables += [long_encoders.LONGFORMER, long_encoders.BIGBIRD, nemotron_h.NEMOTRON_H, lfm2.LFM2]
     return {key for table in tables for key in table} - SKIPPED | {"rope_scaling", "rope_parameters"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def original(kind: str, options: dict[str, Any], seed: int = 0) -> Any:
     config.use_cache = False  # which recurrent layers alone cannot make there
     model = cls(config).eval()
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if "correction_bias" in name:
+                buffer.normal_(std=0.2)
         for name, parameter in model.named_parameters():
             if "A_log" in name:
                 parameter.copy_(torch.rand_like(parameter) * 2 - 1)
@@ -100,5 +104,8 @@ def padded(
     for row, mask in enumerate(real):
         expected = fresh(theirs)(tokens[row, mask][None])[0][0]
         alone = max(alone, float((found[row, mask] - expected).abs().max()))
-    together = fresh(theirs)(tokens, attention_mask=real.long())[0]
+    given: dict[str, Tensor] = {"attention_mask": real.long()}
+    if left and "position_ids" in signature(theirs.forward).parameters:  # which `generate` makes
+        given["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+    together = fresh(theirs)(tokens, **given)[0]
     return alone, float((found - together)[real].abs().max())

@@ -26,6 +26,7 @@ class ExpertsConfig:
         layers: numbers of the layers that have experts, from 0; None means all that have a feed-forward.
         score: of a token for each expert: `softmax` over all experts, or a `sigmoid` of each.
         renormalise: the scores of the chosen experts are divided by their sum.
+        scale: factor on what the chosen experts say together (DeepSeek-V3).
         shared: hidden width of an expert that all tokens read; 0 for none.
         shared_gate: the output of the shared expert is multiplied by the sigmoid of a linear function of the token.
         bias_rate: balances the experts without a loss (Wang et al. 2024): after each optimizer step a bias that only
@@ -42,6 +43,7 @@ class ExpertsConfig:
     layers: list[int] | None = None
     score: Literal["softmax", "sigmoid"] = "softmax"
     renormalise: bool = True
+    scale: float = 1.0
     shared: int = 0
     shared_gate: bool = False
     bias_rate: float = 0.001
@@ -58,6 +60,7 @@ class ExpertsConfig:
         needs = "false without a shared expert (experts.shared)"
         check(self.shared > 0 or not self.shared_gate, f"{PREFIX}shared_gate", self.shared_gate, needs)
         check(0 <= self.bias_rate < 1, f"{PREFIX}bias_rate", self.bias_rate, "at least 0 and below 1")
+        check(0 < self.scale < math.inf, f"{PREFIX}scale", self.scale, "positive and finite")
         allowed = "at least 0 and finite"
         check(0 <= self.loss_weight < math.inf, f"{PREFIX}loss_weight", self.loss_weight, allowed)
 

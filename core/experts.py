@@ -70,6 +70,8 @@ class Router(nn.Module):
         weights = scores.gather(1, chosen)
         if options.renormalise:
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
+        if options.scale != 1:
+            weights = weights * options.scale
         if self.training:
             self._count(scores, chosen, valid)
         elif self.loss is not None:

@@ -167,11 +167,13 @@ class WeightMap:
             of the original that the model does not use.
         constants: tensors that their library insists on and ours does not have, as they are written on export; on
             import they are ignored.
+        gains: norms have gains there, of one where a norm of ours has none.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    gains: bool = True
 
     def entries(self, names: list[str]) -> list[Entry]:
         """What each tensor of theirs holds, given the names of our parameters.
@@ -254,10 +256,11 @@ class WeightMap:
             yield from zip(entry.ours, parts, strict=True)
 
     def to_theirs(self, model: nn.Module) -> dict[str, Tensor]:
-        """Our weights under their names; a norm of ours without a gain has a gain of one there."""
+        """Our weights under their names."""
         own = unique_state(model)
-        gains = {f"{n}.weight": m.dim for n, m in model.named_modules() if isinstance(m, Norm) and m.weight is None}
-        own |= {name: torch.ones(dim) for name, dim in gains.items()}
+        if self.gains:
+            bare = {name: m for name, m in model.named_modules() if isinstance(m, Norm) and m.weight is None}
+            own |= {f"{name}.weight": torch.ones(norm.dim) for name, norm in bare.items()}
         theirs = {
             name: part
             for entry in self.entries(list(own))

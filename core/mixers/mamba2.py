@@ -26,9 +26,14 @@ class Mamba2(RecurrentMixer):
 
     def __init__(self, config: TransformerConfig, options: Mamba2Options) -> None:
         super().__init__()
-        inner, width = options.expand * config.dim, options.width or 0
+        inner = options.inner
         bias = partial(options.biased, config.bias)
-        self.heads, self.groups, self.eps = inner // width, options.groups, config.norm_eps
+        self.heads, self.groups, self.floor, self.eps = (
+            options.heads or 0,
+            options.groups,
+            options.floor,
+            config.norm_eps,
+        )
         self.sizes = [self.groups * options.state, self.groups * options.state, inner]
         self.q = nn.Linear(config.dim, self.sizes[0], bias=bias("q"))
         self.k = nn.Linear(config.dim, self.sizes[1], bias=bias("k"))
@@ -56,7 +61,8 @@ class Mamba2(RecurrentMixer):
         q, k = (z.unflatten(-1, (self.groups, -1)) for z in (q, k))
         v = v.unflatten(-1, (self.heads, -1))
         with exact(x):
-            step = row.hold(F.softplus(step + self.dt_bias.to(v.dtype)))
+            step = F.softplus(step + self.dt_bias.to(v.dtype))
+            step = row.hold(step.clamp(min=self.floor) if self.floor else step)
             y, memory = decayed_scan(
                 q, k, v * step[..., None], -self.a_log.to(v.dtype).exp() * step, row.begins, state.get("memory")
             )

@@ -9,6 +9,7 @@
 | S      | mamba       | selective scan (Gu and Dao 2023)                                                            |
 | D      | gated_delta | gated delta rule (Yang et al. 2024)                                                         |
 | G      | rglru       | real-gated linear recurrent unit (De et al. 2024, Griffin)                                  |
+| C      | convolution | short convolution between two gates (LFM2, Liquid AI 2025)                                  |
 | T      | lstm        | long short-term memory (Hochreiter and Schmidhuber 1997)                                    |
 | U      | gru         | gated recurrent unit (Cho et al. 2014)                                                      |
 | N      | titans      | a memory that learns while it reads (Behrouz et al. 2024)                                   |
@@ -25,6 +26,7 @@ from typing import Any, Literal
 from ..errors import UserError, nearest
 from .recurrent_options import (
     OPTION,
+    ConvolutionOptions,
     GatedDeltaOptions,
     GRUOptions,
     LinearOptions,
@@ -73,6 +75,7 @@ KINDS: dict[str, Kind] = {
     "mamba": Kind(MambaOptions, "S"),
     "gated_delta": Kind(GatedDeltaOptions, "D"),
     "rglru": Kind(RGLRUOptions, "G"),
+    "convolution": Kind(ConvolutionOptions, "C"),
     "lstm": Kind(LSTMOptions, "T"),
     "gru": Kind(GRUOptions, "U"),
     "titans": Kind(TitansOptions, "N"),

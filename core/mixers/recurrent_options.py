@@ -47,6 +47,9 @@ class RecurrentOptions:
                 self._check(f.name, value, value is None or flag, "true or false or null")
             elif isinstance(f.default, bool):
                 self._check(f.name, value, flag, "true or false")
+            elif isinstance(f.default, float):
+                at_least = isinstance(value, int | float) and not flag and 0 <= value < math.inf
+                self._check(f.name, value, at_least, "at least 0 and finite")
             else:
                 positive = number and value > 0
                 self._check(f.name, value, positive or (value is None is f.default), "a positive integer")
@@ -112,31 +115,43 @@ class Mamba2Options(RecurrentOptions):
     Args:
         conv, conv_bias, bias: as for all recurrent mixers.
         state: width of a query and key (C and B of the paper).
-        expand: inner width in multiples of dim.
+        expand: inner width in multiples of dim, where `heads` is not given.
+        heads: their number; None means expand · dim / width.
         width: channels of one head; None means head_dim.
-        groups: queries and keys, each shared by (number of heads) / groups heads.
+        groups: queries and keys, each shared by heads / groups heads.
+        floor: the step size is at least this (Nemotron-H).
     """
 
     conv: int = 4
     state: int = 64
     expand: int = 2
+    heads: int | None = None
     width: int | None = None
     groups: int = 1
+    floor: float = 0.0
 
     LINEARS = ("q", "k", "v", "gate", "step", "out")
     HEADS = False
 
     def filled(self, dim: int, heads: int, head_dim: int) -> Self:
-        """The same with the width of a head."""
-        return dataclasses.replace(self, width=self.width or head_dim)
+        """The same with the number of heads and their width."""
+        width = self.width or head_dim
+        return dataclasses.replace(self, expand=2, heads=self.heads or self.expand * dim // width, width=width)
 
     def check(self, dim: int, heads: int, head_dim: int) -> None:
         """Raises UserError where heads or groups do not divide the inner width."""
         inner, width = self.expand * dim, self.width or head_dim
         allowed = f"a divisor of expand · dim ({inner}); left out it is head_dim ({head_dim})"
-        self._check("width", width, inner % width == 0, allowed)
-        allowed = f"a divisor of the number of heads ({inner // width})"
-        self._check("groups", self.groups, inner // width % self.groups == 0, allowed)
+        self._check("width", width, self.heads is not None or inner % width == 0, allowed)
+        allowed = "left out where heads is given, which says the same"
+        self._check("expand", self.expand, self.heads is None or self.expand == 2, allowed)
+        count = self.heads or inner // width
+        self._check("groups", self.groups, count % self.groups == 0, f"a divisor of the number of heads ({count})")
+
+    @property
+    def inner(self) -> int:
+        """Width of all heads, once `filled`."""
+        return (self.heads or 0) * (self.width or 0)
 
 
 @dataclass(frozen=True)
@@ -228,6 +243,25 @@ class RGLRUOptions(RecurrentOptions):
         """Raises UserError where the gates are not square matrices by head."""
         width = self.width or dim
         self._check("width", width, width % heads == 0, f"a multiple of heads ({heads}); left out it is dim")
+
+
+@dataclass(frozen=True)
+class ConvolutionOptions(RecurrentOptions):
+    """A gated short convolution.
+
+    Args:
+        conv: tokens that it reads, at least 2.
+        conv_bias, bias: as for all recurrent mixers.
+    """
+
+    conv: int = 3
+    conv_bias: bool = False
+
+    HEADS = False
+
+    def check(self, dim: int, heads: int, head_dim: int) -> None:
+        """Raises UserError without a convolution."""
+        self._check("conv", self.conv, self.conv > 0, "at least 2")
 
 
 @dataclass(frozen=True)

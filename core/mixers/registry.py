@@ -10,6 +10,7 @@ from ..config import TransformerConfig
 from ..errors import UserError
 from .attention import Attention
 from .base import Mixer
+from .gated_convolution import GatedConvolution
 from .gated_delta import GatedDelta
 from .linear import LinearAttention, Retention
 from .mamba import Mamba
@@ -31,6 +32,7 @@ _MAKERS: dict[str, Make] = {
     "mamba": lambda config, layer, options: Mamba(config, options),
     "gated_delta": lambda config, layer, options: GatedDelta(config, options),
     "rglru": lambda config, layer, options: RGLRU(config, options),
+    "convolution": lambda config, layer, options: GatedConvolution(config, options),
     "lstm": lambda config, layer, options: LSTM(config, options),
     "gru": lambda config, layer, options: GRU(config, options),
     "titans": lambda config, layer, options: Titans(config, options),

@@ -63,7 +63,8 @@ def _where_unrotated(c: Settings, layer: int) -> str:
     return SLIDING if windowed and not rotating(c, [FULL] * (layer + 1))[layer] else FULL
 
 
-def _everywhere(c: Settings, layer: int) -> str:
+def everywhere(c: Settings, layer: int) -> str:
+    """A window in all layers, if there is one."""
     return FULL if c["sliding_window"] is None else SLIDING
 
 
@@ -101,12 +102,14 @@ def _cohere_rules(config: LanguageModelConfig) -> tuple[Rule, ...]:
     )
 
 
-_TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
+Row = tuple[str, str, Decoder, dict[str, Any]]
+"""Name, model type, what all models have, and keys with their defaults."""
+_TABLE: tuple[Row, ...] = (
     ("Llama", "llama", Decoder("LlamaForCausalLM"), LLAMA | {"attention_bias": False, "mlp_bias": False}),
     (
         "Mistral",
         "mistral",
-        Decoder("MistralForCausalLM", kinds=_everywhere),
+        Decoder("MistralForCausalLM", kinds=everywhere),
         LLAMA | {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32, "sliding_window": 4096},
     ),
     (
@@ -125,7 +128,7 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
     (
         "Mixtral",
         "mixtral",
-        Decoder("MixtralForCausalLM", kinds=_everywhere, mixture=MIXTRAL, rules=mixtral_rules),
+        Decoder("MixtralForCausalLM", kinds=everywhere, mixture=MIXTRAL, rules=mixtral_rules),
         LLAMA | {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32, "rms_norm_eps": 1e-5}
         | {"rope_theta": 1_000_000.0, "sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
     ),
@@ -171,7 +174,7 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         "Phi 3",
         "phi3",
         Decoder(
-            "Phi3ForCausalLM", fraction="partial_rotary_factor", scalings=("longrope",), kinds=_everywhere,
+            "Phi3ForCausalLM", fraction="partial_rotary_factor", scalings=("longrope",), kinds=everywhere,
             rules=_phi3_rules,
         ),
         LLAMA | {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
@@ -206,7 +209,7 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
         "starcoder2",
         Decoder(
             "Starcoder2ForCausalLM", eps="norm_epsilon", core={"norm": "layernorm"}, biases={"use_bias": Linears},
-            gated=False, kinds=_everywhere, rules=_starcoder2_rules,
+            gated=False, kinds=everywhere, rules=_starcoder2_rules,
         ),
         LAYERNORM | {"num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 4096, "use_bias": True}
         | {"norm_epsilon": 1e-5, "hidden_act": "gelu_pytorch_tanh", "sliding_window": None}
@@ -244,7 +247,8 @@ _TABLE: tuple[tuple[str, str, Decoder, dict[str, Any]], ...] = (
 )  # fmt: skip
 
 
-def _family(name: str, model_type: str, family: Decoder, defaults: Mapping[str, Any]) -> TextFamily:
+def decoder_family(name: str, model_type: str, family: Decoder, defaults: Mapping[str, Any]) -> TextFamily:
+    """The family of one row."""
     return hf_family(
         name, model_type, LanguageModelConfig, partial(read_decoder, family=family),
         partial(write_decoder, family=family, defaults=defaults), defaults, partial(decoder_weights, family=family),
@@ -252,4 +256,4 @@ def _family(name: str, model_type: str, family: Decoder, defaults: Mapping[str, 
     )  # fmt: skip
 
 
-DECODERS = tuple(_family(*row) for row in _TABLE)
+DECODERS = tuple(decoder_family(*row) for row in _TABLE)

@@ -12,7 +12,18 @@ from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
 from .mixtures import Mixture
 from .rope import by_kind, of_all, old_rotary, write_rotary
-from .settings import FULL, GATED, PLAIN, SLIDING, Settings, inverse, name_of, per_layer
+from .settings import (
+    FULL,
+    GATED,
+    PLAIN,
+    SLIDING,
+    Settings,
+    inverse,
+    multipliers,
+    name_of,
+    per_layer,
+    usual_keys,
+)
 
 
 def rotating(c: Settings, kinds: Sequence[str]) -> list[bool]:
@@ -41,6 +52,7 @@ class Decoder:
         bias: linear layers that always have a bias.
         biases: keys that give linear layers a bias, and which.
         gated: the feed-forward has a gate.
+        head_bias: the logits have a bias.
         scaled: the embedding is multiplied by sqrt(dim).
         interleaved: neighbouring channels are rotated together.
         fraction: the key of the rotated part of a head; None where all of it is.
@@ -48,6 +60,8 @@ class Decoder:
         thetas: where each kind of layer has rotary settings of its own, the old key of its base, or the base.
         kinds: the kind of each layer when `layer_types` does not say it.
         rotates: whether each layer has rotary positions.
+        require: keys, and the values that they may have.
+        more: keys from our config that are written otherwise than those of the other families.
         rules: lines of the weight table that come before those of Llama.
         mixture: how experts are written; None for a family without.
     """
@@ -62,6 +76,7 @@ class Decoder:
         default_factory=lambda: {"attention_bias": Linears[:4], "mlp_bias": Linears[4:]}
     )
     gated: bool = True
+    head_bias: bool = False
     scaled: bool = False
     interleaved: bool = False
     fraction: str | None = None
@@ -69,6 +84,8 @@ class Decoder:
     thetas: Mapping[str, str | float] | None = None
     kinds: Callable[[Settings, int], str] = lambda c, layer: FULL
     rotates: Callable[[Settings, Sequence[str]], list[bool]] = rotating
+    require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    more: Callable[[TransformerConfig], dict[str, Any]] = lambda t: {}
     rules: Callable[[LanguageModelConfig], tuple[Rule, ...]] = lambda config: ()
     mixture: Mixture | None = None
 
@@ -80,7 +97,8 @@ class Decoder:
 
 def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
     """The config of a decoder with rotary positions."""
-    c.require("use_bidirectional_attention", None, False)
+    for key, allowed in ({"use_bidirectional_attention": (None, False)} | dict(family.require)).items():
+        c.require(key, *allowed)
     depth, heads = c.depth(), c["num_attention_heads"]
     head_dim = c.get("head_dim") or c["hidden_size"] // heads
     kinds = c.get("layer_types") or [family.kinds(c, layer) for layer in range(depth)]
@@ -88,7 +106,7 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
     legacy = family.scaled and family.activation == "hidden_act" and c["hidden_act"] == "gelu"
     scalar = c.get("query_pre_attn_scalar", head_dim)
     bias = {*family.bias, *(name for key, names in family.biases.items() if c.get(key) for name in names)}
-    core: dict[str, Any] = {"norm": "rmsnorm"} | dict(family.core)
+    core: dict[str, Any] = {"norm": "rmsnorm", "norm_eps": c.get(family.eps)} | dict(family.core)
     core |= {name: value for key, on in family.switches.items() if c[key] for name, value in on.items()}
     transformer = TransformerConfig(
         dim=c["hidden_size"],
@@ -100,7 +118,6 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
         window=c.windows(kinds),
         context=c["max_position_embeddings"],
         rotary=_rotary(c, family, kinds),
-        norm_eps=c[family.eps],
         residual_scale=c.get("residual_multiplier", 1.0),
         attention_scale=c.get("attention_multiplier", None if scalar == head_dim else scalar**-0.5),
         attention_softcap=c.get("attn_logit_softcapping"),
@@ -111,7 +128,7 @@ def read_decoder(c: Settings, family: Decoder) -> LanguageModelConfig:
         **core,
     )
     return LanguageModelConfig(
-        c["vocab_size"], transformer, tied=c["tie_word_embeddings"],
+        c["vocab_size"], transformer, tied=c["tie_word_embeddings"], head_bias=family.head_bias,
         embedding_scale=c.get("embedding_multiplier", family.scaled),
         logit_scale=c.get("logit_scale", inverse(c.get("logits_scaling", 1.0))),
         logit_softcap=c.get("final_logit_softcapping"),
@@ -140,40 +157,35 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
     scale = head_dim**-0.5 if t.attention_scale is None else t.attention_scale
     # Gemma 2 and 3 insist on a number even where `layer_types` leaves it unused.
     unused = defaults["sliding_window"] if "layer_types" in defaults else None
-    values = {
-        "vocab_size": ours.vocab_size,
-        "hidden_size": t.dim,
-        "intermediate_size": t.ffn_dim,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "num_key_value_heads": t.kv_heads,
-        "head_dim": head_dim,
-        "max_position_embeddings": t.context,
-        family.eps: t.norm_eps,
-        family.activation: name_of(family.activations, t.ffn),
-        "tie_word_embeddings": ours.tied,
-        **{key: t.has_bias(names[-1]) for key, names in family.biases.items()},
-        **{key: all(getattr(t, name) == on[name] for name in on) for key, on in family.switches.items()},
-        "sliding_window": next((window for window in windows if window), unused),
-        "use_sliding_window": any(windows),
-        "max_window_layers": kinds.index(SLIDING) if SLIDING in kinds else t.depth,
-        "layer_types": kinds,
-        "no_rope_layers": [int(r is not None) for r in rotary],
-        "query_pre_attn_scalar": head_dim if t.attention_scale is None else round(scale**-2),
-        "attn_logit_softcapping": t.attention_softcap,
-        "final_logit_softcapping": ours.logit_softcap,
-        "rope_local_base_freq": of_kind[SLIDING].base,
-        "partial_rotary_factor": found[0].fraction,
-        "original_max_position_embeddings": found[0].original_context or t.context,
-        "attention_multiplier": scale,
-        "residual_multiplier": t.residual_scale,
-        "embedding_multiplier": t.dim**0.5 if ours.embedding_scale is True else ours.embedding_scale or 1.0,
-        "logit_scale": ours.logit_scale,
-        "logits_scaling": inverse(ours.logit_scale),
-    }
+    usual = usual_keys(ours, family.architecture)
+    values = (
+        usual
+        | multipliers(ours)
+        | {
+            "head_dim": head_dim,
+            family.eps: t.norm_eps,
+            family.activation: name_of(family.activations, t.ffn),
+            **{key: t.has_bias(names[-1]) for key, names in family.biases.items()},
+            **{key: all(getattr(t, name) == on[name] for name in on) for key, on in family.switches.items()},
+            "sliding_window": next((window for window in windows if window), unused),
+            "use_sliding_window": any(windows),
+            "max_window_layers": kinds.index(SLIDING) if SLIDING in kinds else t.depth,
+            "layer_types": kinds,
+            "no_rope_layers": [int(r is not None) for r in rotary],
+            "query_pre_attn_scalar": head_dim if t.attention_scale is None else round(scale**-2),
+            "attn_logit_softcapping": t.attention_softcap,
+            "final_logit_softcapping": ours.logit_softcap,
+            "rope_local_base_freq": of_kind[SLIDING].base,
+            "partial_rotary_factor": found[0].fraction,
+            "original_max_position_embeddings": found[0].original_context or t.context,
+            "attention_multiplier": scale,
+            "residual_multiplier": t.residual_scale,
+            "logit_scale": ours.logit_scale,
+        }
+    )
     if family.mixture is not None:
         values |= family.mixture.write(t)
-    general = {"architectures": [family.architecture], "attention_dropout": t.attention_dropout}
+    general = {key: usual[key] for key in ("architectures", "attention_dropout")}
     rope = {kind: write_rotary(r) for kind, r in of_kind.items()}
     parts = {} if family.fraction is None else {"partial_rotary_factor": found[0].fraction}
     return (
@@ -181,6 +193,7 @@ def write_decoder(ours: LanguageModelConfig, family: Decoder, defaults: Mapping[
         | {key: value for key, value in values.items() if key in defaults}
         | old_rotary(rope[FULL])
         | {"rope_parameters": write_rotary(found[0]) | parts if family.thetas is None else rope}
+        | family.more(t)
     )
 
 
@@ -211,4 +224,5 @@ BRANCH_NORM_RULES = (
 def decoder_weights(config: LanguageModelConfig, family: Decoder) -> WeightMap:
     """The table of Llama and its relatives."""
     norms = PRE_NORM_RULES if config.transformer.placement == "pre" else BRANCH_NORM_RULES
-    return WeightMap((*family.rules(config), *LLAMA_RULES, *norms), ignored=(r".*rotary_emb\.inv_freq",))
+    gains = family.core.get("norm_weight") != "none"
+    return WeightMap((*family.rules(config), *LLAMA_RULES, *norms), (r".*rotary_emb\.inv_freq",), gains=gains)

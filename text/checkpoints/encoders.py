@@ -128,6 +128,74 @@ def bert_weights(config: TextEncoderConfig, base: str) -> WeightMap:
     return WeightMap(rules, ignored=ignored if config.pooler else (*ignored, rf"{base}\.pooler\..*"))
 
 
+# --- DistilBERT -------------------------------------------------------------------------------------------------------
+
+DISTILBERT = {
+    **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads"), REQUIRED),
+    "hidden_dim": 3072,
+    "activation": "gelu",
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "architectures": None,
+}
+DISTIL_NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+
+
+def read_distilbert(c: Settings) -> TextEncoderConfig:
+    """The config of DistilBERT (Sanh et al. 2019): BERT without kinds of tokens and without a pooler."""
+    c.require("tie_word_embeddings", True)
+    masked = _has_masked_head(c, "DistilBertModel", ("DistilBertForMaskedLM",))
+    transformer = TransformerConfig(
+        dim=c["dim"],
+        depth=c.depth("n_layers"),
+        heads=c["n_heads"],
+        position="learned",
+        context=c["max_position_embeddings"],
+        norm_eps=1e-12,
+        placement="post",
+        input_norm=True,
+        ffn=c.choose("activation", PLAIN),  # type: ignore[arg-type]
+        ffn_dim=c["hidden_dim"],
+    )
+    return TextEncoderConfig(c["vocab_size"], transformer, segments=0, masked_head=masked)
+
+
+def write_distilbert(ours: TextEncoderConfig) -> dict[str, Any]:
+    """The inverse of `read_distilbert`."""
+    t = ours.transformer.resolved()
+    return {
+        "architectures": ["DistilBertForMaskedLM" if ours.masked_head else "DistilBertModel"],
+        "vocab_size": ours.vocab_size,
+        "dim": t.dim,
+        "hidden_dim": t.ffn_dim,
+        "n_layers": t.depth,
+        "n_heads": t.heads,
+        "max_position_embeddings": t.context,
+        "activation": name_of(PLAIN, t.ffn),
+        "dropout": t.dropout,
+        "attention_dropout": t.attention_dropout,
+    }
+
+
+def distilbert_weights(config: TextEncoderConfig) -> WeightMap:
+    """The table of DistilBERT."""
+    block, layer = "transformer.blocks.{}", "distilbert.transformer.layer.{}"
+    rules = (
+        Rule("embedding", "distilbert.embeddings.word_embeddings"),
+        Rule("transformer.positions", "distilbert.embeddings.position_embeddings"),
+        Rule("transformer.input_norm", "distilbert.embeddings.LayerNorm"),
+        *(Rule(f"{block}.attn.{name}", f"{layer}.attention.{name}_lin") for name in ("q", "k", "v", "out")),
+        Rule(f"{block}.close1", f"{layer}.sa_layer_norm"),
+        Rule(f"{block}.ffn.up", f"{layer}.ffn.lin1"),
+        Rule(f"{block}.ffn.down", f"{layer}.ffn.lin2"),
+        Rule(f"{block}.close2", f"{layer}.output_layer_norm"),
+        Rule("head.dense", "vocab_transform"),
+        Rule("head.norm", "vocab_layer_norm"),
+        Rule("head.bias", "vocab_projector.bias"),
+    )
+    return WeightMap(rules, ignored=(r"vocab_projector\.weight",))
+
+
 # --- ModernBERT -------------------------------------------------------------------------------------------------------
 
 MODERNBERT = SIZES | {
@@ -258,6 +326,11 @@ ENCODERS = (
     _bert("BERT", "bert", "Bert", "bert", BERT),
     _bert("RoBERTa", "roberta", "Roberta", "roberta", ROBERTA),
     _bert("XLM-RoBERTa", "xlm-roberta", "XLMRoberta", "roberta", ROBERTA),
+    _bert("CamemBERT", "camembert", "Camembert", "roberta", ROBERTA),
+    hf_family(
+        "DistilBERT", "distilbert", TextEncoderConfig, read_distilbert, write_distilbert, DISTILBERT,
+        distilbert_weights, DISTIL_NAMES, prefix="distilbert.",
+    ),
     hf_family(
         "ModernBERT", "modernbert", TextEncoderConfig, read_modernbert, write_modernbert, MODERNBERT,
         modernbert_weights, prefix="model.",

@@ -1,4 +1,4 @@
-"""The families of text models: GPT-2, GPT-NeoX and glassllm here, the others in the files beside this one."""
+"""The families of text models: GPT-NeoX and glassllm here, the others in the files beside this one."""
 
 from __future__ import annotations
 
@@ -19,87 +19,17 @@ from ..model import LanguageModelConfig
 from ..tokenizer import Tokenizer
 from .decoder_families import DECODERS
 from .encoders import ENCODERS
+from .gpt import GPT, GPT_RELATIVES
 from .granite4 import MAMBA2_HYBRIDS
 from .hybrids import HYBRIDS
+from .lfm2 import LFM
 from .long_encoders import LONG_ENCODERS
-from .older import GPT_ALIASES, OLDER
+from .more_decoders import MORE_DECODERS
+from .nemotron_h import NEMOTRON
+from .older import OLDER
 from .recurrent import RECURRENT
 from .rope import of_all, old_rotary, write_rotary
 from .settings import PLAIN, REQUIRED, Settings, TextFamily, hf_family, name_of
-
-# --- GPT-2 ------------------------------------------------------------------------------------------------------------
-
-GPT2 = {
-    **dict.fromkeys(("vocab_size", "n_embd", "n_layer", "n_head"), REQUIRED),
-    "n_positions": 1024,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
-GPT2_RULES = (
-    Rule("embedding", "transformer.wte"),
-    Rule("transformer.positions", "transformer.wpe"),
-    Rule("transformer.blocks.{}.norm1", "transformer.h.{}.ln_1"),
-    Rule(
-        tuple(f"transformer.blocks.{{}}.attn.{name}" for name in "qkv"), "transformer.h.{}.attn.c_attn", TRANSPOSED
-    ),
-    Rule("transformer.blocks.{}.attn.out", "transformer.h.{}.attn.c_proj", TRANSPOSED),
-    Rule("transformer.blocks.{}.norm2", "transformer.h.{}.ln_2"),
-    Rule("transformer.blocks.{}.ffn.up", "transformer.h.{}.mlp.c_fc", TRANSPOSED),
-    Rule("transformer.blocks.{}.ffn.down", "transformer.h.{}.mlp.c_proj", TRANSPOSED),
-    Rule("transformer.final_norm", "transformer.ln_f"),
-    Rule("head", "lm_head"),
-)  # fmt: skip
-
-
-def read_gpt2(c: Settings) -> LanguageModelConfig:
-    """The config of GPT-2 (Radford et al. 2019)."""
-    c.require("scale_attn_by_inverse_layer_idx", False)
-    c.require("add_cross_attention", False)
-    transformer = TransformerConfig(
-        dim=c["n_embd"],
-        depth=c.depth("n_layer"),
-        heads=c["n_head"],
-        causal=True,
-        position="learned",
-        context=c["n_positions"],
-        norm_eps=c["layer_norm_epsilon"],
-        attention_scale=None if c["scale_attn_weights"] else 1.0,
-        ffn=c.choose("activation_function", PLAIN),  # type: ignore[arg-type]
-        ffn_dim=c["n_inner"] or 4 * c["n_embd"],
-    )
-    return LanguageModelConfig(c["vocab_size"], transformer, tied=c["tie_word_embeddings"])
-
-
-def write_gpt2(ours: LanguageModelConfig) -> dict[str, Any]:
-    """The inverse of `read_gpt2`."""
-    t = ours.transformer.resolved()
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": ours.vocab_size,
-        "n_positions": t.context,
-        "n_embd": t.dim,
-        "n_layer": t.depth,
-        "n_head": t.heads,
-        "n_inner": t.ffn_dim,
-        "activation_function": name_of(PLAIN, t.ffn),
-        "layer_norm_epsilon": t.norm_eps,
-        "scale_attn_weights": t.attention_scale != 1.0,
-        "tie_word_embeddings": ours.tied,
-        "embd_pdrop": t.dropout,
-        "resid_pdrop": t.dropout,
-        "attn_pdrop": t.attention_dropout,
-    }
-
-
-def gpt2_weights(config: LanguageModelConfig) -> WeightMap:
-    """The table of GPT-2, whose matrices lie `[in, out]`."""
-    return WeightMap(GPT2_RULES, ignored=(r".*\.attn\.(bias|masked_bias)",))
-
 
 # --- GPT-NeoX and Pythia ----------------------------------------------------------------------------------------------
 
@@ -274,19 +204,20 @@ def glass_tokenizer(source: Source) -> Tokenizer | None:
 
 
 HF_FAMILIES: tuple[TextFamily, ...] = (
-    hf_family(
-        "GPT-2", "gpt2", LanguageModelConfig, read_gpt2, write_gpt2, GPT2, gpt2_weights, prefix="transformer.",
-        aliases=GPT_ALIASES,
-    ),
+    GPT,
     *DECODERS,
     hf_family(
         "GPT-NeoX", "gpt_neox", LanguageModelConfig, read_neox, write_neox, NEOX, neox_weights, prefix="gpt_neox.",
         renames=((r"^lm_head\.", "embed_out."),),
     ),
+    *MORE_DECODERS,
+    *GPT_RELATIVES,
     *OLDER,
     *RECURRENT,
     *HYBRIDS,
     *MAMBA2_HYBRIDS,
+    *NEMOTRON,
+    *LFM,
     *ENCODERS,
     *LONG_ENCODERS,
 )  # fmt: skip

@@ -21,10 +21,10 @@ from .hybrids import (
     weights,
     written,
 )
-from .mixtures import SIDE_BY_SIDE, experts_of, some
-from .recurrent import BLOCK, mamba2_rules, refuse_step_limit
+from .mixtures import experts_of, granite_rules, some
+from .recurrent import mamba2_rules, refuse_step_limit
 from .rope import of_all
-from .settings import FULL, Settings, inverse
+from .settings import FULL, Settings, multipliers
 
 _MAMBA2 = {
     "mamba_n_heads": 128, "mamba_d_head": "auto", "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_conv": 4,
@@ -59,12 +59,12 @@ def _mamba2(c: Settings) -> dict[str, Any]:
 def _write_mamba2(t: TransformerConfig) -> dict[str, Any]:
     options = t.options_of("mamba2")
     return {
-        "mamba_n_heads": options.expand * t.dim // options.width,
+        "mamba_n_heads": options.heads,
         "mamba_d_head": options.width,
         "mamba_n_groups": options.groups,
         "mamba_d_state": options.state,
         "mamba_d_conv": options.conv,
-        "mamba_expand": options.expand,
+        "mamba_expand": options.inner // t.dim,
         "mamba_conv_bias": options.conv_bias,
         "mamba_proj_bias": options.biased(t.bias, "step"),
     }
@@ -126,6 +126,7 @@ def write_granite4(ours: LanguageModelConfig) -> dict[str, Any]:
     experts, head_dim = experts_of(t), t.head_dim or 0
     return (
         written(ours, "GraniteMoeHybridForCausalLM")
+        | multipliers(ours)
         | rotary_keys(t, 1.0)
         | _write_mamba2(t)
         | {
@@ -138,26 +139,18 @@ def write_granite4(ours: LanguageModelConfig) -> dict[str, Any]:
             "layer_types": [FULL if attends else LINEAR for attends in attending(t)],
             "attention_multiplier": head_dim**-0.5 if t.attention_scale is None else t.attention_scale,
             "residual_multiplier": t.residual_scale,
-            "embedding_multiplier": t.dim**0.5 if ours.embedding_scale is True else ours.embedding_scale or 1.0,
-            "logits_scaling": inverse(ours.logit_scale),
         }
     )
 
 
 def granite4_weights(config: LanguageModelConfig) -> WeightMap:
-    """The table of Granite 4, where gate and up lie in one tensor."""
-    t, ours, theirs = config.transformer, f"{BLOCK}.ffn", "model.layers.{}"
-    own = ours if t.experts is None else f"{ours}.shared"
-    more = (
-        Rule(f"{ours}.router", f"{theirs}.block_sparse_moe.router.layer"),
-        Rule((f"{ours}.experts.gate", f"{ours}.experts.up"), f"{theirs}.block_sparse_moe.input_linear", SIDE_BY_SIDE),
-        Rule(f"{ours}.experts.down", f"{theirs}.block_sparse_moe.output_linear"),
-        Rule((f"{own}.gate", f"{own}.up"), f"{theirs}.shared_mlp.input_linear"),
-        Rule(f"{own}.down", f"{theirs}.shared_mlp.output_linear"),
-    )
-    return weights(
-        t, LLAMA_NAMES, "self_attn", "mamba", lambda ours, theirs: mamba2_rules(ours, theirs, t), *more
-    )  # fmt: skip
+    """The table of Granite 4."""
+    t = config.transformer
+
+    def rules(ours: str, theirs: str) -> tuple[Rule, ...]:
+        return mamba2_rules(ours, theirs, t)
+
+    return weights(t, LLAMA_NAMES, "self_attn", "mamba", rules, *granite_rules(config))
 
 
 MAMBA2_HYBRIDS = (

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ...core.checkpoints.weights import Rule, WeightMap, heads_interleaved
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
+from ...core.expert_options import ExpertsConfig
 from ...core.rotary import RotaryConfig
 from ..model import LanguageModelConfig
 from .decoder_families import LLAMA
-from .mixtures import expert_rules, experts_of, read_qwen, some, write_qwen
+from .mixtures import expert_rules, experts_of, qwen2_rules, read_qwen, some, write_qwen
 from .recurrent import BLOCK, mamba_rules
 from .rope import of_all, old_rotary, write_rotary
-from .settings import FULL, GATED, Settings, TextFamily, hf_family, inverse, name_of
+from .settings import FULL, GATED, Settings, TextFamily, hf_family, inverse, name_of, usual_keys
 
 LINEAR = "linear_attention"
 ATTENTION = {"attention": FULL, "mamba": LINEAR}
@@ -47,21 +49,10 @@ def model(c: Settings, mixers: Sequence[str], options: dict[str, Any], **more: A
 
 
 def written(ours: LanguageModelConfig, architecture: str) -> dict[str, Any]:
+    """What all have in common, in their words."""
     t = ours.transformer.resolved()
-    return {
-        "architectures": [architecture],
-        "vocab_size": ours.vocab_size,
-        "hidden_size": t.dim,
-        "intermediate_size": t.ffn_dim,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "num_key_value_heads": t.kv_heads,
-        "max_position_embeddings": t.context,
-        "rms_norm_eps": t.norm_eps,
-        "hidden_act": name_of(GATED, next((kind for kind in t.ffns if kind in GATED.values()), "swiglu")),
-        "attention_dropout": t.attention_dropout,
-        "tie_word_embeddings": ours.tied,
-    }
+    kind = next((kind for kind in t.ffns if kind in GATED.values()), "swiglu")
+    return usual_keys(ours, architecture) | {"rms_norm_eps": t.norm_eps, "hidden_act": name_of(GATED, kind)}
 
 
 def rotary_keys(t: TransformerConfig, fraction: float) -> dict[str, Any]:
@@ -194,6 +185,7 @@ def jamba_weights(config: LanguageModelConfig) -> WeightMap:
 
 # --- Qwen3-Next -------------------------------------------------------------------------------------------------------
 
+_OF_MIXTURES = ("decoder_sparse_step", "norm_topk_prob", "mlp_only_layers", "moe_intermediate_size")
 QWEN3_NEXT = LLAMA | {
     "num_key_value_heads": 2, "max_position_embeddings": 32_768, "attention_bias": False, "head_dim": 256,
     "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
@@ -203,8 +195,33 @@ QWEN3_NEXT = LLAMA | {
 }  # fmt: skip
 
 
+QWEN3_5 = {key: value for key, value in QWEN3_NEXT.items() if "expert" not in key and key not in _OF_MIXTURES} | {
+    "num_key_value_heads": 4,
+}  # fmt: skip
+_NOT_MOE = (*_OF_MIXTURES[:3], "intermediate_size")
+QWEN3_5_MOE = {key: value for key, value in QWEN3_NEXT.items() if key not in _NOT_MOE} | {
+    "num_experts_per_tok": 8, "num_experts": 256,
+}  # fmt: skip
+
+
 def read_qwen3_next(c: Settings) -> LanguageModelConfig:
     """The config of Qwen3-Next: gated delta rules, and attention with a gate on what its heads found."""
+    shared = c["shared_expert_intermediate_size"]
+    return _read_qwen(c, read_qwen(c, c["num_experts"], shared=shared, shared_gate=True))
+
+
+def read_qwen3_5(c: Settings) -> LanguageModelConfig:
+    """The config of the text part of Qwen 3.5, dense or with experts in all layers."""
+    if "num_experts" not in c.defaults:
+        return _read_qwen(c, None)
+    experts = some(
+        c["num_experts"], range(c.depth()), active=c["num_experts_per_tok"], dim=c["moe_intermediate_size"],
+        shared=c["shared_expert_intermediate_size"], shared_gate=True,
+    )  # fmt: skip
+    return _read_qwen(c, experts)
+
+
+def _read_qwen(c: Settings, experts: ExpertsConfig | None) -> LanguageModelConfig:
     c.require("hidden_act", "silu", "swish")
     depth, interval = c.depth(), c["full_attention_interval"]
     kinds = layer_kinds(c, c["layer_types"] or [LINEAR if (i + 1) % interval else FULL for i in range(depth)])
@@ -213,11 +230,10 @@ def read_qwen3_next(c: Settings) -> LanguageModelConfig:
         "key_heads": c["linear_num_key_heads"], "state": c["linear_key_head_dim"], "width": c["linear_value_head_dim"],
         "bias": False,
     }  # fmt: skip
-    shared = c["shared_expert_intermediate_size"]
     return model(
         c, ["attention" if kind == FULL else "gated_delta" for kind in kinds], {"gated_delta": delta},
         position="rotary", rotary=of_all(c, fraction="partial_rotary_factor"), norm_weight="offset",
-        experts=read_qwen(c, c["num_experts"], shared=shared, shared_gate=True),
+        experts=experts,
         **{"qk_norm": "head", "attention_gate": True} if FULL in kinds else {},
     )  # fmt: skip
 
@@ -233,12 +249,12 @@ def layer_kinds(c: Settings, types: Sequence[str]) -> list[str]:
     return found
 
 
-def write_qwen3_next(ours: LanguageModelConfig) -> dict[str, Any]:
-    """The inverse of `read_qwen3_next`."""
+def write_qwen3_next(ours: LanguageModelConfig, architecture: str = "Qwen3NextForCausalLM") -> dict[str, Any]:
+    """The inverse of `read_qwen3_next`, and of `read_qwen3_5` with its `architecture`."""
     t = ours.transformer.resolved()
     options, experts = t.options_of("gated_delta"), experts_of(t)
     return (
-        written(ours, "Qwen3NextForCausalLM")
+        written(ours, architecture)
         | rotary_keys(t, 0.25)
         | write_qwen(t)
         | {
@@ -256,16 +272,23 @@ def write_qwen3_next(ours: LanguageModelConfig) -> dict[str, Any]:
     )
 
 
-def qwen3_next_weights(config: LanguageModelConfig) -> WeightMap:
-    """The table of Qwen3-Next, where the rows of each head of keys lie together."""
+def qwen3_next_weights(config: LanguageModelConfig, together: bool = True) -> WeightMap:
+    """The table of Qwen3-Next, where the rows of each head of keys lie together, and of Qwen 3.5, where they do not."""
     t = config.transformer
     groups = heads_interleaved(t.options_of("gated_delta").key_heads)
     mlp, there = f"{BLOCK}.ffn", "model.layers.{}.mlp"
 
     def rules(ours: str, theirs: str) -> tuple[Rule, ...]:
-        return (
+        own = (
             Rule(tuple(f"{ours}.{name}" for name in ("q", "k", "v", "gate")), f"{theirs}.in_proj_qkvz", groups),
             Rule((f"{ours}.beta", f"{ours}.step"), f"{theirs}.in_proj_ba", groups),
+        )
+        apart = (
+            Rule(tuple(f"{ours}.{name}" for name in "qkv"), f"{theirs}.in_proj_qkv"),
+            *(Rule(f"{ours}.{n}", f"{theirs}.in_proj_{there}") for n, there in zip(("gate", "beta", "step"), "zba")),
+        )
+        return (
+            *(own if together else apart),
             Rule(f"{ours}.conv", f"{theirs}.conv1d"),
             Rule(f"{ours}.a_log", f"{theirs}.A_log"),
             Rule(f"{ours}.dt_bias", f"{theirs}.dt_bias"),
@@ -273,12 +296,8 @@ def qwen3_next_weights(config: LanguageModelConfig) -> WeightMap:
             Rule(f"{ours}.out", f"{theirs}.out_proj"),
         )
 
-    more = [Rule(f"{mlp}.shared_gate", f"{there}.shared_expert_gate")]
-    for name in ("gate", "up", "down"):
-        more += [Rule(f"{mlp}.{name}", f"{there}.{name}_proj")]
-        more += [Rule(f"{mlp}.shared.{name}", f"{there}.shared_expert.{name}_proj")]
-    experts = expert_rules(there, t, "gate", "gate_proj", "up_proj", "down_proj")
-    return weights(t, LLAMA_NAMES, "self_attn", "linear_attn", rules, *experts, *more)
+    dense = [Rule(f"{mlp}.{name}", f"{there}.{name}_proj") for name in ("gate", "up", "down")]
+    return weights(t, LLAMA_NAMES, "self_attn", "linear_attn", rules, *qwen2_rules(config), *dense)
 
 
 def family(
@@ -291,4 +310,15 @@ def family(
 HYBRIDS = (
     family("Jamba", "jamba", read_jamba, write_jamba, JAMBA, jamba_weights, num_local_experts="num_experts"),
     family("Qwen3-Next", "qwen3_next", read_qwen3_next, write_qwen3_next, QWEN3_NEXT, qwen3_next_weights),
+    *(
+        family(
+            f"Qwen 3.5{more}",
+            f"qwen3_5{word}_text",
+            read_qwen3_5,
+            partial(write_qwen3_next, architecture=f"Qwen3_5{word.title().replace('_', '')}ForCausalLM"),
+            defaults,
+            partial(qwen3_next_weights, together=False),
+        )
+        for more, word, defaults in (("", "", QWEN3_5), (" MoE", "_moe", QWEN3_5_MOE))
+    ),
 )

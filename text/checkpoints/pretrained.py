@@ -3,14 +3,31 @@
 | family               | library                   | what is read                                            |
 |----------------------|---------------------------|---------------------------------------------------------|
 | GPT-2                | Hugging Face, GGUF        | also old pickles with their mask buffers                |
+| GPT-Neo, CodeGen     | Hugging Face              | windows in some layers (Neo)                            |
+| GPT-BigCode, BioGPT  | Hugging Face              | one key for all heads, or one for each (BigCode)        |
 | Llama 2, 3; SmolLM 2 | Hugging Face, GGUF        | every rotary scaling                                    |
+| Arcee, Seed-OSS      | Hugging Face              |                                                         |
 | Mistral              | Hugging Face, GGUF        | sliding window                                          |
+| Ministral            | Hugging Face              | windows in some layers                                  |
 | Qwen 2, 2.5, 3       | Hugging Face, GGUF        | sliding window from a layer on                          |
+| Qwen 2 MoE           | Hugging Face              | a shared expert with a gate, dense layers               |
+| Qwen3-Next, Qwen 3.5 | Hugging Face (text)       | gated delta rules, with experts or without              |
 | SmolLM 3             | Hugging Face, GGUF        | layers without rotation                                 |
 | Gemma 1, 2, 3        | Hugging Face (text), GGUF | soft caps, sandwich norms, windows and rotary per layer |
+| Phi 1, 2             | Hugging Face              | norms of heads or not                                   |
 | Phi 3, Phi 4 mini    | Hugging Face, GGUF        | fused matrices, longrope, part of a head rotated        |
-| OLMo 2, 3            | Hugging Face, GGUF        | norms at the end of branches, windows (3)               |
+| OLMo 2, 3            | Hugging Face, GGUF        | norms behind branches, windows (3)                      |
+| OLMo 1, OLMoE        | Hugging Face              | norms without gains (1)                                 |
 | Granite              | Hugging Face, GGUF        | dense models, with their multipliers                    |
+| Granite MoE          | Hugging Face              | with a shared expert or without                         |
+| Granite 4, Bamba     | Hugging Face              | Mamba-2 and attention                                   |
+| GLM, GLM 4, 4 MoE    | Hugging Face              | sandwich norms (4); experts from all, not from groups   |
+| Ernie 4.5, its MoE   | Hugging Face              |                                                         |
+| Exaone 4, Helium     | Hugging Face              | layers without rotation (Exaone)                        |
+| Nemotron             | Hugging Face              |                                                         |
+| Nemotron-H           | Hugging Face              | Mamba-2, attention, feed-forwards, experts              |
+| LFM2                 | Hugging Face              | gated short convolutions and attention                  |
+| Jamba                | Hugging Face              | Mamba and attention, with experts or without            |
 | StarCoder 2          | Hugging Face, GGUF        | sliding window (a GGUF file does not state it)          |
 | StableLM 1, 2        | Hugging Face, GGUF        | parallel or not, norms of heads                         |
 | Cohere, Cohere 2     | Hugging Face, GGUF        | norms of heads; layers without rotation (2)             |
@@ -22,6 +39,8 @@
 | Mamba, Mamba-2       | Hugging Face              |                                                         |
 | RecurrentGemma       | Hugging Face              | layers of RG-LRU and of local attention                 |
 | BERT, (XLM-)RoBERTa  | Hugging Face              | with the masked head or the pooler                      |
+| DistilBERT           | Hugging Face              | with the masked head or none                            |
+| CamemBERT            | Hugging Face              | with the masked head or the pooler                      |
 | ModernBERT           | Hugging Face              | with the masked head or none                            |
 | Longformer           | Hugging Face              | windows, global tokens with their own projections       |
 | BigBird              | Hugging Face              | full attention, or the blocks it has in evaluation      |
@@ -30,7 +49,7 @@
 Rotary scaling is linear, dynamic, llama3, yarn or longrope. Dynamic and longrope turn the tokens of a text by its own
 length; transformers turns all texts of a batch by the longest one's.
 
-Dropout is a choice of training: models are loaded without.
+`refused.py` names families that the core cannot express. Dropout is a choice of training: models are loaded without.
 """
 
 from __future__ import annotations
@@ -60,9 +79,10 @@ from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
 from .gguf_families import GGUF_FAMILIES, check_architecture
 from .originals import check_inputs, parity
+from .refused import refuse
 from .settings import TextFamily
 
-__all__ = ["FAMILIES", "check_inputs", "export", "facts", "load", "parity"]
+__all__ = ["FAMILIES", "check_inputs", "export", "facts", "load", "parity", "refuse"]
 
 FAMILIES: tuple[TextFamily, ...] = (*HF_FAMILIES, *GGUF_FAMILIES, GLASS)
 LIBRARIES = ("hf", "triune")
@@ -95,6 +115,7 @@ def load(name: str, dtype: str | torch.dtype = "float32") -> Pretrained:
     if source.file and source.file.suffix not in (".gguf", ".npz"):
         raise UserError(f"'{name}' is a file of weights; give the folder that holds it together with its config.json.")
     check_architecture(source)
+    refuse(source)
     family = recognise(source, FAMILIES, "language model")
     assert isinstance(family, TextFamily)
     config, tensors = family.config(source), _modern(family, family.tensors(source))

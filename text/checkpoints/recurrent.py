@@ -82,14 +82,15 @@ def refuse_step_limit(c: Settings) -> None:
 def _write(ours: LanguageModelConfig, kind: str, architecture: str) -> dict[str, Any]:
     t = ours.transformer.resolved()
     options = t.options_of(kind)
+    expand = options.inner // t.dim if kind == "mamba2" else options.expand
     return {
         "architectures": [architecture],
         "vocab_size": ours.vocab_size,
         "hidden_size": t.dim,
-        "intermediate_size": options.expand * t.dim,
+        "intermediate_size": expand * t.dim,
         "num_hidden_layers": t.depth,
         "state_size": options.state,
-        "expand": options.expand,
+        "expand": expand,
         "conv_kernel": options.conv,
         "use_bias": options.biased(t.bias, "out"),
         "use_conv_bias": options.conv_bias,
@@ -108,7 +109,7 @@ def write_mamba2(ours: LanguageModelConfig) -> dict[str, Any]:
     """The inverse of `read_mamba2`."""
     options = ours.transformer.options_of("mamba2")
     return _write(ours, "mamba2", "Mamba2ForCausalLM") | {
-        "num_heads": options.expand * ours.transformer.dim // options.width,
+        "num_heads": options.heads,
         "head_dim": options.width,
         "n_groups": options.groups,
     }
@@ -131,7 +132,7 @@ def mamba_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 def mamba2_rules(ours: str, theirs: str, config: TransformerConfig) -> tuple[Rule, ...]:
     """Lines for one Mamba-2 mixer; the channels of its convolution lie in another order there."""
     options = config.options_of("mamba2")
-    shared, inner = options.groups * options.state, options.expand * config.dim
+    shared, inner = options.groups * options.state, options.inner
     return (
         Rule(tuple(f"{ours}.{name}" for name in ("gate", "v", "k", "q", "step")), f"{theirs}.in_proj"),
         Rule(f"{ours}.conv", f"{theirs}.conv1d", reordered((shared, shared, inner), (2, 1, 0))),

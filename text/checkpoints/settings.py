@@ -124,6 +124,29 @@ def name_of(table: Mapping[str, str], ours: str | list[Any]) -> str:
     return next((theirs for theirs, word in table.items() if word == ours), next(iter(table)))
 
 
+def usual_keys(ours: LanguageModelConfig, architecture: str) -> dict[str, Any]:
+    """What nearly all configs since Llama say in the same words."""
+    t = ours.transformer.resolved()
+    return {
+        "architectures": [architecture],
+        "vocab_size": ours.vocab_size,
+        "hidden_size": t.dim,
+        "intermediate_size": t.ffn_dim,
+        "num_hidden_layers": t.depth,
+        "num_attention_heads": t.heads,
+        "num_key_value_heads": t.kv_heads,
+        "max_position_embeddings": t.context,
+        "attention_dropout": t.attention_dropout,
+        "tie_word_embeddings": ours.tied,
+    }
+
+
+def multipliers(ours: LanguageModelConfig) -> dict[str, float]:
+    """Granite's words for the factors on the embedding and the logits."""
+    scale = ours.transformer.dim**0.5 if ours.embedding_scale is True else ours.embedding_scale or 1.0
+    return {"embedding_multiplier": scale, "logits_scaling": inverse(ours.logit_scale)}
+
+
 # --- a family of transformers -----------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.config import Linears
-from ...core.errors import UserError
 from ...core.rotary import RotaryConfig
-from ..model import VisionTransformerConfig, pair
+from ..model import VisionTransformerConfig
 from .family import within
 from .hf_preprocessing import BILINEAR, CROPPED, HALF, choose, their_word
 from .hf_shared import (
@@ -24,6 +23,7 @@ from .hf_shared import (
     core_of,
     family_of,
     is_classifier,
+    require_square,
     their_classes,
     their_core,
     without,
@@ -77,7 +77,7 @@ DINO3_MODULES = {w: f"model.{name}" if name.startswith("layer.") else name for w
 
 # --- configs ---
 
-_VIT = {
+VIT_DEFAULTS = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
     "qkv_bias": True, "pooler_act": "tanh",
@@ -98,7 +98,7 @@ _DINO3 = {
 
 def read_vit(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `ViTConfig`; the pooler of `ViTModel`, where a file has it, is `pre_logits`."""
-    c = _VIT | dict(given)
+    c = VIT_DEFAULTS | dict(given)
     if c.get("pooler"):
         choose(c, "pooler_act", {"tanh": True})
     bias = True if c["qkv_bias"] else without("q", "k", "v")
@@ -124,11 +124,7 @@ def _gated_size(hidden: int) -> int:
 def read_dino2(given: Mapping[str, Any]) -> VisionTransformerConfig:
     """Our config from a `Dinov2Config` or `Dinov2WithRegistersConfig`."""
     c = _DINO2 | dict(given)
-    if len({*pair(c["image_size"], "image_size")}) > 1:
-        raise UserError(
-            f"image_size is {c['image_size']}, but must be square: transformers takes every table of positions of a "
-            "DINOv2 for one of a square, and stretches it."
-        )
+    require_square(c, "of positions of a DINOv2")
     hidden, gated = int(c["hidden_size"] * c["mlp_ratio"]), c["use_swiglu_ffn"]
     registers = "registers" in c["model_type"]
     core = core_of(

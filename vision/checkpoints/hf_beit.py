@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.errors import UserError
-from ..model import VisionTransformerConfig, pair
+from ..model import VisionTransformerConfig
 from ..preprocessing import Preprocessing
 from .family import Names
-from .hf import VIT_FILES, VIT_MODULES, read_vit, write_vit
+from .hf import VIT_DEFAULTS, VIT_FILES, VIT_MODULES, read_vit, write_vit
 from .hf_preprocessing import choose
 from .hf_shared import (
     ACTIVATIONS,
@@ -19,6 +19,7 @@ from .hf_shared import (
     core_of,
     family_of,
     is_classifier,
+    require_square,
     their_classes,
     their_core,
     without,
@@ -68,9 +69,7 @@ BEIT_MODULES = _named(VIT_MODULES, "layers.{}.", _TABLE, "shared_position_bias.r
 _INDEX = (r".*relative_position_index", r"lm_head\..*")
 BEIT = Naming(BEIT_FILES, BEIT_MODULES, "beit.", "attention.q_proj", ignored=_INDEX)
 DATA2VEC = Naming(BEIT_FILES, BEIT_FILES, "data2vec_vision.", "in memory as in files", ignored=(*_INDEX, r"pooler\..*"))
-_BEIT = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
+_BEIT = VIT_DEFAULTS | {
     "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
     "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "use_mean_pooling": True,
 }  # fmt: skip
@@ -83,11 +82,8 @@ def read_beit(given: Mapping[str, Any]) -> VisionTransformerConfig:
     table = c["use_absolute_position_embeddings"]
     if layers and shared:
         raise UserError("it has biases of positions both shared and of each layer, which our model does not have.")
-    if (layers or shared or table) and len({*pair(c["image_size"], "image_size")}) > 1:
-        raise UserError(
-            f"image_size is {c['image_size']}, but must be square: transformers takes every table of a BEiT for one of "
-            "a square, and stretches it."
-        )
+    if layers or shared or table:
+        require_square(c, "of a BEiT")
     scale, mean = c["layer_scale_init_value"], c["use_mean_pooling"]
     width = {} if c.get("model_type") == "data2vec-vision" else {"head_dim": c.get("head_dim")}
     core = core_of(

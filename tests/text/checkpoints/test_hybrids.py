@@ -1,23 +1,17 @@
-"""Recurrent and hybrid models and mixtures of experts of transformers: the same outputs, and back without a loss.
-
-The cases are those of `bench/parity.py` too.
-"""
+"""Recurrent and hybrid models and mixtures of experts of transformers: the same outputs, and back without a loss."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from triune.bench.parity_random import exact
-from triune.core.checkpoints.family import apart
+from triune.bench.parity_keys import ours_of
+from triune.bench.text_originals import LIMIT, VOCAB, cached, original, outputs, padded, there_and_back
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.core.mixers.cache import KeyValueCache
 from triune.text.checkpoints.pretrained import export, load, parity
 from triune.text.model import LanguageModel, LanguageModelConfig
 
@@ -25,7 +19,6 @@ transformers = pytest.importorskip("transformers", reason="the originals: pip in
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-VOCAB = 67
 SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1,
          "eos_token_id": 2}  # fmt: skip
 HEADS = SMALL | {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 20,
@@ -101,86 +94,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def original(kind: str, options: dict[str, Any], seed: int = 0) -> Any:
-    """A model of transformers with random weights that give outputs of order one."""
-    cls = getattr(transformers, kind + "ForCausalLM")
-    torch.manual_seed(seed)
-    config = cls.config_class(**options)
-    config._experts_implementation = "eager"  # the other ones have no float64
-    model = cls(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "A_log" in name:
-                parameter.copy_(torch.rand_like(parameter) * 2 - 1)
-            elif parameter.dim() > 1:
-                parameter.normal_(std=0.3 if "embed" in name else 0.7 * parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
-
-
-def ids(batch: int = 2, tokens: int = 40, seed: int = 0) -> Tensor:
-    return torch.randint(2, VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def said(theirs: Any, tokens: Tensor, **options: Any) -> Tensor:
-    """Logits of the original, without a cache, which it cannot make for recurrent layers alone."""
-    with torch.no_grad():
-        return theirs(tokens, use_cache=False, **options)[0]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, tuple[Any, Path]]:
-    """Each case once: the original and the folder it was saved in."""
-    made = {}
-    for name, (kind, options) in CASES.items():
-        model = original(kind, options)
-        folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-        model.save_pretrained(folder)
-        made[name] = model, folder
-    return made
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_outputs_are_those_of_the_original(folders, name):
-    theirs, folder = folders[name]
-    ours, tokens = load(str(folder)).model, ids()
-    with torch.no_grad():
-        a, b = ours(tokens), said(theirs, tokens)
-        assert 0.1 < b.std() < 10
-        assert (a - b).abs().max() < 1e-5
-        assert apart(ours.double()(tokens), exact(theirs, tokens, use_cache=False)) < 1e-9
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_round_trip_loses_nothing(folders, name, tmp_path):
-    theirs, folder = folders[name]
-    ours = load(str(folder))
-    export(ours, tmp_path / "out", "hf")
-    back, report = type(theirs).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float32)
-    assert not any(report.values()), report
-    before = theirs.state_dict()
-    for key, tensor in back.state_dict().items():
-        assert torch.equal(tensor, before[key]), key
-    assert parity(ours, tmp_path / "out", "hf") < 1e-5
-    again = load(str(tmp_path / "out"))
-    assert again.family is ours.family and again.model.config == ours.model.config
-    assert ours.family.represents(ours.model.config)
-
-
-@pytest.mark.parametrize("name", CASES)
-@torch.no_grad()
-def test_cached_logits_are_those_of_the_original(folders, name):
-    """A prompt at once and then tokens one by one, beside what the original says to the whole text: its own cached
-    pass forgets the state in models of Mamba-1 (transformers 5.24).
-    """
-    theirs, folder = folders[name]
-    model, tokens = load(str(folder)).model, ids(2, 21)
-    cache = KeyValueCache(model.transformer.config)
-    pieces = [model(piece, cache=cache) for piece in tokens.split([9, 1, 1, 1, 5, 1, 3], dim=1)]
-    assert (torch.cat(pieces, dim=1) - said(theirs, tokens)).abs().max() < 1e-5
-
-
 UNPADDED = [
     *(name for name in CASES if "gemma" in name), "mamba with biases, untied", "mamba 2 with biases, tied",
     "jamba with biases", "bamba with biases",
@@ -190,28 +103,20 @@ RecurrentGemma, elsewhere where a bias before it makes something of the zeros th
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_padding_on_the_left(folders, name):
-    theirs, folder = folders[name]
-    ours, tokens = load(str(folder)).model, ids(3, 20)
-    lengths = (20, 13, 5)
-    real = torch.arange(20) >= 20 - torch.tensor(lengths)[:, None]
-    with torch.no_grad():
-        found = ours(tokens, valid=real)
-    for row, length in enumerate(lengths):
-        alone = said(theirs, tokens[row : row + 1, 20 - length :])[0]
-        assert (found[row, 20 - length :] - alone).abs().max() < 1e-5
-    positions = (real.cumsum(1) - 1).clamp(min=0) if "gemma" in name else None
-    padded = said(theirs, tokens, attention_mask=real.long(), position_ids=positions)
-    right = bool((found - padded)[real].abs().max() < 1e-5)
-    assert right == (name not in UNPADDED), "the original is right now: take the case out of the list"
-
-
-def changed(folder: Path, new: Path, **values: Any) -> str:
-    new.mkdir()
-    config = json.loads((folder / "config.json").read_text()) | values
-    (new / "config.json").write_text(json.dumps(config))
-    (new / "model.safetensors").symlink_to(folder / "model.safetensors")
-    return str(new)
+def test_the_same_outputs_and_back(name: str, tmp_path: Path) -> None:
+    """Behind a cache they are compared with what the original says to the whole text: its own cached pass forgets the
+    state in models of Mamba-1 (transformers 5.24).
+    """
+    kind, options = CASES[name]
+    theirs = original(kind, options)
+    theirs.save_pretrained(tmp_path / "theirs")
+    found = load(str(tmp_path / "theirs"))
+    assert outputs(found.model, theirs) < LIMIT
+    assert cached(found.model, theirs) < LIMIT
+    alone, together = padded(found.model, theirs, left=True)
+    assert alone < LIMIT
+    assert (together < LIMIT) == (name not in UNPADDED), "the original is right now: take the case out of the list"
+    assert there_and_back(found, theirs, tmp_path / "back") < LIMIT
 
 
 @pytest.mark.parametrize(
@@ -229,9 +134,11 @@ def changed(folder: Path, new: Path, **values: Any) -> str:
         ("mixtral", {"num_experts_per_tok": 9}, r"experts.active is 9, but must be from 1 to experts.count \(3\)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused_by_name(folders, name, values, message, tmp_path):
+def test_what_cannot_be_read_is_refused_by_name(name: str, values: dict[str, Any], message: str) -> None:
+    kind, options = CASES[name]
+    config = getattr(transformers, kind + "ForCausalLM").config_class(**options).to_dict()
     with pytest.raises(UserError, match=message):
-        load(changed(folders[name][1], tmp_path / "changed", **values))
+        ours_of(config | values)
 
 
 @pytest.mark.parametrize(

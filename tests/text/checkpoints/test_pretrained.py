@@ -580,8 +580,8 @@ def test_a_model_trained_here_goes_to_hugging_face(options, family, tmp_path):
 
 
 def test_what_hugging_face_cannot_say_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nearest of GPT-2, .* is Llama, which has no transformer\.ffn 'relu2'"):
-        export(small(norm="rmsnorm", ffn="relu2", bias=False), tmp_path / "x")
+    with pytest.raises(UserError, match=r"nearest of GPT-2, .* is Llama, which has no transformer\.ffn 'reglu'"):
+        export(small(norm="rmsnorm", ffn="reglu", bias=False), tmp_path / "x")
     with pytest.raises(UserError, match=r"no transformer\.layer_scale 0\.1"):
         export(small(**LLAMA, layer_scale=0.1), tmp_path / "x")
     assert not (tmp_path / "x").exists()
