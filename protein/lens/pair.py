@@ -119,8 +119,9 @@ class PairSubject(Subject):
             total, times = total + found, times + 1
         return {"P@L/5": total / times if times else total.fill_(float("nan"))}
 
-    causal = False
-    unit: str = "nats"
+    @property
+    def causal(self) -> bool:
+        return False
 
     def answers(self, copies: int) -> Tensor:
         raise NotImplementedError("The pair model has pairs; see `once`.")
