@@ -7,7 +7,11 @@ python bench/lens.py induction [--seeds 2]    about half a minute a seed on two 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +29,11 @@ def induction(seeds: int) -> list[dict[str, Any]]:
 
 
 def cost() -> list[dict[str, Any]]:
-    """Seconds of a forward pass, with recording of the residual stream, and with head scores; B2 H12 T1024.
+    """CPU seconds of one thread and peak memory, B2 H12 T1024, two layers: a forward pass, one of a model that was looked
+    at before, one with recording of the residual stream, with head scores, and with whole weights.
 
-    The median of nine rounds, and of the ratios within a round.
+    The median of nine rounds, and of the ratios within a round. Processor time, because other programs on the machine
+    change it less than that of the clock.
     """
     from triune.core.config import TransformerConfig
     from triune.core.lens.edit import lens
@@ -35,11 +41,15 @@ def cost() -> list[dict[str, Any]]:
     from triune.core.lens.scores import first, head_scores, previous
     from triune.core.transformer import Transformer
 
+    torch.set_num_threads(1)
     model = Transformer(TransformerConfig(dim=768, depth=2, heads=12, causal=True)).eval()
-    x = torch.randn(2, 1024, 768)
+    looked, x = deepcopy(model), torch.randn(2, 1024, 768)
 
     def plain() -> None:
         model(x)
+
+    def off() -> None:
+        looked(x)
 
     def kept() -> None:
         with lens(model, keep=["*.resid_post"]):
@@ -52,20 +62,47 @@ def cost() -> list[dict[str, Any]]:
         with record_attention(model, lambda _, w: w.diagonal(-1, 2, 3).mean((0, 2))):
             model(x)
 
-    ways = {"plain": plain, "residual kept": kept, "two head scores": scores, "whole weights": weights}
+    ways = {
+        "plain": plain, "looked at before": off, "residual kept": kept, "two head scores": scores,
+        "whole weights": weights,
+    }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
+        memory = {name: peak(run) for name, run in ways.items()}
+        with lens(looked, edit={"*.z": torch.zeros_like}, cut={0: lambda query, key: query > key}):
+            looked(x[:, :8])
         for _ in range(9):
             for name, run in ways.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 run()
-                times[name].append(time.perf_counter() - started)
+                times[name].append(time.process_time() - started)
     ratios = {name: sorted(t / p for t, p in zip(own, times["plain"]))[4] for name, own in times.items()}
     rows: list[dict[str, Any]] = [
-        {"way": name, "seconds": sorted(own)[4], "times plain": ratios[name]} for name, own in times.items()
-    ]
+        {
+            "way": name, "CPU seconds": sorted(own)[4], "times plain": ratios[name], "peak MiB": memory[name],
+            "peak times plain": memory[name] / memory["plain"],
+        }
+        for name, own in times.items()
+    ]  # fmt: skip
     print(table(rows))
     return rows
+
+
+def peak(run: Callable[[], None]) -> float:
+    """MiB by which the memory of this process grows at most while `run` runs for the first time, in a copy of it."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        status = lambda key: int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])  # noqa: E731
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        run()
+        os.write(write, str((status("VmHWM") - before) / 1024).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = float(pipe.read())
+    os.waitpid(child, 0)
+    return found
 
 
 def main() -> None:
