@@ -3,7 +3,7 @@
     pip install transformer-lens nnsight        (in an environment of its own: it brings more than 80 packages)
     python bench/lens_transformerlens.py
 
-Times are processor seconds of one thread, the least of five calls, B4 T256; memory is that of all distinct tensors kept.
+Times are processor seconds of one thread, the least of five calls, B4 T256; memory is that of all tensors kept.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def models() -> tuple[Any, Any]:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), **special).save_pretrained(folder)
     original = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return load(folder).model.eval(), TransformerBridge.boot_transformers(
-        folder, hf_model=original, tokenizer=tokenizer
-    )
+    theirs = TransformerBridge.boot_transformers(folder, hf_model=original, tokenizer=tokenizer)
+    return load(folder).model.eval(), theirs
 
 
 def differences(ours: Any, theirs: Any) -> dict[str, float]:
