@@ -32,8 +32,8 @@ def cost() -> list[dict[str, Any]]:
     """CPU seconds of one thread and peak memory, B2 H12 T1024, two layers: a forward pass, one of a model looked
     at before, one with recording of the residual stream, one with head scores, one with whole weights.
 
-    The least of seven rounds, in which the ways take turns. Processor time, because other programs on the machine change
-    it less than that of the clock.
+    The least of seven rounds, in which the ways take turns. Processor time, because other programs on the machine
+    change it less than that of the clock.
     """
     from triune.core.config import TransformerConfig
     from triune.core.lens.edit import lens

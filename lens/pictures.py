@@ -90,7 +90,7 @@ def _map(axes: Any, values: np.ndarray, signed: bool, unit: str, extent: Any = N
     axes.spines[:].set_visible(False)
     bar = axes.figure.colorbar(layer, ax=axes, fraction=0.05, pad=0.02)
     bar.ax.tick_params(labelsize=7)
-    bar.ax.set_title(unit, fontsize=7, loc="left")
+    bar.ax.set_title(unit, fontsize=7, loc="right")
     bar.outline.set_visible(False)
 
 
