@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,16 @@ class Resamples:
         groups: what each example belongs to, `[count]`; None draws examples.
         most: resamples; fewer, but at least `FEWEST`, when draws would be more than `MOST_DRAWS`.
         seed: of the draws.
+
+    `unit` is the number of each example's group, `[count]`, or None, and `units` how many examples or groups there are.
     """
 
     count: int
     groups: Sequence[Any] | np.ndarray | None = None
     most: int = RESAMPLES
     seed: int = 0
+    unit: np.ndarray | None = field(init=False, default=None)
+    units: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         if self.groups is None:
@@ -51,9 +55,6 @@ class Resamples:
             unit, units = unit.reshape(-1), len(names)
         object.__setattr__(self, "unit", unit)
         object.__setattr__(self, "units", units)
-
-    unit: np.ndarray | None = None
-    units: int = 0
 
     @property
     def number(self) -> int:
@@ -105,7 +106,7 @@ class Resamples:
     def said(self) -> str:
         """What the intervals are, in a sentence."""
         of = f"{self.units:,} examples" if self.unit is None else f"{self.units:,} groups of examples"
-        return f"Intervals: 95 % of {self.number:,} bootstrap resamples of {of}; fewer where ranks are computed."
+        return f"Intervals: 95 % of {self.number:,} bootstrap resamples of {of}, or of {FEWEST} and more for ranks."
 
 
 def percentiles(figures: Figures) -> dict[str, tuple[float, float]]:

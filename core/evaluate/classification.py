@@ -15,7 +15,7 @@ from .judgement import Confusion, Panel
 from .reliability import Reliability, equal_width
 
 MOST_RANKED = 20_000_000
-"""Examples x classes of which AUROC and average precision are computed; about 3 seconds."""
+"""Examples x classes of which AUROC and average precision are computed; a few seconds."""
 RANKED = ("average_precision", "auroc")
 
 
@@ -27,14 +27,14 @@ class Answers:
         labels: true classes, int64 `[examples]`.
         predicted: the classes it names, int64 `[examples]`.
         log_p: log probabilities float64 `[examples, classes]`.
-        calibrated: the same after calibration, each example by numbers that it did not help to fit; the same array
-            as `log_p` when there is no calibration.
+        calibrated: the same after calibration, each example by numbers that it did not help to fit; None without
+            calibration.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     log_p: np.ndarray
-    calibrated: np.ndarray
+    calibrated: np.ndarray | None = None
 
     @property
     def classes(self) -> int:
@@ -44,7 +44,7 @@ class Answers:
     def versions(self) -> list[tuple[str, np.ndarray]]:
         """The suffix of the figures and the log probabilities: as trained and, if others, calibrated."""
         found = [("", self.log_p)]
-        return found if self.calibrated is self.log_p else [*found, ("_calibrated", self.calibrated)]
+        return found if self.calibrated is None else [*found, ("_calibrated", self.calibrated)]
 
     @cached_property
     def by_class(self) -> dict[str, np.ndarray]:
@@ -150,23 +150,17 @@ def margins(log_p: np.ndarray) -> np.ndarray:
 
 
 def ranked(scores: np.ndarray, positive: np.ndarray, real: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """AUROC and average precision of each column `[columns]` by scikit-learn; NaN where a column has one kind only.
+    """AUROC and average precision of each column `[columns]`; NaN where a column has one kind only.
 
     `real` bool `[examples, columns]` leaves out cells without a target.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     found = {name: np.full(scores.shape[1], np.nan) for name in RANKED}
     for column in range(scores.shape[1]):
         kept = slice(None) if real is None else real[:, column]
         truth, score = positive[kept, column], scores[kept, column]
-        if not truth.any() or truth.all():
-            continue
-        if np.ptp(score) == 0:  # a constant answer needs no sorting
-            found["auroc"][column], found["average_precision"][column] = 0.5, truth.mean()
-        else:
-            found["auroc"][column] = roc_auc_score(truth, score)
-            found["average_precision"][column] = average_precision_score(truth, score)
+        if truth.any() and not truth.all():
+            for name, value in zip(RANKED, ranking(score, truth, np.ones((1, len(score))))):
+                found[name][column] = value[0]
     return found
 
 

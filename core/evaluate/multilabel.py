@@ -23,17 +23,17 @@ class Decisions:
         truth: bool `[examples, labels]`.
         real: bool `[examples, labels]`; False where the target is missing.
         log_odds: of having the label, float64 `[examples, labels]`.
-        calibrated: the same by numbers that the example did not help to fit.
         given: the labels given, bool `[examples, labels]`.
-        given_calibrated: those by the thresholds that the example did not help to choose.
+        calibrated: log odds by numbers that the example did not help to fit; None without calibration.
+        given_calibrated: labels by thresholds that the example did not help to choose.
     """
 
     truth: np.ndarray
     real: np.ndarray
     log_odds: np.ndarray
-    calibrated: np.ndarray
     given: np.ndarray
-    given_calibrated: np.ndarray
+    calibrated: np.ndarray | None = None
+    given_calibrated: np.ndarray | None = None
 
     @cached_property
     def by_label(self) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ class Decisions:
     def versions(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """The suffix of the figures, log odds and labels given: as trained and, if another, calibrated."""
         found = [("", self.log_odds, self.given)]
-        if self.calibrated is not self.log_odds:
+        if self.calibrated is not None and self.given_calibrated is not None:
             found.append(("_calibrated", self.calibrated, self.given_calibrated))
         return found
 
@@ -132,7 +132,7 @@ def label_rows(said: Decisions, names: Sequence[str], thresholds: Sequence[float
     """A row for each label: cells, examples that have it, and figures of the labels given (by chosen thresholds where
     there are some); None where not defined.
     """
-    given = said.given if thresholds is None else said.given_calibrated
+    given = said.versions()[-1][2]
     hits, true, named = (part.sum(axis=0) for part in _counted(said, given))
     rows = []
     for c, name in enumerate(names):

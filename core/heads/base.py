@@ -169,7 +169,8 @@ class Head(nn.Module, ABC):
                 the examples and judges the other, both ways, so that no example is judged by a number that it helped
                 to choose.
             groups: what each example belongs to; halves and resamples keep them whole.
-            resamples: of the intervals; 0 computes the figures alone, as each epoch of a training needs them.
+            resamples: of the intervals; 0 computes the figures as trained alone, as each epoch of a training needs
+                them, without intervals, baseline, rows or (unless it is given) calibration.
 
         Raises:
             UserError: shapes disagree, an output is not finite, or all targets are missing.
@@ -178,11 +179,20 @@ class Head(nn.Module, ABC):
     # --- what kinds share ---------------------------------------------------------------------------------------------
 
     def parts(
-        self, outputs: Tensor, targets: Tensor, calibration: dict[str, Any] | None, groups: np.ndarray | None
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        calibration: dict[str, Any] | None,
+        groups: np.ndarray | None,
+        resamples: int,
     ) -> Parts:
-        """Which calibration judges which examples: the given one all, or each half's the other half."""
+        """Which calibration judges which examples: the given one all, or each half's the other half; none at all for
+        the figures alone.
+        """
         if calibration is not None:
             return [(torch.arange(len(outputs)), calibration)]
+        if not resamples:
+            return []
         a, b = halves(len(outputs), groups)
         if not len(b):
             return [(a, {})]

@@ -127,10 +127,13 @@ class Classify(Head):
     ) -> Judgement:
         outputs, labels, group = self._kept(outputs, targets, groups)
         log_p = self.log_p(outputs, {})
-        calibrated = torch.empty_like(log_p)
-        for rows, fitted in self.parts(outputs, labels, calibration, group):
-            calibrated[rows] = self.log_p(outputs[rows], fitted)
-        answers = figures.Answers(labels.numpy(), outputs.argmax(dim=1).numpy(), log_p.numpy(), calibrated.numpy())
+        calibrated = None
+        if parts := self.parts(outputs, labels, calibration, group, resamples):
+            calibrated = torch.empty_like(log_p)
+            for rows, fitted in parts:
+                calibrated[rows] = self.log_p(outputs[rows], fitted)
+            calibrated = calibrated.numpy()
+        answers = figures.Answers(labels.numpy(), outputs.argmax(dim=1).numpy(), log_p.numpy(), calibrated)
         metrics = figures.classify_metrics(answers)
         drawn = resampled(len(labels), group, resamples)
         if drawn is None:
@@ -150,7 +153,7 @@ class Classify(Head):
     def _baseline(self, labels: np.ndarray) -> dict[str, float]:
         """Always the commonest class of the training, with the shares as probabilities."""
         log_p = np.broadcast_to(np.log(shares(self.counts)), (len(labels), self.width))
-        answers = figures.Answers(labels, np.full(len(labels), int(np.argmax(self.counts))), log_p, log_p)
+        answers = figures.Answers(labels, np.full(len(labels), int(np.argmax(self.counts))), log_p)
         return figures.classify_metrics(answers)
 
     def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -161,14 +161,14 @@ class Multilabel(Head):
         resamples: int = RESAMPLES,
     ) -> Judgement:
         outputs, targets, group = self._kept(outputs, targets, groups)
-        odds = self.log_odds(outputs, {})
-        calibrated, chosen = torch.empty_like(odds), torch.empty_like(odds, dtype=torch.bool)
-        for rows, fitted in self.parts(outputs, targets, calibration, group):
-            calibrated[rows], chosen[rows] = self.log_odds(outputs[rows], fitted), self.given(outputs[rows], fitted)
+        odds, given = self.log_odds(outputs, {}), self.given(outputs, {})
         real, truth = (~targets.isnan()).numpy(), (targets == 1).numpy()
-        said = figures.Decisions(
-            truth, real, odds.numpy(), calibrated.numpy(), self.given(outputs, {}).numpy(), chosen.numpy()
-        )
+        said = figures.Decisions(truth, real, odds.numpy(), given.numpy())
+        if parts := self.parts(outputs, targets, calibration, group, resamples):
+            calibrated, chosen = torch.empty_like(odds), torch.empty_like(given)
+            for rows, fitted in parts:
+                calibrated[rows], chosen[rows] = self.log_odds(outputs[rows], fitted), self.given(outputs[rows], fitted)
+            said = replace(said, calibrated=calibrated.numpy(), given_calibrated=chosen.numpy())
         metrics = figures.multilabel_metrics(said)
         drawn = resampled(len(targets), group, resamples)
         if drawn is None:
@@ -192,7 +192,7 @@ class Multilabel(Head):
     def _baseline(self, truth: np.ndarray, real: np.ndarray) -> dict[str, float]:
         """The share of each label in training as its probability."""
         odds = np.broadcast_to(np.array(self._log_odds()), truth.shape)
-        return figures.multilabel_metrics(figures.Decisions(truth, real, odds, odds, odds >= 0, odds >= 0))
+        return figures.multilabel_metrics(figures.Decisions(truth, real, odds, odds >= 0))
 
     def _unseen(self, truth: np.ndarray) -> list[str]:
         missing = [name for c, name in enumerate(self.spec.names) if not truth[:, c].any()]

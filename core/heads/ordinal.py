@@ -125,10 +125,13 @@ class Ordinal(Head):
     ) -> Judgement:
         outputs, labels, group = self._kept(outputs, targets, groups)
         log_p = self.log_p(outputs, {})
-        calibrated = torch.empty_like(log_p)
-        for rows, fitted in self.parts(outputs, labels, calibration, group):
-            calibrated[rows] = self.log_p(outputs[rows], fitted)
-        answers = classification.Answers(labels.numpy(), median(outputs), log_p.numpy(), calibrated.numpy())
+        calibrated = None
+        if parts := self.parts(outputs, labels, calibration, group, resamples):
+            calibrated = torch.empty_like(log_p)
+            for rows, fitted in parts:
+                calibrated[rows] = self.log_p(outputs[rows], fitted)
+            calibrated = calibrated.numpy()
+        answers = classification.Answers(labels.numpy(), median(outputs), log_p.numpy(), calibrated)
         metrics = ordinal.ordinal_metrics(answers)
         drawn = resampled(len(labels), group, resamples)
         if drawn is None:
@@ -149,7 +152,7 @@ class Ordinal(Head):
         """Always the median class of the training, with the shares as probabilities."""
         log_p = np.broadcast_to(np.log(self.shares), (len(labels), len(self.spec.names)))
         middle = sum(odds > 0 for odds in self.prior())
-        return ordinal.ordinal_metrics(classification.Answers(labels, np.full(len(labels), middle), log_p, log_p))
+        return ordinal.ordinal_metrics(classification.Answers(labels, np.full(len(labels), middle), log_p))
 
     def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
         outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)

@@ -213,7 +213,7 @@ class Regress(Head):
         outputs, targets, group = self._kept(outputs, targets, groups)
         values, *raw = self.answers(outputs, {})
         low, high = (torch.full_like(values, math.nan) for _ in range(2))
-        for rows, fitted in self.parts(outputs, targets, calibration, group):
+        for rows, fitted in self.parts(outputs, targets, calibration, group, resamples):
             _, a, b = self.answers(outputs[rows], fitted)
             if a is None or b is None:
                 continue
@@ -233,7 +233,7 @@ class Regress(Head):
             for n in each
         ]
         intervals = percentiles({name: v for name, v in figures.averaged_resamples(found).items() if name in metrics})
-        constant = figures.averaged([self._constant(numbers) for numbers in each])
+        constant = figures.averaged(self._constant(targets))
         baseline = {name: value for name, value in constant.items() if name in metrics}
         keys = dict.fromkeys(key for row in rows for key in row)
         per_class = [
@@ -266,11 +266,26 @@ class Regress(Head):
             self.spec.names[t], targets[real, t].numpy(), self.unit(values)[real.numpy(), t], std, held, losses
         )
 
-    def _constant(self, numbers: figures.Numbers) -> dict[str, float]:
-        """The figures of the mean of the training targets."""
-        mean = self._trained("mean")[self.spec.names.index(numbers.name)]
-        constant = figures.Numbers(numbers.name, numbers.true, np.full_like(numbers.true, mean), numbers.scale, {}, {})
-        return figures.regress_metrics(constant)
+    def _constant(self, targets: Tensor) -> list[dict[str, float]]:
+        """The figures of one answer to everything: mean, normal distribution or quantiles of the training targets.
+
+        The absolute error is that of their median, which no constant is better than there.
+        """
+        quantiles = torch.tensor(self._trained("quantiles"), dtype=torch.float64)
+        middle = quantiles[:, 1].expand(len(targets), -1)
+        if self.options.distribution == "quantile":
+            outputs = quantiles.flatten().expand(len(targets), -1)
+        else:
+            outputs = torch.zeros(len(targets), self.width, dtype=torch.float64)
+        value, *ends = self.answers(outputs, {})
+        found = []
+        for t in range(self.targets):
+            if targets[:, t].isnan().all():
+                continue
+            figure = figures.regress_metrics(self._numbers(t, outputs, targets, value, {"": tuple(ends)}))
+            best = figures.regress_metrics(self._numbers(t, outputs, targets, middle, {}))
+            found.append(figure | {name: best[name] for name in ("mae", "scaled_mae")})
+        return found
 
     def _said(self, each: list[figures.Numbers]) -> list[str]:
         missing = [name for name in self.spec.names if name not in {numbers.name for numbers in each}]

@@ -67,7 +67,7 @@ def test_a_known_temperature_is_found_and_labels_stay(kind):
     calibration = head.calibrate(5 * logits, labels)
     assert calibration["temperature"] == pytest.approx(5, rel=0.1)
     np.testing.assert_array_equal(head.predict(5 * logits, calibration)["label"], head.predict(logits)["label"])
-    judged = head.judge(5 * logits, labels, resamples=0).metrics
+    judged = head.judge(5 * logits, labels, resamples=5).metrics
     assert judged["ece_calibrated"] < 0.04 < judged["ece"]
     # Test rows are judged with the stored calibration as it is.
     given = head.judge(5 * logits, labels, calibration, resamples=0).metrics
@@ -91,7 +91,7 @@ def test_intervals_cover_what_they_say_whatever_the_model(distribution):
     with torch.no_grad():
         head.linear.weight.normal_(std=0.5)  # type: ignore[union-attr]
     outputs = head(torch.from_numpy(rng.normal(size=(2000, 2))).float()).detach()
-    judged = head.judge(outputs, true, resamples=0).metrics
+    judged = head.judge(outputs, true, resamples=5).metrics
     assert judged["coverage_calibrated"] == pytest.approx(0.9, abs=0.02)
     columns = head.predict(outputs, head.calibrate(outputs[:1000], true[:1000]))
     inside = (columns["low"] <= true) & (true <= columns["high"])
@@ -104,7 +104,7 @@ def test_intervals_cover_what_they_say_whatever_the_model(distribution):
     assert found.keys() == raw.keys()
     assert all((found[name] == raw[name]).all() for name in raw)
     assert ("low" in found) == (distribution != "point")
-    assert "coverage_calibrated" not in head.judge(outputs[:5], true[:5], resamples=0).metrics
+    assert "coverage_calibrated" not in head.judge(outputs[:5], true[:5], resamples=5).metrics
 
 
 def test_halves_keep_groups_whole():

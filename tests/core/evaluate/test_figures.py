@@ -177,6 +177,24 @@ def test_regress(distribution):
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_constant_answer_is_the_best_one():
+    """The median for absolute errors: of skewed numbers the mean would be a baseline that is beaten by nothing."""
+    true = np.exp(2 * RNG.normal(size=300))
+    for distribution in ("point", "gaussian", "quantile"):
+        target = SimpleNamespace(names=["x"], values=true)
+        head = make_head(prepare("regress", target, {"distribution": distribution}), 2)
+        baseline = head.judge(head(torch.zeros(300, 2)).detach(), true, resamples=5).baseline
+        assert baseline["mae"] == pytest.approx(np.abs(true - np.median(true)).mean())
+        if distribution != "quantile":
+            assert baseline["r2"] == pytest.approx(0, abs=1e-12)
+        else:
+            assert baseline["coverage"] == pytest.approx(0.9, abs=0.01)
+            losses = [
+                sk.mean_pinball_loss(true, np.full(300, np.quantile(true, q)), alpha=q) for q in (0.05, 0.5, 0.95)
+            ]
+            assert baseline["pinball"] == pytest.approx(np.mean(losses) / true.std())
+
+
 def test_several_targets_miss_rows_of_their_own():
     true = RNG.normal(size=(80, 2)) * [1, 100]
     true[:30, 0] = np.nan
