@@ -36,6 +36,9 @@ TEXT = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2", "Olmo3", "Granite",
     "Starcoder2", "StableLm", "Cohere", "Cohere2",
 )  # fmt: skip
+NEWER = (
+    "Olmo", "Arcee", "SeedOss", "Ernie4_5", "Helium", "Glm", "Glm4", "Exaone4", "Ministral", "Nemotron", "Phi",
+)  # fmt: skip
 OLDER = ("GPT2", "GPTNeoX", "GPTJ", "OPT", "Falcon")
 MIXTURES = ("Mixtral", "Qwen3Moe")
 RECURRENT = ("Mamba", "Mamba2", "RecurrentGemma", "Jamba", "Qwen3Next", "Bamba", "GraniteMoeHybrid")
@@ -62,8 +65,10 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
 """Options that only one decoder has, and their choices."""
 WITHOUT = {"use_cache": False}
 """transformers cannot make a cache for recurrent layers alone."""
-PARTIAL = ("Phi3", "StableLm")
+PARTIAL = ("Phi3", "StableLm", "Phi", "Nemotron", "Glm", "Glm4")
 """Decoders that may rotate a part of each head only."""
+LAYERED = ("Qwen2", "Qwen3", "SmolLM3", "Gemma2", "Gemma3", "Olmo3", "Cohere2", "Exaone4", "Ministral")
+"""Decoders whose config may list the kind of each layer."""
 SCALINGS: tuple[dict[str, Any], ...] = (
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 2.5},
@@ -81,7 +86,7 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
     heads, depth = r.choice((1, 2, 4, 6)), r.randint(1, 4)
     even = {"num_hidden_layers": depth, "num_attention_heads": heads}
     even |= {"hidden_size": heads * r.choice((4, 8, 16)), "intermediate_size": r.randint(5, 70)}
-    kind = r.choice((*TEXT, *TEXT, *OLDER, *MIXTURES, *RECURRENT, *RECURRENT, *ENCODERS, *IMAGES))
+    kind = r.choice((*TEXT, *TEXT, *NEWER, *OLDER, *MIXTURES, *RECURRENT, *RECURRENT, *ENCODERS, *IMAGES))
     eps = r.choice((1e-6, 1e-5, 1e-3))
     if kind in IMAGES:
         return "vision", kind, even | _image(r, kind) | {"layer_norm_eps": eps}
@@ -158,7 +163,7 @@ def _decoder(r: random.Random, kind: str, heads: int, depth: int, width: int) ->
     if r.random() < 0.7:
         found |= {"sliding_window": r.randint(1, 20), "use_sliding_window": r.random() < 0.7}
         found["max_window_layers"] = r.randint(0, depth)
-    if kind in ("Qwen2", "Qwen3", "SmolLM3", "Gemma2", "Gemma3", "Olmo3", "Cohere2") and r.random() < 0.5:
+    if kind in LAYERED and r.random() < 0.5:
         found["layer_types"] = [r.choice(("sliding_attention", "full_attention")) for _ in range(depth)]
     if kind == "SmolLM3":
         found["no_rope_layer_interval"] = r.randint(1, 4)

@@ -63,6 +63,7 @@ class Decoder:
         require: keys, and the values that they may have.
         more: keys from our config that are written otherwise than those of the other families.
         rules: lines of the weight table that come before those of Llama.
+        ignored: names of parts that its class does not load, as layers that predict further tokens.
         mixture: how experts are written; None for a family without.
     """
 
@@ -87,6 +88,7 @@ class Decoder:
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     more: Callable[[TransformerConfig], dict[str, Any]] = lambda t: {}
     rules: Callable[[LanguageModelConfig], tuple[Rule, ...]] = lambda config: ()
+    ignored: Callable[[LanguageModelConfig], tuple[str, ...]] = lambda config: ()
     mixture: Mixture | None = None
 
     @property
@@ -225,4 +227,5 @@ def decoder_weights(config: LanguageModelConfig, family: Decoder) -> WeightMap:
     """The table of Llama and its relatives."""
     norms = PRE_NORM_RULES if config.transformer.placement == "pre" else BRANCH_NORM_RULES
     gains = family.core.get("norm_weight") != "none"
-    return WeightMap((*family.rules(config), *LLAMA_RULES, *norms), (r".*rotary_emb\.inv_freq",), gains=gains)
+    ignored = (r".*rotary_emb\.inv_freq", *family.ignored(config))
+    return WeightMap((*family.rules(config), *LLAMA_RULES, *norms), ignored, gains=gains)

@@ -207,6 +207,7 @@ _ROWS: tuple[Row, ...] = (
         Decoder(
             "Glm4MoeForCausalLM", biases={"attention_bias": QKV}, switches={"use_qk_norm": {"qk_norm": "head"}},
             fraction="partial_rotary_factor", mixture=GLM, rules=glm_rules,
+            ignored=lambda config: (rf"model\.layers\.{config.transformer.depth}\..*",),
         ),
         LLAMA | SIGMOID_EXPERTS | {"num_key_value_heads": 8, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5}
         | {"attention_bias": False, "first_k_dense_replace": 1, "use_qk_norm": False, "partial_rotary_factor": 0.5},
@@ -216,7 +217,7 @@ _ROWS: tuple[Row, ...] = (
         "ernie4_5_moe",
         Decoder(
             "Ernie4_5_MoeForCausalLM", require={"use_bias": (False, None)}, interleaved=True, mixture=ERNIE,
-            rules=ernie_rules,
+            rules=ernie_rules, ignored=lambda config: (r".*mtp.*",),
         ),
         LLAMA | ERNIE_EXPERTS | {"num_key_value_heads": 4, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5}
         | {"rope_theta": 500_000.0, "use_bias": False, "tie_word_embeddings": True},

@@ -9,7 +9,7 @@ from ...core.errors import UserError
 
 _LATENT = "keys and values that all heads make of one compressed vector (multi-head latent attention)"
 _ALIBI = "scores that fall with the distance of two tokens (ALiBi)"
-_TWO = "language models of an encoder and a decoder with positions relative to each other"
+_BINS = "scores that depend on the distance of two tokens by learned bins"
 
 
 def _all(kinds: Iterable[str], missing: str) -> dict[str, str]:
@@ -23,21 +23,20 @@ MISSING: dict[str, str] = {
         _LATENT,
     ),
     "falcon_h1": "attention and Mamba-2 side by side in one layer, each with a factor",
-    **_all(("zamba", "zamba2"), "one block of attention that several layers share, with LoRA factors of each"),
-    **_all(("gemma3n", "gemma3n_text"), "embeddings of its own for each layer and several residual streams (AltUp)"),
+    **_all(("zamba", "zamba2"), "block of attention that several layers share, each with LoRA factors of its own"),
+    **_all(("gemma3n", "gemma3n_text"), "embeddings for each layer, nor several residual streams (AltUp)"),
     "olmo_hybrid": "norms before the branches of some layers and behind those of others",
     **_all(("bloom", "mpt"), _ALIBI),
     **_all(("hunyuan_v1_dense", "hunyuan_v1_moe"), "norms of queries and keys after their rotation"),
-    "apertus": "the activation xIELU",
+    "apertus": "activation xIELU",
     "falcon_mamba": "norms without gains inside of Mamba",
     "phimoe": "experts that are chosen by sparse mixing (SparseMixer)",
     "llama4_text": "attention within chunks and queries that are scaled by their position",
     "xglm": "sines and cosines of positions that lie in two halves",
     **_all(("deberta", "deberta-v2"), "scores of content and position apart (disentangled attention)"),
-    "albert": "one layer that is run several times",
-    "electra": "positions of another width than that of the layers, and no head of a discriminator",
-    "mpnet": "scores that depend on the distance of two tokens",
-    **_all(("t5", "mt5", "umt5", "longt5"), _TWO),
+    "albert": "layer that is run several times",
+    "electra": "positions of another width than that of the layers, nor a head of a discriminator",
+    **_all(("mpnet", "t5", "mt5", "umt5", "longt5"), _BINS),
 }  # fmt: skip
 """What the core does not have, by `model_type`."""
 

@@ -111,6 +111,15 @@ def test_the_same_outputs_and_back(name: str, tmp_path: Path) -> None:
     assert there_and_back(found, theirs, tmp_path / "back") < LIMIT
 
 
+def test_layers_that_predict_further_tokens_are_read_past(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    original(*CASES["glm 4 moe"]).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.2.eh_proj.weight": torch.zeros(3)}, path)
+    assert load(str(tmp_path)).model.config.transformer.depth == 2
+
+
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
