@@ -26,6 +26,7 @@ COMMA = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?|[+-]?[0-9]*,[0-9]+|[
 UNIT = re.compile(r"[<>~≈]?\s*[+-]?[0-9]+(?:[.,][0-9]+)?\s*([^\W\d_]{1,6}(?:/[^\W\d_]+)?|[%°µ€$£]\w*)")
 CODE = re.compile(r"[+-]?0[0-9]+")
 """Numbers with a zero in front, such as 007: codes, which are no quantities."""
+DIGITS, LEADING = frozenset("0123456789.eE+-\n"), re.compile(r"^[+-]?0[0-9]", re.MULTILINE)
 YES_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
@@ -128,10 +129,26 @@ class Numbers:
         return self.values[~np.isnan(self.values)]
 
 
+def _plain_numbers(block: Sequence[Any]) -> np.ndarray | None:
+    """The numbers of texts that are all spelt with digits, points, signs and exponents, read at once; else None."""
+    try:
+        joined = "\n".join(block)
+        if set(joined) - DIGITS or LEADING.search(joined):
+            return None
+        return np.array(list(map(float, block)), float)
+    except (TypeError, ValueError):  # a cell that is no text, or no number
+        return None
+
+
 def numbers_of(cells: Sequence[Any]) -> Numbers:
     """Reads a column as numbers; nothing is refused here. Lists are no numbers."""
     found = Numbers(np.full(len(cells), np.nan))
     for start, block in blocks(cells):
+        if (quick := _plain_numbers(block)) is not None:
+            found.values[start : start + len(block)] = quick
+            if found.infinite is None and np.isinf(quick).any():
+                found.infinite = start + int(np.isinf(quick).argmax())
+            continue
         kinds = set(map(type, block)) - {type(None), str, int, float}
         if kinds:  # bool, which is equal to a number as a key, and lists, which are no keys
             block = [str(c) if isinstance(c, list) else ("true" if c else "false") if isinstance(c, bool) else c

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,6 +37,8 @@ def guess_one(wanted: Wanted, read: Numbers | None) -> tuple[str, str, Texts | N
     numbers = len(read.present)
     if numbers and read.bad_count < (present - sum(read.words.values())) / 2:
         assert read.bad is not None
+        if wanted.ignore and (guessed := _of_numbers(wanted, read))[0] == "regress":
+            return *guessed, None
         raise wanted.refuse(
             column, read.bad, *must_be_number(cells[read.bad], f"{KIND} classify takes all cells as classes")
         )
@@ -56,7 +59,14 @@ def _without(wanted: Wanted, read: Numbers) -> Numbers:
 def _of_numbers(wanted: Wanted, read: Numbers) -> tuple[str, str]:
     column = wanted.columns[0]
     if read.infinite is not None:
-        raise wanted.refuse(column, read.infinite, "a finite number", "mend the cell, or leave it empty")
+        error = wanted.refuse(column, read.infinite, "a finite number", "mend the cell, or leave it empty")
+        finite = np.where(np.isinf(read.values), np.nan, read.values)
+        if (
+            wanted.ignore
+            and (guessed := _of_numbers(wanted, replace(read, values=finite, infinite=None)))[0] == "regress"
+        ):
+            return guessed
+        raise error
     values = np.unique(read.present)
     if not len(values):
         words = "".join(f", {few([repr(word) for word in read.words])} among them" if read.words else "")

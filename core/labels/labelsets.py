@@ -75,7 +75,9 @@ def _sets(wanted: Wanted, texts: Texts) -> list[list[str] | None]:
         else:
             parts = [cell]
         if parts is None or any(part is None or isinstance(part, (tuple, list, dict)) for part in parts):
-            raise wanted.refuse(column, texts.first(i), 'a list of labels, such as ["a", "b"]', "mend the cell")
+            wanted.skip(wanted.refuse(column, texts.first(i), 'a list of labels, such as ["a", "b"]', "mend the cell"))
+            found.append(None)
+            continue
         if not parts and isinstance(cell, str) and not spelt:
             raise wanted.refuse(column, texts.first(i), f"labels joined by {separator}", "mend it, or leave it empty")
         labels = [text_of(part) for part in parts]

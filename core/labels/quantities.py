@@ -18,9 +18,13 @@ def numbers_in(wanted: Wanted, column: str) -> np.ndarray:
         cells = [None if isinstance(cell, str) and wanted.gone(cell) else cell for cell in cells]
     read = numbers_of(cells)
     if read.bad is not None:
-        raise wanted.refuse(column, read.bad, *must_be_number(cells[read.bad], f"or say {KIND} classify"))
+        for row in read.bad_cells.values():
+            wanted.skip(wanted.refuse(column, row, *must_be_number(cells[row], f"or say {KIND} classify")))
+        wanted.skipped += read.bad_count - len(read.bad_cells)
     if read.infinite is not None:
-        raise wanted.refuse(column, read.infinite, "a finite number", "mend the cell, or leave it empty")
+        for row in np.flatnonzero(np.isinf(read.values)).tolist():
+            wanted.skip(wanted.refuse(column, row, "a finite number", "mend the cell, or leave it empty"))
+        read.values[np.isinf(read.values)] = np.nan
     _note_words(wanted, column, read)
     return read.values
 

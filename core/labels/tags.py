@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import natural, number, shown, text_of
+from .cells import NUMBER, natural, number, shown, text_of
 from .classes import IGNORED, finder
 from .guess import MOST_STEPS, parsed_list
 from .wanted import Wanted
 
+GAP = re.compile(r"\s*[,;]\s*|\s+")
+SEVERAL = re.compile(rf"{NUMBER.pattern}(?:(?:{GAP.pattern}){NUMBER.pattern})*")
 MOST_TAGS = 10_000
 """Different labels of tokens."""
 
@@ -24,12 +27,26 @@ def code_tags(wanted: Wanted) -> tuple[list[np.ndarray], list[str], bool]:
     """The labels or numbers of each row's tokens, the names of the classes (or of the column), and whether they are
     numbers."""
     column = wanted.columns[0]
-    rows = [_parts(wanted, i, cell) for i, cell in enumerate(wanted.cells(column))]
-    kinds = {type(part) for parts in rows for part in parts}
-    lists = not any(isinstance(cell, str) and not _spelt(cell) for cell in wanted.cells(column))
-    if _are_numbers(wanted, rows, kinds, lists):
+    cells = wanted.cells(column)
+    if _separated(cells):
+        wanted.note(f"cells of '{column}' are numbers with spaces, commas or semicolons between them")
+        rows: list[Sequence[Any]] = [
+            [float(part) for part in GAP.split(cell.strip())] if isinstance(cell, str) and cell.strip() else ()
+            for cell in cells
+        ]
+    else:
+        rows = [_parts(wanted, i, cell) for i, cell in enumerate(cells)]
+    if _are_numbers(wanted, rows, {type(part) for parts in rows for part in parts}):
         return _numbers(wanted, rows), [wanted.names[0] if wanted.names else column], True
     return *_classes(wanted, rows), False
+
+
+def _separated(cells: Sequence[Any]) -> bool:
+    """Whether all cells are texts of several numbers, such as "0.5 1 0.25"."""
+    if not all(cell is None or isinstance(cell, str) for cell in cells):
+        return False
+    texts = [cell.strip() for cell in cells if cell and cell.strip()]
+    return any(GAP.search(text) for text in texts) and all(SEVERAL.fullmatch(text) for text in texts)
 
 
 def _spelt(cell: str) -> bool:
@@ -43,7 +60,7 @@ def _parts(wanted: Wanted, row: int, cell: Any) -> Sequence[Any]:
     if cell is None:
         return ()
     if isinstance(cell, list):
-        parts = cell
+        parts: Sequence[Any] = cell
     elif isinstance(cell, str) and _spelt(cell) and (spelt := parsed_list(cell.strip())) is not None:
         parts = spelt
     elif isinstance(cell, str):
@@ -57,9 +74,9 @@ def _parts(wanted: Wanted, row: int, cell: Any) -> Sequence[Any]:
     return parts
 
 
-def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type], lists: bool) -> bool:
+def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type]) -> bool:
     column = wanted.columns[0]
-    of_numbers = bool(kinds & {int, float}) and kinds <= {int, float, type(None)} and lists
+    of_numbers = bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
     if wanted.numbers is not None:
         return wanted.numbers
     if not of_numbers:

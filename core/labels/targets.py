@@ -16,7 +16,7 @@ from .guess import KIND, KINDS, guess_one, guess_several
 from .labelsets import code_columns, code_sets
 from .quantities import code_numbers
 from .tags import code_tags
-from .wanted import Wanted
+from .wanted import MOST_SAID, Wanted
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def infer(
         missing: texts that are no class but a missing one. In columns of numbers NA, NaN, null and the like are so
             anyway; in columns of texts only empty cells are.
         numbers: of tag: whether whole numbers are numbers, or classes.
-        on_unseen: "error", or "ignore" for labels that `names` lacks: they count as missing, and in the notes.
+        on_unseen: "error", or "ignore" for labels that `names` lacks, and cells that cannot be read: they count as
+            missing, and the notes name or count them.
 
     Raises:
         UserError: the cells do not fit the kind, can be read in two ways, or say nothing: all are missing or equal.
@@ -166,6 +167,8 @@ def _said(column: str, kind: str, what: str, because: str) -> str:
 
 
 def _checked(wanted: Wanted, target: Target) -> Target:
+    if (more := wanted.skipped - MOST_SAID) > 0:
+        wanted.note(f"{more:,} more cells are missing because of a mistake")
     absent = int(target.missing.sum())
     if absent == len(target.missing):
         raise UserError(
@@ -193,11 +196,14 @@ def match_lengths(
     """
     assert isinstance(target.values, list)
     values, wrong = list(target.values), []
+    cells = table.columns.get(target.columns[0], [None] * len(table))
     for i, (labels, length) in enumerate(zip(target.values, lengths, strict=True)):
         if len(labels) and len(labels) != length:
+            letters = ' (of a text each letter is one; a list such as ["O", "B-PER"] may hold longer ones)'
+            how = letters if isinstance(cells[i], str) and "[" not in cells[i] else ""
             wrong.append((i, UserError(
-                f"'{target.columns[0]}' in {table.where(i)} has {len(labels):,} labels, but its input has {length:,} "
-                f"{unit}, and each needs one label; mend the row."
+                f"'{target.columns[0]}' in {table.where(i)} has {len(labels):,} labels{how}, but its input has "
+                f"{length:,} {unit}, and each needs one label; mend the row."
             )))  # fmt: skip
             values[i] = values[i][:0]
     return replace(target, values=values), wrong

@@ -10,6 +10,9 @@ from ..errors import UserError
 from .cells import refuse_cell
 from .columns import Table
 
+MOST_SAID = 3
+"""Cells with a mistake that are named; the others are counted."""
+
 
 @dataclass
 class Wanted:
@@ -23,6 +26,7 @@ class Wanted:
     numbers: bool | None = None
     ignore: bool = False
     notes: list[str] = field(default_factory=list)
+    skipped: int = 0
 
     def cells(self, column: str) -> list[Any]:
         """The cells of a column."""
@@ -40,6 +44,14 @@ class Wanted:
         """The mistake of one cell, as a sentence."""
         shown = self.cells(column)[row] if cell is None else cell
         return refuse_cell(self.table.path, column, self.line(row), shown, must, then)
+
+    def skip(self, error: UserError) -> None:
+        """Keeps the mistake of a cell, which then counts as missing, as a note; raises it where none may be skipped."""
+        if not self.ignore:
+            raise error
+        self.skipped += 1
+        if self.skipped <= MOST_SAID:
+            self.note(f"missing because of a mistake: {str(error).rstrip('.')}")
 
     def gone(self, cell: Any) -> bool:
         """Whether a cell of texts is missing: empty, or a text that was said to mean it."""

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import struct
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -25,8 +26,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triune.core.checkpoints.source import read_pickle
+from triune.core.embeddings.store import read_vectors, write_vectors
 from triune.core.errors import UserError
 from triune.core.files import parse_json, read_arrays, read_json, read_safetensors, read_table
+from triune.core.labels.table import read_table as read_labels
+from triune.core.labels.targets import infer
 from triune.core.training.run.arguments import check_yaml
 from triune.core.training.run.plot import read_metrics
 from triune.core.training.run.recipes import list_recipes
@@ -51,6 +55,25 @@ def _npz() -> bytes:
     content = io.BytesIO()
     np.savez_compressed(content, name=["a"], x=np.arange(6, dtype=np.float32).reshape(2, 3))
     return content.getvalue()
+
+
+def _parquet() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"x": ["a", "b"], "y": [0.5, 1.5]}), content)
+    return content.getvalue()
+
+
+def _vectors(ending: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_vectors(Path(folder, f"x{ending}"), ["a", "b"], np.eye(2, 3, dtype=np.float32), about={"model": "m"})
+        return Path(folder, f"x{ending}").read_bytes()
+
+
+def labels(path: Path, kind: str | None = None) -> Any:
+    return infer(read_labels(path, ["x", "y"]), ["y"], kind)
 
 
 def _pickle() -> bytes:
@@ -107,6 +130,15 @@ PARSERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "recipe": ("x.yaml", b"# About.\n# time: 2 min\ntrainer:\n  max: 3\n", lambda path: list_recipes(path.parent)),
     "split.tsv": ("x.tsv", b"chain\tcluster\tsplit\na\tb\ttrain\n", read_split),
     "table": ("x.tsv", b"name\tvalue\na\t1\n", lambda path: read_table(path, ["name"])),
+    "labels": ("x.csv", b'x,y\n"a, b",1.5\nc,2\n', lambda path: labels(path)),
+    "labels between tabs": ("x.tsv", b'x\ty\n"a"\tp|q\nc\tp\n', lambda path: labels(path)),
+    "labels in UTF-16": ("x.csv", "x;y\na;HHE\nc;HE\n".encode("utf-16"), lambda path: labels(path, "tag")),
+    "packed labels": ("x.csv.gz", gzip.compress(b"x,y\na,1\nb,0\nc,1\n", mtime=0), lambda path: labels(path)),
+    "labels in rows": ("x.jsonl", b'{"x": 1, "y": ["a"]}\n{"x": 2, "y": []}\n', lambda path: labels(path)),
+    "labels in Parquet": ("x.parquet", _parquet(), lambda path: labels(path)),
+    "vectors": ("x.npz", _vectors(".npz"), read_vectors),
+    "vectors in Parquet": ("x.parquet", _vectors(".parquet"), read_vectors),
+    "vectors of NumPy": ("x.npy", _vectors(".npy"), read_vectors),
     "ProMod3": ("x.dat", PROMOD, lambda path: list(read_promod3(path))),
     "PPM image": ("x.ppm", b"P6 2 2 255\n" + bytes(12), read_image),
     "GIF image": ("x.gif", GIF, read_image),

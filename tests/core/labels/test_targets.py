@@ -11,6 +11,7 @@ import pytest
 
 from triune.core import losses
 from triune.core.errors import UserError
+from triune.core.labels.cells import numbers_of
 from triune.core.labels.classes import IGNORED
 from triune.core.labels.table import Table, read_table
 from triune.core.labels.targets import Target, infer, match_lengths
@@ -113,12 +114,45 @@ def test_tags() -> None:
     assert target(["HX"], "tag", ["H", "E"], on_unseen="ignore").values[0].tolist() == [0, -100]
 
 
+def test_tags_of_numbers_in_text() -> None:
+    found = target(["0.5 1 -2e1", "0.25", ""], "tag")
+    assert found.numbers and [part.tolist() for part in found.values] == [[0.5, 1, -20], [0.25], []]
+    found = target(["0, 1,1", "2;0"], "tag")
+    assert not found.numbers and [part.tolist() for part in found.values] == [[0, 1, 1], [2, 0]]
+    assert [part.tolist() for part in target(["011", "20"], "tag").values] == [[0, 1, 1], [2, 0]]
+    assert target(["H E", "HH"], "tag").names == [" ", "E", "H"]
+
+
+def test_cells_with_mistakes_are_missing_where_asked() -> None:
+    found = target([*NUMBERS, "five", "inf", "3,5"], on_unseen="ignore")
+    assert found.kind == "regress" and found.missing.tolist() == [False] * 30 + [True] * 3
+    assert sum("row 31" in note or "row 32" in note or "row 33" in note for note in found.notes) == 3
+    found = target(["1", "2", *["x"] * 9, "y", "z", "q"], "regress", on_unseen="ignore")
+    assert int(found.missing.sum()) == 12 and any("more cells" in note for note in found.notes)
+
+
+def test_blocks_of_plain_numbers_are_read_as_others() -> None:
+    for cells in (
+        ["1", "-2.5", "1e3", "+.5", "7."],
+        ["1", "007"],
+        ["1", "1-2"],
+        ["1", "e5"],
+        ["1e999", "1"],
+        ["", "1"],
+    ):
+        quick, slow = numbers_of([cell or None for cell in cells]), numbers_of([f" {cell} " for cell in cells])
+        np.testing.assert_array_equal(quick.values, slow.values)
+        assert (quick.bad, quick.bad_count, quick.infinite, quick.codes) == (
+            slow.bad, slow.bad_count, slow.infinite, slow.codes
+        )  # fmt: skip
+
+
 def test_tags_of_another_length() -> None:
     table = made(y=["HHE", "HE", ""])
     found, wrong = match_lengths(infer(table, ["y"], "tag"), [3, 3, 5], table, "residues")
     assert [len(part) for part in found.values] == [3, 0, 0]
     assert [row for row, _ in wrong] == [1]
-    assert "row 2 of 't.csv' has 2 labels, but its input has 3 residues" in str(wrong[0][1])
+    assert "row 2 of 't.csv' has 2 labels (of a text each" in str(wrong[0][1])
 
 
 def test_a_model_meets_labels_by_key() -> None:
