@@ -19,6 +19,7 @@ from .report import Curves, Heads, Report
 
 def heads(subject: Subject, budget: Budget, effects: str, how: How) -> Report:
     """What each head looks at, and beside it what the answer loses without it."""
+    _check_heads(subject)
     scores = subject.scores()
     report = Report(f"What the heads look at: {subject.about[0]}", [*subject.about[1:]])
     whole, each = timed(subject.measure)
@@ -160,8 +161,17 @@ def ablate(subject: Subject, budget: Budget, options: Any) -> Report:
     return report
 
 
+def _check_heads(subject: Subject) -> None:
+    if not subject.heads():
+        raise UserError(
+            "No layer of this model attends, so it has no heads; ask for depth or patch, or for ablate --parts with "
+            "0.mixed and the like."
+        )
+
+
 def _edges(subject: Subject, options: Any) -> tuple[Tensor, list[Part]]:
     """The edges to cut, bool `[inputs or 1, tokens, tokens]`, and where; nowhere in particular where none is named."""
+    _check_heads(subject)
     words = [] if options.parts is None else options.parts.split(",")
     # LAYER is all heads of a layer.
     heads = [part for word in words for part in _heads_named(subject, word.strip())]
@@ -211,6 +221,7 @@ def _sets(subject: Subject, options: Any) -> tuple[dict[str, list[Part]], str | 
     if options.parts:
         parts = [part_named(subject, word) for word in options.parts.split(",")]
         return {options.parts: parts}, None
+    _check_heads(subject)
     scores = subject.scores()
     by = options.by or next(iter(scores))
     if by not in scores:

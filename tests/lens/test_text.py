@@ -170,6 +170,20 @@ def test_labels_of_few_shot_patterns(tmp_path: Path) -> None:
     assert found["whole"] == pytest.approx(sum(again) / len(again)) and found["measure"] == "accuracy"
 
 
+def test_a_model_without_heads_is_told_so(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.bytes()
+    core = TransformerConfig(dim=16, depth=2, heads=2, causal=True, context=64, mixer="mamba2")
+    LanguageModel(LanguageModelConfig(tokenizer.vocab_size, core, embedding_std=1.0)).save_pretrained(
+        tmp_path / "model"
+    )
+    tokenizer.save(tmp_path / "model")
+    for words in (["heads"], ["ablate"], ["ablate", "--edges", "3>1"]):
+        with pytest.raises(UserError, match="has no heads; ask for depth or patch"):
+            lens_main([words[0], str(tmp_path / "model"), TEXT, *words[1:]])
+    found = asked(tmp_path / "model", "ablate", TEXT, "--parts", "0.mixed", "--controls", "0")
+    assert found["sets"][0]["without"] != found["whole"]
+
+
 def test_what_is_hidden_moves_later_places_only(folder: Path) -> None:
     found = asked(folder, "attention", TEXT)
     effects, weights = (
