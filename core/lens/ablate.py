@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..transformer import Block, Transformer
 from .edit import Edit, lens, sloped
-from .points import blocks_of, check_heads, has_heads, matching, points, transformer_of
+from .points import Part, blocks_of, check_parts, has_heads, points, transformer_of
 
 How = Literal["zero", "mean", "resample"]
 Head = tuple[int, int]
 """Layer and head."""
-Part = tuple[str, int | None]
-"""A point, and the number of a head (`3.z`) or neuron (`3.hidden`) there; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def ablation(
         UserError: a part that the model does not have, or more parts than are left for a control.
     """
     chosen = [as_part(head) for head in heads]
-    _check(model, chosen)
+    check_parts(model, chosen)
     others = [part for part in alike(model, chosen) if part not in chosen]
     if controls and len(others) < len(set(chosen)):
         raise UserError(
@@ -115,7 +113,7 @@ def without_edges(
     """
     known = points(model)
     parts = list(heads) or [(name, None) for name in known if name.rpartition(".")[2].endswith("z")]
-    _check(model, parts)
+    check_parts(model, parts)
     causal = isinstance(blocks_of(model)[0], Block) and transformer_of(model).config.causal
     others = torch.ones_like(edges) if others is None else others
     others = (others.tril() if causal else others) & ~edges
@@ -248,19 +246,3 @@ def estimated_effects(
             product = slope.double() * (x.double() - mean)
             found[name] += product.movedim(-2, 0).flatten(1).sum(1).cpu()
     return found
-
-
-def _check(model: nn.Module, parts: Sequence[Part]) -> None:
-    if not parts:
-        raise UserError("heads is empty, but must name the heads to ablate, as pairs of layer and head.")
-    known = points(model)
-    for name, number in parts:
-        layer, _, kind = name.partition(".")
-        if kind == "z" and layer.isdigit():
-            check_heads(model, int(layer), [] if number is None else [number])
-            if name not in known:
-                raise UserError(f"Layer {layer} has no attention, so it has no heads to ablate.")
-        matching(known, name)
-        size = known[name].size
-        if number is not None and not 0 <= number < size:
-            raise UserError(f"{name}:{number} is named, but {name} has numbers 0 to {size - 1}.")

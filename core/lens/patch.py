@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..work import progress
 from .edit import lens, sloped
-from .points import Point, has_heads, matching, points, transformer_of
+from .points import Part, Point, check_parts, has_heads, matching, points, transformer_of
 
 Measure = Callable[[Any], Tensor]
 """From what the model returns to one number."""
@@ -48,6 +48,7 @@ def patch(
     known = points(model)
     names = list(dict.fromkeys(name for pattern in where for name in matching(known, pattern)))
     kept, top, bottom = _both(model, clean, corrupted, measure, names)
+    _check_positions(kept, positions)
     at = [slice(None)] if positions is None else [slice(p, p + 1) for p in positions]
     found: dict[str, Tensor] = {}
     parts = {name: range(kept[name].shape[-2]) if _by_head(known, name, heads) else [None] for name in names}
@@ -72,6 +73,7 @@ def attribute(
     known = points(model)
     names = list(dict.fromkeys(name for pattern in where for name in matching(known, pattern)))
     kept, top, bottom = _both(model, clean, corrupted, measure, names)
+    _check_positions(kept, positions)
     values, slopes = sloped(model, lambda: measure(model(corrupted)), names)
     found = {}
     for name in names:
@@ -86,8 +88,8 @@ def attribute(
 
 @torch.no_grad()
 def path(
-    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, sender: tuple[str, int | None],
-    receiver: tuple[str, int | None] | None = None,
+    model: nn.Module, clean: Any, corrupted: Any, measure: Measure, sender: Part,
+    receiver: Part | None = None,
 ) -> float:  # fmt: skip
     """The effect of one part on the answer through another part alone (path patching, Wang et al. 2022).
 
@@ -105,9 +107,7 @@ def path(
     Raises:
         UserError: the receiver is not behind the sender.
     """
-    known = points(model)
-    for name, _ in (sender, *([] if receiver is None else [receiver])):
-        matching(known, name)
+    check_parts(model, [sender, *([] if receiver is None else [receiver])])
     start, (kind, depth) = int(sender[0].split(".")[0]), (sender[0].split(".")[1], transformer_of(model).config.depth)
     stop = depth if receiver is None else int(receiver[0].split(".")[0])
     if kind not in ("z", "mixed", "attn_out", "hidden", "ffn_out") or stop <= start:
@@ -165,6 +165,16 @@ def _both(
     if top == bottom:
         raise UserError(f"The measure is {top:g} for both inputs, so there is nothing to bring back; choose others.")
     return dict(seen), top, bottom
+
+
+def _check_positions(kept: dict[str, Tensor], positions: Sequence[int] | None) -> None:
+    """Raises UserError for positions that a point does not have, where a patch would do nothing."""
+    for name, value in kept.items() if positions is not None else ():
+        count = 0 if name.split(".")[1].startswith("state_") else value.shape[1]
+        if wrong := [at for at in positions or () if not 0 <= at < count]:
+            raise UserError(
+                f"Position {wrong[0]} is named, but {name} has {count or 'no'} positions; name others or another point."
+            )
 
 
 def _by_head(known: dict[str, Point], name: str, heads: bool) -> bool:

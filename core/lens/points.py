@@ -25,7 +25,7 @@ A name is `LAYER.POINT`, layers from 0: `3.z`. A pattern may hold `*`: `*.resid_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -41,6 +41,9 @@ from ..mixers.attention import Attention
 from ..mixers.recurrent import Bidirectional, RecurrentMixer
 from ..transformer import Transformer
 from .record import swapped
+
+Part = tuple[str, int | None]
+"""A point, and the number of a head (`3.z`) or neuron (`3.hidden`) there; None for all of it."""
 
 Side = Literal["input", "output", "mix", "router", "state"]
 
@@ -227,3 +230,20 @@ def check_heads(model: nn.Module, layer: int, heads: list[int]) -> None:
         raise UserError(f"Layer {layer} is named, but the model has layers 0 to {depth - 1}.")
     if wrong := [head for head in heads if not 0 <= head < count]:
         raise UserError(f"Head {wrong[0]} is named, but each layer has heads 0 to {count - 1}.")
+
+
+def check_parts(model: nn.Module, parts: Sequence[Part]) -> None:
+    """Raises UserError for a part that the model does not have, or none at all."""
+    if not parts:
+        raise UserError("heads is empty, but must name the heads to ablate, as pairs of layer and head.")
+    known = points(model)
+    for name, number in parts:
+        layer, _, kind = name.partition(".")
+        if kind == "z" and layer.isdigit():
+            check_heads(model, int(layer), [] if number is None else [number])
+            if name not in known:
+                raise UserError(f"Layer {layer} has no attention, so it has no heads to ablate.")
+        matching(known, name)
+        size = known[name].size
+        if number is not None and not 0 <= number < size:
+            raise UserError(f"{name}:{number} is named, but {name} has numbers 0 to {size - 1}.")

@@ -11,7 +11,7 @@ from triune.core.errors import UserError
 from triune.core.lens.ablate import ablation, head_edits, mean_outputs, without_edges
 from triune.core.lens.decode import depth_lens, direct
 from triune.core.lens.edit import lens
-from triune.core.lens.patch import attribute, patch
+from triune.core.lens.patch import attribute, patch, path
 from triune.core.lens.points import points
 from triune.core.mixers.cache import KeyValueCache
 from triune.core.transformer import Transformer
@@ -182,6 +182,13 @@ def test_patching_all_of_a_depth_brings_the_clean_answer_back(model: Model) -> N
         patch(model, IDS, corrupted[:, :5], answer)
     with pytest.raises(UserError, match="for both inputs"):
         patch(model, IDS, IDS, answer)
+    for positions in ([6], [-1]):
+        with pytest.raises(UserError, match=r"is named, but 0\.resid_post has 6 positions"):
+            patch(model, IDS, corrupted, answer, ["0.resid_post"], positions)
+    with pytest.raises(UserError, match="Head 9 is named"):
+        path(model, IDS, corrupted, answer, ("0.z", 9))
+    with pytest.raises(UserError, match="has numbers 0 to 3"):
+        path(model, IDS, corrupted, answer, ("0.z", 1), ("2.q", 4))
 
 
 def test_the_mean_of_a_recurrent_model_leaves_padding_out() -> None:
