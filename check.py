@@ -42,13 +42,12 @@ def main(args: list[str]) -> int:
         raise UserError(f"`triune check` needs to know the task; say one of {', '.join(known)} before the options.")
     from .core.training.lightning_fixes import quiet
     from .core.training.run import check
+    from .core.training.run.arguments import verb_of
 
     quiet()
-    verb = verb or "fit"
-    classes = known[name].verbs[verb]
-    return check.main(
-        check.Kind(name, verb, named(classes.module), named(classes.data), f"{__package__}.{name}"), words
-    )
+    verb, package = verb or "fit", f"{__package__}.{name}"
+    classes = verb_of(known[name], verb, words, package)
+    return check.main(check.Kind(name, verb, named(classes.module), named(classes.data), package), words)
 
 
 def _trains(task: Task) -> list[str]:

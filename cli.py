@@ -153,11 +153,11 @@ def dispatch(words: list[str]) -> int:
 
 def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
     """Runs the shared command line with the classes of the verb, or of the verb that trained the run it scores."""
-    from .core.training.run.cli import run_task, training_verb
+    from .core.training.run.cli import run_task, verb_of
 
-    verbs = task(name).verbs
-    classes = verbs.get(training_verb(verb, options), verbs[verb])
-    return run_task(name, verb, options, named(classes.module), named(classes.data), f"triune.{name}")
+    package = f"triune.{name}"
+    classes = verb_of(task(name), verb, options, package)
+    return run_task(name, verb, options, named(classes.module), named(classes.data), package)
 
 
 def _unknown(what: str, word: str, known: list[str], command: str) -> Exception:

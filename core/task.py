@@ -49,6 +49,9 @@ class Task:
     Args:
         about: what it trains, in a few words.
         verbs: by name, in the order of the help.
+        also: further classes of verbs that train or score, by the option that chooses them: where a command line, a
+            configuration that it names or the run that it uses has this option ("data.pairs"), these verbs take the
+            place of those of the same name.
         examples: command lines with a remark each, indented by two spaces.
         checkpoints: a module with `load(name)`, `export(pretrained, folder, library)`, `parity(pretrained, folder,
             library)`, `check_inputs(pretrained, folder, library)`, `facts(pretrained)` (pairs of name and text for
@@ -68,6 +71,7 @@ class Task:
 
     about: str
     verbs: dict[str, Verb]
+    also: dict[str, dict[str, Verb]] = field(default_factory=dict)
     examples: str = ""
     checkpoints: str = ""
     find: str = ""

@@ -11,14 +11,18 @@ TASK = Task(
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
     },
+    also={"data.pairs": training("triune.text.seq2seq.task:PairTask", "triune.text.seq2seq.data:PairData")},
     examples="""\
   triune text fit                                           train on Python's standard library
   triune text fit --config shakespeare-char-cpu --data.files input.txt
+  triune text fit --config seq2seq-dates                    an encoder-decoder: "3rd of March 1987" to 1987-03-03
+  triune text fit --data.pairs FILE.tsv                     the same for your own sources and targets
   triune text fit --run DIR --resume true                   continue where it stopped
   triune text validate RUN                                  the same metrics again
   triune text generate RUN --prompt 'Once'                  let it write""",
     checkpoints="triune.text.checkpoints.pretrained",
     architectures=("LanguageModel", "TextEncoder"),
+    own=("EncoderDecoder",),
     lens="triune.text.lens:open_subject",
     libraries={"hf": "transformers"},
     demo="triune.text.demo:main",

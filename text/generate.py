@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="triune text generate",
         may_be_empty=("--prompt",),
-        description="Continue text with a trained language model. One prompt is shown as it grows; several at the end.",
+        description="Continue text with a trained language model, or write what an encoder-decoder makes of it. One "
+        "prompt is shown as it grows; several at the end.",
     )
     p.add_argument(
         "run",
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-k", type=int, help="draw among the k most likely tokens")
     p.add_argument("--top-p", type=float, help="draw among the most likely tokens that sum to p")
     p.add_argument("--min-p", type=float, help="draw among tokens at least p times as likely as the likeliest")
+    p.add_argument("--beams", type=int, default=1, help="of an encoder-decoder: targets that are followed (default 1)")
     p.add_argument("--stop", action="append", default=[], help="end before this text; repeat it for several")
     p.add_argument("--seed", type=int, help="the same seed gives the same text")
     p.add_argument("--no-cache", action="store_true", help="recompute everything at each step (slow; for comparison)")
@@ -171,6 +173,14 @@ def main(args: list[str]) -> int:
     options = parser().parse_args(args)
     if options.max_tokens < 1:
         raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
+    if options.beams < 1:
+        raise UserError(f"--beams is {options.beams}, but must be at least 1.")
+    from .seq2seq.generate import folder_of, write
+
+    if folder := folder_of(options.run):
+        return write(folder, options, parser().parse_args([options.run]))
+    if options.beams > 1:
+        raise UserError("--beams is given, but only an encoder-decoder uses it; leave it out.")
     from ..core.compiled import compile_blocks
     from .sampling import check_seed
     from .talk import start_of

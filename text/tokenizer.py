@@ -115,8 +115,9 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def train_bpe(cls, texts: Iterable[str | Iterable[str]], vocab_size: int) -> Tokenizer:
-        """Trains a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges.
+    def train_bpe(cls, texts: Iterable[str | Iterable[str]], vocab_size: int, single_digits: bool = False) -> Tokenizer:
+        """Trains a byte-level BPE of at most `vocab_size` tokens: the 256 bytes, `<|endoftext|>` and merges; with
+        `single_digits`, none of several digits.
 
         A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
         A text may come in blocks, so that memory does not grow with its length.
@@ -126,6 +127,9 @@ class Tokenizer:
                 f"vocab_size is {vocab_size}, but must be at least 257 (256 bytes and {END_OF_TEXT}); raise it."
             )
         backend = _byte_level_bpe(models.BPE())
+        if single_digits:
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],

@@ -181,6 +181,8 @@ class DataModule(LightningDataModule):
 
     PATHS: tuple[str, ...] = ()
     """Arguments that are paths: they are recorded whole, so that a run can be scored from any folder."""
+    RECIPE: str = ""
+    """Recipe that training takes without --config; empty for that of its verb."""
     given: frozenset[str] = frozenset()
     """Arguments that stand on the command line itself, so that those without an effect can be refused."""
 

@@ -212,7 +212,7 @@ def find(patterns: str | Iterable[str] | None, text_field: str = "text", skip_ba
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise UserError("data.files is an empty list; name at least one file, folder or glob.")
-    for path in (path for pattern in patterns for path in _expand(pattern)):
+    for path in (path for pattern in patterns for path in matching(pattern)):
         if path.is_dir():
             if path.resolve() not in listed:
                 listed.add(path.resolve())
@@ -235,7 +235,8 @@ def standard_library() -> list[Path]:
     return files
 
 
-def _expand(pattern: str) -> list[Path]:
+def matching(pattern: str) -> list[Path]:
+    """The files and folders that a path, a glob or `package:NAME/PATH` means. Raises UserError when there is none."""
     path = in_package(pattern) if pattern.startswith(PACKAGE) else Path(os.path.expanduser(pattern))
     if path.exists():
         return [path]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...task import Task, Verb
 from ...yaml_files import read_yaml
 from ..lightning_fixes import rank
 from . import slurm
@@ -25,8 +26,13 @@ SECTIONS = ("trainer", "model", "data")
 """What the options of a YAML file stand below."""
 
 
-def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFolder | None, bool, list[str]]:
-    """Finds run folder and configuration files in the command line: (run, resume, arguments for the parser)."""
+def prepare(
+    task: str, verb: str, args: list[str], package: str, recipe: str = ""
+) -> tuple[RunFolder | None, bool, list[str]]:
+    """Finds run folder and configuration files in the command line: (run, resume, arguments for the parser).
+
+    `recipe` is that of a training without --config; see `DataModule.RECIPE`.
+    """
     trains = verb not in SCORING
     known, rest = run_and_configs(verb, args)
     if None in known.config or ("--run" in args and known.run is None):
@@ -59,7 +65,7 @@ def prepare(task: str, verb: str, args: list[str], package: str) -> tuple[RunFol
     if trains and not resume:
         run = run or RunFolder(os.environ.get(RUN_VARIABLE, "") if rank() else RunFolder.fresh(task).path)
         if not configs:
-            configs = _default_configs(verb, rest, package)
+            configs = _default_configs(verb, rest, package, recipe)
         if rank() == 0:
             run.check_free()
             os.environ[RUN_VARIABLE] = str(run)
@@ -89,12 +95,12 @@ def given(args: list[str], section: str = "data", package: str = "", options: Co
     return frozenset(found)
 
 
-def _default_configs(verb: str, rest: list[str], package: str) -> list[str]:
+def _default_configs(verb: str, rest: list[str], package: str, recipe: str) -> list[str]:
     """The recipe for a command line without --config: one for fine-tuning, where a checkpoint is given and there is
     one.
     """
-    names = ["default"] if verb == "fit" else [verb]
-    if any(word.split("=")[0] == "--model.pretrained" for word in rest):
+    names = [recipe] if recipe else ["default"] if verb == "fit" else [verb]
+    if not recipe and any(word.split("=")[0] == "--model.pretrained" for word in rest):
         names = ["finetune", "default"] if verb == "fit" else [f"{verb}-finetune"]
     known = {recipe.name for recipe in list_recipes(folder(package))}
     return [str(find_config(name, package)) for name in names if name in known][:1]
@@ -118,6 +124,31 @@ def training_verb(verb: str, args: list[str]) -> str:
         return verb
     run = run_and_configs(verb, args)[0].run
     return RunFolder(run).verb if run else "fit"
+
+
+def verb_of(task: Task, verb: str, args: list[str], package: str) -> Verb:
+    """The classes that `triune TASK VERB ARGS` needs: those of `training_verb`, or of the kind of model that an option
+    of the line, of a file or recipe that it names, or of the run that it uses asks for (`Task.also`).
+    """
+    name = training_verb(verb, args)
+    for option, verbs in task.also.items():
+        if name in verbs and _has(option, verb, args, package):
+            return verbs[name]
+    return task.verbs.get(name, task.verbs[verb])
+
+
+def _has(option: str, verb: str, args: list[str], package: str) -> bool:
+    """Whether an option such as `data.pairs` stands on a command line or in a configuration that it names."""
+    known, rest = run_and_configs(verb, args)
+    if any(word.split("=")[0].rstrip("+") == f"--{option}" for word in rest):
+        return True
+    files = [find_config(name, package) for name in known.config if name is not None]
+    if known.run and (verb in SCORING or known.resume == "true"):
+        files.append(RunFolder.open(known.run).config)
+    section, _, name = option.partition(".")
+    contents = [read_yaml(path, f"--config {path}") for path in files]
+    parts = [content.get(section) for content in contents if isinstance(content, dict)]
+    return any(isinstance(part, dict) and part.get(name) is not None for part in parts)
 
 
 def check_yaml(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """`triune TASK fit|validate|test|predict`: LightningCLI with a run folder, plain words and one-sentence errors.
 
 `run_task` is all that the top-level command line calls. Any other verb (`pretrain`) trains as `fit` does, with classes
-of its own; a run remembers the verb that trains it, and `training_verb` finds it again for validate, test and predict.
+of its own; a run remembers the verb that trains it, and `verb_of` finds it again for validate, test and predict.
 `core/training/task.py` lists what is asked of a task's module, `core/training/data.py` what is asked of its data.
 """
 
@@ -24,7 +24,7 @@ from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
 from . import bounds, machine, report, sentences, slurm
 from .arguments import SCORING, given, prepare, use_own_words
-from .arguments import training_verb as training_verb
+from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes
 from .checkpoints import Checkpoints, damage
 from .folder import RunFolder, newest_runs
@@ -70,7 +70,7 @@ class TaskCLI(LightningCLI):
     ):
         self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
-        run, resume, line = prepare(task, verb, args, recipes_package)
+        run, resume, line = prepare(task, verb, args, recipes_package, data_class.RECIPE)
         telemetry = Telemetry(run.metrics if run else None)
         checkpoints = Checkpoints(run, telemetry) if run else None
         self.session = Session(task, verb, args, run, resume, telemetry, StopOnSignal(), checkpoints)
