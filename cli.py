@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "lens": "triune.lens.command:main",
     "nearest": "triune.nearest:main",
     "recall": "triune.recall.command:main",
+    "emergence": "triune.recall.emergence:main",
     "scaling": "triune.scaling.command:main",
 }
 
@@ -183,7 +184,7 @@ usage: triune TASK VERB [options]
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
        triune nearest QUERY --index VECTORS
-       triune demo | recall | scaling | recipes | --version
+       triune demo | recall | emergence | scaling | recipes | --version
 
 tasks
 {about}
@@ -195,6 +196,7 @@ commands
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
+  emergence train a ladder of sizes: a leap that a sharp metric makes, and a real one beside it
   scaling   fit a law of the loss over parameters and tokens to runs, and predict what more compute reaches
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm
   convert   write it in the format of another of them, and compare the outputs

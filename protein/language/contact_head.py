@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checkpoints.saved import SavedModel
+from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.lens.stream import stream_attention
 from .model import EOS, PAD, SequenceModel, esm_tokens
@@ -27,6 +28,17 @@ MIN_SEPARATION = 6
 
 MAPS_BYTES = 8 << 20
 """Attention maps of a layer that a prediction holds at once, at least one: as many as a processor's cache holds."""
+
+
+def attention_layers(config: TransformerConfig) -> list[int]:
+    """Layers whose maps tell contacts. Raises UserError when there are none."""
+    layers = [layer for layer in range(config.depth) if config.mixer_at(layer) == "attention"]
+    if not layers:
+        raise UserError(
+            f"mixer is {config.mixer!r}, but a contact head reads the attention maps of at least one layer; take a "
+            "pattern with A."
+        )
+    return layers
 
 
 def contact_features(maps: Tensor, residues: Tensor) -> Tensor:
@@ -62,8 +74,20 @@ def _stream(
     model: SequenceModel, tokens: Tensor, consume: Callable[[int, Tensor], None], heads: list[Tensor] | None = None,
     group: int | None = None,
 ) -> None:  # fmt: skip
-    """`stream_attention` of the model in evaluation mode."""
-    model.config.transformer.require_attention("attention maps")
+    """`stream_attention` of the model in evaluation mode, of its layers of attention.
+
+    Raises:
+        UserError: none of the layers is attention, or not one whose `heads` are wanted.
+    """
+    config = model.config.transformer
+    layers = attention_layers(config)
+    if heads is None:
+        heads = [torch.arange(config.heads if layer in layers else 0) for layer in range(config.depth)]
+    if wrong := [layer for layer, wanted in enumerate(heads) if len(wanted) and layer not in layers]:
+        raise UserError(
+            f"The contact head reads attention maps of layer {wrong[0]}, whose mixer is {config.mixer_at(wrong[0])}; "
+            "it belongs to another model."
+        )
     was_training = model.training
     model.eval()
     try:
@@ -141,7 +165,7 @@ class ContactHead(SavedModel):
             strength: the inverse of the penalty, scikit-learn's `C`.
 
         Raises:
-            UserError: the structures hold no contact, or nothing else.
+            UserError: the structures hold no contact, or nothing else; or no layer of the model is attention.
         """
         config = model.config.transformer
         model.eval()
@@ -163,7 +187,7 @@ class ContactHead(SavedModel):
             raise UserError("The structures hold no pair in contact, or only such pairs; give more of them.")
         head = cls(config.depth, config.heads)
         weight, bias = l1_logistic_regression(x, y, strength)
-        head.weight.copy_(weight.view_as(head.weight))
+        head.weight[attention_layers(config)] = weight.view(-1, config.heads)
         head.bias.fill_(bias)
         return head
 

@@ -12,24 +12,32 @@ from torch import Tensor
 
 from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained
+from ...core.config import TransformerConfig
+from ...core.errors import UserError
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
-from ...core.training.start import Start, refuse_contradictions
+from ...core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..data.store import ChainSet, builtin_set, open_set
 from ..pair.task import precision_lines, read_start
 from .contact_head import HEAD
 from .head_fit import chains_for_head, fit_head, judge_head
 from .model import SIZES, SequenceConfig, SequenceModel, esm_transformer
 
+SHAPE = esm_transformer("1M")
+"""What is not given."""
+
 
 class PretrainTask(TrainingModule):
     """A masked language model of protein sequences, in the shape of ESM-2, and a contact head on its attention.
 
     After training, the head, a logistic regression (Rao et al. 2020), is fitted on 20 chains of known structure, and
-    judged on others.
+    judged on others. It reads the maps of layers of attention, so that a model without any has no contact head.
 
     Args:
-        size: tiny, 1M, 8M, 35M, 150M, 650M, 3B or 15B.
+        size: tiny, 1M, 8M, 35M, 150M, 650M, 3B or 15B: depth, dim and heads of `transformer`. Left out, those are as
+            given there.
+        transformer: the core, bidirectional; what is not given is as in ESM-2, and of size 1M. A `mixer` that reads
+            from left to right is built for both directions; a pattern has a letter for each of `transformer.depth`.
         structures: a set made by `triune protein prepare`, whose training chains the contact head is fitted on, and
             whose validation chains judge it. Left out: the chains that come with the package.
         pretrained: a checkpoint to go on with: a file or folder of fair-esm, a folder or hub name of Hugging Face, a
@@ -42,18 +50,36 @@ class PretrainTask(TrainingModule):
 
     def __init__(
         self,
-        size: str = "1M",
+        size: str | None = None,
         structures: str | None = None,
+        transformer: TransformerConfig = SHAPE,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self.size, self.structures = size, structures
         self.fitted: dict[str, Any] = {}  # the contact head and how many chains made it; no part of what is trained
-        self.config = SequenceConfig(transformer=esm_transformer(size))
+        self.transformer_config = self._sized(size, transformer)
+        self.config = SequenceConfig(transformer=self.transformer_config)
+
+    @staticmethod
+    def _sized(size: str | None, transformer: TransformerConfig) -> TransformerConfig:
+        """The core with the shape of `size`. Raises UserError when both say it, and differ."""
+        if size is None:
+            return transformer
+        shape = {name: getattr(esm_transformer(size), name) for name in ("depth", "dim", "heads")}
+        for name, value in shape.items():
+            own = getattr(transformer, name)
+            if own not in (value, getattr(SHAPE, name)):
+                raise UserError(
+                    f"model.transformer.{name} is {own}, but model.size {size} has {value}; leave one of them out "
+                    "(--model.size null where a recipe has it)."
+                )
+        return replace(transformer, **shape)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._structures()  # a mistake in them should not be found after hours of training
+        if self._has_maps:
+            self._structures()  # a mistake in them should not be found after hours of training
 
     def build_model(self, data: Any) -> SequenceModel:
         return SequenceModel(self.config)
@@ -83,8 +109,10 @@ class PretrainTask(TrainingModule):
         shape = start.model.config.transformer
         found = {"size": next((s for s, n in SIZES.items() if n == (shape.depth, shape.dim, shape.heads)), "another")}
         refuse_contradictions(PretrainTask, {"size": self.size}, found, start.source)
-        self.config = start.model.config
-        return start.model
+        default = SHAPE if self.size is None else self._sized(self.size, SHAPE)
+        adapted = adapted_transformer(self.transformer_config, default, shape, start.source)
+        self.config = replace(start.model.config, transformer=adapted)
+        return start.model if adapted == shape else rebuilt(start.model, self.config)
 
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """Cross-entropy in nats over the masked residues."""
@@ -103,12 +131,25 @@ class PretrainTask(TrainingModule):
     def describe(self) -> str:
         """One line about the model."""
         c = self.config.transformer
-        return f"{'ESM-2 shape: ' if self.tuning is None else ''}{c.depth} layers x {c.dim}, {c.heads} heads"
+        names = list(dict.fromkeys(c.mixer_at(layer) for layer in range(c.depth)))
+        mixers = (
+            "" if names == ["attention"] else f", mixer {c.mixer if isinstance(c.mixer, str) else ', '.join(names)}"
+        )
+        own = self.tuning is None and replace(c, depth=SHAPE.depth, dim=SHAPE.dim, heads=SHAPE.heads) == SHAPE
+        return f"{'ESM-2 shape: ' if own else ''}{c.depth} layers x {c.dim}, {c.heads} heads{mixers}"
+
+    @property
+    def _has_maps(self) -> bool:
+        """Whether a layer has attention maps for a contact head."""
+        c = self.config.transformer
+        return any(c.mixer_at(layer) == "attention" for layer in range(c.depth))
 
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         """Fits the contact head to the weights just judged; its precision on the held-out chains with known
-        structure.
+        structure. Nothing where no layer has attention maps.
         """
+        if not self._has_maps:
+            return {}
         chains, fitted_on, judged_by = self._structures()
         model = SequenceModel(self.config)
         checkpoint.load_state(model, self.export_state(), "the trained model")
@@ -121,6 +162,8 @@ class PretrainTask(TrainingModule):
         """The loss, and the precision of the contact head."""
         known = "built-in chains" if self.structures is None else f"chains of {self.structures}"
         lines = [f"val_loss {metrics['val_loss']:.4f}  val_perplexity {metrics['val_perplexity']:.2f}"]
+        if not self._has_maps:
+            return f"{lines[0]}\nno contact head, which reads attention maps: no layer of this model has attention"
         lines.append(
             f"contact head fitted on {self.fitted['on']} {known}, judged by {self.fitted['by']} held-out ones:"
         )
@@ -140,4 +183,5 @@ class PretrainTask(TrainingModule):
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
         quoted = shlex.quote(str(run))
-        return [f"triune protein validate {quoted}", f"triune protein contacts SEQUENCES.fasta --run {quoted}"]
+        steps = [f"triune protein validate {quoted}"]
+        return [*steps, f"triune protein contacts SEQUENCES.fasta --run {quoted}"] if self._has_maps else steps

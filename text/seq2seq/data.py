@@ -113,6 +113,8 @@ class PairData(ResumableData):
     """
 
     RECIPE = "seq2seq"
+    HELD_OUT = 2000
+    """Pairs to validate and to test on that a rule makes."""
     tokenizer: Tokenizer
     vocab_size: int
 
@@ -151,7 +153,6 @@ class PairData(ResumableData):
         self.val_fraction, self.source, self.target, self.examples = val_fraction, source, target, examples
         self.tokenizer_kind, self.asked_size, self.longest = tokenizer, vocab_size, longest
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.held_out = 2000
         self._sides: dict[Side, Encoded] = {}
         self._remark, self._beyond = "", 0
 
@@ -196,7 +197,7 @@ class PairData(ResumableData):
                 raise UserError(f"--data.{name} is given, but {why}; leave it out.")
 
     def _made(self, rule: str) -> dict[Side, list[Pair]]:
-        counts = {"train": self.examples, "val": self.held_out, "test": self.held_out}
+        counts = {"train": self.examples, "val": self.HELD_OUT, "test": self.HELD_OUT}
         return {side: first(rule, side, counts[side], self.seed) for side in SIDES}
 
     def _read(self) -> dict[Side, list[Pair]]:
