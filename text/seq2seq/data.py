@@ -173,7 +173,7 @@ class PairData(ResumableData):
         pairs = self._made(self.rule) if self.rule else self._read()
         self.tokenizer = self._tokenizer(pairs["train"])
         self.vocab_size = self.tokenizer.vocab_size
-        sides = {side: self._encode(several) for side, several in pairs.items()}
+        sides: dict[Side, Encoded] = {side: self._encode(several) for side, several in pairs.items()}
         for side, content in sides.items():
             if not len(content):
                 raise UserError(
@@ -183,9 +183,9 @@ class PairData(ResumableData):
         self._sides = sides
 
     def _refuse_unused(self) -> None:
-        unused = {}
+        unused: dict[str, str] = {}
         if self.rule:
-            unused = dict.fromkeys(("val_pairs", "val_fraction", "source", "target"), f"{self.rule} are made by rules")
+            unused |= dict.fromkeys(("val_pairs", "val_fraction", "source", "target"), f"{self.rule} are made by rules")
         else:
             unused["examples"] = "files have as many pairs as they have"
             if self.val_files is not None:

@@ -51,7 +51,6 @@ def greedy(model: EncoderDecoder, sources: list[list[int]], most: int, use_cache
             rows, tokens, memory, valid = rows[keep], tokens[keep], memory[keep], valid[keep]
             if cache is not None:
                 cache.select(keep)
-                memory, valid = cache.memory or (memory, valid)
     return found
 
 
@@ -99,6 +98,7 @@ def beam(
         bound = max((score / ((6 + most) / 6) ** penalty for _, score in live), default=-float("inf"))
         if not live or (len(done) == beams and value(done[-1]) >= bound):
             break
-        cache.select(torch.tensor(parents, device=device))
-        memory, valid = cache.memory or (memory, valid)
+        chosen = torch.tensor(parents, device=device)
+        cache.select(chosen)
+        memory, valid = memory[chosen], valid[chosen]
     return done or live[:1]
