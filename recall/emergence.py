@@ -193,13 +193,14 @@ def repeats(layers: int, budget: float, seed: int) -> dict[str, Any]:
     import torch.nn.functional as F
 
     from .models import Recaller, choose
-    from .tasks import IGNORED, find
+    from .rows import DRAW, IGNORED
+    from .tasks import find
 
-    rule = find("induction")
+    rule, draw_rows = find("induction"), DRAW["induction"]
     steps = max(2, round(budget * rule.steps))
     torch.manual_seed(seed)
-    model = Recaller(choose("attention", layers), rule.vocab, rule.length)
-    test = rule.draw(256, rule.length, 0, torch.Generator().manual_seed(2**40))
+    model = Recaller(choose("attention", layers), rule.vocab, rule.length, position=rule.position)
+    test = draw_rows(256, rule.length, 0, torch.Generator().manual_seed(2**40))
     asked, generator = test.targets != IGNORED, torch.Generator().manual_seed(seed)
     points: list[dict[str, Any]] = []
     marks = {round(i * steps / MARKS) for i in range(MARKS)}
@@ -218,7 +219,7 @@ def repeats(layers: int, budget: float, seed: int) -> dict[str, Any]:
         if step in marks:
             mark(step)
             model.train()
-        rows = rule.draw(rule.batch, rule.length, 0, generator)
+        rows = draw_rows(rule.batch, rule.length, 0, generator)
         here = rows.targets != IGNORED
         return F.cross_entropy(model(rows.tokens)[here], rows.targets[here])
 

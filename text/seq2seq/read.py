@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.labels.rows import rows
 from ..data.corpus import matching
 from ..data.reading import read_text
-from ..data.rows import rows
 from .rules import Pair
 
 TABLES = {".tsv": "\t", ".csv": ","}
