@@ -192,7 +192,8 @@ def repeats(layers: int, budget: float, seed: int) -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
 
-    from .models import Recaller, choose
+    from .models import Recaller
+    from .names import choose
     from .rows import DRAW, IGNORED
     from .tasks import find
 
