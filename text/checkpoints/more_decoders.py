@@ -171,7 +171,7 @@ _ROWS: tuple[Row, ...] = (
             switches={"qk_layernorm": {"qk_norm": "head"}}, fraction="partial_rotary_factor", head_bias=True,
             rules=_phi_rules,
         ),
-        LAYERNORM | {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "qk_layernorm": False}
+        LAYERNORM | {"head_dim": None, "hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "qk_layernorm": False}
         | {"partial_rotary_factor": 0.5},
     ),
     (
