@@ -53,6 +53,11 @@ def shown(cell: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 2]}…{text[-1] if text[-1] in chr(39) + ']' else ''}"
 
 
+def clipped(name: str, most: int = 40) -> str:
+    """The beginning of a name, for a message that lists several."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def plain(cell: Any) -> Any:
     """A cell of a typed table as the text that stands for it in a CSV file; whole numbers have no point."""
     if isinstance(cell, bool):

@@ -66,9 +66,9 @@ def find_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> li
         places = [i for i, name in enumerate(names) if name == column]
         if not places:
             there = few([f"'{name}'" for name in names], 12) or "none"
-            raise UserError(
-                f"'{path}' has no column '{column}'{nearest(column, [n for n in names if n])}; its columns are {there}."
-            )
+            cased = next((name for name in names if name.casefold() == column.strip().casefold()), None)
+            hint = nearest(column, [n for n in names if n]) if cased is None else f" (did you mean '{cased}'?)"
+            raise UserError(f"'{path}' has no column '{column}'{hint}; its columns are {there}.")
         if len(places) > 1:
             raise UserError(
                 f"'{path}' has {len(places)} columns that are called '{column}'; rename all but one in its first line."

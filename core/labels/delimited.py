@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,9 @@ def _read(path: Path, columns: list[str], on_error: OnError | None, quoting: Any
         while start and not start.strip("\r\n"):
             start = text.readline(MOST_CELL)
         _check_binary(path, start)
-        separator, notes = _separator(path, start, columns)
+        said = re.fullmatch(r"sep=([,;\t|])\s*", start)  # a line of Excel's
+        start = text.readline(MOST_CELL) if said else start
+        separator, notes = (said[1], []) if said else _separator(path, start, columns)
         lines = _Lines(start, text)
         reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import Numbers, Texts, numbers_of, texts_of
+from .cells import Numbers, Texts, clipped, numbers_of, texts_of
 from .classes import IGNORED, code_classes
 from .columns import Table
 from .guess import KIND, KINDS, guess_one, guess_several
@@ -116,7 +116,7 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
     cells = wanted.cells(column)
     if kind == "tag":
         values, names, are_numbers = code_tags(wanted)
-        what = "numbers" if are_numbers else f"{len(names)} classes ({few(names, 8)})"
+        what = "numbers" if are_numbers else f"{len(names)} classes ({few([clipped(name) for name in names], 8)})"
         said = f"'{column}' gives each token one of {what}: kind tag was asked for."
         return _checked(wanted, Target("tag", [column], names, values, are_numbers, said))
     read: Numbers | None = None
@@ -130,10 +130,11 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
         return _regress(wanted, because)
     if kind == "multilabel":
         values, names = code_sets(wanted, texts)
-        said = _said(column, kind, f"{len(names)} labels ({few(names, 8)})", because)
+        said = _said(column, kind, f"{len(names)} labels ({few([clipped(name) for name in names], 8)})", because)
         return _checked(wanted, Target(kind, [column], names, values, said=said))
     values, names = code_classes(wanted, kind, read, texts or texts_of(cells))
-    what = f"{len(names)} {'classes' if kind == 'classify' else 'steps in order'} ({few(names, 8)})"
+    listed = few([clipped(name) for name in names], 8)
+    what = f"{len(names)} {'classes' if kind == 'classify' else 'steps in order'} ({listed})"
     return _checked(wanted, Target(kind, [column], names, values, said=_said(column, kind, what, because)))
 
 

@@ -36,6 +36,7 @@ SAME = {
     "quotes": '"x","y","z"\n"a","1",""\n"b","2","q"\n',
     "no last line end": PLAIN.rstrip("\n"),
     "blank lines": "\n" + PLAIN.replace("\nb", "\n\nb") + "\n\n",
+    "a first line of Excel": "sep=;\n" + PLAIN.replace(",", ";"),
     "spaces in the first line": PLAIN.replace("x,y,z", " x , y,z "),
 }
 
@@ -115,6 +116,7 @@ BAD = {
     "empty": ("t.csv", "", "is empty"),
     "no rows": ("t.csv", "x,y\n", "holds no rows"),
     "no such column": ("t.csv", "x,yy\n1,2\n", r"no column 'y' \(did you mean 'yy'\?\); its columns are 'x', 'yy'"),
+    "another case": ("t.csv", "x,Y\n1,2\n", r"no column 'y' \(did you mean 'Y'\?\)"),
     "no first line": ("t.csv", "1,2\n3,4\n", "no column 'x'"),
     "a column twice": ("t.csv", "x,y,y\n1,2,3\n", "2 columns that are called 'y'"),
     "more cells": ("t.csv", "x,y\n1,2\n1,2,3\n", r"Row 2 .* has 3 cells, more than the 2"),
