@@ -48,11 +48,11 @@ class Resamples:
     units: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        if self.groups is None:
-            unit, units = None, self.count
-        else:
+        unit, units = None, self.count
+        if self.groups is not None:
             names, unit = np.unique(np.asarray(self.groups), return_inverse=True)
-            unit, units = unit.reshape(-1), len(names)
+            # Groups of one example each are the examples.
+            unit, units = (None if len(names) == self.count else unit.reshape(-1)), len(names)
         object.__setattr__(self, "unit", unit)
         object.__setattr__(self, "units", units)
 
@@ -150,7 +150,7 @@ def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     mean rank; NaN where one is constant.
     """
     a, b = _ranks(x, weights), _ranks(y, weights)
-    total = weights.sum(axis=1, keepdims=True)
+    total = np.maximum(weights.sum(axis=1, keepdims=True), 1)
     a -= (weights * a).sum(axis=1, keepdims=True) / total
     b -= (weights * b).sum(axis=1, keepdims=True) / total
     spread = np.einsum("rn,rn,rn->r", weights, a, a) * np.einsum("rn,rn,rn->r", weights, b, b)

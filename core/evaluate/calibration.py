@@ -88,9 +88,9 @@ def platt(log_odds: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 
     positive = positive.astype(bool)
     yes, no = int(positive.sum()), int((~positive).sum())
-    spread, middle = float(log_odds.std()), float(log_odds.mean())
-    if min(yes, no) < FEWEST or spread == 0:
+    if min(yes, no) < FEWEST or np.ptp(log_odds) == 0:
         return 1.0, 0.0
+    spread, middle = float(log_odds.std()), float(log_odds.mean())
     aims = np.where(positive, (yes + 1) / (yes + 2), 1 / (no + 2))
     z = (log_odds - middle) / spread
 

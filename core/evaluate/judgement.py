@@ -117,6 +117,11 @@ class Judgement:
     panels: list[Panel] = field(default_factory=list)
     scatters: list[Scatter] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Leaves out intervals and baselines of figures that are left out."""
+        for name in ("intervals", "baseline"):
+            object.__setattr__(self, name, {key: v for key, v in getattr(self, name).items() if key in self.metrics})
+
     def table(self) -> str:
         """Each figure with its interval and the baseline's, then the notes, as the terminal shows them."""
         rows = [("", "value", "95 % interval", "constant answer")]

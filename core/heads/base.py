@@ -167,7 +167,7 @@ class Head(nn.Module, ABC):
             targets: as for the loss, of the examples.
             calibration: what the calibrated figures are computed with, as for test rows. None fits it on one half of
                 the examples and judges the other, both ways, so that no example is judged by a number that it helped
-                to choose.
+                to choose; an empty one leaves these figures out.
             groups: what each example belongs to; halves and resamples keep them whole.
             resamples: of the intervals; 0 computes the figures as trained alone, as each epoch of a training needs
                 them, without intervals, baseline, rows or (unless it is given) calibration.
@@ -190,7 +190,7 @@ class Head(nn.Module, ABC):
         the figures alone.
         """
         if calibration is not None:
-            return [(torch.arange(len(outputs)), calibration)]
+            return [(torch.arange(len(outputs)), calibration)] if calibration else []
         if not resamples:
             return []
         a, b = halves(len(outputs), groups)

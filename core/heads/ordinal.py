@@ -113,7 +113,7 @@ class Ordinal(Head):
             return float(torch.autograd.grad(nats, inverse)[0])
 
         with torch.enable_grad():
-            return {"temperature": bisected(slope, float(outputs.std()))}
+            return {"temperature": bisected(slope, float(outputs.square().mean().sqrt()))}
 
     def judge(
         self,

@@ -166,7 +166,7 @@ class Regress(Head):
             return value, torch.minimum(low - margin, value), torch.maximum(high + margin, value)
         value = split[..., 0]
         if self.options.distribution == "gaussian":
-            half = torch.exp(split[..., 1] / 2) * margin
+            half = torch.exp(bounded(split[..., 1]) / 2) * margin
         else:
             if margin.isnan().all():
                 return value, None, None
@@ -197,7 +197,7 @@ class Regress(Head):
         else:
             scores = (aims - split[..., 0]).abs()
             if self.options.distribution == "gaussian":
-                scores = scores * torch.exp(-split[..., 1] / 2)
+                scores = scores * torch.exp(-bounded(split[..., 1]) / 2)
         return {"margin": [conformal(column[~column.isnan()].numpy()) for column in scores.T]}
 
     # --- judging ------------------------------------------------------------------------------------------------------
@@ -232,9 +232,7 @@ class Regress(Head):
             figures.regress_resamples(n, np.flatnonzero(real[:, self.spec.names.index(n.name)]), len(targets), drawn)
             for n in each
         ]
-        intervals = percentiles({name: v for name, v in figures.averaged_resamples(found).items() if name in metrics})
-        constant = figures.averaged(self._constant(targets))
-        baseline = {name: value for name, value in constant.items() if name in metrics}
+        intervals, baseline = percentiles(figures.averaged_resamples(found)), figures.averaged(self._constant(targets))
         keys = dict.fromkeys(key for row in rows for key in row)
         per_class = [
             {"name": n.name, "count": len(n.true), **{key: row.get(key) for key in keys}} for n, row in zip(each, rows)
@@ -253,7 +251,8 @@ class Regress(Head):
         losses = {}
         if self.options.distribution == "gaussian":
             # Of the number in its own unit.
-            nats = 0.5 * (math.log(2 * math.pi) + split[:, 1] + (aims - split[:, 0]).square() * (-split[:, 1]).exp())
+            spread = bounded(split[:, 1])
+            nats = 0.5 * (math.log(2 * math.pi) + spread + (aims - split[:, 0]).square() * (-spread).exp())
             losses["nll"] = (nats + math.log(std))[real].numpy()
         if self.options.distribution == "quantile":
             gap, level = aims[:, None] - split, split.new_tensor(LEVELS)
@@ -296,6 +295,13 @@ class Regress(Head):
         if targets.dim() == 2 and targets.shape[1] != self.targets:
             raise UserError(f"There are {targets.shape[1]} columns of targets, but the head has {self.targets}.")
         return kept(outputs, targets, lambda t: ~t.isnan().all(dim=1), groups)
+
+
+def bounded(log_variance: Tensor) -> Tensor:
+    """Log variances between -30 and 30: from 3e-7 to 3e6 standard deviations of the training targets, so that answers
+    are finite whatever a model says.
+    """
+    return log_variance.clamp(-30, 30)
 
 
 def _softplus_inverse(value: float) -> float:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from triune.core.errors import UserError
 from triune.core.heads.base import Head, HeadSpec
@@ -133,6 +135,29 @@ def test_missing_targets_count_for_nothing(case):
     doubled = torch.cat([outputs, torch.randn_like(outputs)])
     found, wanted = head.judge(doubled, holed, resamples=20), head.judge(outputs, targets, resamples=20)
     assert found.to_dict() == wanted.to_dict()
+
+
+@every
+@settings(max_examples=6)
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.sampled_from([0.0, 1.0, 1e4]), st.integers(0, 999))
+def test_every_small_set_is_judged(case, gone, scale, seed):
+    """Figures are numbers or left out, whatever is missing, constant or certain; intervals belong to figures."""
+    head, targets = head_of(case)
+    rows, lost = torch.arange(len(gone)) * 5 % ROWS, torch.tensor(gone)
+    targets = torch.where(lost.view(-1, *[1] * (targets.dim() - 1)), missing(targets[rows]), targets[rows])
+    noise = torch.randn(len(gone), head.width, generator=torch.Generator().manual_seed(seed))
+    outputs = head(torch.zeros(len(gone), 6)).detach() + noise * scale
+    outputs = outputs.sort(dim=-1, descending=case == "ordinal")[0]
+    if all(gone):
+        return
+    for calibration in (None, {}, head.calibrate(outputs, targets)):
+        judged = head.judge(outputs, targets, calibration, groups=seed % 3 * torch.arange(len(gone)) // 2, resamples=9)
+        json.dumps(judged.to_dict(), allow_nan=False)
+        assert judged.intervals.keys() | judged.baseline.keys() <= judged.metrics.keys()
+        assert head.monitor[0] in judged.metrics or case.startswith("multilabel")
+        calibrated = [name for name in judged.metrics if name.endswith("_calibrated")]
+        assert not calibrated or calibration != {}
+        assert judged.table() and judged.class_table()
 
 
 @every
