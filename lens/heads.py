@@ -172,6 +172,8 @@ def _check_heads(subject: Subject) -> None:
 def _edges(subject: Subject, options: Any) -> tuple[Tensor, list[Part]]:
     """The edges to cut, bool `[inputs or 1, tokens, tokens]`, and where; nowhere in particular where none is named."""
     _check_heads(subject)
+    if subject.picked == "contact precision" and len(getattr(subject, "chains", [])) > 1:
+        raise UserError("--edges with the contact precision takes one chain, each of which runs alone; give one.")
     words = [] if options.parts is None else options.parts.split(",")
     # LAYER is all heads of a layer.
     heads = [part for word in words for part in _heads_named(subject, word.strip())]
