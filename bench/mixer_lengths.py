@@ -1,6 +1,7 @@
 """Time and memory of a training step over the number of tokens: attention, sparse forms of it, and recurrent mixers.
 
     python bench/mixer_lengths.py [--shapes image protein text] [--lengths 64 128 ...]
+    python bench/mixer_lengths.py --draw       the picture docs/mixer-lengths.png alone, from the last result
 
 Blocks of ViT-Ti (`image`), of ESM-2 8M (`protein`), both reading in both directions, and of a small causal model
 (`text`). All mixers have the same number of parameters, to one in a hundred, by the width of their feed-forwards, and
@@ -13,13 +14,16 @@ takes less than attention.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import record, table
+from common import RESULTS, record, table
 from torch import Tensor
 
+from triune.core.canvas import BLUE, GREEN, GREY, RED, figure, plain, save
 from triune.core.config import TransformerConfig
 from triune.core.sparse import SparseConfig
 from triune.core.transformer import Transformer
@@ -100,12 +104,40 @@ def crossing(rows: list[dict[str, Any]], shape: str, mixer: str, what: str) -> i
     return found
 
 
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    """Time and memory over length, as multiples of attention's."""
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    full = {(r["shape"], r["tokens"]): r for r in rows if r["mixer"] == "attention"}
+    drawn = figure(11, 3.4 * len(shapes))
+    axes = drawn.subplots(len(shapes), 2, squeeze=False)
+    for line, shape in zip(axes, shapes):
+        for axis, what, name in zip(line, ("seconds", "megabytes"), ("time", "memory for the backward pass")):
+            axis.axhline(1.0, color=GREY, linestyle=":", linewidth=1.2)
+            for mixer, color in zip(list(MIXERS)[1:], (BLUE, GREEN, RED, "#e0a030")):
+                here = [r for r in rows if (r["shape"], r["mixer"]) == (shape, mixer)]
+                ratios = [r[what] / full[shape, r["tokens"]][what] for r in here]
+                axis.plot([r["tokens"] for r in here], ratios, color=color, marker="o", label=mixer)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
+            axis.set_xlabel("tokens")
+            axis.set_ylabel("multiple of attention's")
+            axis.set_title(f"{shape}: {name} of a training step", loc="left", fontsize=11)
+            plain(axis)
+        line[1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(drawn, target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
+    picture = Path(__file__).parent.parent / "docs" / "mixer-lengths.png"
+    if options.draw:
+        draw(json.loads((RESULTS / "mixer_lengths.json").read_text())["rows"], picture)
+        return
     torch.set_num_threads(1)
     torch.manual_seed(0)
     most, rows = max(options.lengths), []
@@ -137,6 +169,7 @@ def main() -> None:
         }
         print(crossings[shape])
         record("mixer_lengths", rows, tokens_a_step=most, threads=1, crossing=crossings)
+        draw(rows, picture)
 
 
 if __name__ == "__main__":

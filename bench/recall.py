@@ -41,6 +41,10 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["task"], row["mixer"], row.get("pairs"), row.get("state"), row["seed"]
 
 
+def held(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows that hold this text, such as 'needle titans'")
@@ -51,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     file = RESULTS / "recall.json"
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = held(file)
     jobs = [job | {"seed": seed} for job in KNOWN + ([] if options.known else MORE) for seed in range(options.seeds)]
     for job in [] if options.draw else jobs:
         if options.only not in " ".join(str(x) for x in key(job)):
@@ -60,7 +64,7 @@ def main() -> None:
             continue
         row = recall(**job) | {"job": list(key(job)), "commit": commit(), "date": datetime.date.today().isoformat()}
         print(sentence(row), flush=True)
-        rows.append(row)
+        rows = held(file) + [row]  # another process may have written meanwhile
         record("recall", rows, threads=options.threads)
     table(rows)
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -2,6 +2,7 @@
 
     python bench/text_learning.py tinyshakespeare.txt --seeds 3               the recipe shakespeare-char-cpu
     python bench/text_learning.py tinyshakespeare.txt --ablation --seeds 1    one change at a time
+    python bench/text_learning.py tinyshakespeare.txt --config shakespeare-char-conv    the recipe with convolutions
 
 Every figure is that of `triune text fit`: 2,000 steps of 12 windows of 64 characters, the whole validation split (the
 last tenth) scored in non-overlapping windows of 64.
@@ -47,11 +48,11 @@ CHANGES["nanoGPT's architecture and optimizer (lr 0.001)"] = NANOGPT + "0.001"
 CHANGES["nanoGPT's architecture and optimizer (lr 0.004)"] = NANOGPT + "0.004"
 
 
-def train(text: str, seed: int, options: str) -> dict:
+def train(text: str, seed: int, options: str, config: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
-            *(sys.executable, "-m", "triune", "text", "fit", "--config", "shakespeare-char-cpu", "--data.files", text),
+            *(sys.executable, "-m", "triune", "text", "fit", "--config", config, "--data.files", text),
             *("--seed_everything", str(seed), "--data.seed", str(seed), "--run", str(run), "--threads", "1"),
             *shlex.split(options),
         ]
@@ -66,11 +67,12 @@ def main() -> None:
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--only", default="", help="changes whose name holds this text")
     parser.add_argument("--options", default="", help="more options of triune text fit, for a trial")
+    parser.add_argument("--config", default="shakespeare-char-cpu", help="the recipe")
     options = parser.parse_args()
     rows = []
     changes = {name: change for name, change in CHANGES.items() if options.only in name}
     for name, change in changes.items() if options.ablation else [("the recipe", options.options)]:
-        runs = [train(options.text, seed, change) for seed in range(options.seeds)]
+        runs = [train(options.text, seed, change, options.config) for seed in range(options.seeds)]
         losses = spread([run["val_loss"] for run in runs])
         mean = sum(run["val_loss"] for run in runs) / len(runs)
         row = {
@@ -87,6 +89,8 @@ def main() -> None:
         rows.append(row)
         # After each row: a long ablation that is stopped keeps what it has found.
         name = "text_learning_ablation" if options.ablation else "text_learning"
+        if options.config != "shakespeare-char-cpu":
+            name += "_" + options.config.removeprefix("shakespeare-char-")
         record(name, rows, seeds=options.seeds, anchor="nanoGPT 1.898")
         print(table(rows), flush=True)
 

@@ -54,6 +54,23 @@ def test_the_definition(kernel: int, centred: bool) -> None:
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_one_token_is_a_sum_of_products(centred: bool) -> None:
+    """Generation does without PyTorch's convolution; beside the form for documents, in value and gradient."""
+    torch.manual_seed(0)
+    conv = ShortConvolution(4, 3, centred=centred).double()
+    x = torch.randn(2, 1, 4, dtype=F64, requires_grad=True)
+    past = None if centred else torch.randn(2, 2, 4, dtype=F64, requires_grad=True)
+    leaves = [x, conv.weight, conv.bias, *([] if past is None else [past])]
+    found = []
+    for row in (Row(), Row(begins=torch.zeros(2, 1, dtype=torch.bool))):
+        y, inputs = conv(x, row, past)
+        loss = y.sin().sum() + inputs.cos().sum()
+        found.append([y, inputs, *torch.autograd.grad(loss, leaves, retain_graph=True)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 @pytest.mark.parametrize("window", [None, 4])
 @torch.no_grad()
 def test_behind_a_cache_with_padding_and_select(window: int | None) -> None:
