@@ -5,7 +5,8 @@
 
 Blocks of ViT-Ti (`image`), of ESM-2 8M (`protein`), both reading in both directions, and of a small causal model
 (`text`). All mixers have the same number of parameters, to one in a hundred, by the width of their feed-forwards, and
-each step reads the same number of tokens, in fewer rows where these are longer. Time is that of the processor on one
+each step reads the same number of tokens, in fewer rows where these are longer. A run keeps what the file has of other
+shapes and lengths. Time is that of the processor on one
 thread (not of the clock, so that other programs count little), the best of several rounds in turns; memory what
 autograd keeps for the backward pass, without parameters. `crossing` is the shortest length from which on the mixer
 takes less than attention.
@@ -41,6 +42,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "gated_delta": {"mixer": "gated_delta"},
 }
 DEPTH = 2
+FILE = RESULTS / "mixer_lengths.json"
 
 
 def build(shape: str, mixer: str, wanted: int | None = None) -> Transformer:
@@ -132,44 +134,51 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step")
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
     picture = Path(__file__).parent.parent / "docs" / "mixer-lengths.png"
     if options.draw:
-        draw(json.loads((RESULTS / "mixer_lengths.json").read_text())["rows"], picture)
+        draw(json.loads(FILE.read_text())["rows"], picture)
         return
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    most, rows = max(options.lengths), []
-    crossings: dict[str, Any] = {}
     for shape in options.shapes:
         full = parameters(build(shape, "attention"))
         models = {mixer: build(shape, mixer, full) for mixer in MIXERS}
         for length in options.lengths:
-            x = torch.randn(most // length, length, SHAPES[shape]["dim"])
-            seconds: dict[str, list[float]] = {mixer: [] for mixer in models}
-            for turn in range(options.rounds + 1):
-                for mixer, model in models.items():
-                    taken = step(model, x)
-                    seconds[mixer] += [taken] if turn else []
-            for mixer, model in models.items():
-                figures = {
-                    "seconds": min(seconds[mixer]),
-                    "slowest": max(seconds[mixer]),
-                    "megabytes": kept(model, x) / 1e6,
-                }
-                rows.append(
-                    {"shape": shape, "mixer": mixer, "tokens": length, "parameters": parameters(model), **figures}
-                )
-            print(table(rows[-len(models) :]), flush=True)
-        crossings[shape] = {
-            mixer: {what: crossing(rows, shape, mixer, what) for what in ("seconds", "megabytes")}
-            for mixer in MIXERS
-            if mixer != "attention"
-        }
-        print(crossings[shape])
-        record("mixer_lengths", rows, tokens_a_step=most, threads=1, crossing=crossings)
-        draw(rows, picture)
+            keep(measure(shape, models, length, options.tokens, options.rounds), options.tokens)
+    draw(json.loads(FILE.read_text())["rows"], picture)
+
+
+def measure(shape: str, models: dict[str, Transformer], length: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each mixer."""
+    x = torch.randn(tokens // length, length, SHAPES[shape]["dim"])
+    seconds: dict[str, list[float]] = {mixer: [] for mixer in models}
+    for turn in range(rounds + 1):
+        for mixer, model in models.items():
+            taken = step(model, x)
+            seconds[mixer] += [taken] if turn else []
+    rows = []
+    for mixer, model in models.items():
+        known = {"shape": shape, "mixer": mixer, "tokens": length, "parameters": parameters(model)}
+        spread = {"seconds": min(seconds[mixer]), "slowest": max(seconds[mixer])}
+        rows.append(known | spread | {"megabytes": kept(model, x) / 1e6})
+    print(table(rows), flush=True)
+    return rows
+
+
+def keep(rows: list[dict[str, Any]], tokens: int) -> None:
+    """Writes the rows to those of other shapes and lengths."""
+    new = {(row["shape"], row["tokens"]) for row in rows}
+    held = json.loads(FILE.read_text())["rows"] if FILE.is_file() else []
+    rows = [row for row in held if (row["shape"], row["tokens"]) not in new] + rows
+    rows.sort(key=lambda row: (row["shape"], row["tokens"]))
+    crossings = {
+        shape: {m: {w: crossing(rows, shape, m, w) for w in ("seconds", "megabytes")} for m in list(MIXERS)[1:]}
+        for shape in dict.fromkeys(row["shape"] for row in rows)
+    }
+    record("mixer_lengths", rows, tokens_a_step=tokens, threads=1, crossing=crossings)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
     shown = Table(title=TITLE, title_justify="left", title_style="")
     for name in ("task", "pairs", "mixer", "expected", "got", "rows", "floor", "bytes", "s"):
-        shown.add_column(name, justify="left" if name in ("task", "mixer") else "right")
+        shown.add_column(name, justify="left" if name in ("task", "mixer") else "right", no_wrap=True)
     for same in by_seed(rows):
         row, values = same[0], [got(row)[1] for row in same]
         is_kl = got(row)[0] == "kl"
