@@ -194,10 +194,12 @@ def judged(row: dict[str, Any]) -> tuple[str, str]:
 
 def table(rows: list[dict[str, Any]]) -> None:
     """Prints all rows, those of several seeds as one: expected beside got, chance and oracles, bytes of state."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=TITLE, title_justify="left", title_style="")
+    tight: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    shown = Table(title=TITLE, title_justify="left", title_style="", **tight)
     for name in ("task", "pairs", "mixer", "expected", "got", "rows", "floor", "bytes", "s"):
         shown.add_column(name, justify="left" if name in ("task", "mixer") else "right", no_wrap=True)
     for same in by_seed(rows):
@@ -214,7 +216,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     Console().print(shown)
     for oracles in {row["task"]: row["oracles"] for row in rows if "oracles" in row}.values():
-        known = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in oracles.items())
+        known = ", ".join(f"{name.replace('_', ' ')} {abs(value):.4f}" for name, value in oracles.items())
         print(f"lag, KL divergence without learning: {known}")
 
 

@@ -149,7 +149,7 @@ def divergence(truth: Tensor, said: Tensor) -> float:
     """Mean KL divergence of the distributions `said` from `truth`, each `[rows, states]`, in nats."""
     truth, said = (x.double().clamp(min=1e-300) for x in (truth, said))
     inside = truth * (truth.log() - said.log())
-    return float(inside.sum(1).mean())
+    return max(0.0, float(inside.sum(1).mean()))  # rounding alone can make it negative
 
 
 DRAW: dict[str, Callable[[int, int, int, torch.Generator], Rows]] = {
