@@ -20,7 +20,7 @@ from .tasks import TASKS, find
 MIXERS = "softmax,window:16,gru,ssd,gated_delta,MMMA"
 EVERY = (
     *("softmax", "window:32", "linear", "retention", "ssd", "mamba", "gated_delta", "rglru", "lstm", "gru", "titans"),
-    *("titans:gate", "titans:layer", "titans:context", "MMMA"),
+    *("titans:gate", "titans:layer", "titans:context", "convolution", "MMMA"),
 )
 """What `--mixer all` stands for."""
 TITLE = """
