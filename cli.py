@@ -149,7 +149,7 @@ def dispatch(words: list[str]) -> int:
     if verbs[verb].main:
         return named(verbs[verb].main)(options) or 0
     done = _train_or_score(command, verb, options)
-    return 130 if done.get("interrupted") else 0
+    return 130 if done.get("interrupted") else done.get("code", 0)
 
 
 def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
@@ -158,6 +158,8 @@ def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
 
     package = f"triune.{name}"
     classes = verb_of(task(name), verb, options, package)
+    if classes.main:
+        return {"code": named(classes.main)(options) or 0}
     return run_task(name, verb, options, named(classes.module), named(classes.data), package)
 
 

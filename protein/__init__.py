@@ -7,6 +7,7 @@ from __future__ import annotations
 from ..core.task import Task, Verb, training
 
 _PAIR = ("triune.protein.pair.task:PairTask", "triune.protein.data.module:ProteinData")
+_LABELS = ("triune.protein.language.labels:ProteinLabels", "triune.protein.language.labels:ProteinTable")
 _LANGUAGE = ("triune.protein.language.task:PretrainTask", "triune.protein.language.data:SequenceData")
 
 TASK = Task(
@@ -26,11 +27,13 @@ TASK = Task(
             ("pretrain",),
         ),
         **training(*_PAIR, names=("validate", "test")),
+        "predict": Verb("answer new proteins with a model of a table", "triune.protein.language.labels:predict"),
         "contacts": Verb(
             "draw, write and score the contact maps of sequences and alignments with a trained model",
             "triune.protein.predict.contacts:main",
         ),
     },
+    also={"data.table": training(*_LABELS, names=("fit", "validate", "test"))},
     examples="""\
   triune protein fit                                        train on the chains that come with the package
   triune protein prepare SET --structures PDB_FOLDER --alignments A3M_FOLDER
@@ -40,7 +43,7 @@ TASK = Task(
   triune protein dca family.a3m""",
     checkpoints="triune.protein.language.checkpoints.pretrained",
     architectures=("SequenceModel",),
-    own=("PairModel",),
+    own=("PairModel", "ProteinPredictor"),
     lens="triune.protein.lens.open:open_subject",
     libraries={"hf": "transformers", "fair-esm": "fair-esm"},
     demo="triune.protein.demo:main",

@@ -11,7 +11,13 @@ TASK = Task(
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
     },
-    also={"data.pairs": training("triune.text.seq2seq.task:PairTask", "triune.text.seq2seq.data:PairData")},
+    also={
+        "data.pairs": training("triune.text.seq2seq.task:PairTask", "triune.text.seq2seq.data:PairData"),
+        "data.table": {
+            **training("triune.text.labels:TextLabels", "triune.text.labels:TextTable"),
+            "predict": Verb("answer new inputs with the best weights of a run", "triune.text.labels:predict"),
+        },
+    },
     examples="""\
   triune text fit                                           train on Python's standard library
   triune text fit --config shakespeare-char-cpu --data.files input.txt
@@ -22,7 +28,7 @@ TASK = Task(
   triune text generate RUN --prompt 'Once'                  let it write""",
     checkpoints="triune.text.checkpoints.pretrained",
     architectures=("LanguageModel", "TextEncoder"),
-    own=("EncoderDecoder",),
+    own=("EncoderDecoder", "TextPredictor"),
     lens="triune.text.lens:open_subject",
     libraries={"hf": "transformers"},
     demo="triune.text.demo:main",

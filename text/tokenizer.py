@@ -210,15 +210,16 @@ class Tokenizer:
     @cached_property
     def beginning(self) -> list[int]:
         """What stands before every text, in training as in use: the start token, for tokenizers that place one."""
-        return self._around[0]
+        return self.around[0]
 
     @cached_property
     def ending(self) -> list[int]:
         """What stands behind every text that is complete: what the post-processor places there, else `eos_id`."""
-        return self._around[1] or ([] if self.eos_id is None else [self.eos_id])
+        return self.around[1] or ([] if self.eos_id is None else [self.eos_id])
 
     @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
+    def around(self) -> tuple[list[int], list[int]]:
+        """What the post-processor places before and behind every text, such as [CLS] and [SEP]."""
         inner = len(self.backend.encode("a", add_special_tokens=False).ids)
         encoding = self.backend.encode("a", add_special_tokens=True)
         mask = encoding.special_tokens_mask

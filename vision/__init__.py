@@ -17,6 +17,12 @@ TASK = Task(
             "write a classifier as ONNX or for torch.export, compared with the model", "triune.vision.export:main"
         ),
     },
+    also={
+        "data.table": {
+            **training("triune.vision.labels:ImageLabels", "triune.vision.labels:ImageTable"),
+            "predict": Verb("answer new images with the best weights of a run", "triune.vision.labels:predict"),
+        }
+    },
     examples="""\
   triune vision fit                                         train on scikit-learn's digits
   triune vision check FOLDER                                one folder of images for each class
@@ -27,6 +33,7 @@ TASK = Task(
     checkpoints="triune.vision.checkpoints.pretrained",
     find="triune.vision.checkpoints.pretrained:find",
     architectures=("VisionTransformer",),
+    own=("ImagePredictor",),
     lens="triune.vision.lens:open_subject",
     libraries={"hf": "transformers", "timm": "timm", "torchvision": "torchvision"},
     demo="triune.vision.demo:main",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from ..checks import check_keys
 from ..errors import UserError, nearest
 from .base import Head, HeadSpec, Labelled
 from .classify import Classify
@@ -35,8 +36,9 @@ def head_class(kind: str) -> type[Head]:
 
 
 def prepare(kind: str, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
-    """The spec of a head of this kind for the values of the training rows."""
-    return head_class(kind).prepare(target, options)
+    """The spec of a head of this kind for the values of the training rows. Raises UserError for an unknown option."""
+    head = head_class(kind)
+    return head.prepare(target, check_keys(head.Options, dict(options or {}), "model.head"))
 
 
 def make_head(spec: HeadSpec, dim: int) -> Head:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.files import few
 from ...core.losses import IGNORED
+from ...core.training.by_length import PooledByLength, SequencesByLength
 from ...core.training.data import Batches, Draw, InOrder, ResumableData, Shuffled
 from ..data.store import builtin_set
 from ..read import alphabet
@@ -22,8 +22,6 @@ from ..read.complexes import spans
 from ..read.inputs import read_sequences
 from .model import PAD, esm_tokens, mask_tokens
 
-POOL = 64
-"""Batches among which sequences are sorted by length: little padding, and still a random order."""
 MULTIPLE = 32
 """Widths of batches are multiples of this, so that a compiled model sees few shapes."""
 
@@ -191,41 +189,6 @@ class SequenceData(ResumableData):
             "devices": self.ranks()[1],
             "seed": self.seed,
         }
-
-
-class PooledByLength(Shuffled):
-    """The order of training: random, sorted by length within pools of batches, the batches in random order again.
-
-    Args:
-        lengths: of the sequences.
-        options: as for the core's `Shuffled`.
-    """
-
-    def __init__(self, lengths: np.ndarray, *options: Any) -> None:
-        super().__init__(len(lengths), *options)
-        self._lengths = lengths
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng([self._seed, epoch])
-        batch = self._batch_size * self._world
-        order = generator.permutation(self._count)[: len(self) * batch]
-        pools = [
-            part[np.argsort(self._lengths[part], kind="stable")]
-            for part in np.split(order, range(POOL * batch, len(order), POOL * batch))
-        ]
-        return generator.permutation(np.concatenate(pools).reshape(-1, batch)).ravel()
-
-
-class SequencesByLength(InOrder):
-    """The order of validation: each sequence once, beside those of about its length; arguments of `PooledByLength`."""
-
-    def __init__(self, lengths: np.ndarray, *options: Any) -> None:
-        super().__init__(len(lengths), *options)
-        self._sorted = np.argsort(lengths, kind="stable")
-
-    def __iter__(self) -> Iterator[Draw]:
-        for position, indices in super().__iter__():
-            yield Draw(position, np.where(indices < 0, -1, self._sorted[indices]))
 
 
 class Masked:

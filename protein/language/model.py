@@ -151,8 +151,10 @@ class SequenceModel(SavedModel, config=SequenceConfig):
         self.transformer = Transformer(config.transformer)
         self.head = MaskedHead(config)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Vectors after the last block and the final norm, `[batch, tokens, dim]`."""
+    def hidden(self, tokens: Tensor, more: Tensor | None = None) -> Tensor:
+        """Vectors after the last block and the final norm, `[batch, tokens, dim]`; `more` of this shape is added to the
+        embedding.
+        """
         real = tokens != PAD
         x = self.embedding(tokens)
         if self.config.token_dropout:
@@ -161,6 +163,8 @@ class SequenceModel(SavedModel, config=SequenceConfig):
             x = x.masked_fill(masked[..., None], 0.0) * ((1 - MASKED_SHARE) / (1 - share).clamp(min=1e-6))[
                 :, None, None
             ].to(x.dtype)
+        if more is not None:
+            x = x + more
         return self.transformer(x * real[..., None].to(x.dtype), valid=real, positions=self._positions(real))
 
     def _positions(self, real: Tensor) -> Tensor | None:

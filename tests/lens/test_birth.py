@@ -60,3 +60,11 @@ def test_scores_at_every_validation_change_nothing_else(tmp_path: Path) -> None:
     assert {row[2:4] for row in rows} == {(layer, head) for layer in range(2) for head in range(2)}
     assert (tmp_path / "with" / "heads.png").stat().st_size > 1000
     assert not (tmp_path / "without" / "heads.csv").exists()
+
+
+def test_a_run_with_scores_of_heads_is_validated_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path / "run", "--head_scores", "true")
+    score = ["text", "validate", str(tmp_path / "run"), "--trainer.limit_val_batches", "1"]
+    assert main(score) == 0
+    assert main([*score, "--head_scores", "true"]) == 2
+    assert "option of a training" in capsys.readouterr().err

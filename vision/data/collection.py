@@ -114,6 +114,7 @@ class Collection:
         others: files that are no images by their name, counted by ending.
         empty: class folders without an image.
         notes: sentences about what was left out, and which of two readings was taken.
+        labelled: whether the labels are numbers of classes; else they are rows of a table.
     """
 
     classes: list[str]
@@ -123,4 +124,5 @@ class Collection:
     others: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    labelled: bool = True
     keys: list[str] = field(default_factory=list)

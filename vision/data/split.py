@@ -55,6 +55,8 @@ def count_copies(digests: Sequence[str]) -> int:
 
 def check_classes(collection: Collection) -> None:
     """Raises UserError for fewer than two classes, or a class without training images."""
+    if not collection.labelled:
+        return
     if collection.empty:
         more = f" (and {len(collection.empty) - 1} more class folders)" if len(collection.empty) > 1 else ""
         raise UserError(f"'{collection.empty[0]}'{more} holds no images: add some, or remove the folder.")

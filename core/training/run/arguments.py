@@ -99,9 +99,10 @@ def _default_configs(verb: str, rest: list[str], package: str, recipe: str) -> l
     """The recipe for a command line without --config: one for fine-tuning, where a checkpoint is given and there is
     one.
     """
-    names = [recipe] if recipe else ["default"] if verb == "fit" else [verb]
-    if not recipe and any(word.split("=")[0] == "--model.pretrained" for word in rest):
-        names = ["finetune", "default"] if verb == "fit" else [f"{verb}-finetune"]
+    name = recipe or ("default" if verb == "fit" else verb)
+    names = [name]
+    if any(word.split("=")[0] == "--model.pretrained" for word in rest):
+        names = ["finetune", "default"] if name == "default" else [f"{name}-finetune"]
     known = {recipe.name for recipe in list_recipes(folder(package))}
     return [str(find_config(name, package)) for name in names if name in known][:1]
 
@@ -133,7 +134,7 @@ def verb_of(task: Task, verb: str, args: list[str], package: str) -> Verb:
     name = training_verb(verb, args)
     for option, verbs in task.also.items():
         if name in verbs and _has(option, verb, args, package):
-            return verbs[name]
+            return verbs[verb] if verb in verbs and verbs[verb].main else verbs[name]
     return task.verbs.get(name, task.verbs[verb])
 
 

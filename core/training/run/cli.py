@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,11 +113,13 @@ class TaskCLI(LightningCLI):
         if self.verb == "predict":
             parser.add_argument("--overwrite", type=bool, default=False, help="Without a run: replace predictions.pt.")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; default: physical cores.")
-        if self.trains:
-            parser.add_argument(
-                "--head_scores", type=bool, default=False,
-                help="Measure at every validation what each attention head looks at; drawn in heads.png.",
-            )  # fmt: skip
+        about = "Measure at every validation what each attention head looks at; drawn in heads.png."
+        # The configuration of a run has it, so verbs that score it must know it.
+        parser.add_argument("--head_scores", type=bool, default=False, help=about if self.trains else SUPPRESS)
+        if not self.trains and any(word.split("=")[0] == "--head_scores" for word in self.session.args):
+            raise UserError(
+                f"--head_scores is an option of a training, and changes nothing in {self.verb}; leave it out."
+            )
         use_own_words(parser, self.model_class)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

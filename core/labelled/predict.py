@@ -1,0 +1,206 @@
+"""`triune TASK predict RUN INPUT …`: the answers of a model with a head, as a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..files import OVERWRITE, check_new, few, written_whole
+from ..options import Parser, whole
+from ..training.run.folder import model_folder
+from .model import LabelledModel
+from .reader import Reader
+from .run import Inputs, Modality, device_of, run
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+MOST_SHOWN = 40
+"""Rows that the terminal shows."""
+
+
+def parser(modality: Modality) -> Parser:
+    """The options of `triune TASK predict` for a model with a head."""
+    name = f"triune {modality.task} predict"
+    p = Parser(name, description="The answers of a model that was trained on a table, with calibrated probabilities or "
+               "intervals.")  # fmt: skip
+    p.add_argument("run", metavar="RUN", help="folder of the run or of its model")
+    p.add_argument("inputs", metavar="INPUT", nargs="*", help="what to answer; - reads a line each from standard input")
+    p.add_argument("--table", metavar="FILE", help="take the inputs from a table; its columns stand beside the answers")
+    p.add_argument("--input", metavar="COLUMN", help="the column of the inputs in --table")
+    p.add_argument("--out", type=Path, help=f"file to write: {', '.join(ENDINGS)}; left out: a table is printed")
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
+    p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    return p
+
+
+def main(modality: Modality, args: list[str]) -> int:
+    """Runs `triune TASK predict`; returns 0, or 2 where an input could not be read."""
+    options = parser(modality).parse_args(args)
+    if options.out is not None:
+        if options.out.suffix not in ENDINGS:
+            raise UserError(f"--out is '{options.out}', but must end in one of {', '.join(ENDINGS)}.")
+        check_new([options.out], options.overwrite)
+    inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
+    model, reader = opened(modality, options.run, options.device)
+    rows, failed = answers(model, reader, inputs, others, options.batch_size)
+    if options.out is None:
+        show(rows)
+    else:
+        write(rows, options.out)
+        print(f"{len(rows) - failed:,} answers are in {options.out}.", file=sys.stderr)
+    for note in reader.notes():
+        print(f"{note}.", file=sys.stderr)
+    if not model.head.spec.calibration:
+        print("The answers are not calibrated: this model was saved before a validation.", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def inputs_of(
+    modality: Modality, words: Sequence[str], table: str | None, column: str | None
+) -> tuple[Inputs, dict[str, list[Any]]]:
+    """The inputs of a command line, and what else its table says of each."""
+    if table is not None and words:
+        raise UserError(f"Inputs ({few(list(words))}) and --table are both given; give one of the two.")
+    if (table is None) != (column is None):
+        given, other = ("--table", "--input COLUMN") if table else ("--input", "--table FILE")
+        raise UserError(f"{given} is given without {other}; give both.")
+    if table is not None and column is not None:
+        from ..labels.table import read_table
+
+        found = read_table(table, read_table(table).names)
+        if column not in found.columns:
+            found = read_table(table, [column])  # says which columns there are
+        cells = ["" if cell is None else str(cell) for cell in found.columns[column]]
+        names = [found.where(row) for row in range(len(found))]
+        return Inputs(cells, names, found.path.parent), found.columns
+    if list(words) == ["-"]:
+        words = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not words:
+        raise UserError("No input is given; give some, - for standard input, or --table FILE --input COLUMN.")
+    pairs = modality.expand(words)
+    return Inputs([cell for cell, _ in pairs], [name for _, name in pairs]), {"input": [name for _, name in pairs]}
+
+
+def opened(modality: Modality, run_or_folder: str, device: str | None = None) -> tuple[LabelledModel, Reader]:
+    """A model with a head, on its device, and what reads its inputs. Raises UserError where there is none."""
+    folder = model_folder(run_or_folder, modality.task)
+    model = modality.model.from_pretrained(folder).eval().to(device_of(device))
+    return model, modality.reader(model, folder)
+
+
+def answers(
+    model: LabelledModel, reader: Reader, inputs: Inputs, others: dict[str, list[Any]], batch_size: int
+) -> tuple[list[dict[str, Any]], int]:
+    """A row for each input: what is known of it, the answers, and a `problem` where it could not be read; and how many
+    could not.
+    """
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    reads = (lambda batch: model.tokens(batch).read) if model.head.per_token else None
+
+    def call(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs = model(batch)
+        if reads is None:
+            return outputs
+        return torch.cat([outputs, reads(batch)[..., None].to(outputs.dtype)], dim=-1)
+
+    for number, _, output in run(model, reader, inputs, call, batch_size, "answering"):
+        row = {name: cells[number] for name, cells in others.items()}
+        if isinstance(output, UserError):
+            failed += 1
+            print(str(output), file=sys.stderr)
+            rows.append(row | {"problem": str(output)})
+            continue
+        if reads is not None:
+            output = output[output[:, -1] > 0, :-1]
+        found = model.head.predict(output if reads is not None else output[None])
+        rows.append(row | renamed({name: _cell(values, reads is not None) for name, values in found.items()}, row))
+    return rows, failed
+
+
+def renamed(found: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    """Answers under names that no column of the table has."""
+    return {f"predicted_{name}" if name in taken else name: value for name, value in found.items()}
+
+
+def _cell(values: np.ndarray, per_token: bool) -> Any:
+    """What a cell holds: of tokens a text of their letters, or a list."""
+    if not per_token:
+        value = values[0]
+        return value.item() if hasattr(value, "item") else value
+    listed = [value.item() if hasattr(value, "item") else value for value in values]
+    if listed and all(isinstance(value, str) and len(value) == 1 for value in listed):
+        return "".join(listed)
+    return [round(value, 5) if isinstance(value, float) else value for value in listed]
+
+
+def columns_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """All columns, in the order they first occur."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes a table whole or not at all, in the format of its ending."""
+    names = columns_of(rows)
+    with written_whole(path) as part:
+        if path.suffix == ".jsonl":
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with part.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+        elif path.suffix == ".parquet":
+            _write_parquet(rows, names, part)
+        else:
+            import csv
+
+            with part.open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                table.writerow(names)
+                table.writerows([_text(row.get(name)) for name in names] for row in rows)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else value
+
+
+def _write_parquet(rows: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError("Writing .parquet needs pyarrow: pip install 'triune[datasets]', or write .csv.") from None
+    parquet.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints the first rows as a table; probabilities of classes beyond the named one only in files."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = [name for name in columns_of(rows) if not name.startswith("p_")]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(escape(name), overflow="fold")
+    for row in rows[:MOST_SHOWN]:
+        table.add_row(*(escape(_short(row.get(name))) for name in names))
+    console = Console()
+    (console if console.is_terminal else Console(width=10_000)).print(table)
+    if len(rows) > MOST_SHOWN:
+        print(f"… and {len(rows) - MOST_SHOWN:,} more; --out FILE writes all, with the probability of every class.")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(_text(value))
+    return text if len(text) <= 80 else f"{text[:60]}…{text[-18:]}"

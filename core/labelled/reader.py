@@ -1,0 +1,111 @@
+"""From what a person gives (a text, a sequence, the path of an image) to what a model reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+MULTIPLE = 32
+"""Widths of batches are multiples of this, so that a compiled model sees few shapes."""
+
+
+class Reader(ABC):
+    """Reads inputs one by one; what is wrong with one concerns that one alone."""
+
+    what: ClassVar[str] = "input"
+    """What an input is, for messages."""
+
+    def __init__(self) -> None:
+        self.cut = 0
+        """Inputs of which only the beginning is read."""
+
+    @abstractmethod
+    def one(self, cell: str, name: str, beside: Path) -> Any:
+        """What the model gets of one input.
+
+        Args:
+            cell: as it was given.
+            name: what messages call it.
+            beside: the folder that a relative path starts from.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def read(self, cells: Sequence[str], names: Sequence[str], beside: Path) -> list[Any | UserError]:
+        """What the model gets of each input, or what is wrong with it."""
+        found: list[Any | UserError] = []
+        for cell, name in zip(cells, names):
+            try:
+                found.append(self.one(cell, name, beside))
+            except UserError as error:
+                found.append(error)
+        return found
+
+    @abstractmethod
+    def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """What `LabelledModel.tokens` takes, of some of what `one` gives."""
+
+    def size(self, sample: Any) -> int:
+        """What a batch is put together by: inputs of about one size."""
+        return 1
+
+    def empty(self) -> Any:
+        """What fills a batch up."""
+        raise NotImplementedError(f"{type(self).__name__} has no empty input.")
+
+    def notes(self) -> list[str]:
+        """What was left out of the inputs read so far, each a sentence without its full stop."""
+        return []
+
+
+class TokenReader(Reader):
+    """Reads sequences of tokens: int64 `[tokens]` of each, the special ones around it included.
+
+    Args:
+        context: tokens of an input that are read.
+    """
+
+    PAD: ClassVar[int] = 0
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+
+    def size(self, sample: Any) -> int:
+        return len(sample)
+
+    def empty(self) -> Any:
+        return np.zeros(0, np.int64)
+
+    def whole(self, cell: str, sample: Any) -> int:
+        """Tokens of an input that have a label each, what is cut off included. Raises UserError where none has."""
+        raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
+
+    def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
+        return side_by_side(samples, self.PAD)
+
+    def notes(self) -> list[str]:
+        if not self.cut:
+            return []
+        return [f"{self.cut:,} inputs are longer than data.context, {self.context:,} tokens; their end is not read"]
+
+
+def side_by_side(sequences: Sequence[np.ndarray], pad: int, multiple: int = MULTIPLE) -> dict[str, Tensor]:
+    """Sequences as one batch: `tokens` int64 `[batch, tokens]` and `valid` bool, True for real ones. The width is a
+    multiple, and at least one.
+    """
+    width = max(1, -(-max(map(len, sequences)) // multiple)) * multiple
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    found = torch.full((len(sequences), width), pad, dtype=torch.int64)
+    for row, tokens in zip(found, sequences):
+        row[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    return {"tokens": found, "valid": torch.arange(width) < lengths[:, None]}

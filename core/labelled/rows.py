@@ -1,0 +1,172 @@
+"""The rows of a table as a task learns, scores or answers them: inputs, targets, and the side of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import few
+from ..heads.base import HeadSpec
+from ..labels.split import Split, split, strata
+from ..labels.table import Table, read_table
+from ..labels.targets import Target, infer
+
+SIDES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table mean what.
+
+    Args:
+        table: the file.
+        input: column of what the model reads.
+        target: columns of what it learns; empty where nothing is to be scored.
+        kind: of the head; None takes what the cells call for.
+        order: the classes of an ordinal target from the lowest to the highest, where they are no numbers.
+        missing: texts that stand for a missing target.
+        split: column that says train, val or test.
+        group: column of what must not be on two sides.
+        stratify: each side has the classes in the same parts.
+        val_fraction, test_fraction: parts that are held out where `split` does not say which.
+        seed: of the split.
+        skip: rows that cannot be used are left out and counted, rather than an error.
+    """
+
+    table: str
+    input: str
+    target: tuple[str, ...] = ()
+    kind: str | None = None
+    order: tuple[str, ...] | None = None
+    missing: tuple[str, ...] = ()
+    split: str | None = None
+    group: str | None = None
+    stratify: bool = True
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    seed: int = 0
+    skip: bool = False
+
+
+@dataclass
+class Rows:
+    """Rows with an input and a target.
+
+    Args:
+        table: their table, in their order.
+        inputs: what the model reads of each.
+        target: what it learns of each.
+        sides: rows of each side, int64.
+        notes: what was decided or left out, each a sentence without its full stop.
+    """
+
+    table: Table
+    inputs: list[str]
+    target: Target
+    sides: dict[str, np.ndarray]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def name(self, row: int) -> str:
+        """How a message calls a row."""
+        return self.table.where(row)
+
+
+Resolve = Callable[[Table, list[str], list[str]], list[str]]
+"""Makes inputs of the cells of a table, such as sequences of names; may add notes."""
+
+
+def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", resolve: Resolve | None = None) -> Rows:
+    """Reads a table and splits it.
+
+    Args:
+        columns: what is what.
+        spec: the head of a trained model that is to be scored; None for a training.
+        scored: the side that all rows are, for a table that was not trained on; empty: they are split.
+        resolve: what makes inputs of the cells; None where they are the inputs.
+
+    Raises:
+        UserError: the table, or a row of it where `columns.skip` is false, cannot be used.
+    """
+    notes: list[str] = []
+    table = _read(columns, notes, scored)
+    kind = columns.kind if spec is None else spec.kind
+    names = None if spec is None else list(spec.names)
+    if spec is not None and kind == "regress" and list(columns.target) != list(spec.names):
+        raise UserError(
+            f"data.target is {few(columns.target)}, but the model was trained on {few(spec.names)}; name these columns."
+        )
+    numbers = None if spec is None or kind != "tag" else bool(spec.options.get("numbers"))
+    target = infer(
+        table, columns.target, kind, names if kind != "regress" else None, order=columns.order,
+        missing=columns.missing, numbers=numbers, on_unseen="ignore" if columns.skip else "error",
+    )  # fmt: skip
+    notes += [target.said.rstrip("."), *target.notes, *table.notes]
+    if (without := target.missing).any():
+        notes.append(f"{int(without.sum()):,} rows without a target are left out")
+        keep = np.flatnonzero(~without)
+        if not len(keep):
+            raise UserError(f"All targets of '{table.path}' ({few(columns.target)}) are missing; name another column.")
+        table, target = table.take(keep.tolist()), target.take(keep)
+    inputs = [str(cell) for cell in table.columns[columns.input]]
+    if resolve is not None:
+        inputs = resolve(table, inputs, notes)
+    sides = _sides(columns, table, target, inputs, scored)
+    notes += getattr(sides, "notes", [])
+    return Rows(table, inputs, target, dict(sides), notes)
+
+
+def _read(columns: Columns, notes: list[str], scored: str) -> Table:
+    """The table with the columns that are needed, without rows that have no input."""
+    wanted = [columns.input, *columns.target]
+    if not scored:
+        wanted += [name for name in (columns.split, columns.group) if name is not None]
+    if columns.input in columns.target:
+        raise UserError(f"data.input and data.target are both '{columns.input}'; name two columns.")
+    problems: list[UserError] = []
+    table = read_table(columns.table, list(dict.fromkeys(wanted)), problems.append if columns.skip else None)
+    if problems:
+        notes.append(f"{len(problems):,} damaged rows are left out, the first: {str(problems[0]).rstrip('.')}")
+    cells = table.columns[columns.input]
+    empty = [row for row, cell in enumerate(cells) if cell is None or str(cell).strip() == ""]
+    if empty and not columns.skip:
+        more = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+        raise UserError(
+            f"'{columns.input}' is empty in {table.where(empty[0])}{more}, but must hold an input; fill it, or leave "
+            "such rows out with --data.on_error skip."
+        )
+    if empty:
+        notes.append(f"{len(empty):,} rows without an input are left out")
+        without = set(empty)
+        table = table.take([row for row in range(len(table)) if row not in without])
+        if not len(table):
+            raise UserError(f"'{columns.input}' is empty in all rows of '{table.path}'; name another column.")
+    for row, cell in enumerate(table.columns[columns.input]):
+        if isinstance(cell, list | dict):
+            raise UserError(f"'{columns.input}' is a {type(cell).__name__} in {table.where(row)}, but must be a text.")
+    return table
+
+
+def _sides(
+    columns: Columns, table: Table, target: Target, inputs: Sequence[str], scored: str
+) -> Split | dict[str, Any]:
+    if scored:
+        return {scored: np.arange(len(table))}
+    return split(
+        len(table),
+        column=None if columns.split is None else table.columns[columns.split],
+        groups=None if columns.group is None else table.columns[columns.group],
+        labels=strata(target.kind, target.values) if columns.stratify else None,
+        inputs=inputs,
+        val_fraction=columns.val_fraction,
+        test_fraction=columns.test_fraction,
+        seed=columns.seed,
+        rows=table.lines,
+        where=f"'{table.path}'",
+    )

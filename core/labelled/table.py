@@ -1,0 +1,211 @@
+"""The options of a data module that reads a table, and what all of them make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import few
+from ..heads.base import HeadSpec
+from ..labels.table import Table
+from ..labels.targets import Target
+from ..losses import IGNORED
+from ..training.data import ResumableData
+from .rows import SIDES, Columns, Rows, read_rows
+
+
+class FromTable(ResumableData):
+    """What the data modules of all tasks share that read inputs and labels from a table.
+
+    Args:
+        table: CSV, TSV, JSON lines or Parquet.
+        input: the column of what the model reads.
+        target: the column, or the columns (with commas between them), of what it learns.
+        kind: classify, multilabel, regress, ordinal or tag; left out: what the cells call for, which is printed.
+        order: the classes of an ordinal target from the lowest to the highest, where they are no numbers.
+        missing: texts that stand for a missing target.
+        split: a column that says train, val or test.
+        group: a column of what must not be on two sides, such as a patient, a cluster of proteins or an author.
+        stratify: each side has the classes in the same parts.
+        test_fraction: part of the rows to hold out for `test`.
+        balanced: draw the classes equally often in training.
+        **others: of the inputs.
+    """
+
+    PATHS = ("table",)
+    RECIPE = "table"
+
+    def __init__(
+        self,
+        table: str | None = None,
+        input: str | None = None,
+        target: str | list[str] | None = None,
+        kind: str | None = None,
+        order: list[str] | None = None,
+        missing: list[str] | None = None,
+        split: str | None = None,
+        group: str | None = None,
+        stratify: bool = True,
+        test_fraction: float = 0.0,
+        balanced: bool = False,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        for name, value in (("table", table), ("input", input), ("target", target)):
+            if not value:
+                raise UserError(f"data.{name} is missing; a table needs --data.table, --data.input and --data.target.")
+        targets = target.split(",") if isinstance(target, str) else list(target or ())
+        if split is not None and group is not None:
+            raise UserError("data.split and data.group are both given, but the split column decides alone; leave one.")
+        self.table_options: dict[str, Any] = {
+            "table": str(table), "input": str(input), "target": tuple(name.strip() for name in targets), "kind": kind,
+            "order": None if order is None else tuple(order), "missing": tuple(missing or ()), "split": split,
+            "group": group, "stratify": stratify, "test_fraction": test_fraction,
+        }  # fmt: skip
+        self.balanced = balanced
+        self.rows: Rows | None = None
+        self.spec: HeadSpec | None = None
+        self._trained: dict[str, Any] | None = None
+        self.scored_side = "val"
+
+    # --- what a task says --------------------------------------------------------------------------------------------
+
+    def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        """Reads what the model gets of each row; returns the rows of each side that it could read, in the order of the
+        batches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement read_inputs(rows).")
+
+    def resolve(self, table: Table, cells: list[str], notes: list[str]) -> list[str]:
+        """Inputs of the cells of the input column; may add notes."""
+        return cells
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def continue_as(self, trained: dict[str, Any]) -> None:
+        """Prepares for scoring a trained model: call it before `setup`.
+
+        Args:
+            trained: what `trained` gave at the training.
+        """
+        self._trained = trained
+        self.spec = HeadSpec.from_dict(trained["head"])
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What a trained model must know of its data to be scored later; plain values."""
+        assert self.spec is not None, "setup and build_model come first"
+        table = str(Path(self.table_options["table"]).expanduser().absolute())
+        return {"head": self.spec.to_dict(), "table": table, "rows": len(self._known)}
+
+    @property
+    def scores(self) -> bool:
+        """Whether a trained model is scored, rather than one trained."""
+        return self._trained is not None
+
+    @property
+    def _known(self) -> Rows:
+        assert self.rows is not None, "setup() comes first"
+        return self.rows
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the table and its inputs; a second call does nothing.
+
+        Raises:
+            UserError: for every mistake in them.
+        """
+        if self.rows is not None:
+            return
+        options: Any = self
+        columns = Columns(
+            **self.table_options, val_fraction=options.val_fraction, seed=options.seed, skip=options.on_error == "skip"
+        )
+        other = self._is_other_table()
+        verb = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else ""
+        rows = read_rows(columns, self.spec, "test" if other else "", self.resolve)
+        if verb == "validate" and other:
+            raise UserError(
+                f"data.table '{columns.table}' is not the table that the model was trained on, which has no validation"
+                " rows; score it with `test`."
+            )
+        rows.sides = self.read_inputs(rows)
+        self.scored_side = "test" if "test" in rows.sides and len(rows.sides["test"]) else "val"
+        if verb in ("test", "predict") and self.scored_side == "val":
+            rows.notes.append(
+                "There is no test set: these are the validation rows, which chose the weights; --data.table FILE scores"
+                " others"
+            )
+        self.rows = rows
+
+    def _is_other_table(self) -> bool:
+        if self._trained is None:
+            return False
+        return str(Path(self.table_options["table"]).expanduser().absolute()) != self._trained["table"]
+
+    def side(self, name: str) -> np.ndarray:
+        """Rows of a side, int64."""
+        return self._known.sides.get(name, np.zeros(0, np.int64))
+
+    def target_of(self, side: str) -> Target:
+        """The targets of a side, in its order."""
+        return self._known.target.take(self.side(side))
+
+    def describe(self) -> str:
+        """One line about the data, after `setup()`."""
+        rows = self._known
+        counts = ", ".join(f"{len(rows.sides[side]):,} {side}" for side in SIDES if side in rows.sides)
+        return f"{rows.table.path}: {counts}. " + " ".join(f"{note[:1].upper()}{note[1:]}." for note in rows.notes)
+
+    def names_of(self, taken: np.ndarray) -> list[str]:
+        """Rows, as messages call them."""
+        train = self.side("train")
+        return [self._known.name(int(train[index])) for index in taken.tolist()]
+
+    # --- targets of a batch ------------------------------------------------------------------------------------------
+
+    def targets(self, rows: np.ndarray) -> Tensor:
+        """Targets of rows, `[batch]` or `[batch, targets]`; those of row -1 are missing."""
+        values = self._known.target.values
+        assert isinstance(values, np.ndarray)
+        found = torch.from_numpy(values[np.maximum(rows, 0)])
+        absent = torch.from_numpy(rows < 0)
+        if found.is_floating_point():
+            return found.masked_fill(absent[:, None], float("nan")).float()
+        return found.masked_fill(absent, IGNORED)
+
+    def classes_of_rows(self) -> np.ndarray | None:
+        """The class of each training row, for `balanced`. Raises UserError for a target without classes."""
+        if not self.balanced:
+            return None
+        target = self.target_of("train")
+        if target.kind not in ("classify", "ordinal"):
+            raise UserError(f"data.balanced is true, but must be false for a target of kind {target.kind}.")
+        return np.asarray(target.values)
+
+    def check_sides(self) -> None:
+        """Raises UserError where training or validation has no row."""
+        for side, option in (("train", "more rows"), ("val", "more rows, or a larger --data.val_fraction")):
+            if not self.scores and not len(self.side(side)):
+                raise UserError(f"There is no {side} row left of '{self._known.table.path}'; give {option}.")
+
+    def order_settings(self) -> dict[str, Any]:
+        """See `ResumableData`."""
+        options: Any = self
+        target = self.target_of("train")
+        return {
+            "rows": len(self.side("train")), "targets": few(target.columns), "batch_size": options.batch,
+            "devices": self.ranks()[1], "seed": options.seed, "balanced": self.balanced,
+        }  # fmt: skip
+
+
+def drawn(generator: np.random.Generator, count: int, classes: np.ndarray | None) -> np.ndarray:
+    """What an epoch visits, int64 `[count]`: each example once, or examples whose classes are equally likely."""
+    if classes is None:
+        return generator.permutation(count)
+    known, number, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    return generator.choice(count, count, p=1 / (len(known) * sizes[number]))

@@ -1,0 +1,255 @@
+"""Labels of proteins and of their residues: a sequence model with a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...core.checkpoints.family import Pretrained
+from ...core.checkpoints.saved import SavedModel
+from ...core.checkpoints.source import open_source
+from ...core.config import TransformerConfig
+from ...core.errors import UserError
+from ...core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_vectors
+from ...core.labelled.reader import TokenReader, side_by_side
+from ...core.labelled.rows import Rows
+from ...core.labelled.run import Modality
+from ...core.labelled.task import LabelTask
+from ...core.labelled.tokens import TokenTable
+from ...core.labels.table import Table
+from ..read.alphabet import AMINO_ACIDS, GAP, check_protein, encode
+from ..read.inputs import read_input, read_sequences
+from ..read.profile import profile
+from .model import CLS, EOS, PAD, SequenceConfig, SequenceModel, esm_tokens
+
+SMALL = TransformerConfig(dim=128, depth=2, heads=4, position="rotary", norm_eps=1e-5, ffn="gelu", context=1026)
+"""A model for a table of a thousand proteins."""
+
+
+class ProteinPredictor(LabelledModel, SavedModel, config=LabelledConfig):
+    """ESM-2's token ids of chains -> outputs of a head, of each chain or of each token."""
+
+    TRUNKS = (SequenceModel,)
+
+    def __init__(self, config: LabelledConfig, trunk: SavedModel | None = None) -> None:
+        super().__init__(config, trunk)
+        width = self.trunk.config.transformer.dim  # type: ignore[attr-defined]
+        self.profile = nn.Linear(len(AMINO_ACIDS), width, bias=False) if config.reads.get("profile") else None
+
+    @staticmethod
+    def bare(trunk: Any) -> Any:
+        trunk.head = nn.Identity()
+        return trunk
+
+    @staticmethod
+    def width(trunk: Any, pool: str | None) -> int:
+        if pool == "own":
+            raise UserError("model.pool is own, but a sequence model has none; take mean, class, last or attention.")
+        return trunk.config.transformer.dim
+
+    def tokens(self, batch: dict[str, Tensor]) -> Tokens:
+        tokens = batch["tokens"]
+        valid = tokens != PAD
+        more = None if self.profile is None else self.profile(batch["profile"])
+        hidden = self.trunk.hidden(tokens, more)  # type: ignore[attr-defined]
+        return Tokens(hidden, valid, valid & (tokens != CLS) & (tokens != EOS))
+
+
+class Chain(NamedTuple):
+    """A protein as the model reads it.
+
+    Args:
+        tokens: int64 `[residues + 2]`.
+        profile: float32 `[residues, 20]`, frequencies of the amino acids in its alignment; None without.
+    """
+
+    tokens: np.ndarray
+    profile: np.ndarray | None = None
+
+
+class ProteinReader(TokenReader):
+    """Chains in one-letter codes, or files of a sequence or an alignment, between <cls> and <eos>.
+
+    Args:
+        context: residues that are read.
+        profile: with the profile of an alignment; a lone sequence has the one that is expected of it.
+    """
+
+    what = "protein"
+    PAD = PAD
+
+    def __init__(self, context: int, profile: bool = False) -> None:
+        super().__init__(context)
+        self.profile, self.alone = profile, 0
+
+    def one(self, cell: str, name: str, beside: Path) -> Chain:
+        rows, where = self._rows(cell, name, beside)
+        check_protein(rows[0], where)
+        self.cut += rows.shape[1] > self.context
+        self.alone += self.profile and len(rows) == 1
+        rows = rows[:, : self.context]
+        tokens = esm_tokens(torch.from_numpy(rows[:1].astype(np.int64)))[0].numpy()
+        return Chain(tokens, profile(rows) if self.profile else None)
+
+    def _rows(self, cell: str, name: str, beside: Path) -> tuple[np.ndarray, str]:
+        """The alignment of an input, uint8 `[rows, residues]`, the protein first, and what messages call it."""
+        path = beside / Path(cell).expanduser()
+        if "." in cell[-12:] and path.suffix and not path.is_dir():
+            content = read_input(path)
+            found = [a.tokens for a in content.alignments] + [encode(s.letters)[None] for s in content.sequences]
+            if len(found) != 1:
+                raise UserError(f"'{path}' in {name} holds {len(found)} proteins, but must hold one, alone or aligned.")
+            return found[0], f"The protein of '{path}'"
+        letters, where = letters_of(cell), f"The sequence in {name}"
+        if not letters:
+            raise UserError(f"{where} is empty, but must have a residue.")
+        tokens = encode(letters, where)
+        if (tokens == GAP).any():
+            raise UserError(f"{where} has gaps, but must be a sequence; remove them.")
+        return tokens[None], where
+
+    def size(self, sample: Chain) -> int:
+        return len(sample.tokens)
+
+    def whole(self, cell: str, sample: Chain) -> int:
+        return len(sample.tokens) - 2 if len(sample.tokens) - 2 < self.context else len(letters_of(cell))
+
+    def empty(self) -> Chain:
+        return Chain(np.zeros(0, np.int64), np.zeros((0, len(AMINO_ACIDS)), np.float32) if self.profile else None)
+
+    def batch(self, samples: Sequence[Chain]) -> dict[str, Tensor]:
+        batch = side_by_side([sample.tokens for sample in samples], PAD)
+        if self.profile:
+            columns = torch.zeros(*batch["tokens"].shape, len(AMINO_ACIDS))
+            for row, sample in zip(columns, samples):
+                assert sample.profile is not None
+                row[1 : 1 + len(sample.profile)] = torch.from_numpy(sample.profile)
+            batch["profile"] = columns
+        return batch
+
+    def notes(self) -> list[str]:
+        notes = super().notes()
+        if self.alone:
+            notes.append(f"{self.alone:,} proteins have no alignment, hence the profile that is expected of a sequence")
+        return notes
+
+
+def letters_of(cell: str) -> str:
+    """A sequence as it is read: upper case, without spaces, and without the asterisk of a stop codon at its end."""
+    return "".join(cell.split()).upper().removesuffix("*")
+
+
+class ProteinTable(TokenTable):
+    """Proteins with labels from a table. The input is a sequence, or the path of a file with a sequence or alignment.
+
+    Args:
+        fasta: the sequences by name; `input` is then the column of the names.
+        profile: give the model the profile of each alignment beside the sequence.
+        **others: see `FromTable` and `TokenOptions`.
+    """
+
+    PATHS = ("table", "fasta")
+    AROUND = (1, 1)
+
+    def __init__(self, fasta: str | None = None, profile: bool = False, **others: Any) -> None:
+        super().__init__(**others)
+        if fasta is not None and profile:
+            raise UserError("data.profile is true, but data.fasta holds sequences alone; name files of alignments.")
+        self.fasta, self.profile = fasta, profile
+
+    def reader(self, rows: Rows) -> ProteinReader:
+        return ProteinReader(self.context, self.profile)
+
+    def resolve(self, table: Table, cells: list[str], notes: list[str]) -> list[str]:
+        """The sequence of each name, where they stand in a file of their own; empty for a name that it lacks."""
+        if self.fasta is None:
+            return cells
+        known = {record.name: record.letters for record in read_sequences(self.fasta)}
+        lacking = [row for row, name in enumerate(cells) if name.strip() not in known]
+        if len(lacking) == len(cells):
+            raise UserError(
+                f"None of the {len(cells):,} names in '{self.table_options['input']}' of '{table.path}' is in "
+                f"'{self.fasta}', whose records are called {', '.join(list(known)[:3])}; name their column."
+            )
+        if lacking and self.on_error == "stop":
+            more = f", and so are {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+            raise UserError(
+                f"'{cells[lacking[0]]}' in {table.where(lacking[0])} is no record of '{self.fasta}'{more}; mend the "
+                "names, or leave such rows out with --data.on_error skip."
+            )
+        if unused := len(known) - len({name.strip() for name in cells} & set(known)):
+            notes.append(f"{unused:,} records of '{self.fasta}' are in no row")
+        return [known.get(name.strip(), "") for name in cells]
+
+
+class ProteinLabels(LabelTask):
+    """A protein model for the labels of a table.
+
+    Args:
+        transformer: the core of a new model.
+        **options: see `LabelTask`.
+    """
+
+    MODEL = ProteinPredictor
+    SMALL = SMALL
+    COMMAND = "protein"
+
+    def __init__(self, transformer: TransformerConfig = SMALL, **options: Any) -> None:
+        super().__init__(transformer=transformer, **options)
+
+    def new_trunk(self, data: Any) -> SequenceModel:
+        return SequenceModel(SequenceConfig(transformer=self.transformer_config, token_dropout=False))
+
+    def reads(self, data: Any) -> dict[str, Any]:
+        return {"context": data.context, "profile": data.profile}
+
+    def is_new(self, name: str) -> bool:
+        return super().is_new(name) or name.startswith("profile.")
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .checkpoints.pretrained import load
+
+        found = self.own_pretrained(source, open_source) or load(source)
+        found.companion = None
+        return found
+
+
+def _reader(model: LabelledModel, folder: Path) -> ProteinReader:
+    reads = model.config.reads
+    return ProteinReader(int(reads["context"]), bool(reads.get("profile")))
+
+
+def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Sequences, alignments, and every record of a FASTA file of several."""
+    found = []
+    for word in words:
+        if not Path(word).is_file():
+            found.append((word, word if len(word) <= 60 else f"{word[:40]}…"))
+            continue
+        content = read_input(word)
+        if len(content.sequences) == 0:
+            found.append((word, word))
+        found += [(record.letters, record.name) for record in content.sequences]
+    return found
+
+
+def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ProteinReader]:
+    from .checkpoints.pretrained import load
+
+    model: Any = load(name).model
+    return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.transformer.context - 2)
+
+
+MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk)
+
+
+def predict(args: list[str]) -> int:
+    """Runs `triune protein predict` for a model with a head."""
+    from ...core.labelled.predict import main
+
+    return main(MODALITY, args)

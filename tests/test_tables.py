@@ -1,0 +1,230 @@
+"""Labels from a table, from the command line of each task: trained, scored again, continued, and used."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triune.cli import main
+from triune.core.errors import UserError
+from triune.core.labelled.predict import answers, opened
+from triune.core.labelled.run import Inputs
+from triune.core.training.run.cli import run_task
+from triune.protein.language import labels as protein
+from triune.text import labels as text
+from triune.vision import labels as vision
+
+SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--threads", "1", "--data.batch_size", "8"]
+SMALL = ["--model.transformer.dim", "32", "--model.transformer.depth", "1", "--model.transformer.heads", "2"]
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "text": (text.TextLabels, text.TextTable),
+    "vision": (vision.ImageLabels, vision.ImageTable),
+    "protein": (protein.ProteinLabels, protein.ProteinTable),
+}
+MODALITIES = {"text": text.MODALITY, "vision": vision.MODALITY, "protein": protein.MODALITY}
+ROWS = 60
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def inputs(task: str, folder: Path, count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    if task == "text":
+        return [f"the {random.choice(['cat', 'dog', 'owl'])} saw number {i}" for i in range(count)]
+    if task == "protein":
+        return ["".join(random.choice(list("ACDEFGHIKLMNPQRSTVWY"), 12 + i % 7)) for i in range(count)]
+    for i in range(count):
+        Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    return [f"{i}.png" for i in range(count)]
+
+
+def table(task: str, folder: Path, count: int = ROWS) -> Path:
+    """A table with a target of each kind; one of the classes has the name of a number out of order."""
+    cells = inputs(task, folder, count)
+    return write(
+        folder / "table.csv",
+        [
+            {
+                "what": cell, "kind": ("10", "2", "3")[i % 3], "size": f"{0.5 * i:.1f}" if i % 5 else "", "a": i % 2,
+                "b": int(i % 3 == 0), "tags": "".join("HEC"[(i + j) % 3] for j in range(len(cell))),
+                "who": f"p{i % 10}",
+                "side": "val" if i % 6 == 0 else "test" if i % 6 == 1 else "train",
+            }
+            for i, cell in enumerate(cells)
+        ],
+    )  # fmt: skip
+
+
+def run(task: str, verb: str, *words: object) -> dict[str, Any]:
+    module, data = CLASSES[task]
+    return run_task(
+        task,
+        verb,
+        [str(word) for word in words],
+        module,
+        data,
+        f"triune.{task}",
+    )
+
+
+def fit(task: str, where: Path, target: str, *more: object) -> dict[str, Any]:
+    options = ["--data.table", where, "--data.input", "what", "--data.target", target, *SHORT, *SMALL]
+    return run(task, "fit", *options, "--run", where.parent / "run", *more)
+
+
+@pytest.mark.parametrize("task", list(CLASSES))
+def test_a_class_is_trained_scored_and_answered(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = table(task, tmp_path)
+    summary = fit(task, where, "kind", "--data.split", "side")
+    assert summary["judged"]["count"] == 10 and summary["judged"]["kind"] == "classify"
+    again = run(task, "validate", tmp_path / "run")
+    assert again["val_loss"] == pytest.approx(summary["val_loss"], abs=1e-6)
+    assert again["judged"]["metrics"] == pytest.approx(summary["judged"]["metrics"], abs=1e-6)
+    # Another table has few of the classes, in another order, and is joined by their names.
+    rows = read(where)
+    few = write(tmp_path / "few.csv", [row for row in rows if row["kind"] != "2"][::-1])
+    scored = run(task, "test", tmp_path / "run", "--data.table", few)
+    assert scored["judged"]["count"] == 40
+    model, reader = opened(MODALITIES[task], str(tmp_path / "run"), "cpu")
+    assert list(model.head.spec.names) == ["2", "3", "10"]
+    cells = [row["what"] for row in read(few)]
+    found, failed = answers(model, reader, Inputs(cells, cells, tmp_path), {}, 16)
+    assert not failed
+    right = np.mean([row["label"] == known["kind"] for row, known in zip(found, read(few))])
+    assert scored["test_accuracy"] == pytest.approx(right)
+    for row in found:
+        assert sum(value for name, value in row.items() if name.startswith("p_")) == pytest.approx(1, abs=1e-6)
+    out = tmp_path / "answers.jsonl"
+    line = [task, "predict", str(tmp_path / "run"), "--table", str(few), "--input", "what", "--out", str(out)]
+    assert main([*line, "--device", "cpu"]) == 0
+    written = [json.loads(each) for each in out.read_text().splitlines()]
+    assert [row["label"] for row in written] == [row["label"] for row in found]
+    assert written[0]["what"] == cells[0] and written[0]["kind"] == "3"
+    assert main(line) == 2  # the file exists
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", list(CLASSES))
+def test_numbers_with_missing_ones_and_groups(task: str, tmp_path: Path) -> None:
+    where = table(task, tmp_path)
+    summary = fit(task, where, "size", "--data.group", "who", "--data.val_fraction", "0.3")
+    assert summary["judged"]["kind"] == "regress" and "val_mae" in summary
+    model, reader = opened(MODALITIES[task], str(tmp_path / "run"), "cpu")
+    found, _ = answers(model, reader, Inputs(inputs(task, tmp_path, 3), ["x"] * 3, tmp_path), {}, 2)
+    assert all(np.isfinite(row["value"] if "value" in row else row["size"]) for row in found)
+
+
+def test_several_labels_at_once(tmp_path: Path) -> None:
+    where = table("vision", tmp_path)
+    summary = fit("vision", where, "a,b")
+    assert summary["judged"]["kind"] == "multilabel"
+
+
+def test_a_label_for_each_residue(tmp_path: Path) -> None:
+    where = table("protein", tmp_path)
+    summary = fit("protein", where, "tags", "--data.kind", "tag", "--data.split", "side")
+    rows = [row for row in read(where) if row["side"] == "val"]
+    assert summary["judged"]["count"] == sum(len(row["what"]) for row in rows)
+    model, reader = opened(protein.MODALITY, str(tmp_path / "run"), "cpu")
+    cells = [row["what"] for row in rows]
+    found, _ = answers(model, reader, Inputs(cells, cells), {}, 4)
+    assert [len(row["label"]) for row in found] == [len(cell) for cell in cells]
+    right = np.mean([a == b for row, known in zip(found, rows) for a, b in zip(row["label"], known["tags"])])
+    assert summary["val_accuracy"] == pytest.approx(right)
+
+
+def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    for folder in ("one", "two"):
+        table("text", tmp_path / folder)
+    fit("text", tmp_path / "one" / "table.csv", "kind", "--model.schedule.kind", "constant")
+    options = ["--model.schedule.kind", "constant"]
+    where = tmp_path / "two" / "table.csv"
+    base = ["--data.table", where, "--data.input", "what", "--data.target", "kind", *SMALL, *options]
+    short = [word if word != "4" else "2" for word in SHORT]
+    run("text", "fit", *base, *short, "--run", where.parent / "run")
+    run("text", "fit", "--run", where.parent / "run", "--resume", "true", "--trainer.max_steps", 4)
+    states = [
+        torch.load(tmp_path / name / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_sequences_by_name(tmp_path: Path) -> None:
+    where = table("protein", tmp_path)
+    rows = read(where)
+    (tmp_path / "all.fasta").write_text("".join(f">c{i}\n{row['what']}\n" for i, row in enumerate(rows)))
+    named = [row | {"what": f"c{i}"} for i, row in enumerate(rows)]
+    write(where, named[::-1])
+    summary = fit("protein", where, "tags", "--data.kind", "tag", "--data.fasta", tmp_path / "all.fasta")
+    assert summary["judged"]["kind"] == "tag"
+    write(where, [named[0] | {"what": "nobody"}, *named[1:]])
+    with pytest.raises(UserError, match=r"'nobody' in row 1 of .* is no record"):
+        run("protein", "fit", "--data.table", where, "--data.input", "what", "--data.target", "kind", *SHORT, *SMALL,
+            "--data.fasta", tmp_path / "all.fasta", "--run", tmp_path / "other")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "words", "message"),
+    [
+        ("text", {}, ["--data.target", "kinds"], "kinds"),
+        ("text", {}, ["--data.target", "what"], "both 'what'"),
+        ("text", {"what": ""}, ["--data.target", "kind"], "'what' is empty in row 3"),
+        ("vision", {"what": "no.png"}, ["--data.target", "kind"], "no.png' in row 3 .* is no file"),
+        ("vision", {}, ["--data.target", "tags", "--data.kind", "tag"], "tag"),
+        ("protein", {"what": "ACGT1"}, ["--data.target", "kind"], "'1' at position 5"),
+        ("protein", {"tags": "HH"}, ["--data.target", "tags", "--data.kind", "tag"], "row 3 .* has 2 labels for 14"),
+        ("text", {}, ["--data.target", "kind", "--model.pool", "middle"], "pool is 'middle'"),
+        ("text", {}, ["--data.target", "kind", "--model.head", '{"class_weight": "balanced"}'], "class_weight"),
+    ],
+)
+def test_what_cannot_be_used_is_named(
+    task: str, changes: dict[str, str], words: list[str], message: str, tmp_path: Path
+) -> None:
+    where = table(task, tmp_path)
+    rows = read(where)
+    write(where, [*rows[:2], rows[2] | changes, *rows[3:]])
+    with pytest.raises(UserError, match=message):
+        run(
+            task,
+            "fit",
+            "--data.table",
+            where,
+            "--data.input",
+            "what",
+            *SHORT,
+            *SMALL,
+            "--run",
+            tmp_path / "run",
+            *words,
+        )
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_bad_rows_are_left_out_when_asked(tmp_path: Path) -> None:
+    where = table("protein", tmp_path)
+    rows = read(where)
+    write(where, [*rows[:2], rows[2] | {"what": "ACGT1"}, *rows[3:]])
+    summary = fit("protein", where, "kind", "--data.on_error", "skip")
+    assert summary["judged"]["count"] >= 3
+

@@ -1,0 +1,219 @@
+"""Labels of texts: a language model or an encoder with a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..core.checkpoints.family import Pretrained
+from ..core.checkpoints.saved import SavedModel
+from ..core.checkpoints.source import open_source
+from ..core.config import TransformerConfig
+from ..core.errors import UserError
+from ..core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_vectors
+from ..core.labelled.reader import TokenReader
+from ..core.labelled.rows import Rows
+from ..core.labelled.run import Modality
+from ..core.labelled.task import LabelTask
+from ..core.labelled.tokens import TokenTable
+from ..core.training.start import Start
+from .encoder import TextEncoder, TextEncoderConfig
+from .model import LanguageModel
+from .tokenizer import Tokenizer
+
+SMALL = TransformerConfig(dim=128, depth=2, heads=4, norm="rmsnorm", qk_norm="head", ffn="swiglu", bias=False)
+"""An encoder for a table of a few thousand texts."""
+
+
+class TextPredictor(LabelledModel, SavedModel, config=LabelledConfig):
+    """Token ids of texts -> outputs of a head. The trunk is a `TextEncoder`, or a `LanguageModel`, whose last token
+    has read the whole text.
+    """
+
+    TRUNKS = (TextEncoder, LanguageModel)
+
+    @staticmethod
+    def bare(trunk: Any) -> Any:
+        trunk.head = None if isinstance(trunk, TextEncoder) else nn.Identity()
+        return trunk
+
+    @staticmethod
+    def width(trunk: Any, pool: str | None) -> int:
+        if pool == "own" and not (isinstance(trunk, TextEncoder) and trunk.pooler is not None):
+            raise UserError(
+                "model.pool is own, but this checkpoint has no pooler; take mean, class, last or attention."
+            )
+        config = trunk.config
+        return getattr(config, "embedding_dim", None) or config.transformer.dim
+
+    def tokens(self, batch: dict[str, Tensor]) -> Tokens:
+        hidden = self.trunk.hidden(batch["tokens"], valid=batch["valid"])  # type: ignore[attr-defined]
+        return Tokens(hidden, batch["valid"], batch["valid"])
+
+    def own_pool(self, tokens: Tokens) -> Tensor:
+        return self.trunk.pool(tokens.vectors)  # type: ignore[attr-defined]
+
+
+class TextReader(TokenReader):
+    """Texts, with the tokens around them that their tokenizer asks for."""
+
+    what = "text"
+
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        super().__init__(context)
+        self.tokenizer = tokenizer
+
+    def one(self, cell: str, name: str, beside: Path) -> np.ndarray:
+        tokens = self._tokens(cell, name)
+        self.cut += len(tokens) > self.context
+        start, end = self.tokenizer.around
+        return np.array([*start, *tokens[: self.context].tolist(), *end], np.int64)
+
+    def _tokens(self, cell: str, name: str) -> np.ndarray:
+        try:
+            found = self.tokenizer.encode(cell)
+        except UserError as error:
+            raise UserError(f"The text in {name} cannot be read: {error}") from None
+        if not len(found):
+            raise UserError(f"The text in {name} has no token, but must have one at least.")
+        return found
+
+
+class TextTable(TokenTable):
+    """Texts with labels from a table.
+
+    Args:
+        tokenizer: bpe (trained on the training rows), bytes, characters, or the path of a tokenizer.json or of a folder
+            that holds one. Left out: that of --model.pretrained, else bpe.
+        vocab_size: tokens of a BPE that is trained here.
+        **others: see `FromTable` and `TokenOptions`.
+    """
+
+    def __init__(self, tokenizer: str | None = None, vocab_size: int = 2048, **others: Any) -> None:
+        super().__init__(**others)
+        if vocab_size < 257:
+            raise UserError(f"data.vocab_size is {vocab_size}, but must be at least 257; raise it.")
+        self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
+        self.tokenizer: Tokenizer | None = None
+
+    def adopt(self, tokenizer: Tokenizer | None, source: str) -> None:
+        """Uses the tokenizer of a pretrained model. Raises UserError where there is none, or another was asked for."""
+        if tokenizer is None and self.tokenizer_kind in (None, "bpe", "bytes", "characters"):
+            raise UserError(
+                f"'{source}' comes without a tokenizer; name the file or folder of its own: --data.tokenizer PATH."
+            )
+        if tokenizer is not None and self.tokenizer_kind is not None:
+            raise UserError(
+                f"data.tokenizer is {self.tokenizer_kind}, but a model only understands its own, which comes with "
+                f"'{source}'; leave it out."
+            )
+        self.tokenizer = tokenizer or Tokenizer.load(str(self.tokenizer_kind))
+
+    def continue_as(self, trained: dict[str, Any]) -> None:
+        super().continue_as(trained)
+        if "tokenizer" in trained:
+            from tokenizers import Tokenizer as Backend
+
+            self.tokenizer = Tokenizer(Backend.from_str(trained["tokenizer"]))
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        assert self.tokenizer is not None
+        return super().trained | {"tokenizer": self.tokenizer.backend.to_str()}
+
+    def reader(self, rows: Rows) -> TextReader:
+        if self.tokenizer is None:
+            self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]])
+        return TextReader(self.tokenizer, self.context)
+
+    def _made(self, texts: list[str]) -> Tokenizer:
+        makers: dict[str | None, Callable[[], Tokenizer]] = {
+            "bytes": Tokenizer.bytes,
+            "characters": lambda: Tokenizer.characters(texts),
+            "bpe": lambda: Tokenizer.train_bpe(texts, self.vocab_size),
+        }
+        kind = self.tokenizer_kind or "bpe"
+        return makers[kind]() if kind in makers else Tokenizer.load(kind)
+
+
+class TextLabels(LabelTask):
+    """A text model for the labels of a table.
+
+    Args:
+        transformer: the core of a new model, an encoder.
+        **options: see `LabelTask`.
+    """
+
+    MODEL = TextPredictor
+    SMALL = SMALL
+    COMMAND = "text"
+
+    def __init__(self, transformer: TransformerConfig = SMALL, **options: Any) -> None:
+        super().__init__(transformer=transformer, **options)
+
+    def new_trunk(self, data: Any) -> TextEncoder:
+        assert isinstance(data, TextTable) and data.tokenizer is not None
+        longest = data.context + sum(map(len, data.tokenizer.around))
+        transformer = replace(self.transformer_config, context=longest)
+        return TextEncoder(TextEncoderConfig(data.tokenizer.vocab_size, transformer, segments=0))
+
+    def default_pool(self, trunk: SavedModel, pretrained: bool) -> str:
+        return "last" if isinstance(trunk, LanguageModel) else "mean"
+
+    def reads(self, data: Any) -> dict[str, Any]:
+        return {"context": data.context}
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .checkpoints.pretrained import load
+
+        return self.own_pretrained(source, open_source) or load(source)
+
+    def read_companion(self, folder: Path) -> Tokenizer | None:
+        return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+    def adopt(self, start: Start, data: Any) -> str:
+        if not isinstance(data, TextTable):
+            return ""
+        data.adopt(start.companion, start.source)
+        return "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+
+    def save_companion(self, folder: Path) -> None:
+        self.data.tokenizer.save(folder)
+
+
+def _reader(model: LabelledModel, folder: Path) -> TextReader:
+    return TextReader(Tokenizer.load(folder), int(model.config.reads["context"]))
+
+
+def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Each word is a text."""
+    return [(word, f"text {number}" if len(word) > 60 else word) for number, word in enumerate(words, 1)]
+
+
+def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, TextReader]:
+    from .checkpoints.pretrained import load
+
+    pretrained = load(name)
+    if pretrained.companion is None:
+        raise UserError(f"'{name}' comes without a tokenizer, which its texts need; give a folder that has one.")
+    trunk: Any = pretrained.model
+    last = isinstance(trunk, LanguageModel)
+    reader = TextReader(
+        pretrained.companion, trunk.config.transformer.context - sum(map(len, pretrained.companion.around))
+    )
+    return for_vectors(TextPredictor, trunk, pool or ("last" if last else "mean")), reader
+
+
+MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk)
+
+
+def predict(args: list[str]) -> int:
+    """Runs `triune text predict` for a model with a head."""
+    from ..core.labelled.predict import main
+
+    return main(MODALITY, args)

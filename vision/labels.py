@@ -1,0 +1,285 @@
+"""Labels of images from a table: a Vision Transformer with any head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.checkpoints.family import Pretrained
+from ..core.checkpoints.saved import SavedModel
+from ..core.config import TransformerConfig
+from ..core.errors import UserError
+from ..core.labelled.model import OWN, LabelledConfig, LabelledModel, Tokens, for_vectors
+from ..core.labelled.reader import Reader
+from ..core.labelled.rows import Rows
+from ..core.labelled.run import Modality
+from ..core.labelled.table import FromTable, drawn
+from ..core.labelled.task import LabelTask
+from ..core.training.data import Batches, Draw, Source
+from ..core.training.start import Start
+from ..core.work import cache_folder
+from .data.collection import Collection, Images, Paths
+from .data.gather import gather
+from .data.images import Decoding, read_image
+from .data.loader import Shuffled
+from .data.module import ImageData
+from .data.names import mirrors
+from .model import VisionTransformer, VisionTransformerConfig
+from .preprocessing import Preprocessing
+from .task import SMALL, patch_for
+
+
+class ImagePredictor(LabelledModel, SavedModel, config=LabelledConfig):
+    """Images `[batch, channels, height, width]`, normalised -> outputs of a head."""
+
+    TRUNKS = (VisionTransformer,)
+
+    @staticmethod
+    def bare(trunk: Any) -> Any:
+        trunk.head = nn.Identity()
+        trunk.config = replace(trunk.config, classes=0, labels=[])
+        return trunk
+
+    @staticmethod
+    def width(trunk: Any, pool: str | None) -> int:
+        return trunk.config.width if pool == OWN else trunk.config.transformer.dim
+
+    def tokens(self, batch: dict[str, Tensor]) -> Tokens:
+        trunk: Any = self.trunk
+        vectors = trunk.tokens(batch["images"])
+        valid = vectors.new_ones(vectors.shape[:2], dtype=torch.bool)
+        read = valid.clone()
+        read[:, : trunk.config.prefix] = False
+        return Tokens(vectors, valid, read)
+
+    def own_pool(self, tokens: Tokens) -> Tensor:
+        trunk: Any = self.trunk
+        return trunk.pre_logits(trunk.pooled(tokens.vectors))
+
+
+class ImageReader(Reader):
+    """Image files, made as the validation of a training made them.
+
+    Args:
+        config: of the model that reads them.
+        max_pixels: larger images are refused.
+    """
+
+    what = "image"
+
+    def __init__(self, config: VisionTransformerConfig, max_pixels: int = 80_000_000) -> None:
+        super().__init__()
+        self.config = config
+        self.decoding = Decoding(max_pixels, config.preprocessing.grey_bits)
+
+    def one(self, cell: str, name: str, beside: Path) -> Tensor:
+        path = beside / Path(cell).expanduser()
+        image = read_image(path, self.config.channels, str(path), self.decoding)
+        return self.config.preprocessing.pixels(image, self.config.input_size)
+
+    def batch(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"images": self.config.preprocessing.normalise(torch.stack(list(samples)))}
+
+
+class ImageTable(FromTable, ImageData):
+    """Images with labels from a table, whose input column holds paths, relative to the table.
+
+    Args:
+        **others: see `FromTable` and `ImageData`, of which root, dataset and labels have no place here.
+    """
+
+    PATHS = ("table", "cache")
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+        for name in ("root", "val_root", "test_root", "dataset"):
+            if getattr(self, name) is not None:
+                raise UserError(f"data.{name} is given beside data.table; a table says itself where its images are.")
+        if self.labels is not None:
+            raise UserError("data.labels is given beside data.table, whose cells are the names of the classes.")
+        if self.augment.mixes:
+            raise UserError("data.augment.mixup and cutmix mix classes, which a table need not have; set them to 0.")
+
+    def continue_as(self, trained: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().continue_as(trained)
+        images = trained["images"]
+        self.channels, self.statistics, self._adopted = images["channels"], "auto", True
+        self.image_size = self.image_size or tuple(images["image_size"])
+        self.preprocessing = replace(Preprocessing.from_dict(images["preprocessing"]), **self._chosen)
+
+    @property
+    def trained(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images = {
+            "channels": self.channels, "image_size": list(self.image_size), "preprocessing": asdict(self.preprocessing)
+        }  # fmt: skip
+        return super().trained | {"images": images}
+
+    def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        if rows.target.kind == "tag":
+            raise UserError("A target of kind tag is not known for an image; take another kind (--data.kind).")
+        paths = [str(rows.table.beside(cell)) for cell in rows.inputs]
+        there = self._there(rows, paths)
+        sides = {}
+        for side, found in rows.sides.items():
+            kept = found[there[found]]
+            encoded = Paths([paths[row] for row in kept])
+            sides[side] = Images(
+                [paths[row] for row in kept], kept.astype(np.int64), encoded, rows=np.arange(len(kept))
+            )
+        collection = Collection([], {side: images for side, images in sides.items() if len(images)}, labelled=False)
+        found = gather(collection, self._settings(), cache_folder(self.cache), lambda content: None)
+        (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
+        self._pixels, self._images, self._content = found.pixels, collection.sides, found.content
+        self._mirror = mirrors(rows.target.names)
+        self.names = {side: images.names for side, images in self._images.items()}
+        if found.skipped:
+            rows.notes.append(f"{found.skipped:,} images cannot be read and are left out")
+        if found.leaked:
+            rows.notes.append(f"{found.leaked:,} training images with the pixels of held-out ones are left out")
+        rows.notes += [note.rstrip(".") for note in collection.notes]
+        rows.notes.append(self._mirroring().removesuffix("."))
+        return {side: images.labels for side, images in self._images.items()}
+
+    def _there(self, rows: Rows, paths: list[str]) -> np.ndarray:
+        """Whether the file of each row exists, bool `[rows]`. Raises UserError where one does not."""
+        there = np.array([Path(path).is_file() for path in paths], bool)
+        lacking = np.flatnonzero(~there)
+        if len(lacking) and self.on_error == "stop":
+            more = f", and so are {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+            raise UserError(
+                f"'{paths[lacking[0]]}' in {rows.name(int(lacking[0]))} is no file{more}; paths are relative to the"
+                " table; mend them, or leave such rows out with --data.on_error skip."
+            )
+        if len(lacking):
+            rows.notes.append(
+                f"{len(lacking):,} rows without a file are left out, the first: {rows.inputs[lacking[0]]}"
+            )
+        return there
+
+    # What both parents say, of the table.
+    def describe(self) -> str:
+        height, width = self.image_size
+        return f"{FromTable.describe(self)} Images of {height}×{width}×{self.channels}."
+
+    def _source(self, side: str) -> Any:
+        return _WithTargets(super()._source(side), self)
+
+    def train_dataloader(self) -> Batches:
+        self.check_sides()
+        classes = self.classes_of_rows()
+        if classes is None:
+            return super().train_dataloader()
+        order = _Balanced(classes, len(classes), self.batch, *self.ranks(), self.seed, position=self.position)
+        return Batches(self._source("train"), order, self._workers, self.pin)
+
+    @property
+    def scored(self) -> str:
+        return self.scored_side
+
+
+class _Balanced(Shuffled):
+    """The order of training with classes that are drawn equally often."""
+
+    def __init__(self, classes: np.ndarray, *options: Any, **more: Any) -> None:
+        super().__init__(*options, **more)
+        self._classes = classes
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        return drawn(np.random.default_rng([self._seed, epoch]), self._count, self._classes)
+
+
+class _WithTargets:
+    """Batches of images, whose labels are rows, with the targets of these rows."""
+
+    def __init__(self, source: Source, data: ImageTable) -> None:
+        self._source, self._data = source, data
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        batch = self._source[draw]
+        rows = batch.pop("labels").clamp(min=-1)
+        return batch | {"targets": self._data.targets(rows.numpy()), "index": rows}
+
+
+class ImageLabels(LabelTask):
+    """An image model for the labels of a table.
+
+    Args:
+        transformer: the core of a new model.
+        patch_size: of a new model, in pixels; left out: by the image size, as for `VisionTask`.
+        **options: see `LabelTask`.
+    """
+
+    MODEL = ImagePredictor
+    SMALL = SMALL
+    COMMAND = "vision"
+    unit = "img"
+
+    def __init__(self, transformer: TransformerConfig = SMALL, patch_size: int | None = None, **options: Any) -> None:
+        super().__init__(transformer=transformer, **options)
+        self.patch_size = patch_size
+
+    def new_trunk(self, data: Any) -> VisionTransformer:
+        size = list(data.image_size)
+        return VisionTransformer(
+            VisionTransformerConfig(
+                image_size=size, patch_size=self.patch_size or patch_for(data.image_size), channels=data.channels,
+                classes=0, transformer=self.transformer_config, preprocessing=data.preprocessing,
+            )
+        )  # fmt: skip
+
+    def default_pool(self, trunk: SavedModel, pretrained: bool) -> str:
+        return OWN
+
+    def fit_trunk(self, trunk: VisionTransformer, data: Any) -> VisionTransformer:
+        if tuple(data.image_size) != trunk.config.size:
+            trunk = trunk.resized(list(data.image_size))
+        trunk.config = replace(trunk.config, preprocessing=data.preprocessing)
+        return trunk
+
+    def load_pretrained(self, source: str) -> Pretrained:
+        from .checkpoints.pretrained import find, load
+
+        return self.own_pretrained(source, find) or load(source)
+
+    def adopt(self, start: Start, data: Any) -> str:
+        model: Any = start.model
+        if not isinstance(data, ImageTable):
+            return ""
+        return data.adopt(model.config.preprocessing, model.config.input_size, model.config.channels, start.source)
+
+
+def _reader(model: LabelledModel, folder: Path) -> ImageReader:
+    return ImageReader(model.trunk.config)  # type: ignore[attr-defined]
+
+
+def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Files, and all images below folders."""
+    from .classify import collect
+
+    files, problems = collect(words)
+    if problems:
+        raise UserError(problems[0])
+    return [(file, file) for file in files]
+
+
+def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
+    from .checkpoints.pretrained import load
+
+    model: Any = load(name).model
+    return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
+
+
+MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk)
+
+
+def predict(args: list[str]) -> int:
+    """Runs `triune vision predict` for a model with a head."""
+    from ..core.labelled.predict import main
+
+    return main(MODALITY, args)
