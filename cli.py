@@ -22,6 +22,7 @@ from .tasks import task, tasks
 COMMANDS: dict[str, str] = {
     "check": "triune.check:main",
     "demo": "triune.demo:main",
+    "embed": "triune.embed:main",
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
@@ -185,6 +186,7 @@ usage: triune TASK VERB [options]
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
+       triune embed INPUT … --run RUN --out VECTORS
        triune nearest QUERY --index VECTORS
        triune demo | recall | emergence | scaling | recipes | --version
 
@@ -195,6 +197,7 @@ commands
   check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
   demo      train and try small models in a few minutes
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
+  embed     write the vectors that a model makes of inputs, with their names
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember

@@ -62,6 +62,8 @@ class Task:
         own: further models of this task, which only triune has.
         lens: "module:function", called with the name of a run or checkpoint, inputs and the options of `triune lens`;
             returns a `core.lens.subject.Subject`. Empty for a task that the lens cannot look into.
+        modality: "module:name" of a `core.labelled.run.Modality`, for `triune embed`; empty for a task without vectors
+            of its inputs.
         libraries: formats that `triune convert --to` can write: the word on the command line, and the library's name.
         demo: "module:function", called with a run folder and further options of `fit`; trains, shows something, and
             returns the summary of the run. Empty for no part in `triune demo`.
@@ -78,6 +80,7 @@ class Task:
     architectures: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     lens: str = ""
+    modality: str = ""
     libraries: dict[str, str] = field(default_factory=dict)
     demo: str = ""
     smallest: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ TASK = Task(
     architectures=("SequenceModel",),
     own=("PairModel", "ProteinPredictor"),
     lens="triune.protein.lens.open:open_subject",
+    modality="triune.protein.language.labels:MODALITY",
     libraries={"hf": "transformers", "fair-esm": "fair-esm"},
     demo="triune.protein.demo:main",
     smallest=(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from triune.cli import main
+from triune.core.embeddings.store import read_vectors
 from triune.core.errors import UserError
 from triune.core.labelled.predict import answers, opened
 from triune.core.labelled.run import Inputs
@@ -228,3 +229,28 @@ def test_bad_rows_are_left_out_when_asked(tmp_path: Path) -> None:
     summary = fit("protein", where, "kind", "--data.on_error", "skip")
     assert summary["judged"]["count"] >= 3
 
+
+@pytest.mark.parametrize("task", list(CLASSES))
+def test_vectors_are_those_of_the_model(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = table(task, tmp_path)
+    fit(task, where, "kind")
+    out = tmp_path / "vectors.npz"
+    line = ["embed", "--run", str(tmp_path / "run"), "--table", str(where), "--input", "what", "--device", "cpu"]
+    assert main([*line, "--out", str(out)]) == 0
+    found = read_vectors(out)
+    cells = [row["what"] for row in read(where)]
+    assert found.names == cells
+    model, reader = opened(MODALITIES[task], str(tmp_path / "run"), "cpu")
+    with torch.inference_mode():
+        for cell, vector in zip(cells[:7], found.values):
+            alone = model.vectors(reader.batch([reader.one(cell, cell, tmp_path)]))[0]
+            np.testing.assert_allclose(vector, alone.numpy(), atol=1e-6)
+    assert main([*line, "--out", str(tmp_path / "t.npz"), "--tokens", "--layer", "1"]) == 0
+    tokens = read_vectors(tmp_path / "t.npz")
+    first = [row for row, name in enumerate(tokens.names) if name == cells[0]]
+    assert tokens.places["token"][first].tolist() == list(range(len(first)))
+    if task == "protein":
+        assert len(first) == len(cells[0])
+    assert main([*line, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
+    assert main([*line, "--out", str(tmp_path / "u.npz"), "--layer", "9"]) == 2
+    assert "has 1 blocks" in capsys.readouterr().err

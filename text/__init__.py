@@ -30,6 +30,7 @@ TASK = Task(
     architectures=("LanguageModel", "TextEncoder"),
     own=("EncoderDecoder", "TextPredictor"),
     lens="triune.text.lens:open_subject",
+    modality="triune.text.labels:MODALITY",
     libraries={"hf": "transformers"},
     demo="triune.text.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

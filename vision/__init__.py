@@ -35,6 +35,7 @@ TASK = Task(
     architectures=("VisionTransformer",),
     own=("ImagePredictor",),
     lens="triune.vision.lens:open_subject",
+    modality="triune.vision.labels:MODALITY",
     libraries={"hf": "transformers", "timm": "timm", "torchvision": "torchvision"},
     demo="triune.vision.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

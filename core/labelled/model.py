@@ -151,8 +151,10 @@ class LabelledModel(nn.Module):
     def vectors(self, batch: dict[str, Tensor]) -> Tensor:
         """What the head reads: `[batch, width]`, or `[batch, tokens, dim]` for a head that reads every token."""
         tokens = self.tokens(batch)
-        if self.config.pool is None:
-            return tokens.vectors
+        return tokens.vectors if self.config.pool is None else self.pooled(tokens)
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """The vector of each example, `[batch, width]`."""
         if self.pool is None:
             return self.own_pool(tokens)
         return self.pool(tokens.vectors, tokens.valid if self.config.pool == "class" else tokens.read)
@@ -161,8 +163,8 @@ class LabelledModel(nn.Module):
         return self.head(self.vectors(batch))
 
 
-def for_vectors(kind: type[Any], trunk: SavedModel, pool: str | None) -> Any:
+def for_vectors(kind: type[Any], trunk: SavedModel, pool: str | None, reads: dict[str, Any] | None = None) -> Any:
     """A model of class `kind` around a checkpoint, for what `vectors` gives; its head is not used."""
     spec = HeadSpec("regress", ("vector",))
-    config = LabelledConfig(trunk.architecture, trunk.settings()[trunk.config_entry], spec.to_dict(), pool)
+    config = LabelledConfig(trunk.architecture, trunk.settings()[trunk.config_entry], spec.to_dict(), pool, reads or {})
     return kind(config, trunk).eval()

@@ -119,6 +119,8 @@ class LabelTask(TrainingModule):
         settings = trunk.settings()[trunk.config_entry]
         config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, self.reads(data))
         model = self.MODEL(config, trunk)  # pyright: ignore[reportCallIssue]
+        if model.head.per_token:
+            self.unit = "label"
         name, better = model.head.monitor
         self.monitor = (f"val_{name}", better)
         return model

@@ -1,0 +1,203 @@
+"""`triune embed`: vectors of texts, proteins or images, of a run or a checkpoint, into a file with their names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .core.errors import UserError, nearest
+from .core.files import OVERWRITE
+from .core.options import Parser, whole
+from .core.task import named
+from .tasks import tasks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .core.labelled.model import LabelledModel
+    from .core.labelled.reader import Reader
+    from .core.labelled.run import Inputs, Modality
+
+PART = 512
+"""Inputs whose vectors are written at once; what was written survives the end of the process."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `triune embed`."""
+    p = Parser(
+        prog="triune embed",
+        description="Write the vectors of inputs, pooled or of every token, with their names. What was written is kept "
+        "when the command is stopped; the same command goes on.",
+        epilog="`triune nearest` searches the file.",
+    )
+    p.add_argument("inputs", nargs="*", metavar="INPUT", help="texts, sequences or files; - reads standard input")
+    p.add_argument("--run", metavar="RUN", help="a run of any task, or its model folder")
+    p.add_argument("--pretrained", metavar="NAME", help="a checkpoint, as for --model.pretrained; needs --task")
+    p.add_argument("--task", choices=sorted(tasks()), help="what the inputs are; of a run it is known")
+    p.add_argument("--table", metavar="FILE", help="take the inputs from a table")
+    p.add_argument("--input", metavar="COLUMN", help="the column of the inputs in --table")
+    p.add_argument("--name", metavar="COLUMN", help="the column of their names in --table (default: the inputs)")
+    p.add_argument("--pool", help="class, mean, attention, last or own (default: as the model was trained)")
+    p.add_argument("--tokens", action="store_true", help="the vectors of all tokens, with their number, from 0")
+    p.add_argument("--layer", type=whole(1), help="after so many blocks (default: after all, and the final norm)")
+    p.add_argument("--out", type=Path, required=True, help="file to write: .parquet, .npz or .npy")
+    p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
+    p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    return p
+
+
+def main(args: list[str]) -> int:
+    """Runs `triune embed`; returns 0, or 2 where an input could not be read."""
+    options = parser().parse_args(args)
+    if (options.run is None) == (options.pretrained is None):
+        raise UserError("One of --run RUN and --pretrained NAME must be given; give one.")
+    if options.name is not None and options.table is None:
+        raise UserError("--name is given without --table; inputs of the command line are their own names.")
+    if options.tokens and options.pool:
+        raise UserError("--tokens and --pool are both given; vectors of tokens are not pooled, leave one out.")
+    modality = _modality(options)
+    model, reader = _opened(options, modality)
+    inputs = _inputs(options, modality)
+    from .core.embeddings.writer import Writer
+
+    about = {
+        "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
+        "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
+    }  # fmt: skip
+    writer = Writer.open(options.out, about, options.overwrite)
+    failed = _write(model, reader, inputs, options, writer)
+    count = writer.close(inputs.names)
+    for note in reader.notes():
+        print(f"{note}.", file=sys.stderr)
+    print(f"{count:,} vectors are in {options.out}.", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _modality(options: argparse.Namespace) -> Modality:
+    """The task of the inputs, by the option or the run."""
+    from .core.training.run.folder import RunFolder
+
+    name = options.task
+    if options.run is not None:
+        run = RunFolder(options.run)
+        found = run.task if run.config.is_file() else ""
+        if name and found and name != found:
+            raise UserError(f"--task is {name}, but {options.run} is a run of {found}; leave --task out.")
+        name = name or found
+    if not name:
+        raise UserError(f"--task is missing; give one of {', '.join(sorted(tasks()))}.")
+    if not tasks()[name].modality:
+        raise UserError(f"--task {name} has no vectors of inputs; give another.")
+    return named(tasks()[name].modality)
+
+
+def _opened(options: argparse.Namespace, modality: Modality) -> tuple[LabelledModel, Reader]:
+    """The model on its device, and what reads its inputs."""
+    from .core.checkpoints.native import CONFIG
+    from .core.files import read_json
+    from .core.labelled.model import for_vectors
+    from .core.labelled.predict import opened
+    from .core.labelled.run import device_of
+    from .core.training.run.folder import model_folder
+
+    if options.run is not None:
+        folder = model_folder(options.run, modality.task)
+        if read_json(folder / CONFIG).get("architecture") == modality.model.__name__:
+            model, reader = opened(modality, options.run, options.device)
+            pool = options.pool or model.config.pool or "mean"
+            if options.pool or model.config.pool is None:
+                again = for_vectors(modality.model, model.trunk, pool, model.config.reads)
+                again.load_state_dict(
+                    model.state_dict() | {k: v for k, v in again.state_dict().items() if k[:4] == "head"}
+                )
+                model = again.to(device_of(options.device))
+            return model, reader
+    model, reader = modality.trunk(options.run or options.pretrained, options.pool)
+    return model.to(device_of(options.device)), reader
+
+
+def _inputs(options: argparse.Namespace, modality: Modality) -> Inputs:
+    """What to read, under names that are different."""
+    from .core.labelled.predict import inputs_of
+
+    inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
+    if options.table is not None:
+        column = options.name or options.input
+        if column not in others:
+            raise UserError(
+                f"'{options.table}' has no column '{column}'{nearest(column, others)}; its columns are "
+                f"{', '.join(others)}."
+            )
+        inputs.names = ["" if cell is None else str(cell) for cell in others[column]]
+    seen: set[str] = set()
+    for row, name in enumerate(inputs.names, 1):
+        if name in seen or not name:
+            raise UserError(
+                f"Input {row:,} is called '{name}', as another is, but each needs a name of its own; name a column of "
+                "different ones with --name."
+            )
+        seen.add(name)
+    return inputs
+
+
+def _write(model: LabelledModel, reader: Reader, inputs: Inputs, options: argparse.Namespace, writer: Any) -> int:
+    """Adds the vectors that are not there yet; returns how many inputs could not be read."""
+    import numpy as np
+
+    from .core.labelled.run import Inputs, run
+
+    left = [row for row, name in enumerate(inputs.names) if name not in writer.done]
+    rest = Inputs([inputs.cells[i] for i in left], [inputs.names[i] for i in left], inputs.beside)
+    failed, names, values, places = 0, [], [], []
+
+    def flush() -> None:
+        if values:
+            writer.add(names, np.concatenate(values), {"token": np.concatenate(places)} if options.tokens else None)
+        names.clear(), values.clear(), places.clear()
+
+    inputs_held = 0
+    for number, _, found in run(model, reader, rest, _call(model, options), options.batch_size, "embedding"):
+        if isinstance(found, UserError):
+            failed += 1
+            print(str(found), file=sys.stderr)
+            continue
+        rows = found[found[:, -1] > 0, :-1] if options.tokens else found[None]
+        names += [rest.names[number]] * len(rows)
+        values.append(rows.numpy())
+        places.append(np.arange(len(rows), dtype=np.int32))
+        inputs_held += 1
+        if inputs_held % PART == 0:
+            flush()
+    flush()
+    return failed
+
+
+def _call(model: LabelledModel, options: argparse.Namespace) -> Callable[[dict[str, Tensor]], Tensor]:
+    """From a batch to `[batch, dim]`, or to `[batch, tokens, dim + 1]`, whose last entry says which tokens count."""
+    import torch
+
+    blocks: Any = model.trunk.transformer.blocks  # type: ignore[attr-defined]
+    if options.layer is not None and options.layer > len(blocks):
+        raise UserError(f"--layer is {options.layer}, but the model has {len(blocks)} blocks; give 1 to {len(blocks)}.")
+
+    def call(batch: dict[str, Tensor]) -> Tensor:
+        seen: list[Tensor] = []
+        hook = None
+        if options.layer is not None:
+            hook = blocks[options.layer - 1].register_forward_hook(lambda block, given, out: seen.append(out.clone()))
+        try:
+            tokens = model.tokens(batch)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if seen:
+            tokens = tokens._replace(vectors=seen[0])
+        if options.tokens:
+            return torch.cat([tokens.vectors.float(), tokens.read[..., None].float()], dim=-1)
+        return model.pooled(tokens)
+
+    return call
