@@ -11,7 +11,7 @@ _LABELS = ("triune.protein.language.labels:ProteinLabels", "triune.protein.langu
 _LANGUAGE = ("triune.protein.language.task:PretrainTask", "triune.protein.language.data:SequenceData")
 
 TASK = Task(
-    about="contacts of residues from sequences and alignments",
+    about="contacts and labels of proteins",
     verbs={
         "prepare": Verb(
             "turn structures and alignments into a set to train on", "triune.protein.data.prepare.prepare:main"
