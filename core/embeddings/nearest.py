@@ -29,11 +29,14 @@ class Found(NamedTuple):
 def unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length one, float32 `[rows, dim]`. A vector of zeros stays so: its cosines are 0."""
     values = np.asarray(values, np.float32)
-    # The largest number first, so that squares neither vanish nor overflow.
-    scale = np.abs(values).max(1, keepdims=True, initial=0)
-    values = values / np.where(scale > 0, scale, 1)
-    length = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))[:, None]
-    return (values / np.where(length > 0, length, 1)).astype(np.float32)
+    squares = np.einsum("nd,nd->n", values, values)
+    if not ((squares > 1e-30) & (squares < 1e30)).all():
+        # The largest number first, so that squares neither vanish nor overflow.
+        scale = np.abs(values).max(1, keepdims=True, initial=0)
+        values = values / np.where(scale > 0, scale, 1)
+        squares = np.einsum("nd,nd->n", values, values)
+    length = np.sqrt(squares)[:, None]
+    return values / np.where(length > 0, length, 1)
 
 
 def search(queries: np.ndarray, index: np.ndarray, k: int, skip: np.ndarray | None = None) -> Found:
@@ -72,9 +75,11 @@ def _best(
     """The best of what is known and of a new block; of equal cosines the lower row."""
     numbers = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
     if found.shape[1] > 4 * k:
-        # All that are not below the k-th largest, which may be more than k where some are equal.
-        least = np.partition(found, found.shape[1] - k, axis=1)[:, found.shape[1] - k]
-        least = np.maximum(least, cosines[:, -1])
+        # All that are not below the k-th largest, which may be more than k where some are equal. Once k are known,
+        # few of a block are better than them, and the block need not be sorted.
+        least = cosines[:, -1]
+        if np.isneginf(least).any():
+            least = np.partition(found, found.shape[1] - k, axis=1)[:, found.shape[1] - k]
         good = found >= least[:, None]
         place, keep = _places(good)
         found = np.where(keep, np.take_along_axis(found, place, 1), -np.inf)
