@@ -79,7 +79,8 @@ def test_join_by_unicode_text() -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (list("0123456789"), False), (WORDS, False), (["a", "b", "d"], False), (["digit_0", "digit_1"], False),
+        (list("0123456789"), False), (WORDS, False), (["a", "b", "d"], False), (["one", "eleven", "twenty two"], False),
+        (["eins", "zwei"], False), (["digit_0", "digit_1"], False),
         (["turn left", "turn right", "stop"], False), (["\u732b", "\u72ac"], False), (["cat", "dog"], True),
         (["0_cat", "1_dog"], True), (["bright", "dark"], True),
     ],
