@@ -9,9 +9,8 @@ by its library: missing or unexpected names end the command, and weights count a
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -46,12 +45,7 @@ class Row(NamedTuple):
 
 def cases_of(task: str) -> ModuleType:
     """The test module of a task, for its models."""
-    spec = importlib.util.spec_from_file_location(f"{task.replace(' ', '_')}_cases", ROOT / CASES[task])
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("triune." + CASES[task].removesuffix(".py").replace("/", "."))
 
 
 def identical(one: dict[str, Any], other: dict[str, Any]) -> bool:

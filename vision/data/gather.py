@@ -200,14 +200,22 @@ def settle_range(collection: Collection, records: Records, bits: int | None = No
     of all sides.
 
     Raises:
-        UserError: colour images of 16 bits that use fewer, of which the decoder keeps only the upper 8.
+        UserError: colour images of 16 bits that use fewer, of which the decoder keeps only the upper 8; images of
+            floating-point values in two ranges.
     """
     found = [record for side in records.values() for record in side if not record.problem]
-    deep = [record.peak for record in found if record.peak and not is_wide(record.mode)]
+    deep = [record.peak for record in found if record.peak and not is_wide(record.mode) and record.mode != "F"]
     if deep and max(deep) < 1 << 14:
         raise UserError(
             f"The {len(deep):,} colour images of 16 bits have values below {max(deep) + 1:,} only, so they have fewer "
             "bits in 16-bit files and would be read as almost black; convert them to 8 bits."
+        )
+    whites = [record.peak for record in found if record.mode == "F"]
+    if len(set(whites)) > 1:
+        raise UserError(
+            f"Of {len(whites):,} images of floating-point values {whites.count(1):,} reach up to 1 and the others "
+            "further, so the same value would have two brightnesses; convert all of them to 8 bits, or to values from "
+            "0 to 1."
         )
     peaks = [record.peak for record in found if record.open_range]
     if bits is None:

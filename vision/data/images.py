@@ -297,7 +297,7 @@ def _from_wide(image: Image.Image, opened: Opened, grey_bits: int) -> Image.Imag
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
-        most = 1.0 if high <= 1 else 255.0
+        most = float(float_white(high))
     else:
         most = own_white(values, opened.white) or (1 << grey_bits) - 1
         if low >= 0 and most < high <= 65535:
@@ -312,6 +312,11 @@ def _from_wide(image: Image.Image, opened: Opened, grey_bits: int) -> Image.Imag
         )
     grey = np.rint(values * (255 / most)).astype(np.uint8)
     return Image.fromarray(255 - grey if opened.inverted else grey)
+
+
+def float_white(largest: float) -> int:
+    """What is taken as white in floating-point values up to `largest`."""
+    return 1 if largest <= 1 else 255
 
 
 def own_white(values: np.ndarray, white: int) -> int:

@@ -12,11 +12,16 @@ from ...core.errors import UserError, nearest
 from ...core.files import few
 from ...core.labels.cells import natural, same
 
-_NUMBER_WORDS = set(
-    "zero nought null none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand "
-    "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf un deux trois quatre cinq sept huit neuf dix "
-    "cero uno dos tres cuatro cinco seis siete ocho nueve diez due quattro cinque sei sette otto nove".split()
+_NUMBER_WORDS = frozenset(
+    word
+    for line in (
+        "zero nought null none one two three four five six seven eight nine ten eleven twelve thirteen fourteen",
+        "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred",
+        "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf",
+        "un deux trois quatre cinq sept huit neuf dix cero uno dos tres cuatro cinco seis siete ocho nueve diez",
+        "due quattro cinque sei sette otto nove",
+    )
+    for word in line.split()
 )
 """Of English, and the digits of German, French, Spanish and Italian."""
 _PREFIXES = re.compile(r"(class|digit|number|letter|char|character|sample|symbol)[\W_]*", re.IGNORECASE)

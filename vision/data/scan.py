@@ -23,12 +23,13 @@ from .images import (
     Decoding,
     UnreadableImage,
     decode,
+    float_white,
     is_wide,
     open_image,
     own_white,
 )  # fmt: skip
 
-VERSION = 2
+VERSION = 3
 """Of what is remembered; raised when decoding or the record changes."""
 _FULL_RANGE = 1 << 14
 """A 16-bit grey image with such a value uses all 16 bits."""
@@ -49,7 +50,8 @@ class Record:
         digest: hash of the decoded pixels, equal for equal pictures in different files.
         problem: why it cannot be decoded; empty if it can.
         remarks: what is odd about it.
-        peak: largest value of a 16-bit image, as far as it is known; 0 for other images.
+        peak: largest value of a 16-bit image, as far as it is known; of floats the value that is taken as white, 1 or
+            255; 0 for other images.
         white: of 16-bit grey, the value that is white by the file itself; 0 if the file does not say it.
     """
 
@@ -78,7 +80,7 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
 
     Never raises for what is wrong with it.
     """
-    values = None
+    values, largest = None, 0.0
     try:
         opened = open_image(source, name, decoding.max_pixels)
         image, name, white = opened.image, opened.name, opened.white
@@ -89,6 +91,9 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
         if is_wide(mode):
             image.load()
             values = np.asarray(image)
+        if mode == "F":
+            image.load()
+            largest = float(np.asarray(image).max())
         decoded = decode(opened, 3, decoding)
     except UnreadableImage as error:
         return Record(problem=error.reason), None
@@ -96,6 +101,8 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
         return Record(problem=f"is damaged ({error})"), None
     pixels = np.asarray(decoded)
     peak = (int(pixels.max()) << 8 | 255) if deep else 0
+    if mode == "F":
+        peak = float_white(largest)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(pixels.tobytes())
     if values is not None:

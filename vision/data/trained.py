@@ -76,6 +76,8 @@ class Trained:
             name = f"data.{side}_root '{other}'"
             found = at(other, cache, f"data.{side}_root")
             collection = replace(found, sides={side: side_in(found, side, name)})
+            if self.root is not None and resolved(where.root) != self.root:
+                collection.notes.append(f"The {side} images are those of {name}; data.root '{where.root}' is not read.")
         else:
             name = f"data.root '{where.root}'"
             collection = find(replace(where, labels=None if self.classes else where.labels), cache)

@@ -518,6 +518,21 @@ def test_colour_of_few_bits_in_16_bit_files_is_refused(tmp_path: Path) -> None:
         made(tmp_path / "few")
 
 
+def test_floats_of_two_ranges_are_refused(tmp_path: Path) -> None:
+    """One almost black image among values up to 255 would become bright."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for i in range(3):
+            for root, most in (("bytes", 255), ("unit", 1), ("mixed", 255 if i else 0.9)):
+                (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
+                values = rng.random((9, 9)).astype(np.float32)
+                Image.fromarray(values / values.max() * most).save(tmp_path / root / name / f"{i}.tif")
+    for root in ("bytes", "unit"):
+        assert made(tmp_path / root).channels == 1
+    with pytest.raises(UserError, match="Of 6 images of floating-point values 2 reach up to 1 and the others further"):
+        made(tmp_path / "mixed")
+
+
 # --- augmentation -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def trained(classes: list[str] | None, labels: list[str]) -> Trained:
 def folder_of(names: list[str]) -> Collection:
     classes = sorted(set(names))
     return Collection(classes, {"test": Images(names, join(names, classes, ""), Paths(names))})
+
+
+def test_a_training_folder_that_is_not_read_is_said(tmp_path: Path, pictures: Any) -> None:
+    """Of a run with a test folder of its own, `--data.root NEW` alone does not change what is scored."""
+    for name in ("old", "new", "test"):
+        pictures.fill(tmp_path / name, {"a": 1, "b": 1})
+    of = replace(trained(["a", "b"], ["a", "b"]), root=str(tmp_path / "old"))
+    for root, said in (("old", 0), ("new", 1)):
+        where = Where(str(tmp_path / root), test_root=str(tmp_path / "test"))
+        notes = [note for note in of.find(where, "test", True, tmp_path).notes if "is not read" in note]
+        assert len(notes) == said
 
 
 def test_a_model_meets_folders_by_what_they_were_called_or_are_named() -> None:
