@@ -201,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="triune protein dca",
         description="Predict contacts from alignments by mean-field direct coupling analysis (pseudocount 0.5, rows "
-        "weighted at 80 %% identity, average product correction): the classical baseline. It needs no model. In a "
+        "weighted at 80 % identity, average product correction): the classical baseline. It needs no model. In a "
         "complex, pairs within a chain are ranked from all rows, pairs between chains from the rows that have both.",
     )
     p.add_argument(

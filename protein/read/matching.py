@@ -6,6 +6,7 @@ letters could put at several places are put nowhere.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,11 +198,27 @@ def _reconciled(
 
 
 def _filled(where: np.ndarray, other: np.ndarray, notes: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Positions by numbers and, of residues that numbers put outside of the sequence, those by letters."""
-    filled = np.where(where < 0, other, where)
+    """Positions by numbers and, of residues that numbers put outside of the sequence, those by letters.
+
+    Where a number jumps and letters do not, the residues beside may agree by chance; and numbers that do not count what
+    is missing in one place place nothing alone in another, where a few letters agree by chance as well.
+    """
+    filled = wanted = np.where(where < 0, other, where)
+    filled = filled.copy()
+    for at in np.flatnonzero((np.diff(filled) == 1) & (np.diff(where < 0) != 0)).tolist():
+        beside = slice(at + 1, at + 1 + EDGE) if where[at] >= 0 else slice(max(0, at + 1 - EDGE), at + 1)
+        filled[beside] = np.where(where[beside] < 0, -1, filled[beside])
     more = int(((filled >= 0) & (where < 0)).sum())
-    if not more or (np.diff(filled[filled >= 0]) < 1).any():
+    if (np.diff(filled[filled >= 0]) < 1).any():
         return where, notes
+    if not more:
+        lost = int(((wanted >= 0) & (where < 0)).sum())
+        return where, [*notes, f"{lost} residues beside jumps of the numbers are left out"] if lost else notes
+    for start, end in _stretches(where):
+        if end - start < SHORTEST_STRETCH and (other[start:end] < 0).all():
+            filled[start:end] = -1
+    lost = int(((wanted >= 0) & (filled < 0)).sum())
+    notes = [*notes, f"{lost} residues beside jumps of the numbers are left out"] if lost else notes
     return filled, [*notes, f"{more} residues are placed by their letters, which their numbers would put outside"]
 
 
@@ -279,18 +296,31 @@ def _trimmed(part: str, whole: str, where: np.ndarray) -> np.ndarray:
 
 
 def _anchored(part: str, whole: str, where: np.ndarray) -> np.ndarray:
-    """Positions of the residues in words of eight that agree and occur once, without the three next to each gap, which
-    may agree there by chance.
+    """Positions of the residues in words of eight that agree and occur once, without the three next to each gap, and
+    next to residues of which several differ, which may agree there by chance.
     """
     agree = (where >= 0) & ~_differing(part, whole, where)
     kept = np.full_like(where, -1)
-    for start, end in _stretches(where):
-        inner = start + (EDGE if where[start] > 0 else 0), end - (EDGE if where[end - 1] < len(whole) - 1 else 0)
-        for at in range(start, end - WORD + 1):
-            word, here = part[at : at + WORD], slice(max(at, inner[0]), min(at + WORD, inner[1]))
-            if agree[at : at + WORD].all() and whole.find(word, whole.find(word) + 1) < 0:
-                kept[here] = where[here]
+    for first, last in _stretches(where):
+        for start, end in _likely(agree, first, last):
+            inner = (
+                start + (EDGE if start > first or where[start] > 0 else 0),
+                end - (EDGE if end < last or where[end - 1] < len(whole) - 1 else 0),
+            )
+            for at in range(start, end - WORD + 1):
+                word, here = part[at : at + WORD], slice(max(at, inner[0]), min(at + WORD, inner[1]))
+                if agree[at : at + WORD].all() and whole.find(word, whole.find(word) + 1) < 0:
+                    kept[here] = where[here]
     return kept
+
+
+def _likely(agree: np.ndarray, start: int, end: int) -> list[tuple[int, int]]:
+    """The parts of a stretch between residues that differ beside each other; a single one is a substitution."""
+    wrong = start + np.flatnonzero(~agree[start:end])
+    near = np.diff(wrong) <= EDGE
+    beside = wrong[np.concatenate([near, [False]]) | np.concatenate([[False], near])] if len(wrong) else wrong
+    borders = [start, *beside.tolist(), end]
+    return [(a + (a in beside), b) for a, b in itertools.pairwise(borders) if b > a]
 
 
 def _stretches(where: np.ndarray) -> list[tuple[int, int]]:

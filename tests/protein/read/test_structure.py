@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from triune.core.errors import UserError
-from triune.protein.read.matching import positions
+from triune.protein.read.matching import place, positions
 from triune.protein.read.structure import imputed_cbeta, read_chains, select_chain
 
 SEQUENCE = "MKVLAGDWTRESHIFQNPYCMKWDE"
@@ -218,3 +218,14 @@ def test_positions():
     assert positions(SEQUENCE[3:], SEQUENCE).tolist() == list(range(3, 25))
     # A tag that the whole does not have lies nowhere.
     assert positions("GS" + SEQUENCE, SEQUENCE).tolist() == [-1, -1, *range(25)]
+
+
+def test_letters_beside_a_jump_of_the_numbers_are_not_trusted():
+    """Seven of a tag and two of the protein, 25 missing, and then numbers of another domain: the F before the gap fits
+    the letter before N27 by chance."""
+    whole = "DFGLMDHPYHPGSHLKYPYFMITMPMFNIFDNPFHMDWPEEPGAWNHATMINRMCYGNLSIFDMV"
+    part = "TARLMPDF" + whole[27:]
+    index = np.array([*range(8), *range(1010, 1010 + len(part) - 8)])
+    placed = place(part, whole, index, 1, complete=False)
+    assert placed.where.tolist() == [-1] * 8 + list(range(27, len(whole)))
+    assert "beside jumps of the numbers" in str(placed.notes)
