@@ -98,6 +98,8 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
         name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
         return "text", name, common | _older(r, kind, even, eps) | {"tie_word_embeddings": r.random() < 0.5}
     width = even["hidden_size"] // heads
+    if kind in ("Mamba", "Mamba2"):
+        del common["intermediate_size"]  # of theirs it is the width of the states, which `expand` says
     if kind in RECURRENT:
         return "text", f"{kind}ForCausalLM", common | recurrent(r, kind, heads, depth, width) | {"rms_norm_eps": eps}
     return "text", f"{kind}ForCausalLM", common | _decoder(r, kind, heads, depth, width) | {"rms_norm_eps": eps}

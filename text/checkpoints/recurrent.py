@@ -41,6 +41,12 @@ MAMBA2 = {key: value for key, value in MAMBA.items() if key != "time_step_rank"}
 def _read(c: Settings, kind: str, **options: Any) -> LanguageModelConfig:
     """What both versions have in common: layers of one mixer and nothing else."""
     c.require("hidden_act", "silu", "swish")
+    inner = c["expand"] * c["hidden_size"]
+    if c.values.get("intermediate_size", inner) != inner:
+        raise UserError(
+            f"'{c.name}' has intermediate_size = {c.values['intermediate_size']!r}, but expand · hidden_size is "
+            f"{inner}, which must be the same."
+        )
     options |= {"state": c["state_size"], "expand": c["expand"], "conv": c["conv_kernel"]}
     options |= {"bias": c["use_bias"], "conv_bias": c["use_conv_bias"]}
     transformer = TransformerConfig(
