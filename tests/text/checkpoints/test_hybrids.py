@@ -125,6 +125,7 @@ def test_the_same_outputs_and_back(name: str, tmp_path: Path) -> None:
         ("mamba", {"hidden_act": "gelu"}, "has hidden_act = 'gelu', which the core does not have"),
         ("mamba", {"conv_kernel": 1}, "mixer_options.mamba.conv is 1, but must be 0, or at least 2"),
         ("mamba 2", {"time_step_limit": [0.01, 0.1]}, r"time_step_limit = \[0.01, 0.1\], which the core does not have"),
+        ("mamba", {"intermediate_size": 7}, "has intermediate_size = 7, but expand · hidden_size is 48"),
         ("mamba 2", {"num_heads": 3}, "has 3 heads of 12 channels .*, but expand · hidden_size is 48"),
         ("recurrentgemma", {"block_types": ["recurrent", "moe"]}, "has block_types moe, which the core does not have"),
         ("recurrentgemma", {"rope_parameters": {"rope_type": "linear", "factor": 2}}, "models of its family do not"),
