@@ -35,8 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="triune emergence",
         description="Train a ladder of model sizes to add, and draw a smooth metric beside a sharp one of the same "
-        "models; train attention of two layers and of one to repeat, and draw a real phase change beside them. About "
-        "ten minutes on two cores.",
+        "models; train attention of two layers and of one to repeat, and draw a real phase change beside them.",
     )
     p.add_argument("--widths", default=WIDTHS, help=f"widths of the ladder's models, with commas (default: {WIDTHS})")
     p.add_argument("--budget", type=number(0, 100), default=1.0, help="factor on the steps of training (default: 1)")
