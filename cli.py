@@ -201,7 +201,7 @@ commands
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
-  emergence train a ladder of sizes: a leap that a sharp metric makes, and a real one beside it
+  emergence train a ladder of sizes: a smooth and a sharp metric of the same models, beside induction
   scaling   fit a law of the loss over parameters and tokens to runs, and predict what more compute reaches
   info      say what a checkpoint is, of ours, Hugging Face, timm or fair-esm
   convert   write it in the format of another of them, and compare the outputs

@@ -1,10 +1,11 @@
-"""`triune emergence`: what looks like a leap and is none, beside a real one.
+"""`triune emergence`: a smooth and a sharp metric of the same models, beside the phase change of induction.
 
-A ladder of model sizes learns to add. The share of right digits and the log-likelihood grow smoothly with size; the
-share of sums with every digit right, of the same models, leaps: it is about the former to the power of the digits, so
-that the leap is made by the metric (Schaeffer et al. 2023, "Are Emergent Abilities of Large Language Models a
-Mirage?"). Beside it, induction over the steps of training (Olsson et al. 2022): a model of two attention layers learns
-to repeat within a short part of its training, by the smooth metric too; one of one layer, the control, never does.
+A ladder of model sizes learns to add. Of the same models the share of right digits and the log-likelihood stand beside
+the share of sums with every digit right. That is about the product of the digits' accuracies, which is drawn too: as
+far as the two agree, a leap of whole sums beyond that of the digits is made by the metric (Schaeffer et al. 2023, "Are
+Emergent Abilities of Large Language Models a Mirage?"). Beside it, induction over the steps of training (Olsson et al.
+2022): a model of two attention layers learns to repeat within a short part of its training, by the smooth metric too;
+one of one layer is the control.
 """
 
 from __future__ import annotations
@@ -284,11 +285,16 @@ def verdict(found: dict[str, Any]) -> str:
         f"The largest step between neighbours of the ladder is {smooth:.0%} of the range of right digits, and "
         f"{sharp:.0%} of that of whole sums; the digits' accuracies multiplied give the whole sums within {off:.2f}."
     ]
-    if below:
+    if len(below) == len(ladder):
+        lines = [
+            "No model of this ladder has 5 % of the sums right, so that it shows no leap of whole sums; train longer "
+            "(--budget) or wider (--widths)."
+        ]
+    elif below:
         best = below[-1]
         lines.append(
-            f"The model of width {best['width']} has {best['exact_match']:.1%} of the sums right, but "
-            f"{best['digit_accuracy']:.0%} of the digits: what looks absent is there already."
+            f"The model of width {best['width']} has {best['exact_match']:.1%} of the sums right, and "
+            f"{best['digit_accuracy']:.0%} of the digits (chance 10 %)."
         )
     lines.append(
         f"Induction: two layers reach {two['points'][-1]['accuracy']:.3f}, one layer "
@@ -303,22 +309,24 @@ def draw(found: dict[str, Any], target: Path) -> None:
     """Writes the picture: both metrics of the ladder over size, and of induction over steps."""
     from ..core.canvas import BLUE, GREY, RED, figure, plain, save
 
-    drawn = figure(12.5, 3.9)
+    drawn = figure(12.5, 4.3)
     smooth, sharp, phase = drawn.subplots(1, 3)
     ladder = found["ladder"]
     size = [row["parameters"] for row in ladder]
     smooth.plot(size, [row["log_likelihood"] for row in ladder], "o-", color=BLUE, markersize=4)
     smooth.set_ylabel("log-likelihood of a digit (nats)")
-    smooth.set_title("addition, a smooth metric", fontsize=10)
+    smooth.set_title("addition: log-likelihood", fontsize=10)
     sharp.plot(size, [row["digit_accuracy"] for row in ladder], "o-", color=BLUE, markersize=4, label="digits right")
     sharp.plot(size, [row["exact_match"] for row in ladder], "s-", color=RED, markersize=4, label="whole sums right")
     expected = [row["expected_exact_match"] for row in ladder]
     sharp.plot(size, expected, ":", color=GREY, linewidth=1.4, label="digits multiplied")
     sharp.set_ylabel("share")
-    sharp.set_title("the same models, a sharp metric beside it", fontsize=10)
+    sharp.set_title("the same models: digits, and whole sums", fontsize=10)
     sharp.legend(frameon=False, fontsize=8)
     for axis in (smooth, sharp):
         axis.set_xscale("log")
+        axis.set_xticks(size, [f"{n / 1000:.0f}k" for n in size], rotation=90 if len(size) > 5 else 0)
+        axis.minorticks_off()
         axis.set_xlabel("parameters")
     for run, style in zip(found["induction"], ("-", "--")):
         steps, name = [p["step"] for p in run["points"]], f"{run['layers']} layer{'s' * (run['layers'] > 1)}"
@@ -326,7 +334,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
         phase.plot(steps, nats, style, color=BLUE, label=f"{name}: nats of a repeated token")
     phase.set_ylabel("nats", color=BLUE)
     phase.set_xlabel("steps")
-    phase.set_title("induction, a real phase change", fontsize=10)
+    phase.set_title("induction over the steps of training", fontsize=10)
     other = phase.twinx()
     for run, style in zip(found["induction"], ("-", "--")):
         steps, name = [p["step"] for p in run["points"]], f"{run['layers']} layer{'s' * (run['layers'] > 1)}"
@@ -336,7 +344,15 @@ def draw(found: dict[str, Any], target: Path) -> None:
     other.set_ylim(-0.03, 1.03)
     sharp.set_ylim(-0.03, 1.03)
     lines = [*phase.get_lines(), *other.get_lines()]
-    phase.legend(lines, [entry.get_label() for entry in lines], frameon=False, fontsize=8, loc="center right")
+    phase.legend(
+        lines,
+        [entry.get_label() for entry in lines],
+        frameon=False,
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=2,
+    )
     for axis in (smooth, sharp, phase):
         plain(axis)
     other.spines["top"].set_visible(False)
