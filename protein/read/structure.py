@@ -310,7 +310,8 @@ def _broken(residues: list[Residue]) -> bool:
     numbers = np.array([residue.number for residue in residues])
     atoms = np.stack([residue.xyz for residue in residues])
     bonds = np.linalg.norm(atoms[:-1, BACKBONE.index("C")] - atoms[1:, BACKBONE.index("N")], axis=1)
-    bonds = bonds[(np.diff(numbers) == 1) & ~np.isnan(bonds)]
+    # Numbers that fall or repeat are counted as following each other, too.
+    bonds = bonds[(np.diff(numbers) <= 1) & ~np.isnan(bonds)]
     return bool((bonds > BROKEN).any() and (bonds < PEPTIDE_BOND).mean() > 0.8)
 
 
