@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 from triune.core.training.run.folder import RunFolder
 
 from .compare import differences
-from .moments import FULL_DISK
+from .moments import FULL_DISK, phases
 from .server import Ended, Server
 from .trainings import TRAININGS, Training
 
@@ -19,6 +20,8 @@ CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130},
 """Exit codes of a training that such a signal ended, or, as None, a full disk; 0 where nothing was left to write.
 SIGTERM outside of the training itself (before its first step, after its last) ends the process as the system does,
 which a shell shows as 143 too."""
+AGAIN = 0.2
+"""Part of the points at which the resumed training is killed too."""
 SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT, None]
 
 
@@ -29,6 +32,9 @@ class Point:
     at: int
     name: str
     signal: signal.Signals | None
+    phase: str = ""
+    again: int = 0
+    """The moment at which the resumed training is killed, and resumed once more; 0 for none."""
 
     @property
     def what(self) -> str:
@@ -36,7 +42,8 @@ class Point:
         return self.signal.name if self.signal else "full-disk"
 
     def __str__(self) -> str:
-        return f"{self.what} at moment {self.at} ({self.name})"
+        again = f", and SIGKILL at moment {self.again} of the resumed one" if self.again else ""
+        return f"{self.what} at moment {self.at} ({self.phase or 'any'}: {self.name}){again}"
 
 
 class Killed:
@@ -71,14 +78,21 @@ class Killed:
         return ended
 
     def points(self, count: int, seed: int = 0) -> list[Point]:
-        """So many moments, in order: one of each name first, then any."""
-        draw = random.Random(seed)
-        kinds = list(dict.fromkeys(self.names))
-        draw.shuffle(kinds)
-        chosen = [draw.choice([at for at, name in enumerate(self.names, 1) if name == kind]) for kind in kinds[:count]]
-        rest = [at for at in range(1, len(self.names) + 1) if at not in chosen]
-        chosen += draw.sample(rest, count - len(chosen))
-        return [Point(at, self.names[at - 1], draw.choice(SIGNALS)) for at in sorted(chosen)]
+        """So many moments, in order: of each phase in turn, and in a phase one of each name first, then any."""
+        draw, found = random.Random(seed), phases(self.names)
+        order: dict[str, list[int]] = {}
+        for phase in dict.fromkeys(found):
+            inside = [at for at, other in enumerate(found, 1) if other == phase]
+            draw.shuffle(inside)
+            first = list({self.names[at - 1]: at for at in inside}.values())
+            draw.shuffle(first)
+            order[phase] = first + [at for at in inside if at not in first]
+        turns = [at for row in itertools.zip_longest(*order.values()) for at in row if at is not None]
+        chosen = []
+        for at in sorted(turns[:count]):
+            again = draw.randint(1, len(self.names)) if draw.random() < AGAIN else 0
+            chosen.append(Point(at, self.names[at - 1], draw.choice(SIGNALS), found[at - 1], again))
+        return chosen
 
     def moment(self, name: str, share: float) -> int:
         """The number of a moment of this name; `share` says which: 0 the first, 1 the last."""
@@ -93,10 +107,18 @@ class Killed:
         ended = self.check(self.train(0, words, point.at, number), CODES[point.signal])
         if point.signal is None and ended.code == 2 and "error: " not in ended.printed:
             raise AssertionError(f"not one sentence: {ended.printed[-3000:]}")
-        if run.last.exists() or run.previous.exists():
-            words = [*self.training.words.split(), "--run", run.path.name, "--resume", "true"]
+        words = self._going_on(run, words)
+        if point.again:  # at a moment that the rest of the training may not have any more
+            self.check(self.train(0, words, point.again), {-9, 0})
+            words = self._going_on(run, words)
         self.check(self.train(1, words), {0})
         found = differences(self.place / "whole", run.path)
         if not found:
             shutil.rmtree(run.path)
         return found
+
+    def _going_on(self, run: RunFolder, words: list[str]) -> list[str]:
+        """The words that continue a run, or those that begin it where it has no checkpoint."""
+        if run.last.exists() or run.previous.exists():
+            return [*self.training.words.split(), "--run", run.path.name, "--resume", "true"]
+        return words

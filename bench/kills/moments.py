@@ -20,8 +20,39 @@ from typing import Any
 WRITING = os.O_WRONLY | os.O_RDWR
 GROWS = {"os.link", "os.mkdir"}
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree", *GROWS}
+FILES = {"open", "half a checkpoint", *CHANGES}
 FULL_DISK = 0
 """In the place of a signal: from the moment on no file can be made or filled."""
+
+
+def phases(names: list[str]) -> list[str]:
+    """What a training is doing at each of its moments, told by the names of all: `start`, `first steps` (before any
+    checkpoint), `step`, the `window` of micro-batches before one, `validation`, `last validation`, `checkpoint`
+    (writing one), `end`.
+    """
+    found: list[str] = []
+    phase, saving, stepping, parts = "start", False, False, 0
+    for name in names:
+        if name in ("on_train_start", "on_train_batch_start", "on_train_epoch_end") and phase != "end":
+            phase = "step"
+        elif name == "on_validation_start" and phase == "step":
+            phase = "validation"
+        elif name == "on_train_end":
+            phase = "end"
+        elif name in ("optimizer_step", "lr_scheduler_step"):
+            stepping, parts = name == "optimizer_step", 0
+        elif name == "training_step":
+            parts += not stepping
+        saving = name == "on_save_checkpoint" or (saving and name in FILES)
+        found.append("checkpoint" if saving else "window" if phase == "step" and parts else phase)
+    begun = found.index("checkpoint") if "checkpoint" in found else 0
+    found[:begun] = ["first steps" if p in ("step", "window") else p for p in found[:begun]]
+    if "validation" in found:
+        at = last = len(found) - 1 - found[::-1].index("validation")
+        while found[at] in ("validation", "checkpoint"):
+            at -= 1
+        found[at + 1 : last + 1] = [p if p == "checkpoint" else "last validation" for p in found[at + 1 : last + 1]]
+    return found
 
 
 class Moments:

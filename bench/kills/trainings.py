@@ -107,6 +107,16 @@ TRAININGS: dict[str, Training] = {
     "text": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 30, make_text),
     "text-workers": Training("text fit", TEXT + ACCUMULATED + TWO, 30, make_text),
     "text-two-processes": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 20, make_text, ranks=2),
+    "text-bf16": Training(
+        "text fit", TEXT + " --model.ema 0.9 --trainer.precision bf16-mixed" + ACCUMULATED, 30, make_text
+    ),
+    "experts": Training(
+        "text fit", TEXT + ' --model.transformer.experts {"count":4,"active":2} --model.ema 0.9' + ACCUMULATED, 20,
+        make_text,
+    ),
+    "recurrent": Training(
+        "text fit", TEXT + " --model.transformer.mixer DMA --model.transformer.depth 3 --model.ema 0.9" + ACCUMULATED, 20, make_text
+    ),
     "lora": Training(
         "text fit",
         "--data.files text.txt --data.cache cache --data.context 16 --data.batch_size 4 --model.pretrained start"
