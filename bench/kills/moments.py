@@ -23,6 +23,8 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree",
 FILES = {"open", "half a checkpoint", *CHANGES}
 FULL_DISK = 0
 """In the place of a signal: from the moment on no file can be made or filled."""
+READ_ONLY = -1
+"""In the place of a signal: from the moment on no file can be made, filled, moved or removed."""
 
 
 def phases(names: list[str]) -> list[str]:
@@ -56,14 +58,14 @@ def phases(names: list[str]) -> list[str]:
 
 
 class Moments:
-    """Counts moments from 1 and, at number `at`, sends this process signal `number`, or fills the disk.
+    """Counts moments from 1 and, at number `at`, sends this process signal `number`, or fills or locks the disk.
 
     SIGTERM and SIGINT go to its whole group, as a terminal and a batch system send them. At a half-written file only
     SIGKILL and a full disk leave the half behind: a handler in Python runs when the write is over.
 
     Args:
         at: number of the moment; 0 for none.
-        number: of the signal, or `FULL_DISK`.
+        number: of the signal, `FULL_DISK` or `READ_ONLY`.
         names: a file to which the name of each moment is written; None for none.
     """
 
@@ -73,16 +75,19 @@ class Moments:
         self._names = None if names is None else names.open("w")
         self._process, self._thread = os.getpid(), threading.get_ident()
 
-    def passes(self, name: str, file: str = "") -> None:
-        """Notes a moment, and acts when it is the one. Raises OSError where a `file` grows and the disk is full."""
+    def passes(self, name: str, file: str = "", grows: bool = True) -> None:
+        """Notes a moment, and acts when it is the one. Raises OSError for a `file` that the disk does not let grow, or
+        change.
+        """
         if os.getpid() != self._process or threading.get_ident() != self._thread:  # a worker of a loader, a library
             return
         self.count += 1
         if self._names:
             self._names.write(f"{name}\n")
-        if self.signal == FULL_DISK:
-            if file and 0 < self.at <= self.count:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
+        if self.signal in (FULL_DISK, READ_ONLY):
+            number = errno.ENOSPC if self.signal == FULL_DISK else errno.EROFS
+            if file and 0 < self.at <= self.count and (grows or self.signal == READ_ONLY):
+                raise OSError(number, os.strerror(number), file)
         elif self.count == self.at:
             if self.signal == signal.SIGKILL:
                 os.kill(self._process, self.signal)
@@ -146,4 +151,4 @@ class Moments:
             if writes and isinstance(name, str | bytes | os.PathLike) and "/dev/" not in os.fsdecode(name):
                 self.passes("open", os.fsdecode(name))
         elif event in CHANGES:
-            self.passes(event, os.fsdecode(args[0]) if event in GROWS else "")
+            self.passes(event, os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else "", event in GROWS)

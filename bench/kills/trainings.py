@@ -115,7 +115,10 @@ TRAININGS: dict[str, Training] = {
         make_text,
     ),
     "recurrent": Training(
-        "text fit", TEXT + " --model.transformer.mixer DMA --model.transformer.depth 3 --model.ema 0.9" + ACCUMULATED, 20, make_text
+        "text fit",
+        TEXT + " --model.transformer.mixer DMA --model.transformer.depth 3 --model.ema 0.9" + ACCUMULATED,
+        20,
+        make_text,
     ),
     "lora": Training(
         "text fit",

@@ -24,6 +24,8 @@ SCORING = ("validate", "test", "predict")
 """Verbs that use a run; all others train."""
 SECTIONS = ("trainer", "model", "data")
 """What the options of a YAML file stand below."""
+OF_THE_LINE = ("run", "resume", "config", "help", "print_config")
+"""Options that are read from the command line before any file is, so that a file cannot hold them."""
 
 
 def prepare(
@@ -165,6 +167,13 @@ def check_yaml(path: Path) -> Path:
             f"--config {path} {found}; it must hold options, such as `trainer:` and below it `max_steps: 500`."
         )
     for name, value in content.items():
+        if not isinstance(name, str) or not name.isprintable():
+            raise UserError(f"--config {path} has {name!r} in the place of an option's name; give a name.")
+        if name in OF_THE_LINE:
+            raise UserError(
+                f"--config {path} has `{name}`, which would have no effect in a file; remove the line, and give"
+                f" --{name} on the command line where it is meant."
+            )
         if value in ({}, []) or (name in SECTIONS and not isinstance(value, dict)):
             found = f"is {value}" if value else "is empty"
             raise UserError(

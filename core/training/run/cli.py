@@ -284,6 +284,7 @@ def _train(session: Session) -> dict[str, Any]:
             session.run.unlock()
     if session.is_trial:
         return {}
+    report.say(report.nothing_left(session))
     # Of the best weights, as `validate` would find them; not another point of the training's curves.
     trainer.loggers = []
     best = str(run.best) if run.best.exists() else None

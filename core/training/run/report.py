@@ -99,6 +99,7 @@ class Opening(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, when the checkpoint is loaded and nothing was refused: config.yaml says how the run goes on.
         session = self.session
+        session.trained = True
         if session.run and session.changes and trainer.is_global_zero and not session.is_trial:
             session.run.change_config(session.config_text, trainer.global_step)
 
@@ -113,6 +114,17 @@ class Opening(Callback):
             about = f"{total:,} steps, the end of epoch {trainer.max_epochs:,}"
             lines.append(entry("length", f"{about} (--trainer.max_epochs -1 makes it {trainer.max_steps:,})"))
         return lines
+
+
+def nothing_left(session: Session) -> str:
+    """What is said about a resumed run that had taken all its steps before; empty for any other."""
+    if not session.resume or session.trained or session.interrupt.stopped:
+        return ""
+    changed = ", and no changed option has an effect" if session.changes else ""
+    return (
+        f"All steps of this run were taken before ({session.trainer.global_step:,}), so that nothing was"
+        f" trained{changed}; a larger --trainer.max_steps (or --trainer.max_epochs) goes on."
+    )
 
 
 def parameters(module: LightningModule) -> int:

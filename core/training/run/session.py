@@ -47,6 +47,8 @@ class Session:
     """Checkpoints of a resumed run that cannot be read."""
     owns_run: bool = False
     """Whether this process has made or locked the run folder."""
+    trained: bool = False
+    """Whether a step was left to take when the training began."""
     model: TrainingModule = field(init=False)
     data: DataModule = field(init=False)
     trainer: Trainer = field(init=False)

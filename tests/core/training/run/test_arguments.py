@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+import pytest
+
+from triune.core.errors import UserError
 from triune.core.training.module import TrainingModule
-from triune.core.training.run.arguments import given, use_own_words
+from triune.core.training.run.arguments import check_yaml, given, use_own_words
 
 
 class Task(TrainingModule):
@@ -31,7 +35,7 @@ def test_inherited_options_are_described_by_the_task() -> None:
     assert said["model.ema"] == said["model.size"] == "as the base says"  # its own are described already
 
 
-def test_options_of_a_users_file_count_as_given(tmp_path) -> None:
+def test_options_of_a_users_file_count_as_given(tmp_path: Path) -> None:
     """Those of a recipe do not, nor those of a file that holds all options, from which nothing can be told."""
     options = ("files", "vocab_size", "text_field")
     mine, whole = tmp_path / "mine.yaml", tmp_path / "whole.yaml"
@@ -42,3 +46,22 @@ def test_options_of_a_users_file_count_as_given(tmp_path) -> None:
     assert given([*line, str(whole)], "data", "triune.text", options) == {"files"}
     assert given([*line, "default"], "data", "triune.text", options) == {"files"}
     assert given([f"--config={mine}"], "trainer", "triune.text", ("max_steps", "devices")) == {"max_steps"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: x\n", "`run`, which would have no effect in a file"),
+        ("resume: true\n", "`resume`"),
+        ("config: other.yaml\n", "`config`"),
+        ("1: 2\n", "1 in the place of an option's name"),
+        ("null: 2\n", "None in the place"),
+        ('"a\\0b": 2\n', "in the place"),
+    ],
+)
+def test_a_file_holds_nothing_but_options(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        check_yaml(file)
+    assert said in str(error.value) and str(error.value).endswith(".")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from triune.bench.kills.compare import differences
-from triune.bench.kills.moments import FULL_DISK
+from triune.bench.kills.moments import FULL_DISK, READ_ONLY
 from triune.bench.kills.server import Ended, Server
 from triune.core.training.run.checkpoints import damage
 
@@ -171,6 +171,23 @@ def test_a_file_that_may_not_grow(place: Place) -> None:
     assert not (run / "checkpoints" / "last.ckpt").exists()
     assert place(f"{FIT} grown").code == 0  # with room again the same command works
     assert differences(place.folder / "whole", run) == []
+
+
+@pytest.mark.parametrize("words", [MORE, SCORE, f"{FIT} none", "text predict run", "text test run"])
+def test_a_disk_that_is_read_only(place: Place, words: str) -> None:
+    """As the system says it of a disk that is mounted so, which root meets too."""
+    run = place.copy()
+    only_sentence(place(words, at=1, number=READ_ONLY), "Read-only file system")
+    assert content(run) == content(place.folder / "whole") and not (place.folder / "none").exists()
+
+
+def test_a_run_without_a_step_left_says_that_nothing_was_trained(place: Place) -> None:
+    run = place.copy()
+    before = (run / "config.yaml").read_bytes()
+    ended = place(f"{RESUME} --model.optimizer.lr 0.5")
+    assert ended.code == 0 and "nothing was trained, and no changed option has an effect" in ended.printed
+    assert (run / "config.yaml").read_bytes() == before
+    assert "nothing was trained" not in place(MORE).printed
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
