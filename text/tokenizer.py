@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from ..core.checkpoints.checksums import check_companions, vouch
 from ..core.errors import UserError
 from ..core.files import parsing, write_atomic, write_json
 from .cutting import LINE_START, PIECE, cut, usual_place
@@ -149,11 +150,11 @@ class Tokenizer:
         """
         path = Path(path).expanduser()
         if path.is_file():
+            check_companions(path.parent)
             return cls._read(path, lambda: HFTokenizer.from_file(str(path)))
         if not path.is_dir():
-            raise UserError(
-                f"'{path}' is no tokenizer; give bpe, bytes, characters, a tokenizer.json or a folder that holds one."
-            )
+            kinds = "bpe, bytes, characters, a tokenizer.json or a folder that holds one"
+            raise UserError(f"'{path}' is no tokenizer; give {kinds}.")
         if (path / "tokenizer.json").is_file():
             return cls.load(path / "tokenizer.json")
         for vocab, merges in GPT2_FILES:
@@ -177,8 +178,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
         so that transformers reads the same; where there are several ends, a `generation_config.json` with all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         for name, number in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
             if number is not None:
@@ -189,6 +189,7 @@ class Tokenizer:
             write_json(folder / GENERATION, {"eos_token_id": sorted(self.end_ids)})
         write_json(folder / CONFIG, config)
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
+        vouch(folder)
 
     def add_ends(self, tokens: Iterable[int]) -> None:
         """Lets generation end at these tokens, too, as far as they are special ones."""

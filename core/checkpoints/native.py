@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import few, listing, read_json, read_safetensors, write_atomic, write_json
+from ..files import few, listing, read_json, read_safetensors, write_atomic
+from .checksums import COMPANIONS, CONFIG, check_config, check_file, write_config
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 FORMAT = 1
 """Version of the layout; raised when an old reader could not read a new folder."""
 
@@ -55,7 +56,7 @@ def save(
             unique[name] = whole(tensor).cpu().contiguous()
     header = {"library": "triune", "format": FORMAT, "version": __version__, "architecture": architecture}
     write_atomic(folder / WEIGHTS, to_bytes(unique, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, header | dict(config))
+    write_config(folder, header | dict(config), (WEIGHTS, *COMPANIONS))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
         raise UserError(
             f"'{path}' was written by triune {config.get('version')}, which is newer; please upgrade triune."
         )
+    check_config(path, config)
     return config
 
 
@@ -93,8 +95,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Loads the weights of `folder` into `model`, strictly: see `load_state`."""
+    """Loads the weights of `folder` into `model`, strictly: see `load_state`, and compares their checksum."""
     load_state(model, read_weights(folder), str(folder))
+    check_file(folder, WEIGHTS)  # last: what does not fit says more by itself
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

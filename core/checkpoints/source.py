@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import check_growth, check_regular, few, listing, parsing, read_arrays, read_json, read_safetensors
+from .checksums import check_config, check_file
 from .native import CONFIG, WEIGHTS
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -74,7 +75,10 @@ class Source:
         path = self.path / CONFIG
         if not path.is_file():
             raise UserError(f"'{self.name}' is not a checkpoint: it has no {CONFIG} (it holds {listing(self.path)}).")
-        return read_json(path)
+        config = read_json(path)
+        if config.get("library") == "triune":
+            check_config(path, config)
+        return config
 
     @cached_property
     def is_ours(self) -> bool:
@@ -93,6 +97,8 @@ class Source:
                 return self._shards(self.path / name)
         for name in FILES:
             if (self.path / name).is_file():
+                if self.is_ours:
+                    check_file(self.path, name)
                 return read_tensors(self.path / name)
         raise UserError(
             f"'{self.name}' has a {CONFIG} but no weights ({' or '.join(FILES)}); it holds {listing(self.path)}."

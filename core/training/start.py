@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..checkpoints.checksums import COMPANIONS, write_config
 from ..checkpoints.family import Pretrained
-from ..checkpoints.native import CONFIG, FORMAT
+from ..checkpoints.native import FORMAT
 from ..checkpoints.weights import Target
 from ..config import TransformerConfig
 from ..errors import UserError
-from ..files import write_json
 from ..initialise import uninitialised
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,7 +63,7 @@ class Start:
             self.companion.save(folder)
         header = {"library": "triune", "format": FORMAT, "architecture": self.architecture}
         about = {"model": self.config, "source": self.source, "targets": self.targets}
-        write_json(folder / CONFIG, header | about)
+        write_config(folder, header | about, COMPANIONS)
 
     @classmethod
     def read(cls, config: Mapping[str, Any], model: nn.Module, companion: Any = None) -> Start:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...core.checkpoints.native import CONFIG
+from ...core.checkpoints.checksums import CONFIG, write_config
 from ...core.errors import UserError
 from ...core.evaluate.calibration import cross_fitted, fit_temperature
-from ...core.files import write_json
 from ..model import VisionTransformer
 from .metrics import Judgement, checked, judge
 
@@ -66,7 +65,7 @@ def store_temperature(folder: str | os.PathLike[str], temperature: float) -> Non
     """Adds the key `temperature` to the `config.json` of a saved model; saving the model anew drops it."""
     path = Path(folder)
     config = VisionTransformer.read_settings(path) | {"temperature": temperature}
-    write_json(path / CONFIG, config)
+    write_config(path, config)
 
 
 def read_temperature(folder: str | os.PathLike[str]) -> float:

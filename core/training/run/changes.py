@@ -104,12 +104,17 @@ def leaves(content: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-def changes(run: RunFolder, config_text: str, defaults_text: str) -> list[Change]:
-    """The options whose value is not the recorded one; those that config.yaml does not know had their default."""
+def changes(run: RunFolder, config_text: str, defaults_text: str, recorded: str | None = None) -> list[Change]:
+    """The options whose value is not the recorded one; those that the record does not know had their default.
+
+    The record is what the checkpoint holds (`recorded`), so that a change in config.yaml itself is seen too, else
+    config.yaml.
+    """
     before, now, default = (
         leaves(content)
         for content in (
-            read_yaml(run.config, str(run.config)), yaml.safe_load(config_text), yaml.safe_load(defaults_text)
+            yaml.safe_load(recorded) if recorded else read_yaml(run.config, str(run.config)),
+            yaml.safe_load(config_text), yaml.safe_load(defaults_text),
         )
     )  # fmt: skip
     found = []
@@ -118,6 +123,18 @@ def changes(run: RunFolder, config_text: str, defaults_text: str) -> list[Change
         if old != new:
             found.append(Change(name, old, new))
     return found
+
+
+def edited(run: RunFolder, recorded: str | None) -> str:
+    """What is said where config.yaml is not what the checkpoint says that the run was trained with; empty where it is,
+    or where that is not known.
+    """
+    if recorded is None:
+        return ""
+    before, now = leaves(yaml.safe_load(recorded)), leaves(read_yaml(run.config, str(run.config)))
+    found = [f"{name} was {before.get(name)}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+    found += [f"{name} is new" for name in now if name not in before]
+    return f"{run.config} is not what this run was trained with: {'; '.join(found)}." if found else ""
 
 
 def _above(values: dict[str, Any], name: str, otherwise: Any) -> Any:

@@ -43,6 +43,8 @@ class Checkpoints(Checkpoint):
     def __init__(self, run: RunFolder, telemetry: Telemetry):
         self.run = run
         self.telemetry = telemetry
+        self.config = ""
+        """All options as YAML; a checkpoint holds them, because config.yaml may be changed between two trainings."""
         self.best_value = [math.inf, math.inf]  # the metric, negated where the highest is best, and `val_loss`
         self.best_step: int | None = None
         self.forget_best = False
@@ -142,7 +144,7 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier("Checkpoints")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        return {"best_value": self.best_value, "best_step": self.best_step, "config": self.config}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
@@ -162,6 +164,18 @@ def _is_over(trainer: Trainer) -> bool:
     return trainer.global_step == total_steps(trainer)
 
 
+def recorded_config(run: RunFolder) -> str | None:
+    """The options as YAML that the newest checkpoint was trained with; None where it does not say (one of an earlier
+    version, one in a folder).
+    """
+    for path in (run.last, run.previous):
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:  # a damaged one is reported by `damage`
+            file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))  # compares its checksum
+            content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            return content["callbacks"][Checkpoints.__qualname__].get("config") or None
+    return None
+
+
 def put_aside(path: Path) -> None:
     """Keeps a damaged checkpoint under another name, so that it neither passes for a good one nor replaces one."""
     if path.exists():
@@ -177,8 +191,13 @@ def damage(path: Path) -> str:
         return "" if (path / ".metadata").is_file() else "it is a folder that holds no checkpoint"
     try:
         with zipfile.ZipFile(path) as file:
+            members = file.infolist()
             if bad := file.testzip():
                 return f"{bad} does not match its checksum"
+            # PyTorch's reader gives memory that nobody wrote for a member that is marked as a folder, and of two of one
+            # name `testzip` reads only one.
+            if len({member.filename for member in members}) < len(members) or any(m.external_attr for m in members):
+                return "its list of contents is damaged"
         content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except OSError as error:
         return f"it cannot be read: {error.strerror}"

@@ -26,8 +26,8 @@ from ..module import TrainingModule
 from . import bounds, machine, report, sentences, slurm
 from .arguments import SCORING, given, prepare, use_own_words
 from .arguments import verb_of as verb_of
-from .changes import Change, accept, changes
-from .checkpoints import Checkpoints, damage
+from .changes import Change, accept, changes, edited
+from .checkpoints import Checkpoints, damage, recorded_config
 from .folder import RunFolder, newest_runs
 from .progress import Progress
 from .session import Session
@@ -204,7 +204,9 @@ class TaskCLI(LightningCLI):
 
     def changes(self, run: RunFolder) -> list[Change]:
         """What this call changes in a run that it resumes."""
-        return changes(run, self.session.config_text, self._yaml(self.parser.get_defaults(skip_validation=True)))
+        self.session.recorded = recorded_config(run)
+        defaults = self._yaml(self.parser.get_defaults(skip_validation=True))
+        return changes(run, self.session.config_text, defaults, self.session.recorded)
 
     def _yaml(self, config: Any) -> str:
         config = config.clone()
@@ -237,6 +239,8 @@ def run_task(
             if cli.session.run and cli.session.resume:
                 cli.session.changes = cli.changes(cli.session.run)
             return _fit(cli.session)
+        if run := cli.session.run:
+            report.say(edited(run, recorded_config(run)))
         checkpoint = _checkpoint(cli.session, cli.config.ckpt_path)
         cli.model.before_scoring(Path(checkpoint), cli.datamodule)
         return (_predict if verb == "predict" else _evaluate)(cli.session, checkpoint)

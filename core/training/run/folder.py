@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ...errors import UserError
-from ...files import write_atomic, write_json
+from ...files import read_json, write_atomic, write_json
 
 ROOT = Path("runs")
 
@@ -151,11 +150,13 @@ class RunFolder:
         self._clear()
         return self
 
-    def change_config(self, text: str, step: int) -> None:
-        """Lets config.yaml hold `text`; what it held stays in a file named after the last step it is true of."""
+    def change_config(self, text: str, step: int, recorded: str | None = None) -> None:
+        """Lets config.yaml hold `text`; what was true before (`recorded`, else what it held) stays in a file with the
+        last step it is true of in its name.
+        """
         before = self.path / f"config.until-step-{step}.yaml"
         if not before.exists():
-            write_atomic(before, self.config.read_bytes())
+            write_atomic(before, recorded.encode() if recorded else self.config.read_bytes())
         write_atomic(self.config, text.encode())
 
     def remove_start(self) -> None:
@@ -253,7 +254,7 @@ def load_summary(path: str | Path) -> dict[str, Any]:
     run = RunFolder.open(path)
     if not run.summary.is_file():
         raise UserError(f"{run} has no summary.json: its training has not finished; continue it with `--resume true`.")
-    return json.loads(run.summary.read_text(encoding="utf-8"))
+    return read_json(run.summary)
 
 
 def newest_runs(base: str | Path = ROOT, most: int = 3) -> list[Path]:

@@ -101,7 +101,7 @@ class Opening(Callback):
         session = self.session
         session.trained = True
         if session.run and session.changes and trainer.is_global_zero and not session.is_trial:
-            session.run.change_config(session.config_text, trainer.global_step)
+            session.run.change_config(session.config_text, trainer.global_step, session.recorded)
 
     def _lines(self, session: Session, trainer: Trainer) -> list[str]:
         model = session.model

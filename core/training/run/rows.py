@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,11 +58,14 @@ class MetricsFile:
         self.path = Path(path)
         self.columns = list(columns)
         self.rows = 0
+        self.checksum = 0
+        """Of all rows so far, whatever columns the file has beside those of a row."""
 
-    def rewind(self, step: int, count: int | None = None) -> str:
+    def rewind(self, step: int, count: int | None = None, checksum: int | None = None) -> str:
         """Drops the rows after `step`, and all but the first `count`, which a resumed run writes again.
 
-        Returns what is lost, in words, where rows of before cannot be read; the file is then kept as `DAMAGED`.
+        Returns what is lost, in words, where rows of before cannot be read; the file is then kept as `DAMAGED`. Says so
+        too where they can, but are not those of `checksum`.
         """
         if self.path.exists():
             columns, rows = read_rows(self.path)
@@ -79,7 +83,11 @@ class MetricsFile:
         said = self._keep_damaged(lost) if lost else ""
         self.columns = columns or self.columns
         self._rewrite(good)
-        self.rows = len(good)
+        self.rows, self.checksum = len(good), 0
+        for row in good:
+            self.checksum = _add(row, self.checksum)
+        if not said and checksum is not None and checksum != self.checksum:
+            said = f"Rows of {self.path} are not those that were written; the training itself is not touched by it."
         return said
 
     def _keep_damaged(self, lost: int) -> str:
@@ -101,10 +109,9 @@ class MetricsFile:
         if not self.path.exists():
             self._rewrite([])
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(
-                {name: _cell(value) for name, value in row.items()}
-            )
-        self.rows += 1
+            cells = {name: _cell(value) for name, value in row.items()}
+            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(cells)
+        self.rows, self.checksum = self.rows + 1, _add(cells, self.checksum)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
@@ -113,6 +120,12 @@ class MetricsFile:
         writer.writerows(rows)
         # Complete or not at all: a full disk must not cost the rows that were there.
         write_atomic(self.path, text.getvalue().encode())
+
+
+def _add(row: dict[str, Any], before: int) -> int:
+    """The checksum of rows, with one more."""
+    text = "".join(f"{name}={cell}\n" for name, cell in sorted(row.items()) if cell not in ("", None))
+    return zlib.crc32(text.encode(), before)
 
 
 def _cell(value: Any) -> Any:

@@ -43,6 +43,8 @@ class Session:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     changes: list[Change] = field(default_factory=list)
     """Options that a resumed run changes."""
+    recorded: str | None = None
+    """All options of a run before it was resumed, as YAML, where its checkpoint says them."""
     damaged: list[Path] = field(default_factory=list)
     """Checkpoints of a resumed run that cannot be read."""
     owns_run: bool = False
@@ -63,6 +65,8 @@ class Session:
         """Notes what was built, and from which options."""
         self.model, self.data, self.trainer = model, data, trainer
         self.config, self.config_text = config, config_text
+        if self.checkpoints:
+            self.checkpoints.config = config_text
 
     @property
     def command(self) -> str:

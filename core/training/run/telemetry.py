@@ -115,6 +115,7 @@ class Telemetry(Callback):
         self._lost: Tensor | None = None  # units whose loss is not finite, and which no mean holds
         self._restored: tuple[float, int, int] = (0.0, 0, 0)
         self._rows: int | None = None  # of the file when the checkpoint was written
+        self._checksum: int | None = None  # of these rows
         self._epoch = 0  # of the last batch
         self._seconds_before = 0.0
         self._start: float | None = None
@@ -129,8 +130,9 @@ class Telemetry(Callback):
         self._peak = machine.peak_flops(machine.device_name(pl_module.device), trainer.precision)
         if self._peak is None:
             self.flops_unknown = "the peak rate of this device and precision is not in the table"
-        if self.file and trainer.is_global_zero and (lost := self.file.rewind(trainer.global_step, self._rows)):
-            print(lost, flush=True)
+        if self.file and trainer.is_global_zero:
+            said = self.file.rewind(trainer.global_step, self._rows, self._checksum)
+            print(said, end="\n" if said else "", flush=True)
         self._start = self._mark = self.clock()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -196,6 +198,7 @@ class Telemetry(Callback):
             "slots": self._slots,
             "epoch": self._epoch,
             "rows": self.file.rows if self.file else None,
+            "checksum": self.file.checksum if self.file else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,7 +208,8 @@ class Telemetry(Callback):
         parts = state_dict.get("parts") or [(*state_dict["sums"], 0)[:3]]  # older runs had those of one process
         self._restored = own_part([tuple(part) for part in parts])
         self._slots = state_dict["slots"]
-        self._epoch, self._rows = state_dict.get("epoch", 0), state_dict.get("rows")
+        self._epoch = state_dict.get("epoch", 0)
+        self._rows, self._checksum = state_dict.get("rows"), state_dict.get("checksum")
 
     # --- counting -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from triune import __version__
 from triune.core.checkpoints import native as checkpoint
+from triune.core.checkpoints.checksums import write_config
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.rotary import RotaryConfig
@@ -90,8 +91,7 @@ def refuses(folder: Path, *parts: str) -> None:
 
 
 def rewrite_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_config(folder, json.loads((folder / "config.json").read_text()) | changes)
 
 
 def test_missing_folder_config_and_weights(folder: Path) -> None:

@@ -46,9 +46,7 @@ def pair_model(**changes: Any) -> PairModel:
 def save_pair(folder: Path, inputs: dict[str, Any]) -> Path:
     """A model folder as `PairTask.export` writes it."""
     model = pair_model()
-    model.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"inputs": inputs}))
+    model.save_pretrained(folder, inputs=inputs)
     return folder
 
 

@@ -211,3 +211,36 @@ def test_predictions_of_no_run_replace_nothing(place: Place) -> None:
     assert mine.read_bytes() == b"mine"
     assert place(f"{words} --overwrite true").code == 0
     assert len(mine.read_bytes()) > 1000
+
+
+def test_a_checkpoint_whose_list_of_contents_is_damaged(place: Place) -> None:
+    """PyTorch reads memory that nobody wrote, without a word, where a member of the archive is marked as a folder."""
+    last = place.copy() / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 38] |= 0x10
+    last.write_bytes(content)
+    assert damage(last) == "its list of contents is damaged"
+
+
+def test_a_changed_config_is_seen(place: Place) -> None:
+    """Also by a hand: config.yaml says what a run was trained with, and the checkpoint knows it too."""
+    run = place.copy()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        text.replace("warmup: ", "warmup: 1").replace("seed_everything: 1", "seed_everything: 2")
+    )
+    only_sentence(place(MORE), "seed_everything is 2337, but this run was trained with 1337")
+    scored = place(SCORE)
+    assert scored.code == 0 and "seed_everything was 1337, now 2337" in scored.printed
+    (run / "config.yaml").write_text(text.replace("weight_decay: ", "weight_decay: 0.5 # "))
+    ended = place(MORE)
+    assert ended.code == 0 and "model.optimizer.weight_decay was" in " ".join(ended.printed.split())
+    assert "weight_decay: 0.5" not in (run / "config.until-step-12.yaml").read_text()
+
+
+def test_rows_of_metrics_that_are_not_those_that_were_written(place: Place) -> None:
+    run = place.copy()
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    lines[2] = lines[2].replace(".", "1.", 1)
+    (run / "metrics.csv").write_text("".join(lines))
+    assert "are not those that were written" in place(MORE).printed
