@@ -45,6 +45,11 @@ def main(args: list[str] | None = None) -> int:
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
+        os.getcwd()
+    except OSError as error:  # PyTorch's libraries would end the process
+        print(f"error: The present folder cannot be used ({error.strerror}); go to another.", file=sys.stderr)
+        return 2
+    try:
         with terminable():
             code = dispatch(words)
         sys.stdout.flush()

@@ -123,8 +123,9 @@ def write_json(path: Path, content: Any) -> None:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends well, and vanishes otherwise.
 
-    Whether the old one may go is the caller's business.
+    Whether the old one may go is the caller's business. A symbolic link is kept, and its target replaced.
     """
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -47,3 +47,14 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch: pytest.Mo
     monkeypatch.setattr(cli, "overview", lambda: "Cβ")
     assert cli.main(["--help"]) == 0
     assert shown.getvalue() == b"C\\u03b2\n"
+
+
+def test_a_present_folder_that_is_gone_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    shown = io.StringIO()
+    monkeypatch.setattr(os, "getcwd", gone)
+    monkeypatch.setattr("sys.stderr", shown)
+    assert cli.main(["recipes"]) == 2
+    assert shown.getvalue() == "error: The present folder cannot be used (No such file or directory); go to another.\n"

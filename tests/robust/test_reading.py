@@ -24,6 +24,7 @@ from triune.core.files import (
     read_bytes,
     read_json,
     read_table,
+    replaced_folder,
 )
 from triune.core.yaml_files import read_yaml
 
@@ -192,3 +193,13 @@ def test_tables_need_their_columns_and_whole_rows(tmp_path: Path) -> None:
         table.write_bytes(content)
         with pytest.raises(UserError, match=sentence):
             read_table(table, ["chain", "split"])
+
+
+def test_a_link_to_a_folder_is_kept_and_its_target_replaced(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("old", "nothing yet"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(name)
+        with replaced_folder(link) as new:
+            (new / "it").write_text("new")
+        assert link.is_symlink() and (tmp_path / name / "it").read_text() == "new"

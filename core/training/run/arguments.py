@@ -6,15 +6,17 @@ import argparse
 import inspect
 import os
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...files import write_atomic
 from ...task import Task, Verb
 from ...yaml_files import read_yaml
 from ..lightning_fixes import rank
 from . import slurm
+from .checkpoints import recorded_config
 from .folder import RunFolder
 from .recipes import find_config, folder, list_recipes
 
@@ -49,12 +51,15 @@ def prepare(
     if helping:
         return run, resume, _join(configs, rest)
     if trains and run and not resume and (run.last.exists() or run.previous.exists()):
-        resume = slurm.started_again(run.config, f"triune {task} {verb} {shlex.join(args)}")
+        resume = slurm.started_again(run.config, command_line(["triune", task, verb, *args]))
         if resume and rank() == 0:
             print(f"SLURM has started this job again, so that {run} is continued.", flush=True)
     if trains and resume and run is None:
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
     if run and (resume or not trains):
+        if resume and not os.path.lexists(run.config) and (text := recorded_config(run)):
+            write_atomic(run.config, text.encode())
+            print(f"{run.config} is gone; it is written again from the checkpoint.", flush=True)
         run = RunFolder.open(run.path)
         configs.insert(0, str(check_yaml(run.config)))
         if trains and run.verb != verb:
@@ -72,6 +77,13 @@ def prepare(
             run.check_free()
             os.environ[RUN_VARIABLE] = str(run)
     return run, resume, _join(configs, rest)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command line as one would type it, on one line: it stands in the first one of config.yaml."""
+    return " ".join(
+        shlex.quote(word) if word.isprintable() else "$'" + repr(word)[1:-1].replace("'", "\\'") + "'" for word in words
+    )
 
 
 def given(args: list[str], section: str = "data", package: str = "", options: Collection[str] = ()) -> frozenset[str]:

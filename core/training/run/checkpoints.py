@@ -169,6 +169,8 @@ def recorded_config(run: RunFolder) -> str | None:
     version, one in a folder).
     """
     for path in (run.last, run.previous):
+        if not path.is_file():
+            continue
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:  # a damaged one is reported by `damage`
             file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))  # compares its checksum
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
@@ -189,6 +191,8 @@ def damage(path: Path) -> str:
     """
     if path.is_dir():  # a sharded checkpoint, whose reader looks for itself
         return "" if (path / ".metadata").is_file() else "it is a folder that holds no checkpoint"
+    if not path.is_file():
+        return "it is no regular file"
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()

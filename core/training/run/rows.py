@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...files import write_atomic
+from ...files import refuse_special, write_atomic
 
 RENAMED = {"tokens": "units", "tokens_per_second": "units_per_second"}
 """Columns that files of older runs call otherwise."""
@@ -66,7 +66,11 @@ class MetricsFile:
 
         Returns what is lost, in words, where rows of before cannot be read; the file is then kept as `DAMAGED`. Says so
         too where they can, but are not those of `checksum`.
+
+        Raises:
+            UserError: there is something else than a regular file.
         """
+        refuse_special(self.path)
         if self.path.exists():
             columns, rows = read_rows(self.path)
         elif count:

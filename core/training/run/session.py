@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from ..data import DataModule
 from ..module import TrainingModule
+from .arguments import command_line
 from .changes import Change
 from .checkpoints import Checkpoints
 from .folder import RunFolder
@@ -71,7 +71,7 @@ class Session:
     @property
     def command(self) -> str:
         """The command line of this call, as one would type it."""
-        return f"triune {self.task} {self.verb} {shlex.join(self.args)}".strip()
+        return command_line(["triune", self.task, self.verb, *self.args])
 
     @property
     def is_trial(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from triune.core.errors import UserError
 from triune.core.training.module import TrainingModule
-from triune.core.training.run.arguments import check_yaml, given, use_own_words
+from triune.core.training.run.arguments import check_yaml, command_line, given, use_own_words
 
 
 class Task(TrainingModule):
@@ -65,3 +65,9 @@ def test_a_file_holds_nothing_but_options(tmp_path: Path, text: str, said: str) 
     with pytest.raises(UserError) as error:
         check_yaml(file)
     assert said in str(error.value) and str(error.value).endswith(".")
+
+
+def test_a_command_stands_on_one_line() -> None:
+    """The first one of config.yaml, where a name with a line break would otherwise go on as YAML."""
+    assert command_line(["triune", "text", "fit", "--run", "a b"]) == "triune text fit --run 'a b'"
+    assert command_line(["fit", "a\ntrainer: 'x'\x00"]) == r"fit $'a\ntrainer: \'x\'\x00'"

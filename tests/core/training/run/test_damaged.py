@@ -140,6 +140,27 @@ def test_the_configuration(place: Place, spoil: Callable[[Path], None]) -> None:
     assert content(run) == before
 
 
+def test_a_configuration_that_is_gone_is_written_again(place: Place) -> None:
+    run = place.copy()
+    before = (run / "config.yaml").read_bytes()
+    (run / "config.yaml").unlink()
+    ended = place(RESUME)
+    assert ended.code == 0 and "config.yaml is gone; it is written again" in ended.printed
+    assert (run / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(place: Place, name: str) -> None:
+    path = place.copy() / name
+    path.unlink()
+    os.mkfifo(path)
+    ended = place(MORE)
+    if name == "metrics.csv":
+        only_sentence(ended, "metrics.csv' is a pipe")
+    else:
+        assert ended.code == 0 and "damaged (it is no regular file)" in ended.printed
+
+
 @pytest.mark.parametrize("spoil", [garbage, emptied])
 def test_the_rows_of_metrics(place: Place, spoil: Callable[[Path], None]) -> None:
     run = place.copy()
