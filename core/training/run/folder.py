@@ -16,7 +16,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ...errors import UserError
-from ...files import read_json, write_atomic, write_json
+from ...files import read_json, refuse_special, write_atomic, write_json
 
 ROOT = Path("runs")
 
@@ -179,10 +179,11 @@ class RunFolder:
         """Lets no other process train into this folder while this one lives; the system takes the lock back at its end.
 
         Raises:
-            UserError: another process does.
+            UserError: another process does, or what should be the lock is no regular file.
         """
         if fcntl is None or self._lock is not None:  # fcntl is missing on Windows
             return
+        refuse_special(self.path / ".lock")
         file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             # Not `flock`, which the processes of a loader would inherit, and hold when this one is killed.

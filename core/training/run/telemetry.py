@@ -180,6 +180,7 @@ class Telemetry(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.latest.seconds = self._seconds()
+        self.latest.memory_gb = machine.peak_memory(pl_module.device)  # the last validation belongs to it
 
     @contextmanager
     def pause(self) -> Iterator[None]:
