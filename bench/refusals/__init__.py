@@ -9,7 +9,7 @@ from .made import Case
 
 def all_cases() -> Iterator[Case]:
     """The cases of every room, in a fixed order."""
-    from . import images, models, proteins, text, values, weights
+    from . import commands, images, models, proteins, text, values, weights
 
-    for room in (text, images, proteins, models, weights, values):
+    for room in (text, images, proteins, models, weights, values, commands):
         yield from room.cases()

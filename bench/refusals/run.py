@@ -23,7 +23,7 @@ from triune.vision.model import VisionTransformer, VisionTransformerConfig
 
 from .made import A3M, PICTURES, Case, Content
 
-SECONDS = 30
+SECONDS = 120
 
 
 def make_good(place: Path) -> None:
