@@ -48,8 +48,8 @@ from triune.text.task import TextTask
 
 SIZES: dict[str, tuple[dict[str, int], dict[str, int], int, int]] = {
     # width of the model, data, steps of a round, and steps between two validations in the recipe
-    "small": ({"dim": 128, "depth": 4, "heads": 4}, {"context": 64, "batch_size": 12}, 60, 500),
-    "larger": ({"dim": 384, "depth": 6, "heads": 6}, {"context": 256, "batch_size": 2}, 10, 500),
+    "small": ({"dim": 128, "depth": 4, "heads": 4}, {"context": 64, "batch_size": 12}, 40, 500),
+    "larger": ({"dim": 384, "depth": 6, "heads": 6}, {"context": 256, "batch_size": 2}, 5, 500),
 }
 WARM = 3
 PARTS: dict[Any, tuple[str, ...]] = {

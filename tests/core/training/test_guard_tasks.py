@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from triune.bench.kills.trainings import make_start
 from triune.core import UserError
 from triune.core.training.module import Loss
 from triune.core.training.run.cli import run_task
@@ -38,6 +39,10 @@ TASKS: dict[str, tuple[str, str, Any, Any, list[str]]] = {
         *SMALL, "--data.chats", "{folder}/chats.jsonl", "--data.tokenizer", "bytes", "--data.context", "32",
         "--data.batch_size", "2",
     ]),
+    "lora": ("text", "fit", TextTask, TextData, [
+        "--model.pretrained", "{folder}/start", "--model.lora.rank", "2", "--data.files", "{folder}/*.txt",
+        "--data.cache", "{folder}", "--data.context", "16", "--data.batch_size", "2",
+    ]),
     "vision": ("vision", "fit", VisionTask, ImageData, [*SMALL, "--data.batch_size", "16", "--data.cache", "{folder}"]),
     "protein": ("protein", "fit", PairTask, ProteinData, [
         "--data.crop", "16", "--data.batch_size", "2", "--data.max_length", "32", "--model.settings",
@@ -55,6 +60,8 @@ def command(name: str, folder: Path) -> Any:
     (folder / "two.txt").write_text("".join(f"{i} times {i} is {i * i}\n" for i in range(100)))
     row = '{{"prompt": "What is {0}?", "completion": "A number, {0}."}}\n'
     (folder / "chats.jsonl").write_text("".join(row.format(i) for i in range(60)))
+    if name == "lora":
+        make_start(folder)
     words = [word.replace("{folder}", str(folder)) for word in options]
 
     def run(where: str, *more: str, fresh: bool = True) -> None:
@@ -101,7 +108,7 @@ def same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "lora"])
 def test_a_bad_step_is_named_and_left_out_and_resume_is_exact(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -133,10 +140,16 @@ def test_a_bad_step_is_named_and_left_out_and_resume_is_exact(
     assert whole["guard"]["counts"]["skipped_steps"] == 1
 
 
-@pytest.mark.parametrize("name", ["text", "vision", "protein"])
-def test_weights_after_a_bad_step_are_those_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("text", ""), ("text", "--trainer.precision bf16-mixed"), ("lora", ""), ("vision", ""), ("protein", "")],
+)
+def test_weights_after_a_bad_step_are_those_before(
+    name: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, module = command(name, tmp_path)
-    shared = ("--trainer.val_check_interval", "6", "--model.schedule.kind", "constant", "--model.schedule.warmup", "0")
+    shared = ["--trainer.val_check_interval", "6", "--model.schedule.kind", "constant", "--model.schedule.warmup", "0"]
+    shared += more.split()
     run("before", *shared, "--trainer.max_steps", "2")
     breaks(monkeypatch, module, (2,))
     run("after", *shared, "--trainer.max_steps", "3")
@@ -158,3 +171,26 @@ def test_several_in_a_row_keep_the_last_good_checkpoint(tmp_path: Path, monkeypa
     # The data are the same, so is what happens; the limit may be raised for a resumed run.
     run("stopped", "--resume", "true", "--model.optimizer.skip_limit", "3", fresh=False)
     assert load_summary(tmp_path / "stopped")["skipped_steps"] == 2
+
+
+def test_a_leap_and_batches_without_a_target_in_16_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A batch of which nothing is to be predicted has a loss of zero over no unit, not 0 / 0."""
+    run, module = command("text", tmp_path)
+    original = module.loss
+
+    def loss(self: Any, batch: Any) -> Loss:
+        position = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        if self.training and position == 36:
+            batch = batch | {"targets": torch.full_like(batch["targets"], -100)}
+        total, count = original(self, batch)
+        return Loss(total * 50 if self.training and position == 38 else total, count)
+
+    monkeypatch.setattr(module, "loss", loss)
+    run("odd", *["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "40", "--trainer.val_check_interval", "40"])
+    said, counts = capsys.readouterr().out, load_summary(tmp_path / "odd")
+    assert "step 37 has no target to learn from" in said and "the loss of step 39 leaps to" in said
+    names = ("skipped_steps", "loss_spikes", "steps_without_targets")
+    assert [counts[name] for name in names] == [0, 1, 1]
+    assert all(value.isfinite().all() for value in content(tmp_path / "odd")["state_dict"].values())
