@@ -34,6 +34,14 @@ GOOD = {
     ("info",): "ok/lm",
     ("convert",): "ok/lm out --to triune",
     ("demo",): "--smallest --run demo",
+    ("lens", "heads"): "ok/lm",
+    ("lens", "ablate"): "ok/lm --controls 1 --top 1",
+    ("lens", "patch"): "ok/lm abc abd",
+    ("lens", "depth"): "ok/lm abc",
+    ("lens", "attention"): "ok/lm abc",
+    ("lens", "birth"): "--steps 1",
+    ("recall",): "--steps 1 --mixer gru --pairs 2 --length 16",
+    ("scaling",): "ok/runs.csv",
 }
 """A command line of each verb that works; verbs that score take the options of `fit`."""
 
@@ -41,9 +49,9 @@ BAD = {
     int: ("-1", "0", "1000000000000000000", "nan", "inf", "1.5", "x", "", "[1, 2]", "{a: 1}"),
     float: ("-1", "0", "1e30", "1e400", "-inf", "nan", "x", "", "[0.1, 0.2]"),
     bool: ("maybe", "2", "", "[true]"),
-    str: ("", "no such thing", "\ud800", "[a, b]", "{a: 1}"),
+    str: ("", "no such thing", "\ud800", "[a, b]", "{a: 1}", "-1", "nan", "1000000000000000000", "ok/img", "/dev/zero"),
 }
-NONSENSE = ("-1", "nan", "inf", "-inf", "1e400", "x", "", "maybe", "\ud800")
+NONSENSE = ("-1", "nan", "inf", "-inf", "1e400", "x", "", "maybe", "\ud800", "/dev/zero")
 """Values that no option has a use for, but for these:"""
 MEANINGFUL = {
     "--trainer.max_epochs=-1": "no bound on the epochs",

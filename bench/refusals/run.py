@@ -41,6 +41,8 @@ def make_good(place: Path) -> None:
     (place / "pdb").mkdir()
     (place / "pdb" / "x.pdb").write_text("HEADER\n")
     (place / "ok.txt").write_text("a text of some words\n" * 50)
+    rows = "".join(f"{10**n},{3 * 10**n},{2 + 5 / n}\n" for n in range(3, 9))
+    (place / "runs.csv").write_text(f"parameters,tokens,loss\n{rows}")
     (place / "ok.a3m").write_bytes(A3M)
     letters = np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), (12, 40))
     (place / "many.fasta").write_text("".join(f">chain{n}\n{''.join(row)}\n" for n, row in enumerate(letters)))

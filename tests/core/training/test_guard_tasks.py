@@ -188,7 +188,8 @@ def test_a_leap_and_batches_without_a_target_in_16_bits(
         return Loss(total * 50 if self.training and position == 38 else total, count)
 
     monkeypatch.setattr(module, "loss", loss)
-    run("odd", *["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "40", "--trainer.val_check_interval", "40"])
+    length = ["--trainer.max_steps", "40", "--trainer.val_check_interval", "40"]
+    run("odd", "--trainer.precision", "bf16-mixed", *length)
     said, counts = capsys.readouterr().out, load_summary(tmp_path / "odd")
     assert "step 37 has no target to learn from" in said and "the loss of step 39 leaps to" in said
     names = ("skipped_steps", "loss_spikes", "steps_without_targets")
