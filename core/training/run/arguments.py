@@ -57,10 +57,7 @@ def prepare(
     if trains and resume and run is None:
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
     if run and (resume or not trains):
-        if resume and not os.path.lexists(run.config) and (text := recorded_config(run)):
-            write_atomic(run.config, text.encode())
-            print(f"{run.config} is gone; it is written again from the checkpoint.", flush=True)
-        run = RunFolder.open(run.path)
+        run = _opened(run.path, resume)
         configs.insert(0, str(check_yaml(run.config)))
         if trains and run.verb != verb:
             raise UserError(f"{run} is a run of `triune {task} {run.verb}`; continue it with that verb.")
@@ -77,6 +74,15 @@ def prepare(
             run.check_free()
             os.environ[RUN_VARIABLE] = str(run)
     return run, resume, _join(configs, rest)
+
+
+def _opened(path: str | Path, resume: bool) -> RunFolder:
+    """The run in a folder; the config.yaml of one that is continued comes back from its checkpoint where it is gone."""
+    run = RunFolder(path)
+    if resume and not os.path.lexists(run.config) and (text := recorded_config(run)):
+        write_atomic(run.config, text.encode())
+        print(f"{run.config} is gone; it is written again from the checkpoint.", flush=True)
+    return RunFolder.open(path)
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -159,7 +165,7 @@ def _has(option: str, verb: str, args: list[str], package: str) -> bool:
         return True
     files = [find_config(name, package) for name in known.config if name is not None]
     if known.run and (verb in SCORING or known.resume == "true"):
-        files.append(RunFolder.open(known.run).config)
+        files.append(_opened(known.run, known.resume == "true").config)
     section, _, name = option.partition(".")
     contents = [read_yaml(path, f"--config {path}") for path in files]
     parts = [content.get(section) for content in contents if isinstance(content, dict)]
