@@ -22,7 +22,10 @@ from typing import Any, Self
 
 from .moments import Moments
 
-SECONDS = 240
+SECONDS, GRACE = 600, 60
+"""For a command, and for the other processes of a training once one of them has ended with an error: as the agent of
+torchrun does, it then ends them.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ def _free_port() -> int:
 
 
 def exit_code(*children: int) -> int:
-    """The exit code of a child, of several the first that is not 0; those that have not ended after `SECONDS`, and
-    those that outlive another that was killed, are killed, which is code -9.
+    """The exit code of a child, of several the first that is not 0; those that have not ended after `SECONDS`, that
+    outlive another that was killed, or by `GRACE` one that ended with an error, are killed, which is code -9.
     """
     handles, codes, end = {os.pidfd_open(child): child for child in children}, [], time.monotonic() + SECONDS
     while handles:
@@ -115,6 +118,8 @@ def exit_code(*children: int) -> int:
         for handle in ended:
             os.close(handle)
             codes.append(os.waitstatus_to_exitcode(os.waitpid(handles.pop(handle), 0)[1]))
+        if any(codes):
+            end = min(end, time.monotonic() + GRACE)
         if not ended or -signal.SIGKILL in codes:
             for child in handles.values():
                 os.kill(child, signal.SIGKILL)

@@ -293,7 +293,9 @@ def _train(session: Session) -> dict[str, Any]:
     trainer.loggers = []
     best = str(run.best) if run.best.exists() else None
     metrics = (trainer.validate(session.model, session.data, ckpt_path=best, verbose=False) or [{}])[0]
-    return report.finish(session, dict(metrics))
+    summary = report.finish(session, dict(metrics))
+    number = session.interrupt.signal
+    return summary | ({} if number is None else {"exit_code": 128 + number})
 
 
 def _to_continue(session: Session, run: RunFolder) -> str:
