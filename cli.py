@@ -155,7 +155,7 @@ def dispatch(words: list[str]) -> int:
     if verbs[verb].main:
         return named(verbs[verb].main)(options) or 0
     done = _train_or_score(command, verb, options)
-    return 130 if done.get("interrupted") else done.get("code", 0)
+    return done.get("code", 130 if done.get("interrupted") else 0)
 
 
 def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def _train(session: Session) -> dict[str, Any]:
     metrics = (trainer.validate(session.model, session.data, ckpt_path=best, verbose=False) or [{}])[0]
     summary = report.finish(session, dict(metrics))
     number = session.interrupt.signal
-    return summary | ({} if number is None else {"exit_code": 128 + number})
+    return summary | ({} if number is None else {"code": 128 + number})
 
 
 def _to_continue(session: Session, run: RunFolder) -> str:
