@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..checkpoints.checksums import write_config
 from ..checkpoints.family import Pretrained
 from ..checkpoints.native import CONFIG, load_config
 from ..checkpoints.saved import SavedModel
@@ -19,7 +20,6 @@ from ..checkpoints.source import Source
 from ..config import TransformerConfig
 from ..errors import UserError
 from ..evaluate.judgement import Judgement
-from ..files import write_json
 from ..heads.base import HeadSpec
 from ..heads.registry import head_class, prepare
 from ..initialise import uninitialised
@@ -274,7 +274,7 @@ class LabelTask(TrainingModule):
         model.save_pretrained(folder, self.export_state())
         config = load_config(folder, self.MODEL.__name__)
         config["model"]["head"] = spec.to_dict()
-        write_json(folder / CONFIG, config)
+        write_config(folder, config)
 
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""
