@@ -39,7 +39,10 @@ class TextPredictor(LabelledModel, SavedModel, config=LabelledConfig):
 
     @staticmethod
     def bare(trunk: Any) -> Any:
-        trunk.head = None if isinstance(trunk, TextEncoder) else nn.Identity()
+        if isinstance(trunk, TextEncoder):
+            trunk.head = None
+        else:
+            trunk.head = nn.Identity()
         return trunk
 
     @staticmethod

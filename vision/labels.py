@@ -25,7 +25,7 @@ from ..core.training.data import Batches, Draw, Source
 from ..core.training.start import Start
 from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
-from .data.gather import gather
+from .data.gather import Settings, gather
 from .data.images import Decoding, read_image
 from .data.loader import Shuffled
 from .data.module import ImageData
@@ -119,6 +119,9 @@ class ImageTable(FromTable, ImageData):
             "channels": self.channels, "image_size": list(self.image_size), "preprocessing": asdict(self.preprocessing)
         }  # fmt: skip
         return super().trained | {"images": images}
+
+    def _settings(self) -> Settings:
+        return replace(super()._settings(), bits=self.preprocessing.grey_bits if self.scores else None)
 
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
         if rows.target.kind == "tag":

@@ -70,7 +70,7 @@ class FromTable(ResumableData):
         self.balanced = balanced
         self.rows: Rows | None = None
         self.spec: HeadSpec | None = None
-        self._trained: dict[str, Any] | None = None
+        self._origin: dict[str, Any] | None = None
         self.scored_side = "val"
 
     # --- what a task says --------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class FromTable(ResumableData):
         Args:
             trained: what `trained` gave at the training.
         """
-        self._trained = trained
+        self._origin = trained
         self.spec = HeadSpec.from_dict(trained["head"])
 
     @property
@@ -106,7 +106,7 @@ class FromTable(ResumableData):
     @property
     def scores(self) -> bool:
         """Whether a trained model is scored, rather than one trained."""
-        return self._trained is not None
+        return self._origin is not None
 
     @property
     def _known(self) -> Rows:
@@ -143,9 +143,9 @@ class FromTable(ResumableData):
         self.rows = rows
 
     def _is_other_table(self) -> bool:
-        if self._trained is None:
+        if self._origin is None:
             return False
-        return str(Path(self.table_options["table"]).expanduser().absolute()) != self._trained["table"]
+        return str(Path(self.table_options["table"]).expanduser().absolute()) != self._origin["table"]
 
     def side(self, name: str) -> np.ndarray:
         """Rows of a side, int64."""

@@ -149,7 +149,7 @@ class LabelTask(TrainingModule):
     def adapt_model(self, start: Start, data: Any) -> LabelledModel:
         """The checkpoint's model below a new head."""
         trunk: Any = start.model
-        if not isinstance(trunk, self.MODEL.TRUNKS):
+        if not isinstance(start.model, self.MODEL.TRUNKS):
             known = ", ".join(known.__name__ for known in self.MODEL.TRUNKS)
             raise UserError(f"'{start.source}' is a {type(trunk).__name__}, but a head needs one of {known} below it.")
         config = trunk.config

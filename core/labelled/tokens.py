@@ -66,7 +66,7 @@ class TokenTable(FromTable, TokenOptions):
     AROUND = (0, 0)
     """Tokens before and behind those of the input that have no target of their own."""
 
-    samples: list[Any]
+    contents: list[Any]
     inputs: TokenReader
 
     def reader(self, rows: Rows) -> TokenReader:
@@ -85,7 +85,7 @@ class TokenTable(FromTable, TokenOptions):
             raise UserError(f"{encoded[wrong[0]]}{more} Mend them, or leave them out with --data.on_error skip.")
         if wrong:
             rows.notes.append(f"{len(wrong):,} rows are left out, the first: {str(encoded[wrong[0]]).rstrip('.')}")
-        self.samples = [reader.empty() if isinstance(found, UserError) else found for found in encoded]
+        self.contents = [reader.empty() if isinstance(found, UserError) else found for found in encoded]
         left_out = set(wrong)
         return {
             side: np.array([row for row in found.tolist() if row not in left_out], np.int64)
@@ -137,7 +137,7 @@ class TokenTable(FromTable, TokenOptions):
         return Batches(_Source(self, side), order, 0, self.pin)
 
     def _lengths(self, side: str) -> np.ndarray:
-        return np.array([self.inputs.size(self.samples[row]) for row in self.side(side)], np.int64)
+        return np.array([self.inputs.size(self.contents[row]) for row in self.side(side)], np.int64)
 
     def token_targets(self, rows: np.ndarray, width: int) -> Tensor:
         """Targets of every token of rows, `[batch, width]`, missing where a token has none."""
@@ -149,7 +149,7 @@ class TokenTable(FromTable, TokenOptions):
         for slot, row in enumerate(rows.tolist()):
             if row < 0:
                 continue
-            room = self.inputs.size(self.samples[row]) - before - behind
+            room = self.inputs.size(self.contents[row]) - before - behind
             values = torch.from_numpy(np.asarray(target.values[row][:room]))
             found[slot, before : before + len(values)] = values.to(found.dtype)
         return found
@@ -170,7 +170,7 @@ class _Source:
     """Batches of one side."""
 
     def __init__(self, data: TokenTable, side: str) -> None:
-        self._rows, self._samples, self._inputs = data.side(side), data.samples, data.inputs
+        self._rows, self._samples, self._inputs = data.side(side), data.contents, data.inputs
         tags = isinstance(data._known.target.values, list)
         self._targets = data.token_targets if tags else lambda rows, width: data.targets(rows)
 

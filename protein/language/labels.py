@@ -38,7 +38,7 @@ class ProteinPredictor(LabelledModel, SavedModel, config=LabelledConfig):
 
     def __init__(self, config: LabelledConfig, trunk: SavedModel | None = None) -> None:
         super().__init__(config, trunk)
-        width = self.trunk.config.transformer.dim  # type: ignore[attr-defined]
+        width: int = self.width(self.trunk, None)
         self.profile = nn.Linear(len(AMINO_ACIDS), width, bias=False) if config.reads.get("profile") else None
 
     @staticmethod

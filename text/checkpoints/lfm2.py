@@ -34,6 +34,7 @@ def read_lfm2(c: Settings) -> LanguageModelConfig:
         )
     attends = FULL in kinds
     convolution = {"conv": c["conv_L_cache"], "conv_bias": c["conv_bias"], "bias": c["conv_bias"]}
+    rotary: dict[str, Any] = {"rotary": of_all(c)} if attends else {}
     transformer = TransformerConfig(
         dim=c["hidden_size"], depth=depth, heads=c["num_attention_heads"],
         kv_heads=c["num_key_value_heads"] or c["num_attention_heads"], head_dim=c["head_dim"], causal=True,
@@ -41,7 +42,7 @@ def read_lfm2(c: Settings) -> LanguageModelConfig:
         mixer_options={"convolution": convolution} if CONV in kinds else {},
         position="rotary" if attends else "none", context=c["max_position_embeddings"], norm="rmsnorm",
         norm_eps=c["norm_eps"], qk_norm="head" if attends else "none", ffn="swiglu", ffn_dim=_hidden(c), bias=False,
-        **{"rotary": of_all(c)} if attends else {},
+        **rotary,
     )  # fmt: skip
     return LanguageModelConfig(c["vocab_size"], transformer, tied=c["tie_word_embeddings"])
 

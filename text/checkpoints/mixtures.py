@@ -47,7 +47,8 @@ def dense_layers(t: TransformerConfig) -> list[int]:
 
 def some(count: int, layers: Sequence[int], **settings: Any) -> ExpertsConfig | None:
     """Experts without a balance, which is a matter of training, in these layers; None where there are no layers."""
-    return ExpertsConfig(count=count, layers=list(layers), **{"bias_rate": 0.0} | settings) if layers else None
+    settings = {"bias_rate": 0.0} | settings
+    return ExpertsConfig(count=count, layers=list(layers), **settings) if layers else None
 
 
 def expert_rules(theirs: str, t: TransformerConfig, router: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:

@@ -37,7 +37,7 @@ def _parts(c: Settings) -> list[str]:
     listed, pattern = c["layers_block_type"], c["hybrid_override_pattern"]
     if listed is None:
         listed = [LINEAR, MOE, FULL, MLP] if pattern is None else [LETTERS.get(letter, letter) for letter in pattern]
-    found = [ATTENTION.get(kind, kind) for kind in listed]
+    found = [ATTENTION.get(str(kind), str(kind)) for kind in listed]
     if unknown := sorted(set(found) - set(LETTERS.values())):
         raise UserError(
             f"'{c.name}' has layers of the kind {', '.join(unknown)}, which the core does not have; it has "
