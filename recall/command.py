@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pairs", help="numbers of pairs to remember, separated by commas (default: 8; needle: 4)")
     p.add_argument("--state", help="sizes of the state, separated by commas, of mixers that have one (default: theirs)")
     p.add_argument("--length", type=whole(8, 1 << 20), help="tokens of a row (default: 64; needle: 512)")
-    p.add_argument("--steps", type=whole(1), help="steps of training (default: those of the task)")
+    p.add_argument("--steps", type=whole(1, 1_000_000), help="steps of training (default: those of the task)")
     p.add_argument("--seed", type=SEED, default=0, help="of weights and training rows (default: 0)")
     p.add_argument("--seeds", type=whole(1, 100), default=1, help="trainings of each model, with seeds from --seed on")
     add_output(p, "recall.json")

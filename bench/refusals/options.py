@@ -60,6 +60,20 @@ MEANINGFUL = {
     "--prompt=": "what a text begins with",
     "--stop=": "no text to stop at",
 }
+NAMES = (
+    "--data.cache",
+    "--cache",
+    "--torch-export",
+    "--onnx",
+    "--out",
+    "--output",
+    "--attention",
+    "--json",
+    "--png",
+    "--html",
+)
+"""Options that name a file or folder to make, for which these texts are names like any other:"""
+ANY_NAME = ("-1", "nan")
 
 
 def judge(option: str, value: str, code: Any, sentence: str) -> str:
@@ -68,6 +82,8 @@ def judge(option: str, value: str, code: Any, sentence: str) -> str:
         return "" if "error: " in sentence and "Traceback" not in sentence else "no sentence"
     if code not in (0, 1) or "Traceback" in sentence:
         return "it broke"
+    if option in NAMES and value in ANY_NAME:
+        return ""
     return "nonsense was taken" if value in NONSENSE and f"{option}={value}" not in MEANINGFUL else ""
 
 

@@ -237,7 +237,13 @@ def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
 
 def _nearest(config: LanguageModelConfig | TextEncoderConfig) -> TextFamily:
     kinds = [family for family in HF_FAMILIES if type(config).__name__ not in family.unlike(config)]
-    return min(kinds, key=lambda family: len(family.unlike(config)))
+
+    def distance(family: TextFamily) -> tuple[bool, int]:
+        """Whether the family refuses the model as a whole, in a sentence, and the settings that it lacks."""
+        found = family.unlike(config)
+        return any(name.endswith(".") for name in found), len(found)
+
+    return min(kinds, key=distance)
 
 
 def lacking(config: LanguageModelConfig | TextEncoderConfig) -> list[str]:
