@@ -34,7 +34,8 @@ class Norm(nn.Module):
         weight, bias = self.weight, self.bias
         if self.offset and weight is not None and x.dtype in (torch.bfloat16, torch.float16):
             # One plus a small offset needs more digits than these have.
-            return self._gained(x.float(), weight.float() + 1.0, None).to(x.dtype)
+            bias = None if bias is None else bias.float()
+            return self._gained(x.float(), weight.float() + 1.0, bias).to(x.dtype)
         if weight is not None:
             # One dtype throughout: mixed ones leave the fused kernels under autocast.
             weight = (weight + 1.0 if self.offset else weight).to(x.dtype)

@@ -27,6 +27,11 @@ SMOOTH = {
     "Qwen 3 MoE": ALL_EXPERTS,
     "Qwen3-Next": ALL_EXPERTS | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
     "Granite 4": ALL_EXPERTS,
+    "Granite MoE": ALL_EXPERTS,
+    "Granite MoE, shared": ALL_EXPERTS,
+    "OLMoE": ALL_EXPERTS,
+    "Ernie 4.5 MoE": {"moe_k": 4},
+    "Nemotron-H": {"num_experts_per_tok": 4},
     "Mamba": {"residual_in_fp32": False},
 }
 
