@@ -155,7 +155,7 @@ def test_the_mixer_of_the_documentation_learns_a_step(monkeypatch: pytest.Monkey
         (["--task", "lag", "--pairs", "4"], "--pairs is 4, but no task of lag has pairs"),
         (["--mixer", "softmax", "--state", "4"], "--state is 4, but no mixer of softmax has such a size"),
         (["--output", "recall.txt"], "--output is 'recall.txt', but must end in .json"),
-        (["--steps", "0"], "--steps is 0, but must be a whole number of at least 1"),
+        (["--steps", "0"], "--steps is 0, but must be a whole number from 1 to 1,000,000"),
     ],
 )
 def test_mistakes_are_one_sentence(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
