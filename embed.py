@@ -65,6 +65,7 @@ def main(args: list[str]) -> int:
     from .core.embeddings.writer import Writer
 
     about = {
+        "weights": _weights(model),  # a run of the same name may have been trained anew
         "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
         "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
     }  # fmt: skip
@@ -75,6 +76,16 @@ def main(args: list[str]) -> int:
         print(f"{note}.", file=sys.stderr)
     print(f"{count:,} vectors are in {options.out}.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _weights(model: LabelledModel) -> str:
+    """A hash of the weights that make the vectors."""
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in model.trunk.state_dict().values():
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _modality(options: argparse.Namespace) -> Modality:

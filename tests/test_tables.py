@@ -195,6 +195,8 @@ def test_sequences_by_name(tmp_path: Path) -> None:
         ("vision", {}, ["--data.target", "tags", "--data.kind", "tag"], "tag"),
         ("protein", {"what": "ACGT1"}, ["--data.target", "kind"], "'1' at position 5"),
         ("protein", {"tags": "HH"}, ["--data.target", "tags", "--data.kind", "tag"], "row 3 .* has 2 labels for 14"),
+        ("text", {}, ["--data.target", "kind", "--data.split", "side", "--data.test_fraction", "0.1"], "test_fraction"),
+        ("text", {}, ["--data.target", "kind", "--data.tokenizer", "bytes", "--data.vocab_size", "300"], "vocab_size"),
         ("text", {}, ["--data.target", "kind", "--model.pool", "middle"], "pool is 'middle'"),
         ("text", {}, ["--data.target", "kind", "--model.head", '{"class_weight": "balanced"}'], "class_weight"),
     ],
@@ -254,3 +256,23 @@ def test_vectors_are_those_of_the_model(task: str, tmp_path: Path, capsys: pytes
     assert main([*line, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
     assert main([*line, "--out", str(tmp_path / "u.npz"), "--layer", "9"]) == 2
     assert "has 1 blocks" in capsys.readouterr().err
+
+
+def test_a_table_that_changed_is_said(tmp_path: Path) -> None:
+    where = table("text", tmp_path)
+    fit("text", where, "kind")
+    run("text", "validate", tmp_path / "run")
+    data = notes_of_scoring(tmp_path / "run", where)
+    assert not any("not what it was" in note for note in data)
+    write(where, read(where)[3:])
+    assert any("not what it was" in note for note in notes_of_scoring(tmp_path / "run", where))
+
+
+def notes_of_scoring(folder: Path, where: Path) -> list[str]:
+    """The notes of the data that score a run."""
+    content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    data = text.TextTable(table=str(where), input="what", target="kind")
+    data.continue_as(content["labelled"])
+    data.setup()
+    assert data.rows is not None
+    return data.rows.notes

@@ -129,6 +129,11 @@ class TextTable(TokenTable):
         assert self.tokenizer is not None
         return super().trained | {"tokenizer": self.tokenizer.backend.to_str()}
 
+    def refuse_unused(self) -> None:
+        super().refuse_unused()
+        if "vocab_size" in self.given and (self.tokenizer is not None or self.tokenizer_kind not in (None, "bpe")):
+            raise UserError("--data.vocab_size is given, but only a BPE that is trained here has a size; leave it out.")
+
     def reader(self, rows: Rows) -> TextReader:
         if self.tokenizer is None:
             self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -71,10 +71,6 @@ class LabelledConfig:
         from ..heads.registry import head_class
 
         return head_class(self.spec.kind).per_token
-
-    def with_spec(self, spec: HeadSpec) -> LabelledConfig:
-        """The same with another head."""
-        return replace(self, head=spec.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,15 @@ class FromTable(ResumableData):
         """What a trained model must know of its data to be scored later; plain values."""
         assert self.spec is not None, "setup and build_model come first"
         table = str(Path(self.table_options["table"]).expanduser().absolute())
-        return {"head": self.spec.to_dict(), "table": table, "rows": len(self._known)}
+        return {"head": self.spec.to_dict(), "table": table, "content": self._content_of(self._known)}
+
+    @staticmethod
+    def _content_of(rows: Rows) -> str:
+        """A hash of the inputs, in the order of the table."""
+        digest = hashlib.blake2b(digest_size=16)
+        for cell in rows.inputs:
+            digest.update(cell.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
 
     @property
     def scores(self) -> bool:
@@ -122,6 +131,7 @@ class FromTable(ResumableData):
         if self.rows is not None:
             return
         options: Any = self
+        self.refuse_unused()
         columns = Columns(
             **self.table_options, val_fraction=options.val_fraction, seed=options.seed, skip=options.on_error == "skip"
         )
@@ -133,6 +143,10 @@ class FromTable(ResumableData):
                 f"data.table '{columns.table}' is not the table that the model was trained on, which has no validation"
                 " rows; score it with `test`."
             )
+        if self._origin is not None and not other and self._origin.get("content") != self._content_of(rows):
+            rows.notes.append(
+                "The table is not what it was in training, so that rows which are scored may have been trained on"
+            )
         rows.sides = self.read_inputs(rows)
         self.scored_side = "test" if "test" in rows.sides and len(rows.sides["test"]) else "val"
         if verb in ("test", "predict") and self.scored_side == "val":
@@ -141,6 +155,12 @@ class FromTable(ResumableData):
                 " others"
             )
         self.rows = rows
+
+    def refuse_unused(self) -> None:
+        """Raises UserError for options that were given and change nothing."""
+        for name in ("test_fraction", "stratify"):
+            if name in self.given and self.table_options["split"] is not None:
+                raise UserError(f"--data.{name} is given, but the column of --data.split decides; leave it out.")
 
     def _is_other_table(self) -> bool:
         if self._origin is None:
