@@ -32,6 +32,10 @@ TASK = Task(
             "draw, write and score the contact maps of sequences and alignments with a trained model",
             "triune.protein.predict.contacts:main",
         ),
+        "mutations": Verb(
+            "score every substitution of a sequence with a masked language model",
+            "triune.protein.predict.mutations:main",
+        ),
     },
     also={"data.table": training(*_LABELS, names=("fit", "validate", "test"))},
     examples="""\
@@ -40,6 +44,7 @@ TASK = Task(
   triune protein fit --data.folder SET
   triune protein contacts family.a3m --run RUN --structure 1abc.cif
   triune protein pretrain --data.files swissprot.fasta.gz
+  triune protein mutations protein.fasta --pretrained facebook/esm2_t12_35M_UR50D
   triune protein dca family.a3m""",
     checkpoints="triune.protein.language.checkpoints.pretrained",
     architectures=("SequenceModel",),
