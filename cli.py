@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
     "nearest": "triune.nearest:main",
+    "report": "triune.report:main",
     "recall": "triune.recall.command:main",
     "emergence": "triune.recall.emergence:main",
     "scaling": "triune.scaling.command:main",
@@ -193,6 +194,7 @@ usage: triune TASK VERB [options]
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
        triune embed INPUT … --run RUN --out VECTORS
        triune nearest QUERY --index VECTORS
+       triune report RUN
        triune demo | recall | emergence | scaling | recipes | --version
 
 tasks
@@ -204,6 +206,7 @@ commands
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
   embed     write the vectors that a model makes of inputs, with their names
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
+  report    write the page of a run again: figures, curves, pictures and options in one file
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
   emergence train a ladder of sizes: a smooth and a sharp metric of the same models, beside induction

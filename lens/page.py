@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UserError
+from ..core.page import document
+from ..core.page.curves import Line, curves
 from ..core.subject import Square
-from .report import Curves, Grid, Heads, Panel, Report, Tokens, plain, ranks
+from .report import Curves, Grid, Heads, Panel, Report, Tokens, ranks
+from .report import text as told
 
-LARGEST = 5_000_000
-"""Bytes of a page."""
 IMAGE_SIDE = 256
 """Pixels of the longer side of an image in it."""
+HEADS = "Heads: point at one to see all its numbers (a row a layer, the first above; a column a head)"
 
 
 def page(report: Report) -> str:
@@ -28,31 +28,42 @@ def page(report: Report) -> str:
     Raises:
         UserError: it is too large without them.
     """
-    content = {
-        "title": report.title, "notes": report.notes,
-        "tables": [{"title": t.title, "columns": t.columns, "rows": plain(t.rows)} for t in report.tables],
-        "panels": [_panel(panel) for panel in report.panels],
-    }  # fmt: skip
-    text = _filled(content)
-    if len(text.encode()) > LARGEST:
-        for panel in content["panels"]:
-            panel.pop("heads", None)
-        content["panels"] = [
-            panel | ({"heads": {}} if panel["kind"] == "tokens" else {}) for panel in content["panels"]
-        ]
-        text = _filled(content)
-    if len(text.encode()) > LARGEST:
-        raise UserError(
-            f"The page would have {len(text) / 1e6:.0f} MB, but may have {LARGEST / 1e6:.0f}; give a shorter input, or "
-            "--json and --png instead."
-        )
-    return text
+    panels = [_panel(panel) for panel in report.panels]
+    text = _filled(report, panels)
+    if len(text.encode()) > document.LARGEST:
+        slim = [panel | ({"heads": {}} if panel["kind"] == "tokens" else {}) for panel in panels]
+        text = _filled(report, slim)
+    return document.check_size(text, "give a shorter input, or --json and --png instead")
 
 
-def _filled(content: dict[str, Any]) -> str:
-    """The template with the numbers; `<` is written so that no text of the input ends the script."""
-    data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    return (Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("__DATA__", data)
+def _filled(report: Report, panels: list[dict[str, Any]]) -> str:
+    """The page: what needs no script as HTML, and a section for each panel that the script fills."""
+    body = [document.element("h1", report.title), *(document.element("p", note, "note") for note in report.notes)]
+    for number, panel in enumerate(report.panels):
+        if isinstance(panel, Curves):
+            body.append(_curves(panel))
+        elif not isinstance(panel, Heads):
+            title, note = panel.title, ""
+            if isinstance(panel, Tokens):
+                title = "What is read and what is used" + ": point at a place of the answer" * (len(panel.places) > 1)
+                note = document.element("p", panel.caption, "note")
+            body.append(f'<section data-panel="{number}">\n{document.element("h2", title)}{note}</section>')
+    if any(isinstance(panel, Heads) for panel in report.panels):
+        body.append(f'<section class="heads">\n{document.element("h2", HEADS)}</section>')
+    for table in report.tables:
+        rows = [[told(cell) for cell in row] for row in table.rows]
+        body.append(document.section(table.title, document.table(table.columns, rows)))
+    main = "<main>\n" + "\n".join(body) + '\n</main>\n<div id="tip" role="status"></div>'
+    style, script = ((Path(__file__).parent / f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))
+    return document.document(report.title, main, style, [script], {"panels": panels})
+
+
+def _curves(panel: Curves) -> str:
+    x = [float(value) for value in panel.x]
+    lines = [Line(name, x, values, points=True) for name, values in panel.lines.items()]
+    band = (x, *panel.band) if panel.band else None
+    about = "; ".join(part for part in (panel.unit, panel.caption) if part)
+    return document.section(panel.title, curves("", lines, panel.x_label, band=band, caption=about))
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
@@ -66,11 +77,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "kind": "grid", "title": panel.title, "unit": panel.unit, "caption": panel.caption, "rows": panel.rows,
             "columns": panel.columns, "shape": list(panel.values.shape), "values": _packed(panel.values),
         }  # fmt: skip
-    if isinstance(panel, Curves):
-        return {
-            "kind": "curves", "title": panel.title, "x": panel.x, "lines": plain(panel.lines), "unit": panel.unit,
-            "x_label": panel.x_label, "band": plain(panel.band), "caption": panel.caption,
-        }  # fmt: skip
+    if isinstance(panel, Curves):  # needs no script
+        return {"kind": "curves"}
     if isinstance(panel, Square):
         return {
             "kind": "square", "title": panel.title, "caption": panel.caption, "size": len(panel.upper),
@@ -94,7 +102,7 @@ def _image(pixels: Tensor) -> str:
     picture, held = Image.fromarray(array), io.BytesIO()
     picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     picture.save(held, "PNG")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    return document.data_uri(held.getvalue())
 
 
 def _packed(values: Tensor) -> dict[str, Any]:

@@ -164,5 +164,7 @@ def test_it_trains_is_judged_and_continues(series: Path, capsys: pytest.CaptureF
     assert main(["series", "validate", "run"]) == 0
     judged = json.loads(Path("run/validation.json").read_text())
     assert judged["val_loss"] == pytest.approx(summary["val_loss"])
+    page = Path("run/report.html").read_text()  # written by the training, and again by `validate`
+    assert "Validation (validation.json)" in page and "<h3>loss</h3>" in page
     assert main(["series", "fit", "--run", "run", "--resume", "true", "--trainer.max_steps", "9"]) == 0
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 9

@@ -56,7 +56,7 @@ def test_a_browser_draws_all_panels(size: str, tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert 'data-ready="true"' in found.stdout  # the last line of the script was reached
-    assert found.stdout.count("<canvas") == 5 and len(re.findall(r'<polyline points="\d', found.stdout)) == 1
+    assert found.stdout.count("<canvas") == 5 and len(re.findall(r'<polyline class="c0" points="\d', found.stdout)) == 1
     titles = re.findall(r"<h2>(.*?)</h2>", found.stdout)
     assert {"a curve", "a grid", "Contacts", "a table"} <= set(titles)
     assert "All panels &lt;/script&gt;&lt;b&gt;" in found.stdout

@@ -325,6 +325,7 @@ def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
         if session.verb == "validate" and not run.model.is_dir():
             run.export(session.model.export)
             report.say(f"The model of {checkpoint} is in {run.model}.")
+        report.write_report(run)
     text = report.shown(session, metrics)
     report.say(f"{session.run or checkpoint}:" + ("\n" if "\n" in text else " ") + text)
     return metrics

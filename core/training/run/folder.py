@@ -34,6 +34,7 @@ class RunFolder:
     adapter/          of a fine-tuning with LoRA: the factors in PEFT's format, where Hugging Face has the model
     heads.csv, .png   with --head_scores, what each attention head looks at, by step
     loss.png          training and validation loss
+    report.html       figures, curves, pictures and options on one page; `triune report RUN` writes it again
     summary.json      the final figures
     validation.json   the figures of the latest `validate`
     """
@@ -53,6 +54,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.plot = self.path / "loss.png"
         self.heads = self.path / "heads.csv"
+        self.report = self.path / "report.html"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
         self._lock: int | None = None  # no file object, which would be closed with this one

@@ -145,7 +145,7 @@ def remove_traces(session: Session) -> None:
 
 
 def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Writes model/, loss.png and summary.json, and prints the closing block. Returns the summary."""
+    """Writes model/, loss.png, summary.json and report.html, and prints the closing block. Returns the summary."""
     run = session.run
     assert run
     metrics = complete(session, metrics)
@@ -158,8 +158,19 @@ def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     plot_loss(run.metrics, run.plot, f"{session.task} · {run.path.name}", session.model.loss_unit)
     session.model.finish(run)
     run.write_json(run.summary, summary)
+    write_report(run)
     say(closing(session, metrics, summary))
     return summary
+
+
+def write_report(run: RunFolder) -> None:
+    """Writes report.html, or says why there is none: the run is whole without it."""
+    from .page import write_page
+
+    try:
+        write_page(run)
+    except (UserError, OSError) as error:
+        say(f"There is no new {run.report}: {str(error).rstrip('.')}.")
 
 
 def _write_adapter(session: Session, run: RunFolder) -> None:
@@ -180,6 +191,8 @@ def summarise(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         **metrics,
         "task": session.task,
+        "unit": session.model.unit,
+        "loss_unit": session.model.loss_unit,
         "best_step": session.checkpoints.best_step if session.checkpoints else None,
         "steps": session.trainer.global_step,
         "parameters": parameters(session.model),

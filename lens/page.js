@@ -1,36 +1,6 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
-<title>triune lens</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1180px; padding: 1rem; }
-h1 { font-size: 1.25rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
-.note { margin: .2rem 0; color: #444; } .caption { color: #444; font-size: .85rem; margin: .3rem 0 0; }
-.row { display: flex; flex-wrap: wrap; gap: 1.4rem; } .row > figure { margin: 0; }
-figure h3 { font-size: .9rem; margin: 0 0 .2rem; font-weight: 600; }
-canvas { display: block; image-rendering: pixelated; max-width: 100%; cursor: crosshair; touch-action: manipulation; }
-.strips { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 1.2rem; } .strips figure { margin: 0; }
-.strip { line-height: 1.9; overflow-wrap: anywhere; }
-.strip span { padding: .1rem .12rem; border-radius: 3px; cursor: pointer; white-space: pre-wrap; font-family: ui-monospace, monospace; font-size: .85rem; }
-.strip span.at { outline: 2px solid #222; } .strip span.over { outline: 2px dashed #555; }
-table { border-collapse: collapse; font-size: .85rem; } td, th { padding: .12rem .7rem .12rem 0; text-align: left; border-bottom: 1px solid #e6e6e6; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; max-height: 24rem; overflow-y: auto; }
-#tip { position: fixed; pointer-events: none; background: #222; color: #fff; font-size: .8rem; padding: .25rem .5rem; border-radius: 4px; white-space: pre; display: none; z-index: 2; }
-.status { font-size: .85rem; min-height: 1.4em; color: #222; } select { font: inherit; }
-@media (max-width: 700px) { .strips { grid-template-columns: 1fr; } body { padding: .6rem; } }
-</style>
-</head>
-<body>
-<main id="main"></main>
-<div id="tip" role="status"></div>
-<script type="application/json" id="data">__DATA__</script>
-<script>
 "use strict";
 const report = JSON.parse(document.getElementById("data").textContent);
-const main = document.getElementById("main"), tip = document.getElementById("tip");
+const main = document.querySelector("main"), tip = document.getElementById("tip");
 
 function make(parent, tag, text, name) {
   const node = document.createElement(tag);
@@ -98,9 +68,7 @@ function drawMap(parent, values, rows, columns, over, width, most = 26) {
   return paint;
 }
 
-function showHeads(panels) {
-  const section = make(main, "section");
-  make(section, "h2", "Heads: point at one to see all its numbers (a row a layer, the first above; a column a head)");
+function showHeads(section, panels) {
   const row = make(section, "div", undefined, "row"), paints = [];
   const values = panels.map(p => floats(p.values));
   const over = (event, at) => {
@@ -118,9 +86,8 @@ function showHeads(panels) {
   });
 }
 
-function showGrid(panel) {
-  const section = make(main, "section"), values = floats(panel.values);
-  make(section, "h2", panel.title);
+function showGrid(section, panel) {
+  const values = floats(panel.values);
   const columns = panel.shape[1];
   const paint = drawMap(make(section, "div"), values, ...panel.shape, (event, at) => {
     paint(at);
@@ -129,9 +96,8 @@ function showGrid(panel) {
   make(section, "p", panel.caption, "caption");
 }
 
-function showSquare(panel) {
-  const section = make(main, "section"), n = panel.size, marked = new Set(panel.marks.map(m => m.join()));
-  make(section, "h2", panel.title);
+function showSquare(section, panel) {
+  const n = panel.size, marked = new Set(panel.marks.map(m => m.join()));
   const values = floats(panel.values);
   const known = (r, c) => marked.has([Math.min(r, c), Math.max(r, c)].join());
   const paint = drawMap(make(section, "div"), values, n, n, (event, at) => {
@@ -142,42 +108,8 @@ function showSquare(panel) {
   make(section, "p", panel.caption + ". Darker ranks higher; the lowest nine tenths are white.", "caption");
 }
 
-function showCurves(panel) {
-  const section = make(main, "section"), w = 640, h = 260, pad = 46;
-  make(section, "h2", panel.title);
-  const all = Object.values(panel.lines).flat().concat(...(panel.band || [])).filter(v => v !== null);
-  let [low, high] = limits(all);
-  if (low === high) { low -= 1; high += 1; }
-  const xs = panel.x.map(Number), [first, last] = limits(xs);
-  const x = v => pad + (v - first) / Math.max(last - first, 1e-9) * (w - 2 * pad);
-  const y = v => h - pad - (v - low) / (high - low) * (h - 2 * pad);
-  const colours = ["#2f6db3", "#d1495b", "#3d9a8b", "#e0a030", "#7b4fa3", "#8a8a8a"];
-  let inner = "";
-  const put = (px, py, text, more) => { inner += `<text x="${px}" y="${py}" font-size="11" ${more || ""}>${text}</text>`; };
-  const safe = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;");
-  if (panel.band) {
-    const points = panel.band[0].map((v, i) => [x(xs[i]), y(v)]).concat(panel.band[1].map((v, i) => [x(xs[i]), y(v)]).reverse());
-    inner += `<polygon points="${points.map(p => p.join(",")).join(" ")}" fill="#9db8d9" opacity=".5"/>`;
-  }
-  Object.entries(panel.lines).forEach(([name, values], n) => {
-    const tint = colours[n % colours.length];
-    const points = values.map((v, i) => v === null ? null : [x(xs[i]), y(v), v, xs[i]]).filter(p => p);
-    inner += `<polyline points="${points.map(p => p[0] + "," + p[1]).join(" ")}" fill="none" stroke="${tint}" stroke-width="1.6"/>`;
-    inner += points.map(p => `<circle cx="${p[0]}" cy="${p[1]}" r="4" fill="${tint}"><title>${safe(name)}, ${p[3]}: ${shown(p[2])}</title></circle>`).join("");
-    put(pad + 4, 14 + 14 * n, safe(name), `fill="${tint}"`);
-  });
-  [low, (low + high) / 2, high].forEach(v => put(2, y(v) + 4, shown(v)));
-  [first, last].forEach(v => put(x(v), h - pad + 16, v, 'text-anchor="middle"'));
-  put(w / 2, h - 8, safe(panel.x_label), 'text-anchor="middle"');
-  const box = make(section, "div", undefined, "scroll");
-  box.innerHTML = `<svg viewBox="0 0 ${w} ${h}" width="${w}" style="max-width:100%" role="img" aria-label="${safe(panel.title).replace(/"/g, "&quot;")}">${inner}</svg>`;
-  make(section, "p", [panel.unit, panel.caption].filter(Boolean).join("; "), "caption");
-}
-
-function showTokens(panel) {
-  const section = make(main, "section"), n = panel.names.length, places = panel.places.length;
-  make(section, "h2", "What is read and what is used" + (places > 1 ? ": point at a place of the answer" : ""));
-  make(section, "p", panel.caption, "note");
+function showTokens(section, panel) {
+  const n = panel.names.length, places = panel.places.length;
   const heads = Object.keys(panel.heads), scopes = { [panel.title]: floats(panel.weights) };
   let scope = panel.title, at = places - 1;
   if (heads.length) {
@@ -247,31 +179,12 @@ function showTokens(panel) {
   refresh();
 }
 
-function showTable(table) {
-  const section = make(main, "section");
-  make(section, "h2", table.title);
-  const box = make(section, "div", undefined, "scroll"), node = make(box, "table");
-  const head = make(make(node, "thead"), "tr"), body = make(node, "tbody");
-  for (const name of table.columns) make(head, "th", name);
-  for (const row of table.rows) {
-    const line = make(body, "tr");
-    for (const cell of row) make(line, "td", typeof cell === "number" && !Number.isInteger(cell) ? shown(cell) : cell === null ? "–" : cell, typeof cell === "number" ? "n" : "");
-  }
-}
-
-document.title = report.title;
-make(main, "h1", report.title);
-for (const note of report.notes) make(main, "p", note, "note");
-const heads = report.panels.filter(p => p.kind === "heads");
-for (const panel of report.panels) {
-  if (panel.kind === "tokens") showTokens(panel);
-  if (panel.kind === "grid") showGrid(panel);
-  if (panel.kind === "curves") showCurves(panel);
-  if (panel.kind === "square") showSquare(panel);
-}
-if (heads.length) showHeads(heads);
-for (const table of report.tables) showTable(table);
+document.querySelectorAll("section[data-panel]").forEach(section => {
+  const panel = report.panels[Number(section.dataset.panel)];
+  if (panel.kind === "tokens") showTokens(section, panel);
+  if (panel.kind === "grid") showGrid(section, panel);
+  if (panel.kind === "square") showSquare(section, panel);
+});
+const section = document.querySelector("section.heads");
+if (section) showHeads(section, report.panels.filter(panel => panel.kind === "heads"));
 document.body.dataset.ready = "true";
-</script>
-</body>
-</html>
