@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -176,12 +177,17 @@ def _unknown(what: str, word: str, known: list[str], command: str) -> Exception:
     return UserError(f"Unknown {what} '{word}'{nearest(word, known)}; `{command}` lists all.")
 
 
+def _about(name: str, text: str) -> str:
+    """A name with what is said about it, wrapped under itself."""
+    return textwrap.fill(f"  {name:9} {text}", 118, subsequent_indent=" " * 12)
+
+
 def overview() -> str:
     """The text of `triune --help`."""
     from . import __version__
 
     known = tasks()
-    about = "\n".join(f"  {name:9} {task.about}  ({', '.join(task.verbs)})" for name, task in known.items())
+    about = "\n".join(_about(name, f"{task.about}  ({', '.join(task.verbs)})") for name, task in known.items())
     examples = "\n".join(task.examples for task in known.values() if task.examples)
     libraries = "|".join(dict.fromkeys(library for task in known.values() for library in task.libraries))
     return f"""\
@@ -223,7 +229,7 @@ Anywhere: --traceback shows where an error comes from."""
 
 def task_help(name: str, task: Task) -> str:
     """The text of `triune TASK --help`."""
-    verbs = "\n".join(f"  {word:9} {verb.about}" for word, verb in task.verbs.items())
+    verbs = "\n".join(_about(word, verb.about) for word, verb in task.verbs.items())
     return f"""\
 triune {name}: {task.about}
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from ..core.task import Task, Verb, training
 
+_CLASSES = ("triune.vision.task:VisionTask", "triune.vision.data.module:ImageData")
+_MASKED = ("triune.vision.masked.task:MaskedTask", "triune.vision.masked.data:PlainImages")
+
 TASK = Task(
     about="image classifiers: train, use, explain",
     verbs={
         "check": Verb("look through a folder of images before training", "triune.vision.check:main"),
-        **training("triune.vision.task:VisionTask", "triune.vision.data.module:ImageData"),
+        **training(*_CLASSES, names=("fit",)),
+        **training(*_MASKED, "train an encoder without labels (masked autoencoder)", ("pretrain",)),
+        **training(*_CLASSES, names=("validate", "test", "predict")),
         "probe": Verb("judge a checkpoint's frozen features on your images, in seconds", "triune.vision.probe:main"),
         "classify": Verb(
             "name what is in images, with calibrated probabilities and attention maps", "triune.vision.classify:main"
@@ -27,6 +32,7 @@ TASK = Task(
   triune vision fit                                         train on scikit-learn's digits
   triune vision check FOLDER                                one folder of images for each class
   triune vision fit --data.root FOLDER
+  triune vision pretrain --data.root FOLDER                 without labels; then fit --model.pretrained RUN
   triune vision probe --model vit_small_patch14_dinov2.lvd142m --data.root FOLDER
   triune vision classify photo.jpg --run RUN --attention seen.png
   triune vision export RUN --onnx model.onnx""",

@@ -302,14 +302,24 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
         """The pooled vector of each image, `[batch, config.width]`."""
         return self.pooled(self.tokens(images))
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """The core's output `[batch, prefix + patches, dim]`: class token, registers, then the patches row by row."""
-        x, grid = self.embed(images), self.grid(images)
-        bias = None if self.relative is None else self.relative(grid)
-        return self.transformer(x, positions=self.rotary_positions(grid, images.device), bias=bias)
+    def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The core's output `[batch, prefix + patches, dim]`: class token, registers, then the patches row by row.
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The core's input `[batch, prefix + patches, dim]`, with the added positions.
+        Args:
+            images: `[batch, channels, height, width]`.
+            kept: int64 `[batch, visible]`, the patches of each image that the model sees, in this order; None for all.
+                Not for a model with `relative_bias`.
+        """
+        x, grid = self.embed(images, kept), self.grid(images)
+        bias = None if self.relative is None else self.relative(grid)
+        positions = self.rotary_positions(grid, images.device)
+        if positions is not None and kept is not None:
+            prefix, patches = positions[: self.config.prefix], positions[self.config.prefix :]
+            positions = torch.cat([prefix.expand(len(kept), -1, -1), patches[kept]], dim=1)
+        return self.transformer(x, positions=positions, bias=bias)
+
+    def embed(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The core's input `[batch, prefix + patches, dim]`, with the added positions; arguments as for `tokens`.
 
         Raises:
             UserError: the images have other channels, or sides that are no multiples of the patch.
@@ -328,6 +338,8 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
             first = self.positions.for_prefix()
             if prefix is not None and first is not None and len(first):
                 prefix = torch.cat([prefix[:, : len(first)] + first, prefix[:, len(first) :]], dim=1)
+        if kept is not None:
+            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
         return x if prefix is None else torch.cat([prefix.expand(batch, -1, -1), x], dim=1)
 
     def grid(self, images: Tensor) -> Grid:

@@ -70,13 +70,15 @@ def grid_coordinates(
     return torch.stack([rows, columns], dim=-1).flatten(0, 1)
 
 
-def sincos2d_table(coordinates: Tensor, dim: int) -> Tensor:
+def sincos2d_table(coordinates: Tensor, dim: int, last: bool = True) -> Tensor:
     """Sines and cosines of Beyer et al. 2022 (big_vision). `[tokens, 2]` -> float32 `[tokens, dim]`.
 
-    The quarters are sin(column·w), cos(column·w), sin(row·w), cos(row·w) with w = 10000^(-i / (dim/4 - 1)).
+    The quarters are sin(column·w), cos(column·w), sin(row·w), cos(row·w) with w = 10000^(-i / (dim/4 - 1)), or, where
+    the `last` w is not 1/10000, 10000^(-i / (dim/4)) as in masked autoencoders (He et al. 2021).
     """
     quarter = dim // 4
-    rate = torch.arange(quarter, device=coordinates.device, dtype=torch.float32) / max(quarter - 1, 1)
+    steps = max(quarter - 1, 1) if last else quarter
+    rate = torch.arange(quarter, device=coordinates.device, dtype=torch.float32) / steps
     angle = coordinates[:, :, None] * 10_000.0**-rate  # [tokens, 2, dim / 4]
     row, column = angle.unbind(1)
     return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=-1)

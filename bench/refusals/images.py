@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from .made import Case, Content, claimed, folder, idx, packed, picture, pipe, table, tarred
 
 IMAGES = "vision fit --run run --data.cache cache --data.root {}"
+PLAIN = "vision pretrain --run run --data.cache cache --data.root {}"
 CHECK = "vision check --cache cache {}"
 CLASSIFY = "vision classify {} --run ok/vit"
 GOOD = picture()
@@ -25,6 +26,15 @@ BROKEN: list[tuple[str, Content, str]] = [
     ("zero bytes only", bytes(99), "zero bytes"),
     ("a PDF", b"%PDF-1.4", "PDF"),
     ("an image of 10^10 pixels", GOOD[:16] + struct.pack(">II", 100_000, 100_000) + GOOD[24:], "too large|damaged"),
+]
+PLAIN_CASES: list[tuple[str, str, dict[str, Content], str]] = [
+    ("no such folder", "none", {}, "does not exist"),
+    ("an empty folder", "x", {"x": folder}, "no images at any depth"),
+    ("one image", "x", {"x/1.png": GOOD}, "held out|one training image"),
+    ("a cut image", "x", {"x/1.png": GOOD, "x/2.png": picture(colour=9), "x/3.png": GOOD[:40]}, "cut short|damaged"),
+    ("names of classes", "x --data.labels [a,b]", {"x/1.png": GOOD, "x/2.png": picture(colour=9)}, "data.labels"),
+    ("all is hidden", "x --model.masked 1", {"x/1.png": GOOD, "x/2.png": picture(colour=9)}, "between 0 and 1"),
+    ("a decoder that turns", "x --model.decoder.position rotary", {"x/1.png": GOOD}, "position none"),
 ]
 PLACES = [
     ("no such folder", "none", {}, "does not exist"),
@@ -169,5 +179,6 @@ def cases() -> Iterator[Case]:
     yield from table("classify", CLASSIFY, nothing)
     yield from table("classify", CLASSIFY, CLASSIFIED)
     yield from table("shards", IMAGES, SHARDS)
+    yield from table("images without labels", PLAIN, PLAIN_CASES)
     for about, command, words in WORDS:
         yield Case("image options", about, command, {}, words)

@@ -30,6 +30,7 @@ SMALL = "--model.transformer.dim=16 --model.transformer.depth=1 --model.transfor
 SETTINGS: dict[tuple[str, ...], str] = {
     ("text", "fit"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
     ("vision", "fit"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
+    ("vision", "pretrain"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
     ("protein", "fit"): f"{QUICK} --data.crop=16 --data.batch_size=1 --model.preset=tiny",
     (
         "protein",

@@ -14,7 +14,14 @@ from triune.bench.refusals.run import make_good
 from triune.core.errors import UserError
 from triune.core.options import Parser, number, whole
 
-TRAINING = {("text", "fit"), ("vision", "fit"), ("protein", "fit"), ("protein", "pretrain"), ("vision", "probe")}
+TRAINING = {
+    ("text", "fit"),
+    ("vision", "fit"),
+    ("protein", "fit"),
+    ("protein", "pretrain"),
+    ("vision", "pretrain"),
+    ("vision", "probe"),
+}
 
 
 @pytest.fixture(scope="module")

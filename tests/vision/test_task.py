@@ -23,6 +23,8 @@ from triune.vision.data.augment import AugmentConfig
 from triune.vision.data.module import ImageData
 from triune.vision.evaluate.calibration import read_temperature
 from triune.vision.evaluate.metrics import judge
+from triune.vision.masked.data import PlainImages
+from triune.vision.masked.task import MaskedTask
 from triune.vision.model import VisionTransformer
 from triune.vision.preprocessing import Preprocessing
 from triune.vision.task import VisionTask, patch_for
@@ -309,7 +311,10 @@ def test_recipes_build_their_models(recipe, tmp_path, monkeypatch):
     assert recipe.time
     assert recipe.expected
     monkeypatch.chdir(tmp_path)
-    cli = TaskCLI("vision", "fit", ["--config", recipe.name], VisionTask, ImageData, "triune.vision")
+    plain = recipe.name.startswith("pretrain")
+    classes = (MaskedTask, PlainImages) if plain else (VisionTask, ImageData)
+    verb = "pretrain" if plain else "fit"
+    cli = TaskCLI("vision", verb, ["--config", recipe.name], *classes, "triune.vision")
     side = cli.datamodule.image_size or 32
     cli.datamodule.image_size, cli.datamodule.channels = (side, side), 3
     cli.datamodule.labels = cli.datamodule.labels or ["a", "b"]
@@ -318,6 +323,9 @@ def test_recipes_build_their_models(recipe, tmp_path, monkeypatch):
         model = cli.model.build_model(cli.datamodule)
     if recipe.name.startswith(("vit-s16", "deit3")):
         assert 21e6 < sum(p.numel() for p in model.parameters()) < 23e6
+    elif plain:
+        noise = torch.zeros(1, cli.datamodule.patches, device="meta")
+        assert model(torch.zeros(1, 3, side, side, device="meta"), noise).shape == (1,)
     else:
         assert model(torch.zeros(1, 3, side, side, device="meta")).shape == (1, cli.datamodule.classes)
 

@@ -72,7 +72,7 @@ def folders(root: Path) -> Collection:
     Raises:
         UserError: no class folders, or folders that can be read in two ways.
     """
-    root = _descend(root)
+    root = descend(root)
     inner = _subfolders(root)
     classes, more = _without_sidecars(inner)
     if split := _split_within(classes):
@@ -115,7 +115,7 @@ def _sides(root: Path, inner: list[Path], named: dict[Path, Side]) -> Collection
             raise UserError(
                 f"'{root}' holds '{sides[side].name}' and '{folder.name}', which are both for {side}: keep one of them."
             )
-        sides[side] = _descend(folder)
+        sides[side] = descend(folder)
     classes: dict[Side, dict[str, Path]] = {side: {} for side in sides}
     notes = []
     for side, folder in sides.items():
@@ -201,7 +201,7 @@ def _collection(root: Path, sides: dict[Side, dict[str, Path]], notes: list[str]
     return collection
 
 
-def _descend(folder: Path) -> Path:
+def descend(folder: Path) -> Path:
     """Passes through folders that hold nothing but one folder of folders, as archives often do."""
     while True:
         inner = _subfolders(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,17 +16,16 @@ from ...core.work import cache_folder
 from ..preprocessing import Interpolation, Preprocessing
 from .augment import AugmentConfig, change_pixels, erase, mix
 from .batches import FromFiles, InMemory, load
-from .collection import SIDES, Images, Side
+from .collection import SIDES, Collection, Images, Side
 from .find import Where, find
 from .gather import Settings, colour_note, gather
 from .images import MAX_PIXELS
 from .loader import Batches, InOrder, Shuffled
+from .options import check_options
 from .trained import Trained, resolved
 
 MEMORY = 4.0
 """GB of pixels that are kept in memory unless told otherwise."""
-MOST_PIXELS = 16_384
-"""Largest side of the images that a model sees."""
 
 
 class ImageData(ResumableData):
@@ -106,22 +106,6 @@ class ImageData(ResumableData):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction is {val_fraction}, but must lie between 0 and 1 (such as 0.1).")
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers or 0, 0), ("seed", seed, 0)):
-            if value < least:
-                raise UserError(f"data.{name} is {value}, but must be at least {least}.")
-        if not 0 < max_megapixels <= 10_000:
-            raise UserError(f"data.max_megapixels is {max_megapixels}, but must be above 0 and at most 10,000.")
-        if channels not in (None, 1, 3):
-            raise UserError(f"data.channels is {channels}, but must be 1 (grey) or 3 (colour).")
-        sides = [image_size] if isinstance(image_size, int) else list(image_size or [1])
-        if len(sides) > 2 or min(sides) < 1 or max(sides) > MOST_PIXELS:
-            raise UserError(
-                f"data.image_size is {image_size}, but must be one or two numbers from 1 to {MOST_PIXELS:,}."
-            )
-        if memory < 0:
-            raise UserError(f"data.memory is {memory:g}, but must be at least 0.")
         self.root, self.val_root, self.test_root, self.dataset = root, val_root, test_root, dataset
         self.val_fraction, self.on_error, self.seed = val_fraction, on_error, seed
         self.image_size: Any = image_size
@@ -134,6 +118,7 @@ class ImageData(ResumableData):
         self._where = Where(root, val_root, test_root, dataset, labels)
         chosen: dict[str, Any] = {"interpolation": interpolation, "crop_pct": crop_pct, "resize": resize}
         self._chosen = {name: value for name, value in chosen.items() if value is not None}
+        check_options(self)
         self.preprocessing = Preprocessing(**self._chosen)
         self._adopted, self._content, self._numbered = False, "", False
         self._trained: Trained | None = None
@@ -205,11 +190,7 @@ class ImageData(ResumableData):
             return
         cache, trained = cache_folder(self.cache), self._trained
         side = {"validate": "val", "test": "test", "predict": "test"}.get(self._verb)
-        if trained is None or side is None:
-            collection = find(self._where, cache)
-        else:
-            alone = side == "test" or resolved(self.root) != trained.root
-            collection = trained.find(self._where, side, alone, cache)
+        collection = self.find(side if trained else None, cache)
 
         def changed(content: str) -> None:
             if trained is not None and side is not None:
@@ -226,6 +207,13 @@ class ImageData(ResumableData):
         if trained is not None and side is not None:
             self._keys = trained.classes
             self.notes += colour_note(found.records[side if side == "val" else self.scored], self.channels)
+
+    def find(self, scored: Side | None, cache: Path) -> Collection:
+        """The images that the settings name; where a trained model is scored, those of the side to be `scored`."""
+        if self._trained is None or scored is None:
+            return find(self._where, cache)
+        alone = scored == "test" or resolved(self.root) != self._trained.root
+        return self._trained.find(self._where, scored, alone, cache)
 
     @property
     def _verb(self) -> str:
