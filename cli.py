@@ -66,7 +66,8 @@ def main(args: list[str] | None = None) -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if str(stop):
+            print(stop, file=sys.stderr)
         return stop.code
     except Exception as error:
         refused = isinstance(error, OSError) and error.errno is not None

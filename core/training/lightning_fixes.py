@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 PLAIN = ("_current_fx_name",)
 """Attributes that Lightning sets nearly fifty times a step, to note the running hook. They go into the module's
@@ -85,6 +86,28 @@ def requeue_signal(trainer: Any) -> int | None:
         return getattr(signal, "SIGUSR1", None)
     wanted, environment.auto_requeue = environment.auto_requeue, False
     return environment.requeue_signal if wanted else None
+
+
+def at_setup_of_processes(trainer: Any, meet: Callable[[list[Any]], None]) -> None:
+    """Calls `meet(children)` before a trainer's processes form their group; `children` are those that this one started.
+
+    Also takes two things from Lightning: its handler of SIGTERM waits for all processes, so that one that gets the
+    signal alone hangs, and so do those that wait for it; and its observer of the children kills without a word.
+    """
+    strategy, connector = trainer.strategy, trainer._signal_connector
+    setup = strategy.setup_environment
+
+    def terminate(number: int, frame: Any) -> None:
+        if strategy.launcher is not None:
+            strategy.launcher.kill(number)
+
+    def both() -> None:
+        meet(list(getattr(strategy.launcher, "procs", [])))
+        setup()
+
+    connector._sigterm_notifier_fn = terminate
+    strategy.setup_environment = both
+    setattr(subprocess_script, "_launch_process_observer", lambda children: None)  # noqa: B010
 
 
 def allow_unused(trainer: Trainer) -> None:

@@ -28,6 +28,7 @@ from .arguments import SCORING, given, prepare, use_own_words
 from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
 from .checkpoints import Checkpoints, damage, recorded_config
+from .companions import Alone, Companions
 from .folder import RunFolder, newest_runs
 from .progress import Progress
 from .session import Session
@@ -68,7 +69,9 @@ class TaskCLI(LightningCLI):
         module_class: type[TrainingModule],
         data_class: type[DataModule],
         recipes_package: str,
+        companions: Companions,
     ):
+        self.companions = companions
         self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
         run, resume, line = prepare(task, verb, args, recipes_package, data_class.RECIPE)
@@ -188,6 +191,8 @@ class TaskCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**options, **kwargs)
         session.interrupt.watch(trainer)
+        self.companions.expected = lambda: session.interrupt.stopped
+        self.companions.attach(trainer)
         return trainer
 
     def _fit_options(self, run: RunFolder) -> dict[str, Any]:
@@ -233,8 +238,21 @@ def run_task(
         UserError: a mistake the user can mend, in one sentence.
     """
     quiet()
+    with Companions() as companions:
+        return _run_task(task, verb, args, module_class, data_class, recipes_package, companions)
+
+
+def _run_task(
+    task: str,
+    verb: str,
+    args: list[str],
+    module_class: type[TrainingModule],
+    data_class: type[DataModule],
+    recipes_package: str,
+    companions: Companions,
+) -> dict[str, Any]:
     try:
-        cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package)
+        cli = TaskCLI(task, verb, args, module_class, data_class, recipes_package, companions)
         if cli.trains:
             if cli.session.run and cli.session.resume:
                 cli.session.changes = cli.changes(cli.session.run)
@@ -249,6 +267,8 @@ def run_task(
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
+        if alone := companions.explain(error):
+            raise alone from error
         if (sentence := sentences.of_library(error)) is None:
             raise
         raise UserError(sentence) from error
@@ -257,6 +277,8 @@ def run_task(
 def _fit(session: Session) -> dict[str, Any]:
     try:
         return _train(session)
+    except Alone:
+        raise
     except Stopped as stop:
         run = session.run
         queued = ""

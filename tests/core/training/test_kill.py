@@ -90,6 +90,20 @@ def test_two_runs_that_differ_are_told_apart(trained: Callable[[str], Killed]) -
     assert "model/model.safetensors differs" in found
 
 
+@pytest.mark.parametrize("moment", ["configure_callbacks", "validation_step"])
+def test_a_process_that_is_ended_before_the_first_step_ends_the_other(
+    trained: Callable[[str], Killed], moment: str
+) -> None:
+    """Before the two meet, and in the check of the validation."""
+    killed = trained("text-two-processes")
+    words = killed.training.command(f"sanity-{moment}")
+    ended = killed.servers[0].run(
+        killed.place, words, killed.moment(moment, 0), signal.SIGTERM, ranks=killed.training.ranks
+    )
+    assert ended.code == 143 and "Traceback" not in ended.printed, ended.printed
+    assert "Rank 0 of 0 to 1 ended with exit code 143, so that all end" in ended.printed, ended.printed
+
+
 def test_a_training_that_was_killed_before_its_first_checkpoint_can_be_started_again(
     trained: Callable[[str], Killed],
 ) -> None:
