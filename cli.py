@@ -22,6 +22,7 @@ from .tasks import task, tasks
 
 COMMANDS: dict[str, str] = {
     "check": "triune.check:main",
+    "compare": "triune.compare:main",
     "demo": "triune.demo:main",
     "embed": "triune.embed:main",
     "info": "triune.convert:info",
@@ -202,6 +203,7 @@ usage: triune TASK VERB [options]
        triune embed INPUT … --run RUN --out VECTORS
        triune nearest QUERY --index VECTORS
        triune report RUN
+       triune compare RUN RUN … [--png CURVES.png]
        triune demo | recall | emergence | scaling | recipes | --version
 
 tasks
@@ -214,6 +216,7 @@ commands
   embed     write the vectors that a model makes of inputs, with their names
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
   report    write the page of a run again: figures, curves, pictures and options in one file
+  compare   show what differs between runs: options, figures, curves
   recipes   list the configurations that --config knows by name
   recall    train small models with each kind of mixer, and show what it can remember
   emergence train a ladder of sizes: a smooth and a sharp metric of the same models, beside induction

@@ -171,6 +171,14 @@ class FromTable(ResumableData):
         """Rows of a side, int64."""
         return self._known.sides.get(name, np.zeros(0, np.int64))
 
+    def held_out(self) -> list[str]:
+        """See `DataModule`: inputs and cells of the targets."""
+        table, names = self._known.table, self._known.target.columns
+        return [
+            "\0".join([self._known.inputs[row], *(f"{name}={table.columns[name][row]}" for name in names)])
+            for row in self.side("val").tolist()
+        ]
+
     def target_of(self, side: str) -> Target:
         """The targets of a side, in its order."""
         return self._known.target.take(self.side(side))

@@ -7,6 +7,7 @@ processed batches. So nothing needs to be replayed after a resume, and reading a
 from __future__ import annotations
 
 import atexit
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -198,6 +199,21 @@ class DataModule(LightningDataModule):
 
     def check_resumed(self) -> None:
         """Raises UserError when a resumed run would see other batches than those of its checkpoint."""
+
+    def held_out(self) -> Iterable[str | bytes] | None:
+        """What each validation example and its target is, in no order and whatever tokens or batches are made of it;
+        None where that is not known. Runs of the same ones can be compared.
+        """
+        return None
+
+
+def content_of(examples: Iterable[str | bytes]) -> str:
+    """A hash of examples, whatever their order."""
+    parts = (part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in examples)
+    every = hashlib.blake2b(digest_size=16)
+    for digest in sorted(hashlib.blake2b(part, digest_size=16).digest() for part in parts):
+        every.update(digest)
+    return every.hexdigest()
 
 
 class ResumableData(DataModule):

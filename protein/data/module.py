@@ -160,6 +160,11 @@ class ProteinData(ResumableData):
         """Chains."""
         return self._set().names[taken].tolist()
 
+    def held_out(self) -> list[str]:
+        """See `DataModule`: names and lengths of chains."""
+        chains, val = self._set(), self._sides["val"]
+        return [f"{name}\0{length}" for name, length in zip(chains.names[val], chains.lengths[val])]
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

@@ -180,6 +180,10 @@ class SequenceData(ResumableData):
         """Sequences, as their file names them."""
         return [self.names[index] for index in taken.tolist()]
 
+    def held_out(self) -> list[bytes]:
+        """See `DataModule`: sequences."""
+        return [chain.tobytes() for chain in self.sides["val"]]
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

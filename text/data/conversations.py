@@ -123,6 +123,7 @@ class PreparedChats:
         titles: list[str],
     ) -> None:  # fmt: skip
         self.titles = titles
+        self.kept: list[bytes] = []
         self.sides, self.conversations, self.tokenizer, self.rejected = sides, conversations, tokenizer, rejected
         for side, rows in sides.items():
             if not len(rows):
@@ -151,7 +152,12 @@ class PreparedChats:
             for side, several in parts.items()
         }
         titles = [one.conversation.name for one in parts["train"] for _ in one.samples]
-        return cls(sides, {side: len(several) for side, several in parts.items()}, tokenizer, rejected, titles)
+        made = cls(sides, {side: len(several) for side, several in parts.items()}, tokenizer, rejected, titles)
+        made.kept = [repr(one.conversation.messages).encode("utf-8", "surrogatepass") for one in parts["val"]]
+        return made
+
+    def held_out(self) -> list[bytes]:
+        return self.kept
 
     def describe(self) -> str:
         c = self.counts()

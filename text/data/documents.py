@@ -51,6 +51,9 @@ class PreparedDocuments:
             tokenizer = make_tokenizer(kind or "bpe", vocab_size, sides, cache)
         return cls(sides, tokenise(sides, tokenizer, cache), tokenizer, context)
 
+    def held_out(self) -> list[bytes]:
+        return [*self.sides.split.held_out, repr(self.sides.split.cut).encode()]
+
     def _check_lengths(self) -> None:
         train, val = self.arrays["train"].tokens, self.arrays["val"].tokens
         if train <= self.context:

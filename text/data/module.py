@@ -252,6 +252,10 @@ class TextData(ResumableData):
         """Documents or conversations: files, or their rows."""
         return self.prepared.names(taken)
 
+    def held_out(self) -> list[bytes]:
+        """See `DataModule`: documents or conversations."""
+        return self.prepared.held_out()
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

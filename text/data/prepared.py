@@ -43,6 +43,10 @@ class Prepared(Protocol):
         """Numbers of what there is on both sides, and of what was left out."""
         ...
 
+    def held_out(self) -> list[bytes]:
+        """What each document or conversation of the validation side is."""
+        ...
+
     def batches(self, side: Side) -> Source:
         """What makes a batch of a draw."""
         ...

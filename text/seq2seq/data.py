@@ -155,6 +155,7 @@ class PairData(ResumableData):
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self._sides: dict[Side, Encoded] = {}
         self._remark, self._beyond = "", 0
+        self._held_out: list[str] = []
 
     # -- from rules or files to tokens --------------------------------------------------------------------------------
 
@@ -180,7 +181,11 @@ class PairData(ResumableData):
                     f"No pair to {'train' if side == 'train' else 'validate'} on has at most {self.longest:,} tokens "
                     "on both sides; raise --data.longest."
                 )
-        self._sides = sides
+        self._sides, self._held_out = sides, [f"{pair.source}\0{pair.target}" for pair in pairs["val"]]
+
+    def held_out(self) -> list[str]:
+        """See `DataModule`: sources and targets."""
+        return self._held_out
 
     def _refuse_unused(self) -> None:
         unused: dict[str, str] = {}

@@ -257,6 +257,11 @@ class ImageData(ResumableData):
         """
         return (self._pixels[side], torch.from_numpy(self._images[side].labels)) if side in self._pixels else None
 
+    def held_out(self) -> list[str]:
+        """See `DataModule`: names of images and of their classes."""
+        images = self._images["val"]
+        return [f"{name}\0{self.labels[label]}" for name, label in zip(images.names, images.labels.tolist())]
+
     def picture(self, side: Side, index: int) -> Tensor:
         """One image of a side as the model sees it in validation, uint8 `[channels, height, width]`."""
         if side in self._pixels:

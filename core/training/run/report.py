@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ...errors import UserError
 from ...files import write_atomic
+from ..data import content_of
 from ..lightning_fixes import rank
 from . import machine
 from .checkpoints import put_aside
@@ -193,6 +194,7 @@ def summarise(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         "task": session.task,
         "unit": session.model.unit,
         "loss_unit": session.model.loss_unit,
+        "validated_on": _validated_on(session),
         "best_step": session.checkpoints.best_step if session.checkpoints else None,
         "steps": session.trainer.global_step,
         "parameters": parameters(session.model),
@@ -206,6 +208,18 @@ def summarise(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "interrupted": session.interrupt.stopped,
     }
+
+
+def _validated_on(session: Session) -> dict[str, Any] | None:
+    """A hash of the validation examples and the units that the loss is a mean of, by which runs can be compared; None
+    where they are not known or where not all were scored.
+    """
+    examples, evaluated = session.data.held_out(), session.model.evaluated
+    limited = session.trainer.limit_val_batches not in (1.0, None)
+    if examples is None or evaluated is None or limited:
+        return None
+    held = list(examples)
+    return {"content": content_of(held), "examples": len(held), "units": round(float(evaluated.count))}
 
 
 def shown(session: Session, metrics: dict[str, Any]) -> str:

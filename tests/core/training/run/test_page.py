@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,30 +17,7 @@ from triune.core.training.run.folder import RunFolder
 from triune.core.training.run.page import run_page
 
 EVIL = "<script>alert(1)</script>"
-
-
-def make_run(folder: Path, **changes: Any) -> RunFolder:
-    """A run folder as a training with a table of labels leaves it, without weights."""
-    folder.mkdir()
-    judged = {
-        "kind": "classify", "count": 9, "metrics": {"accuracy": 0.75, "nll": 0.5},
-        "intervals": {"accuracy": [0.6, 0.9]}, "baseline": {"accuracy": 0.4},
-        "per_class": [{"name": EVIL, "count": 9, "f1": None}], "notes": ["Few rows."],
-    }  # fmt: skip
-    summary = {
-        "val_loss": 0.5, "val_accuracy": 0.75, "judged": judged, "calibration": {}, "task": "text", "unit": "row",
-        "loss_unit": "nats", "best_step": 4, "steps": 4, "parameters": 1234, "tokens": 99, "seconds": 61.0,
-        "device": "a CPU", "devices": 1, "seed": 1, "versions": {"torch": "2"}, "finished": "2026-01-01 00:00:00",
-        "command": f"triune text fit --data.table '{EVIL}'",
-    }  # fmt: skip
-    run = RunFolder(folder)
-    run.config.write_text(f"# triune text fit\ndata:\n  table: '{EVIL}'\n")
-    run.summary.write_text(json.dumps(summary | changes))
-    rows = ["step,epoch,units,seconds,loss,val_loss,lr,units_per_second,val_accuracy"]
-    rows += [f"{step},0,{step * 9},{step},{2 / step},,{0.1 / step},{100 + step}," for step in range(1, 5)]
-    rows += [f"{step},0,{step * 9},{step},,{2.1 / step},,,{step / 6}" for step in (2, 4)]
-    run.metrics.write_text("\n".join(rows) + "\n")
-    return run
+Make = Callable[..., RunFolder]
 
 
 def picture(path: Path, side: int) -> None:
@@ -50,7 +27,7 @@ def picture(path: Path, side: int) -> None:
     Image.fromarray(noise).save(path)
 
 
-def test_the_page_holds_figures_baselines_curves_and_origin(tmp_path: Path) -> None:
+def test_the_page_holds_figures_baselines_curves_and_origin(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     page = run_page(run)
     row = re.search(r"<tr><td>accuracy</td>.*?</tr>", page)
@@ -61,7 +38,7 @@ def test_the_page_holds_figures_baselines_curves_and_origin(tmp_path: Path) -> N
     assert "Few rows." in page and "config.yaml" in page and page.count("&lt;script&gt;") == 3 and EVIL not in page
 
 
-def test_the_later_of_two_validations_and_the_test_are_shown(tmp_path: Path) -> None:
+def test_the_later_of_two_validations_and_the_test_are_shown(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.validation.write_text(json.dumps({"val_loss": 0.25, "val_top1": 0.5, "baseline_majority_class": 0.3}))
     (run.path / "test.json").write_text(json.dumps({"test_loss": 0.7, "test_x_p_at_l": 0.2, "test_x_p_at_l_chance": 0.1,
@@ -89,7 +66,7 @@ def test_figures_of_a_damaged_file_are_left_out() -> None:
     assert [figure.name for figure in figures_of(content, "x").figures] == ["ece"]
 
 
-def test_large_pictures_are_made_smaller_and_damaged_ones_named(tmp_path: Path) -> None:
+def test_large_pictures_are_made_smaller_and_damaged_ones_named(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for name in ("a", "b", "loss"):
         picture(run.path / f"{name}.png", 900)
@@ -102,7 +79,9 @@ def test_large_pictures_are_made_smaller_and_damaged_ones_named(tmp_path: Path) 
         assert f"{name} lies beside this page, but cannot be shown here." in page
 
 
-def test_an_unfinished_run_says_so_and_shows_its_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_says_so_and_shows_its_curves(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run")
     run.summary.unlink()
     assert main(["report", str(run)]) == 0
@@ -114,7 +93,7 @@ def test_an_unfinished_run_says_so_and_shows_its_curves(tmp_path: Path, capsys: 
     assert "<svg" not in (tmp_path / "o.html").read_text()
 
 
-def test_what_is_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_is_one_sentence(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     file = tmp_path / "x.ckpt"
     file.write_bytes(b"x")
