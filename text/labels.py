@@ -25,6 +25,7 @@ from ..core.training.start import Start
 from .encoder import TextEncoder, TextEncoderConfig
 from .model import LanguageModel
 from .tokenizer import Tokenizer
+from .words import Words, first_tokens
 
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, norm="rmsnorm", qk_norm="head", ffn="swiglu", bias=False)
 """An encoder for a table of a few thousand texts."""
@@ -66,13 +67,18 @@ class TextReader(TokenReader):
     """Texts, with the tokens around them that their tokenizer asks for."""
 
     what = "text"
+    parts = "words"
+    between = " "
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         super().__init__(context)
         self.tokenizer = tokenizer
 
-    def one(self, cell: str, name: str, beside: Path) -> np.ndarray:
-        tokens = self._tokens(cell, name)
+    def one(self, cell: str, name: str, beside: Path) -> Any:
+        return self._around(self._tokens(cell, name))
+
+    def _around(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens that are read, with the special ones."""
         self.cut += len(tokens) > self.context
         start, end = self.tokenizer.around
         return np.array([*start, *tokens[: self.context].tolist(), *end], np.int64)
@@ -87,6 +93,34 @@ class TextReader(TokenReader):
         return found
 
 
+class WordReader(TextReader):
+    """Texts whose words have a label each; words are what spaces part. The label of a word is that of its first token,
+    and its other tokens have none.
+    """
+
+    def one(self, cell: str, name: str, beside: Path) -> Words:
+        tokens = self._tokens(cell, name)
+        first = first_tokens(self.tokenizer, cell, tokens, name)
+        beyond = np.flatnonzero(first >= self.context)
+        first = first[: beyond[0]] if len(beyond) else first
+        return Words(self._around(tokens), np.where(first >= 0, first + len(self.tokenizer.around[0]), -1))
+
+    def size(self, sample: Words) -> int:
+        return len(sample.tokens)
+
+    def whole(self, cell: str, sample: Words) -> int:
+        return len(cell.split())
+
+    def places(self, sample: Words) -> np.ndarray:
+        return sample.first
+
+    def empty(self) -> Words:
+        return Words(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    def batch(self, samples: Sequence[Words]) -> dict[str, Tensor]:
+        return super().batch([sample.tokens for sample in samples])
+
+
 class TextTable(TokenTable):
     """Texts with labels from a table.
 
@@ -96,6 +130,8 @@ class TextTable(TokenTable):
         vocab_size: tokens of a BPE that is trained here.
         **others: see `FromTable` and `TokenOptions`.
     """
+
+    WORDS = True
 
     def __init__(self, tokenizer: str | None = None, vocab_size: int = 2048, **others: Any) -> None:
         super().__init__(**others)
@@ -137,7 +173,7 @@ class TextTable(TokenTable):
     def reader(self, rows: Rows) -> TextReader:
         if self.tokenizer is None:
             self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]])
-        return TextReader(self.tokenizer, self.context)
+        return (WordReader if rows.target.kind == "tag" else TextReader)(self.tokenizer, self.context)
 
     def _made(self, texts: list[str]) -> Tokenizer:
         makers: dict[str | None, Callable[[], Tokenizer]] = {
@@ -174,7 +210,7 @@ class TextLabels(LabelTask):
         return "last" if isinstance(trunk, LanguageModel) else "mean"
 
     def reads(self, data: Any) -> dict[str, Any]:
-        return {"context": data.context}
+        return {"context": data.context} | ({"words": True} if data.target_of("train").kind == "tag" else {})
 
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
@@ -195,7 +231,8 @@ class TextLabels(LabelTask):
 
 
 def _reader(model: LabelledModel, folder: Path) -> TextReader:
-    return TextReader(Tokenizer.load(folder), int(model.config.reads["context"]))
+    reads = model.config.reads
+    return (WordReader if reads.get("words") else TextReader)(Tokenizer.load(folder), int(reads["context"]))
 
 
 def _expand(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, written_whole
@@ -103,25 +102,22 @@ def answers(
     """
     rows: list[dict[str, Any]] = []
     failed = 0
-    reads = (lambda batch: model.tokens(batch).read) if model.head.per_token else None
+    per_token = model.head.per_token
 
-    def call(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        outputs = model(batch)
-        if reads is None:
-            return outputs
-        return torch.cat([outputs, reads(batch)[..., None].to(outputs.dtype)], dim=-1)
-
-    for number, _, output in run(model, reader, inputs, call, batch_size, "answering"):
+    for number, sample, output in run(model, reader, inputs, model, batch_size, "answering"):
         row = {name: cells[number] for name, cells in others.items()}
         if isinstance(output, UserError):
             failed += 1
             print(str(output), file=sys.stderr)
             rows.append(row | {"problem": str(output)})
             continue
-        if reads is not None:
-            output = output[output[:, -1] > 0, :-1]
-        found = model.head.predict(output if reads is not None else output[None])
-        rows.append(row | renamed({name: _cell(values, reads is not None) for name, values in found.items()}, row))
+        if per_token:
+            places = reader.places(sample)
+            found = model.head.predict(output[places])
+            cells = {name: _tagged(values, places >= 0, reader.between) for name, values in found.items()}
+        else:
+            cells = {name: _cell(values[0]) for name, values in model.head.predict(output[None]).items()}
+        rows.append(row | renamed(cells, row))
     return rows, failed
 
 
@@ -130,14 +126,18 @@ def renamed(found: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
     return {f"predicted_{name}" if name in taken else name: value for name, value in found.items()}
 
 
-def _cell(values: np.ndarray, per_token: bool) -> Any:
-    """What a cell holds: of tokens a text of their letters, or a list."""
-    if not per_token:
-        value = values[0]
-        return value.item() if hasattr(value, "item") else value
-    listed = [value.item() if hasattr(value, "item") else value for value in values]
-    if listed and all(isinstance(value, str) and len(value) == 1 for value in listed):
-        return "".join(listed)
+def _cell(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _tagged(values: np.ndarray, known: np.ndarray, between: str) -> Any:
+    """What a cell holds of the parts of one input: a text of their letters or words, or a list; None for a part without
+    an answer.
+    """
+    listed = [_cell(value) if there else None for value, there in zip(values, known)]
+    letters = [value for value in listed if isinstance(value, str)]
+    if letters and len(letters) == len(listed) and all(len(v.split() if between else v) == 1 for v in letters):
+        return between.join(letters)
     return [round(value, 5) if isinstance(value, float) else value for value in listed]
 
 

@@ -22,6 +22,10 @@ class Reader(ABC):
 
     what: ClassVar[str] = "input"
     """What an input is, for messages."""
+    parts: ClassVar[str] = "tokens"
+    """What of an input has a label each, for messages."""
+    between: ClassVar[str] = ""
+    """What stands between the labels of an input's parts in a text."""
 
     def __init__(self) -> None:
         self.cut = 0
@@ -62,6 +66,12 @@ class Reader(ABC):
         """What fills a batch up."""
         raise NotImplementedError(f"{type(self).__name__} has no empty input.")
 
+    def places(self, sample: Any) -> np.ndarray:
+        """The token that has the label of each part that is read, int64 `[parts]`, special ones counted; -1 for a part
+        without any token.
+        """
+        raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
+
     def notes(self) -> list[str]:
         """What was left out of the inputs read so far, each a sentence without its full stop."""
         return []
@@ -87,7 +97,7 @@ class TokenReader(Reader):
         return np.zeros(0, np.int64)
 
     def whole(self, cell: str, sample: Any) -> int:
-        """Tokens of an input that have a label each, what is cut off included. Raises UserError where none has."""
+        """Parts of an input that have a label each, what is cut off included. Raises UserError where none has."""
         raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
 
     def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:

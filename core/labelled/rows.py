@@ -35,6 +35,7 @@ class Columns:
         val_fraction, test_fraction: parts that are held out where `split` does not say which.
         seed: of the split.
         skip: rows that cannot be used are left out and counted, rather than an error.
+        words: labels of tokens are those of words, with spaces between them.
     """
 
     table: str
@@ -50,6 +51,7 @@ class Columns:
     test_fraction: float = 0.0
     seed: int = 0
     skip: bool = False
+    words: bool = False
 
 
 @dataclass
@@ -105,7 +107,7 @@ def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", 
     numbers = None if spec is None or kind != "tag" else bool(spec.options.get("numbers"))
     target = infer(
         table, columns.target, kind, names if kind != "regress" else None, order=columns.order,
-        missing=columns.missing, numbers=numbers, on_unseen="ignore" if columns.skip else "error",
+        missing=columns.missing, numbers=numbers, apart=columns.words, on_unseen="ignore" if columns.skip else "error",
     )  # fmt: skip
     notes += [target.said.rstrip("."), *target.notes, *table.notes]
     if (without := target.missing).any():
@@ -148,9 +150,19 @@ def _read(columns: Columns, notes: list[str], scored: str) -> Table:
         if not len(table):
             raise UserError(f"'{columns.input}' is empty in all rows of '{table.path}'; name another column.")
     for row, cell in enumerate(table.columns[columns.input]):
-        if isinstance(cell, list | dict):
+        if columns.words and isinstance(cell, list):
+            table.columns[columns.input][row] = _sentence(cell, f"'{columns.input}' in {table.where(row)}")
+        elif isinstance(cell, list | dict):
             raise UserError(f"'{columns.input}' is a {type(cell).__name__} in {table.where(row)}, but must be a text.")
     return table
+
+
+def _sentence(words: list[Any], where: str) -> str:
+    """A list of words as a text. Raises UserError for one that would not be a word of it."""
+    for word in words:
+        if not isinstance(word, str) or len(word.split()) != 1:
+            raise UserError(f"{where} has {word!r} in its list, but must have words without spaces; mend it.")
+    return " ".join(words)
 
 
 def _sides(

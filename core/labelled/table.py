@@ -40,6 +40,8 @@ class FromTable(ResumableData):
 
     PATHS = ("table",)
     RECIPE = "table"
+    WORDS = False
+    """Labels of tokens are those of words, with spaces between them."""
 
     def __init__(
         self,
@@ -133,7 +135,11 @@ class FromTable(ResumableData):
         options: Any = self
         self.refuse_unused()
         columns = Columns(
-            **self.table_options, val_fraction=options.val_fraction, seed=options.seed, skip=options.on_error == "skip"
+            **self.table_options,
+            val_fraction=options.val_fraction,
+            seed=options.seed,
+            skip=options.on_error == "skip",
+            words=self.WORDS,
         )
         other = self._is_other_table()
         verb = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else ""

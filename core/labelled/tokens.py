@@ -63,9 +63,6 @@ class TokenTable(FromTable, TokenOptions):
     them, and `index` int64 `[batch]`, the row of each example, -1 for what only fills the batch up.
     """
 
-    AROUND = (0, 0)
-    """Tokens before and behind those of the input that have no target of their own."""
-
     contents: list[Any]
     inputs: TokenReader
 
@@ -103,7 +100,8 @@ class TokenTable(FromTable, TokenOptions):
             whole = self.inputs.whole(rows.inputs[row], found)
             if len(values[row]) != whole:
                 encoded[row] = UserError(
-                    f"{rows.name(row)} has {len(values[row])} labels for {whole} tokens, but must have one for each."
+                    f"{rows.name(row)} has {len(values[row])} labels for {whole} {self.inputs.parts}, but must "
+                    "have one for each."
                 )
 
     @property
@@ -142,16 +140,16 @@ class TokenTable(FromTable, TokenOptions):
     def token_targets(self, rows: np.ndarray, width: int) -> Tensor:
         """Targets of every token of rows, `[batch, width]`, missing where a token has none."""
         target = self._known.target
-        before, behind = self.AROUND
         found = (
             torch.full((len(rows), width), float("nan")) if target.numbers else torch.full((len(rows), width), IGNORED)
         )
         for slot, row in enumerate(rows.tolist()):
             if row < 0:
                 continue
-            room = self.inputs.size(self.contents[row]) - before - behind
-            values = torch.from_numpy(np.asarray(target.values[row][:room]))
-            found[slot, before : before + len(values)] = values.to(found.dtype)
+            places = torch.from_numpy(self.inputs.places(self.contents[row]))
+            values = torch.from_numpy(np.asarray(target.values[row][: len(places)]))
+            has = places[: len(values)] >= 0
+            found[slot, places[: len(values)][has]] = values[has].to(found.dtype)
         return found
 
 

@@ -1,4 +1,4 @@
-"""A label or a number for each token: texts of one letter a token, or lists."""
+"""A label or a number for each token: texts of one letter a token, or of words with spaces between them, or lists."""
 
 from __future__ import annotations
 
@@ -64,11 +64,13 @@ def _parts(wanted: Wanted, row: int, cell: Any) -> Sequence[Any]:
     elif isinstance(cell, str) and _spelt(cell) and (spelt := parsed_list(cell.strip())) is not None:
         parts = spelt
     elif isinstance(cell, str):
-        return cell
+        return cell.split() if wanted.apart else cell
     else:
+        form = "O B-PER" if wanted.apart else "HHEC"
         raise wanted.refuse(
-            column, row, 'a label for each token, as a text such as HHEC or a list such as ["H", "E"]', "mend the cell"
-        )
+            column, row, f'a label for each token, as a text such as {form} or a list such as ["H", "E"]',
+            "mend the cell",
+        )  # fmt: skip
     if any(isinstance(part, (list, dict, tuple)) for part in parts):
         raise wanted.refuse(column, row, "a list without lists in it", "write one label or number a token")
     return parts

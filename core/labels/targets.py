@@ -69,6 +69,7 @@ def infer(
     order: Sequence[str] | None = None,
     missing: Sequence[str] = (),
     numbers: bool | None = None,
+    apart: bool = False,
     on_unseen: str = "error",
 ) -> Target:
     """Codes columns of a table as the target of a head.
@@ -87,6 +88,8 @@ def infer(
         missing: texts that are no class but a missing one. In columns of numbers NA, NaN, null and the like are so
             anyway; in columns of texts only empty cells are.
         numbers: of tag: whether whole numbers are numbers, or classes.
+        apart: of tag: the labels of a text have spaces between them, as those of words have, instead of being its
+            letters.
         on_unseen: "error", or "ignore" for labels that `names` lacks, and cells that cannot be read: they count as
             missing, and the notes name or count them.
 
@@ -103,7 +106,7 @@ def infer(
     if on_unseen not in ("error", "ignore"):
         raise ValueError(f"on_unseen is {on_unseen!r}")
     given = None if names is None else list(names)
-    wanted = Wanted(table, columns, given, order, frozenset(missing), numbers, on_unseen == "ignore")
+    wanted = Wanted(table, columns, given, order, frozenset(missing), numbers, on_unseen == "ignore", apart)
     return _several(wanted, kind) if len(columns) > 1 else _one(wanted, kind)
 
 

@@ -25,6 +25,7 @@ class Wanted:
     missing: frozenset[str] = frozenset()
     numbers: bool | None = None
     ignore: bool = False
+    apart: bool = False
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
 

@@ -81,6 +81,7 @@ class ProteinReader(TokenReader):
     """
 
     what = "protein"
+    parts = "residues"
     PAD = PAD
 
     def __init__(self, context: int, profile: bool = False) -> None:
@@ -119,6 +120,9 @@ class ProteinReader(TokenReader):
     def whole(self, cell: str, sample: Chain) -> int:
         return len(sample.tokens) - 2 if len(sample.tokens) - 2 < self.context else len(letters_of(cell))
 
+    def places(self, sample: Chain) -> np.ndarray:
+        return np.arange(1, len(sample.tokens) - 1)
+
     def empty(self) -> Chain:
         return Chain(np.zeros(0, np.int64), np.zeros((0, len(AMINO_ACIDS)), np.float32) if self.profile else None)
 
@@ -154,7 +158,6 @@ class ProteinTable(TokenTable):
     """
 
     PATHS = ("table", "fasta")
-    AROUND = (1, 1)
 
     def __init__(self, fasta: str | None = None, profile: bool = False, **others: Any) -> None:
         super().__init__(**others)
