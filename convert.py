@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,10 +24,12 @@ from .tasks import tasks
 ROOMS = {name: task for name, task in tasks().items() if task.checkpoints}
 OURS = {architecture: name for name, task in ROOMS.items() for architecture in task.architectures}
 """Tasks of the architectures in triune's own format."""
-MODULES = {"triune": "triune", "gguf": "GGUF"} | {k: v for task in ROOMS.values() for k, v in task.libraries.items()}
+MODULES = {"triune": "triune"} | {k: v for task in ROOMS.values() for k, v in task.libraries.items()}
 """What people call a library."""
-LIBRARIES = [name for name in MODULES if name != "gguf"]
+LIBRARIES = list(MODULES)
 """Whose formats can be written."""
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
+"""How a GGUF file keeps weights."""
 ENOUGH = 1e-4
 """A larger difference of outputs of order one is not rounding."""
 MOST_COMPARED = 3_000_000_000
@@ -60,20 +63,55 @@ def convert(args: list[str]) -> int:
         "command says that it is done.",
     )
     p.add_argument("checkpoint", help="folder, file, run, or a name on the Hugging Face hub or in timm")
-    p.add_argument("folder", type=Path, help="folder to write; replaced only by a complete one")
-    p.add_argument("--to", required=True, choices=LIBRARIES, help="whose format")
-    p.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+    p.add_argument(
+        "folder", type=Path, help="folder to write, or a file that ends in .gguf; replaced only by a complete one"
+    )
+    p.add_argument("--to", choices=LIBRARIES, help="whose format; gguf is llama.cpp's, and what .gguf means")
+    p.add_argument(
+        "--type", choices=GGUF_TYPES,
+        help="of a GGUF file: bits of its weights (default f16; q8_0 takes half, q4_k_m a quarter of it)",
+    )  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="replace a folder or file that exists")
     options = p.parse_args(args)
-    if options.folder.exists() and not options.overwrite:
-        raise UserError(f"'{options.folder}' exists already; give a new folder, or --overwrite to replace it.")
+    _check_target(options)
     task = task_of(options.checkpoint)
     room = _room(task)
     pretrained = room.load(options.checkpoint)
     _show(_lines(task, pretrained))
     for line in _original(room, pretrained):
         print(line)
+    if options.to == "gguf":
+        return _convert_gguf(room, pretrained, options.folder, options.type or "f16")
     folder = room.export(pretrained, options.folder, options.to)
     print(_parity_report(room, pretrained, folder, options.to))
+    return 0
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    """Completes --to. Raises UserError for options that do not fit each other, and for a target that exists."""
+    ends = options.folder.suffix == ".gguf"
+    if options.to is None and not ends:
+        raise UserError(f"--to is missing, but says whose format: {', '.join(LIBRARIES)}.")
+    options.to = options.to or "gguf"
+    if ends != (options.to == "gguf"):
+        raise UserError(
+            f"'{options.folder}' is given with --to {options.to}, but a file for llama.cpp (--to gguf) must end in "
+            ".gguf, and a folder for others must not."
+        )
+    if options.type is not None and options.to != "gguf":
+        raise UserError("--type is given, but only --to gguf uses it; leave it out.")
+    if options.folder.exists() and not options.overwrite:
+        raise UserError(f"'{options.folder}' exists already; give a new name, or --overwrite to replace it.")
+    if options.to == "gguf" and options.folder.is_dir():
+        raise UserError(f"'{options.folder}' is a folder, but a GGUF file is one file; give another name.")
+
+
+def _convert_gguf(room: Any, pretrained: Pretrained, path: Path, type_: str) -> int:
+    """Writes a file for llama.cpp and compares what it makes of it, where it is installed."""
+    if not hasattr(room, "report_gguf"):
+        raise UserError("Only language models can be written for llama.cpp (--to gguf); take another format.")
+    room.export(pretrained, path, "gguf", type_)
+    print("\n".join([*room.report_gguf(pretrained, path), f"Done: '{path}' has {path.stat().st_size / 1e6:,.1f} MB."]))
     return 0
 
 

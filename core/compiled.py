@@ -32,6 +32,13 @@ def compile_blocks(model: nn.Module, device: str, dynamic: bool | None = None) -
     Raises:
         UserError: there is no C++ compiler.
     """
+    check_compiler(device)
+    for block in blocks_of(model):
+        block.compile(dynamic=dynamic)
+
+
+def check_compiler(device: str) -> None:
+    """Raises UserError where PyTorch has no compiler for a `device`."""
     if device == "cpu":
         compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
         if shutil.which(compiler) is None:
@@ -39,5 +46,3 @@ def compile_blocks(model: nn.Module, device: str, dynamic: bool | None = None) -
                 f"Compiling needs the C++ compiler '{compiler}', which was not found; install it (on Debian: apt-get "
                 "install g++), name another one in the environment variable CXX, or go without compile."
             )
-    for block in blocks_of(model):
-        block.compile(dynamic=dynamic)

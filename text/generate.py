@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.options import Parser
+from ..core.options import Parser, whole
 from ..core.training.run.folder import model_folder
 
 if TYPE_CHECKING:
     import torch
 
     from .data.messages import Message
+    from .decode import Decoder
     from .model import LanguageModel
     from .sampling import SamplingConfig
     from .tokenizer import Tokenizer
@@ -68,8 +69,13 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--compile", action="store_true",
-        help="compile the blocks before the second token: some seconds of waiting (the first time 10), then 1.2 to 1.5 "
-        "times faster on a CPU; worth it from a few hundred tokens on",
+        help="make the steps behind the prompt one compiled program: half a minute of waiting the first time, then "
+        "1.2 to 1.5 times faster on a CPU; worth it from some hundred tokens on",
+    )  # fmt: skip
+    p.add_argument(
+        "--lookup", type=whole(1, 64), metavar="N",
+        help="guess up to N tokens from what followed the last words before, and read them in one pass: the same text, "
+        "sooner where it repeats itself or its prompt (summaries, code); one prompt after the other",
     )  # fmt: skip
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     p.add_argument("--json", action="store_true", help="print one JSON list of {prompt, text, tokens}")
@@ -145,8 +151,8 @@ def load(
         raise UserError(f"'{name}' is an encoder, which does not write text.")
     if tokenizer is None:
         raise UserError(
-            f"'{name}' has no tokenizer that can be read (a tokenizer.json, vocab.json with merges.txt, or a "
-            "byte-level BPE inside a GGUF file; no SentencePiece); put the tokenizer.json of this model beside it."
+            f"'{name}' has no tokenizer that can be read (a tokenizer.json, vocab.json with merges.txt, or a BPE "
+            "inside a GGUF file); put the tokenizer.json of this model beside it."
         )
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -181,7 +187,6 @@ def main(args: list[str]) -> int:
         return write(folder, options, parser().parse_args([options.run]))
     if options.beams > 1:
         raise UserError("--beams is given, but only an encoder-decoder uses it; leave it out.")
-    from ..core.compiled import compile_blocks
     from .sampling import check_seed
     from .talk import start_of
 
@@ -192,12 +197,37 @@ def main(args: list[str]) -> int:
     model, tokenizer = load(options.run, options.device, "float32" if packed else options.weights)
     if packed:
         compress(model, options.weights)
-    if options.compile:
-        compile_blocks(model, next(model.parameters()).device.type, dynamic=True)
-    writer = Writer(model, tokenizer, config, options)
+    writer = Writer(model, tokenizer, config, options, decoder_of(model, options.compile, options.lookup or 0))
     if options.chat and not (options.prompt or options.prompt_file):
         return _talk(writer, start)
     return _write(writer, start)
+
+
+def decoder_of(model: LanguageModel, compiled: bool, lookup: int = 0) -> Decoder | None:
+    """What runs the steps behind a prompt; None where the cache that grows does.
+
+    Args:
+        model: on its device; its blocks are compiled one by one where its steps cannot be one graph.
+        compiled: `--compile` is given.
+        lookup: tokens that are guessed at once.
+
+    Raises:
+        UserError: there is no compiler, or the state of a layer cannot step back from a wrong guess.
+    """
+    if not compiled and not lookup:
+        return None
+    from ..core.compiled import check_compiler, compile_blocks
+    from .decode import Decoder, unfit
+
+    device = next(model.parameters()).device.type
+    if why := unfit(model):
+        if lookup:
+            raise UserError(f"--lookup is given, but the model has {why}; leave it out.")
+        compile_blocks(model, device, dynamic=True)
+        return None
+    if compiled:
+        check_compiler(device)
+    return Decoder(model, compiled)
 
 
 def _sampling(options: argparse.Namespace) -> SamplingConfig:
@@ -213,6 +243,7 @@ def _sampling(options: argparse.Namespace) -> SamplingConfig:
         without |= dict.fromkeys(("top_k", "top_p", "min_p", "seed"), f"with {greedy}, which draws nothing")
     if options.no_cache:
         without["compile"] = "with --no-cache, whose steps are not compiled"
+        without["lookup"] = "with --no-cache, which has nothing to step back to"
     for name, why in without.items():
         value = getattr(options, name)
         if value is not None and value is not False:  # a number may be 0
@@ -223,8 +254,12 @@ def _sampling(options: argparse.Namespace) -> SamplingConfig:
 class Writer:
     """Continues prompts and says how fast. Arguments as on the command line."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, config: SamplingConfig, options: Any) -> None:
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, config: SamplingConfig, options: Any,
+        decoder: Decoder | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.config, self.options = model, tokenizer, config, options
+        self.decoder = decoder
         self.tokens, self.seconds = 0, 0.0
 
     def run(self, ids: list[list[int]], texts: list[Continuation], streaming: bool, seed: int | None) -> None:
@@ -233,7 +268,10 @@ class Writer:
 
         started, options = time.perf_counter(), self.options
         ends = self.tokenizer.end_ids
-        steps = generate(self.model, ids, options.max_tokens, self.config, seed, ends, use_cache=not options.no_cache)
+        steps = generate(
+            self.model, ids, options.max_tokens, self.config, seed, ends, use_cache=not options.no_cache,
+            lookup=options.lookup or 0, decoder=self.decoder,
+        )  # fmt: skip
         _run(steps, texts, ends, streaming)
         self.tokens += sum(text.tokens for text in texts)
         self.seconds += time.perf_counter() - started

@@ -98,17 +98,23 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
         prefix: Tensor | None = None,
     ) -> Tensor:
         """Vectors before the head, `[batch, tokens, dim]`; arguments as in `Transformer.forward`."""
-        x = self.embedding(tokens)
-        scale, factor = self.config.embedding_scale, self.config.logit_scale
+        x = self.embed(tokens)
+        return self.leave(self.transformer(x, documents=documents, valid=valid, cache=cache, prefix=prefix))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the core reads: `[batch, tokens]` -> `[batch, tokens, dim]`."""
+        x, scale = self.embedding(tokens), self.config.embedding_scale
         if scale is True:  # rounded to the type of the weights, as Gemma was trained
             x = x * torch.full((), self.config.transformer.dim**0.5, dtype=x.dtype, device=x.device)
         elif scale is not False:
             x = x * scale
-        if self.widen is not None:
-            x = self.widen(x)
-        x = self.transformer(x, documents=documents, valid=valid, cache=cache, prefix=prefix)
+        return x if self.widen is None else self.widen(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """What the head reads, from what the core returns: `[batch, tokens, dim]` -> `[batch, tokens, width]`."""
         if self.narrow is not None:
             x = self.narrow(x)
+        factor = self.config.logit_scale
         return x if factor == 1 else x * factor
 
     def forward(

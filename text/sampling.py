@@ -12,11 +12,15 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.mixers.cache import KeyValueCache
+from .decode import Decoder
+from .lookup import Lookup
 from .model import LanguageModel
 
 COLDEST = 1e-30
 """Lower temperatures draw what this one does: the likeliest token, or one of those that are exactly as likely."""
 LARGEST_SEED = 2**63 - 1
+PROMPT = 1024
+"""Tokens of a prompt that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def generate(
     seed: int | None = None,
     ends: Collection[int] = (),
     use_cache: bool = True,
+    lookup: int = 0,
+    decoder: Decoder | None = None,
 ) -> Generator[dict[int, int], set[int] | None, None]:
     """Continues a batch of prompts, one step at a time.
 
@@ -126,36 +132,69 @@ def generate(
         seed: row i draws with seed + i; None draws anew each time.
         ends: tokens that finish the row that draws one; the token itself is given out.
         use_cache: keep keys and values; without, each step recomputes all that is in view (slow, for comparison).
+        lookup: tokens that are guessed at once from the text so far, and read together; the chances of what is drawn
+            are the same (see `lookup.py`). Prompts are then continued one after the other.
+        decoder: runs the steps behind the prompts; None keeps a cache that grows.
 
     Yields:
         The new token of each unfinished prompt, by the prompt's number. `send` a set of numbers to finish those.
 
     Raises:
-        UserError: an empty prompt, or a seed outside its range.
+        UserError: an empty prompt, a seed outside its range, or a model that cannot look ahead.
     """
     if empty := [str(n) for n, prompt in enumerate(prompts, start=1) if not prompt]:
         raise UserError(f"Prompt {', '.join(empty)} is empty; give some text to continue.")
     check_seed(seed)
     config, device = config or SamplingConfig(), next(model.parameters()).device
-    live = [
-        _Row(n, list(prompt), None if seed is None else torch.Generator().manual_seed(seed + n))
+    rows = [
+        Row(n, list(prompt), None if seed is None else torch.Generator().manual_seed(seed + n))
         for n, prompt in enumerate(prompts)
     ]
-    views = _Views(model, live, device, use_cache)
+    if lookup:
+        decoder = decoder or Decoder(model)
+        for row in rows:
+            yield from _looking_ahead(Views(model, [row], device, use_cache, decoder, lookup), max_tokens, config, ends)
+        return
+    views = Views(model, rows, device, use_cache, decoder)
     for step in range(max_tokens):
-        hidden = views.hidden(max_tokens - step)
-        chosen = draw(model.logits(hidden[:, -1]), config, [row.generator for row in views.rows]).tolist()
-        for row, token in zip(views.rows, chosen, strict=True):
+        logits = views.logits(max_tokens - step)[:, -1]
+        chosen = draw(logits, config, [row.generator for row in views.live]).tolist()
+        for row, token in zip(views.live, chosen, strict=True):
             row.tokens.append(token)
-        stopped = (yield {row.number: row.tokens[-1] for row in views.rows}) or set()
-        keep = [at for at, row in enumerate(views.rows) if row.tokens[-1] not in ends and row.number not in stopped]
+        stopped = (yield {row.number: row.tokens[-1] for row in views.live}) or set()
+        keep = [at for at, row in enumerate(views.live) if row.tokens[-1] not in ends and row.number not in stopped]
         if not keep:
             return
         views.select(keep)
 
 
+def _looking_ahead(
+    views: Views, max_tokens: int, config: SamplingConfig, ends: Collection[int]
+) -> Generator[dict[int, int], set[int] | None, None]:
+    """Continues one prompt, several tokens a forward pass where guesses are right."""
+    (row,) = views.rows
+    known, left = Lookup(row.tokens, views.lookup), max_tokens
+    while left:
+        guesses = known.guess(min(left - 1, views.room()))
+        logits = views.logits(left, guesses)
+        guesses, right = guesses[: logits.shape[1] - 1], 0
+        for place in range(len(guesses) + 1):
+            (token,) = draw(logits[:, place], config, [row.generator]).tolist()
+            row.tokens.append(token)
+            known.add(token)
+            left -= 1
+            stopped = yield {row.number: token}
+            if token in ends or stopped:
+                return
+            if place == len(guesses) or token != guesses[place]:
+                break
+            right += 1
+        views.keep(right)
+        known.learn(len(guesses), right)
+
+
 @dataclass
-class _Row:
+class Row:
     """A text that grows: its number, its tokens, where its draws come from, and its first token in view."""
 
     number: int
@@ -164,44 +203,107 @@ class _Row:
     start: int = 0
 
 
-class _Views:
+class Views:
     """What the model sees of each row, and the cache of it.
 
     Each row slides by its own length, as it would alone. The cache holds the views of all rows side by side, so it is
-    built anew when one of them slides, or when it has no room.
+    built anew when one of them slides, or when it has no room. A decoder has a fixed number of rows: finished ones stay
+    in it, and what becomes of them is not looked at.
     """
 
-    def __init__(self, model: LanguageModel, rows: list[_Row], device: torch.device, use_cache: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, rows: list[Row], device: torch.device, use_cache: bool,
+        decoder: Decoder | None = None, lookup: int = 0,
+    ) -> None:  # fmt: skip
         self.model, self.rows, self.device, self.use_cache = model, rows, device, use_cache
+        self.live = list(rows)
+        self.decoder, self.lookup = decoder, lookup
         self.context = model.config.transformer.context
         self._cache: KeyValueCache | None = None
         self._free = 0
         for row in rows:
             row.start = max(0, len(row.tokens) - self.context)
 
-    def hidden(self, steps_left: int) -> Tensor:
-        """Vectors of the last tokens, `[rows, tokens, dim]`, of which the last one counts."""
-        for row in self.rows:
+    def logits(self, steps_left: int, guesses: Sequence[int] = ()) -> Tensor:
+        """Logits behind the last tokens of the live rows and behind each guess, `[rows, 1 + guesses, vocabulary]`; of
+        the last tokens alone where the cache is built anew.
+        """
+        for row in self.live:
             if len(row.tokens) - row.start > self.context:
                 row.start, self._cache = len(row.tokens) - max(self.context // 2, 1), None
             now = len(row.tokens) - row.start
             if self.model.config.transformer.rerotates(now - 1, now):
                 self._cache = None
         if self._cache is None or self._free == 0:
-            tokens, valid = left_pad([row.tokens[row.start :] for row in self.rows], self.device)
-            capacity = min(tokens.shape[1] + steps_left, self.context)
-            self._cache = KeyValueCache(self.model.transformer.config, capacity) if self.use_cache else None
-            self._free = capacity - tokens.shape[1]
-        else:
-            tokens, valid = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.device), None
-            self._free -= 1
+            hidden = self._read(steps_left)
+            return self.model.logits(hidden[:, -1:])[self._places()]
+        last = [row.tokens[-1:] for row in self.rows]
+        self._free -= 1
+        if self.decoder is None:
+            tokens = torch.tensor(last, device=self.device)
+            return self.model.logits(self.model.hidden(tokens, cache=self._cache)[:, -1:])
+        # One number of guesses for all rounds that have some: a compiled step is made for its shapes.
+        filled = [0] * (self.lookup - len(guesses)) if guesses else []
+        tokens = torch.tensor([[*ids, *guesses, *filled] for ids in last], device=self.device)
+        found = self.decoder.step(tokens)
+        self.decoder.length -= tokens.shape[1] - 1
+        return found[self._places(), : 1 + len(guesses)]
+
+    def _read(self, steps_left: int) -> Tensor:
+        """Reads all that is in view, in a new cache; vectors `[rows, tokens, dim]` of the last block at least."""
+        tokens, valid = left_pad([row.tokens[row.start :][-self.context :] for row in self.rows], self.device)
+        count = tokens.shape[1]
+        capacity = min(count + steps_left, self.context)
+        self._cache = KeyValueCache(self.model.transformer.config, capacity) if self.use_cache else None
+        self._free = capacity - count
         # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
-        with nullcontext() if tokens.shape[1] == 1 else torch.compiler.set_stance("force_eager"):
-            return self.model.hidden(tokens, valid=valid, cache=self._cache)
+        with nullcontext() if count == 1 else torch.compiler.set_stance("force_eager"):
+            hidden = read_in_blocks(self.model, tokens, valid, self._cache)
+        if self.decoder is not None and self._cache is not None:
+            self.decoder.begin(self._cache, self._free + self.lookup + 1)
+        return hidden
+
+    def room(self) -> int:
+        """Guesses that fit into the context."""
+        return max(0, min(self.lookup, self._free - 1))
+
+    def keep(self, right: int) -> None:
+        """Lets as many guesses of the last call count."""
+        if right and self.decoder is not None:
+            self.decoder.length += right
+            self._free -= right
+
+    def _places(self) -> list[int]:
+        return [self.rows.index(row) for row in self.live]
 
     def select(self, keep: list[int]) -> None:
-        """Goes on with the rows at these places only."""
-        if len(keep) < len(self.rows):
-            self.rows = [self.rows[at] for at in keep]
-            if self._cache is not None:
-                self._cache.select(torch.tensor(keep, device=self.device))
+        """Goes on with the live rows at these places only."""
+        if len(keep) == len(self.live):
+            return
+        self.live = [self.live[at] for at in keep]
+        if self.decoder is not None:
+            return
+        self.rows = self.live
+        if self._cache is not None:
+            self._cache.select(torch.tensor(keep, device=self.device))
+
+
+def read_in_blocks(model: LanguageModel, tokens: Tensor, valid: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    """Reads a text into an empty cache, a block of `PROMPT` tokens after the other, so that what lies between the
+    layers needs no more room than a block; returns the vectors of the last one, `[rows, tokens, dim]`.
+
+    Args:
+        model: a language model.
+        tokens: int `[rows, tokens]`.
+        valid: bool, True for real tokens; None if all are.
+        cache: an empty one; None reads all at once.
+    """
+    count = tokens.shape[1]
+    grows = any(model.config.transformer.rerotates(n, count) for n in range(PROMPT, count, PROMPT))
+    if cache is None or count <= PROMPT or grows:
+        return model.hidden(tokens, valid=valid, cache=cache)
+    hidden = torch.empty(0)
+    for start in range(0, count, PROMPT):
+        part = slice(start, start + PROMPT)
+        hidden = model.hidden(tokens[:, part], valid=None if valid is None else valid[:, part], cache=cache)
+    return hidden

@@ -211,7 +211,7 @@ def _rotary(header: Header) -> dict[str, Any]:
     width = header.get("attention.key_length") or header.get("embedding_length") // header.get("attention.head_count")
     rotated = header.get("rope.dimension_count", width)
     if "rope_freqs.weight" in header.tensors:
-        scaling = _llama3(header, base, rotated)
+        scaling = _llama3(header, base, rotated, original or 8192)
     if "rope_factors_long.weight" in header.tensors:
         of = {name: Tensors(header)[f"rope_factors_{name}.weight"].tolist() for name in ("short", "long")}
         scaling = {"rope_type": "longrope", "short_factor": of["short"], "long_factor": of["long"]}
@@ -221,17 +221,17 @@ def _rotary(header: Header) -> dict[str, Any]:
     return {"rope_theta": base, "rope_scaling": scaling, "rotary_emb_base": base, **parts, **given}
 
 
-def _llama3(header: Header, base: float, rotated: int) -> dict[str, Any]:
+def _llama3(header: Header, base: float, rotated: int, context: int) -> dict[str, Any]:
     """The settings of Llama 3.1's scaling, which a file states as one divisor for each frequency."""
     divisors = Tensors(header)["rope_freqs.weight"].double()
-    config = RotaryConfig(base, scaling="llama3", factor=float(divisors.max()), original_context=8192)
+    config = RotaryConfig(base, scaling="llama3", factor=float(divisors.max()), original_context=context)
     plain, scaled = (rotary_frequencies(c, rotated)[0] for c in (RotaryConfig(base), config))
     if len(divisors) != len(plain) or (plain / scaled / divisors - 1).abs().max() > 1e-3:
         raise UserError(f"'{header.path}' stretches its rotary positions (rope_freqs) in a way the core does not have.")
     return {
         "rope_type": "llama3",
         "factor": round(config.factor, 4),
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": context,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
     }
@@ -298,10 +298,15 @@ def _kind(architecture: str, found: dict[str, Any]) -> str:
     return MODEL_TYPES[architecture]
 
 
+def kind_of_file(architecture: str, found: dict[str, Any]) -> TextFamily:
+    """The family of Hugging Face whose settings a file states."""
+    return _BY_TYPE[_kind(architecture, found)]
+
+
 def _family(architecture: str, of: TextFamily) -> TextFamily:
     def config(source: Source) -> Any:
         found = settings(read_header(source.path))
-        return _BY_TYPE[_kind(architecture, found)].read(source.name, found)
+        return kind_of_file(architecture, found).read(source.name, found)
 
     def fits(source: Source) -> bool:
         header = _header(source)

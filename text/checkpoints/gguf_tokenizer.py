@@ -1,4 +1,4 @@
-"""Tokenizers inside GGUF files: byte-level BPE, cut in the ways that are known by name."""
+"""Tokenizers inside GGUF files: byte-level BPE, cut in the ways that are known by name; SentencePiece's; characters."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from ...core.checkpoints.source import Source
 from ...core.errors import UserError
 from ..tokenizer import Tokenizer
 from .gguf import read_header
+from .gguf_vocabulary import BYTE, CASED, CONTROL, GPT4O, QWEN35, SPACE, UNKNOWN, UNUSED, USER_DEFINED, WORDS, unescaped
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-
-def _split(numbers: str) -> Any:
-    """Words by the pattern of cl100k, with digits in groups of `numbers`, then bytes."""
+def _split(pattern: str) -> Any:
+    """Words by a pattern, then bytes."""
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS % numbers), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -35,11 +34,11 @@ def _digits() -> Any:
 
 
 def _llama3_words() -> Any:
-    return _split(r"\p{N}{1,3}")
+    return _split(WORDS % r"\p{N}{1,3}")
 
 
 def _qwen2_words() -> Any:
-    return _split(r"\p{N}")
+    return _split(WORDS % r"\p{N}")
 
 
 PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
@@ -52,47 +51,101 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
     "llama-v3": _llama3_words,
     "smaug-bpe": _llama3_words,
     "qwen2": _qwen2_words,
+    "qwen35": lambda: _split(QWEN35),
+    "gpt-4o": lambda: _split(GPT4O),
+    "tekken": lambda: _split(CASED),
 }
 """Their names of how a text is cut before the merges."""
-_CONTROL, _USER_DEFINED = 3, 4
+_WHOLE = ("llama-bpe", "llama3", "llama-v3", "tekken")
+"""Those in which a whole word that is a token stays one."""
+_BEGUN = ("llama-bpe", "llama3", "llama-v3")
+"""Those in which a text begins with a token where a file does not say it."""
 
 
 def tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer of a file; None for a kind that is not byte-level BPE."""
+    """The tokenizer of a file; None for a kind that is not read here."""
     meta = read_header(source.path).metadata
-    if meta.get("tokenizer.ggml.model") != "gpt2":
+    read = {"gpt2": _byte_level, "llama": _sentencepiece, "rwkv": _characters}.get(meta.get("tokenizer.ggml.model", ""))
+    if read is None or (read is _sentencepiece and "tokenizer.ggml.scores" not in meta):
         return None
     pre = str(meta.get("tokenizer.ggml.pre", "default"))
-    if pre not in PRE_TOKENIZERS:
+    if read is _byte_level and pre not in PRE_TOKENIZERS:
         raise UserError(
             f"'{source.name}' cuts its text in the way '{pre}', which is not known here; known are "
             f"{', '.join(PRE_TOKENIZERS)}. Take the original's folder, which holds a tokenizer.json."
         )
     try:
-        return _byte_level(meta, pre)
+        return read(meta, pre)
     except Exception as error:  # the library raises a bare one for whatever does not fit together
         raise UserError(
             f"The tokenizer inside '{source.name}' cannot be read ({error}); download the file again."
         ) from None
 
 
+def _tokens(meta: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Names and kinds of the tokens, without rows behind them that no token has."""
+    tokens = list(meta["tokenizer.ggml.tokens"])
+    kinds = list(meta.get("tokenizer.ggml.token_type", []))
+    while kinds and kinds[-1] == UNUSED and len(kinds) == len(tokens):
+        tokens.pop()
+        kinds.pop()
+    return tokens, kinds
+
+
 def _byte_level(meta: dict[str, Any], pre: str) -> Tokenizer:
     """Byte-level BPE from metadata."""
-    tokens, kinds = meta["tokenizer.ggml.tokens"], meta.get("tokenizer.ggml.token_type", [])
+    tokens, kinds = _tokens(meta)
     merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges", [])]
-    three = PRE_TOKENIZERS[pre] is _llama3_words
     vocab = {token: number for number, token in enumerate(tokens)}
-    backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=three))
+    backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE))
     backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
+    return _completed(backend, meta, tokens, kinds, begun=pre in _BEGUN)
+
+
+def _sentencepiece(meta: dict[str, Any], pre: str) -> Tokenizer:
+    """BPE of SentencePiece: neighbours are merged whose union has the highest score, so the merges are all pairs that
+    make a token, by its score."""
+    tokens, kinds = _tokens(meta)
+    scores, vocab = meta["tokenizer.ggml.scores"], {token: number for number, token in enumerate(tokens)}
+    plain = [n for n, kind in enumerate(kinds) if kind not in (CONTROL, USER_DEFINED, UNKNOWN, BYTE, UNUSED)]
+    merges = [
+        (token[:at], token[at:])
+        for token in (tokens[n] for n in sorted(plain, key=lambda n: -scores[n]))
+        for at in range(1, len(token))
+        if token[:at] in vocab and token[at:] in vocab
+    ]
+    unknown = next((tokens[n] for n, kind in enumerate(kinds) if kind == UNKNOWN), None)
+    backend = HFTokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefixed = meta.get("tokenizer.ggml.add_space_prefix", True)
+    spaces = normalizers.Replace(" ", SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
+    return _completed(backend, meta, tokens, kinds, begun=True)
+
+
+def _characters(meta: dict[str, Any], pre: str) -> Tokenizer | None:
+    """Tokens that are characters, which this kind finds one after the other; None where some are longer."""
+    tokens, _ = _tokens(meta)
+    names = [unescaped(token) for token in tokens]
+    if any(len(name) != 1 for name in names) or sorted(names) != names:
+        return None
+    return Tokenizer.characters(names)
+
+
+def _completed(
+    backend: HFTokenizer, meta: dict[str, Any], tokens: list[str], kinds: list[int], begun: bool
+) -> Tokenizer:
+    """The tokenizer with its special tokens and what stands before a text."""
     for token, kind in zip(tokens, kinds):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, special=kind == _CONTROL, normalized=False)
-            (backend.add_special_tokens if kind == _CONTROL else backend.add_tokens)([added])
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN):
+            added = AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+            (backend.add_tokens if kind == USER_DEFINED else backend.add_special_tokens)([added])
     begin = meta.get("tokenizer.ggml.bos_token_id")
-    if begin is not None and meta.get("tokenizer.ggml.add_bos_token", three):
+    if begin is not None and meta.get("tokenizer.ggml.add_bos_token", begun):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{tokens[begin]} $A", pair=None, special_tokens=[(tokens[begin], begin)]
         )

@@ -61,7 +61,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ from ..encoder import TextEncoder, TextEncoderConfig
 from ..model import LanguageModel, LanguageModelConfig
 from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
+from .gguf_export import export_gguf
 from .gguf_families import GGUF_FAMILIES, check_architecture
 from .originals import check_inputs, parity
 from .refused import refuse
@@ -85,7 +86,7 @@ from .settings import TextFamily
 __all__ = ["FAMILIES", "check_inputs", "export", "facts", "load", "parity", "refuse"]
 
 FAMILIES: tuple[TextFamily, ...] = (*HF_FAMILIES, *GGUF_FAMILIES, GLASS)
-LIBRARIES = ("hf", "triune")
+LIBRARIES = ("hf", "triune", "gguf")
 """What `export` writes."""
 
 TOKENIZER_FILES = (
@@ -179,13 +180,16 @@ def _tie(
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], library: str = "hf") -> Path:
+def export(
+    pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], library: str = "hf", type_: str = "f16"
+) -> Path:
     """Writes a model with its tokenizer into a new `folder`, which replaces an old one only when it is complete.
 
     Args:
         pretrained: what `load` returned, or a `LanguageModel` or `TextEncoder`.
-        folder: where to.
-        library: `hf` (a folder that transformers' `from_pretrained` reads) or `triune`.
+        folder: where to; a file for `gguf`.
+        library: `hf` (a folder that transformers' `from_pretrained` reads), `triune` or `gguf` (llama.cpp).
+        type_: how a GGUF file keeps weights.
 
     Raises:
         UserError: no family of the library has all settings of this model.
@@ -194,9 +198,17 @@ def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], l
     source = pretrained.source if isinstance(pretrained, Pretrained) else None
     tokenizer = pretrained.companion if isinstance(pretrained, Pretrained) else None
     if library not in LIBRARIES:
-        raise UserError(f"A language model cannot be written for '{library}'; it can for {' and '.join(LIBRARIES)}.")
+        raise UserError(f"A language model cannot be written for '{library}'; it can for {', '.join(LIBRARIES)}.")
     if not isinstance(model, LanguageModel | TextEncoder):
         raise UserError(f"A {type(model).__name__} is no text model; give a LanguageModel or a TextEncoder.")
+    if library == "gguf":
+        if not isinstance(model, LanguageModel):
+            raise UserError("A TextEncoder cannot be written for llama.cpp here; language models that generate can.")
+        own = pretrained.family if isinstance(pretrained, Pretrained) else None
+        name = source.name if source is not None else ""
+        for line in export_gguf(model, tokenizer, Path(folder), type_, HF_FAMILIES, cast(Any, own), name):
+            print(line)
+        return Path(folder)
     if library == "triune":
         with replacing(folder) as new:
             if tokenizer is not None:
@@ -218,6 +230,13 @@ def export(pretrained: Pretrained | nn.Module, folder: str | os.PathLike[str], l
             ids = {key: config[key] for key in KEPT if key.endswith("_token_id") and key in config}
             (new / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
     return Path(folder)
+
+
+def report_gguf(pretrained: Pretrained, path: Path) -> list[str]:
+    """What was compared after `export` wrote a GGUF file, in sentences. Raises UserError where something is amiss."""
+    from .gguf_check import report
+
+    return report(pretrained, path, load)
 
 
 def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:

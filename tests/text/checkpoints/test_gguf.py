@@ -394,7 +394,7 @@ def test_other_tokenizers_and_rotations_are_named(tmp_path):
     assert load(str(sentencepiece)).companion is None
     from triune.text.generate import load as to_generate
 
-    with pytest.raises(UserError, match="no SentencePiece"):
+    with pytest.raises(UserError, match="no tokenizer that can be read"):
         to_generate(sentencepiece)
     with pytest.raises(UserError, match="in the way 'deepseek-coder'"):
         load(str(write(tmp_path / "b.gguf", large(), "LLAMA", metadata("deepseek-coder")[0])))

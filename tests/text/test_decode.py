@@ -1,0 +1,210 @@
+"""Steps in storage of a fixed size, and guesses from the text: the same tokens, in value and in distribution."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from triune.core.config import TransformerConfig
+from triune.core.errors import UserError
+from triune.core.mixers.cache import KeyValueCache
+from triune.core.rotary import RotaryConfig
+from triune.text import sampling
+from triune.text.decode import Decoder
+from triune.text.lookup import Lookup
+from triune.text.model import LanguageModel, LanguageModelConfig
+from triune.text.sampling import SamplingConfig, generate, left_pad
+
+from .test_sampling import VOCAB, model, texts
+
+REPEATS = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "position", "softcap", "greedy"),
+    [
+        ([1], None, "learned", None, False),
+        ([12], [5, None], "rotary", None, True),
+        ([20, 3, 7], 3, "rotary", 5.0, False),
+        ([9, 16], None, "none", None, True),
+    ],
+)
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_decoder_writes_the_same(lengths, window, position, softcap, greedy, lookup):
+    m = model(window=window, position=position, kv_heads=2, attention_softcap=softcap)
+    prompts = [[(3 * n + i) % 4 for i in range(length)] for n, length in enumerate(lengths)]
+    config = SamplingConfig(temperature=0 if greedy else 1)
+    # 24 tokens go past the context of 16, where generation starts again from the last half.
+    options = {"count": 24, "config": config, "seed": 1, "ends": {7}}
+    assert texts(m, prompts, **options, decoder=Decoder(m), lookup=lookup) == texts(m, prompts, **options)
+
+
+def test_logits_of_a_step_are_those_of_the_whole():
+    m = model(window=[4, None], kv_heads=2)
+    tokens, valid = left_pad([[1, 2, 3, 4, 5, 6], [7, 8, 9]], torch.device("cpu"))
+    cache = KeyValueCache(m.transformer.config, 6)
+    with torch.inference_mode():
+        m.hidden(tokens, valid=valid, cache=cache)
+        decoder = Decoder(m)
+        decoder.begin(cache, 8)
+        new = torch.tensor([[3, 1, 2], [5, 5, 6]])
+        found = decoder.step(new)
+        assert valid is not None
+        whole = m(torch.cat([tokens, new], 1), valid=torch.cat([valid, torch.ones(2, 3, dtype=torch.bool)], 1))
+        assert (found - whole[:, 6:]).abs().max() < 1e-12
+        decoder.length -= 2  # the last two are taken back, and others stand there
+        again = decoder.step(torch.tensor([[9, 9], [4, 4]]))
+        other = torch.cat([tokens, new[:, :1], torch.tensor([[9, 9], [4, 4]])], 1)
+        whole = m(other, valid=torch.cat([valid, torch.ones(2, 3, dtype=torch.bool)], 1))
+        assert (again - whole[:, 7:]).abs().max() < 1e-12
+
+
+def test_a_prompt_in_blocks(monkeypatch):
+    m = model(window=[5, None], kv_heads=2)
+    prompts = [[i % VOCAB for i in range(16)], [3, 4, 5]]
+    whole = texts(m, prompts, 6, config=SamplingConfig(0))
+    monkeypatch.setattr(sampling, "PROMPT", 5)
+    assert texts(m, prompts, 6, config=SamplingConfig(0)) == whole
+    mixed = model(mixer=["mamba2", "attention"])
+    monkeypatch.setattr(sampling, "PROMPT", 1024)
+    whole = texts(mixed, prompts, 6, config=SamplingConfig(0))
+    monkeypatch.setattr(sampling, "PROMPT", 5)
+    assert texts(mixed, prompts, 6, config=SamplingConfig(0)) == whole
+
+
+@pytest.mark.parametrize("lookup", [0, 3])
+def test_one_graph_writes_the_same(lookup, monkeypatch):
+    """A step without a break, as it is traced; what the compiler makes of it is for PyTorch's own tests."""
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: whole(function, **more, backend=counted))
+    m = model(kv_heads=2).float()
+    prompts = [[1, 2, 3, 1, 2], [4, 5, 6, 4, 5, 6, 4, 5]]
+    options = {"count": 7, "config": SamplingConfig(0)}
+    decoder = Decoder(m, compiled=True)
+    plain = texts(m, prompts, **options)
+    assert texts(m, prompts, **options, decoder=decoder, lookup=lookup) == plain
+    made = len(graphs)
+    assert 1 <= made <= (2 if lookup else 1)  # one token, or one and the guesses
+    assert texts(m, prompts, **options, decoder=decoder, lookup=lookup) == plain
+    assert len(graphs) == made
+
+
+@pytest.mark.slow
+def test_the_compiler_writes_the_same():
+    m = model(kv_heads=2).float()
+    options = {"count": 9, "config": SamplingConfig(0)}
+    assert texts(m, [[1, 2, 3]], **options, decoder=Decoder(m, compiled=True)) == texts(m, [[1, 2, 3]], **options)
+
+
+# --- guesses ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_guessed():
+    lookup = Lookup(REPEATS, 4)
+    assert lookup.guess(10) == [3, 4, 5, 1]
+    assert lookup.guess(2) == [3, 4]
+    lookup.add(9)
+    assert lookup.guess(10) == []  # never stood before
+    lookup.add(1)
+    lookup.add(2)
+    assert lookup.guess(10) == [9, 1, 2, 9]  # what stood there last, and as a loop behind the end
+    assert Lookup([1], 4).guess(3) == Lookup([], 4).guess(3) == []
+
+
+def test_the_number_of_guesses_follows_success():
+    lookup = Lookup(REPEATS, 8)
+    lookup.learn(8, 2)
+    assert lookup.size == 3
+    lookup.learn(3, 3)
+    assert lookup.size == 6
+    lookup.learn(0, 0)
+    assert lookup.size == 6
+    lookup.learn(6, 6)
+    assert lookup.size == 8
+
+
+class Periodic(LanguageModel):
+    """Says what it is told to, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        core = TransformerConfig(dim=8, depth=1, heads=1, causal=True, context=256)
+        super().__init__(LanguageModelConfig(VOCAB, core))
+        self.calls = 0
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.asked = tokens
+        return super().embed(tokens)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        nothing = super().logits(hidden) * 0
+        following = (self.asked[:, -hidden.shape[1] :, None] % 5 + 1).expand(-1, -1, 1)
+        return nothing.scatter(2, following, 50.0)
+
+
+def test_fewer_passes_where_the_text_repeats():
+    m = Periodic().eval()
+    plain = texts(m, [REPEATS], 60, config=SamplingConfig(0))
+    before = m.calls
+    m.calls = 0
+    assert texts(m, [REPEATS], 60, config=SamplingConfig(0), lookup=9) == plain
+    assert before == 60 and m.calls <= 8
+    m.calls = 0
+    steps = generate(m, [REPEATS], 60, SamplingConfig(0), lookup=9)
+    next(steps)
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send({0})  # finished in the middle of a round
+    assert m.calls == 2
+
+
+def test_the_distribution_is_that_of_the_model():
+    """All texts of three tokens behind a prompt with guesses, drawn many times: chi-square against exact chances."""
+    m = model(seed=3, context=16)
+    m.head.weight.data = m.head.weight.data[:4].repeat(6, 1)[:VOCAB] * 0 - 9  # nothing but the first tokens
+    m.head.weight.data[:4] = torch.randn(4, 32, generator=torch.Generator().manual_seed(5)).double() * 0.4
+    prompt = [1, 2, 3, 1, 2]
+    config = SamplingConfig(temperature=1, top_k=3)
+
+    def chances(tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return sampling.filter_logits(m(torch.tensor([tokens]))[:, -1], config).softmax(-1)[0]
+
+    draws, found = 600, Counter()
+    for seed in range(draws):
+        ((first, second, third),) = texts(m, [prompt], 3, config=config, seed=10_000 + seed, lookup=3)
+        found[first, second, third] += 1
+    statistic, cells = 0.0, 0
+    for first, p in enumerate(chances(prompt).tolist()):
+        for second, q in enumerate(chances([*prompt, first]).tolist() if p else []):
+            for third, r in enumerate(chances([*prompt, first, second]).tolist() if q else []):
+                expected = draws * p * q * r
+                if expected >= 5:
+                    statistic += (found.pop((first, second, third), 0) - expected) ** 2 / expected
+                    cells += 1
+    assert cells > 9
+    # Ten thousand to one, by the normal approximation of Wilson and Hilferty.
+    freedom = cells - 1
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mixer": "mamba2", "position": "none"}, "a layer of the kind"),
+        ({"short_convolution": 4}, "short convolutions"),
+        ({"rotary": RotaryConfig(scaling="dynamic", factor=2, original_context=8)}, "depend on the length of a text"),
+    ],
+)
+def test_models_that_cannot_step_back(options, said):
+    with pytest.raises(UserError, match=said):
+        texts(model(**options), [[1, 2]], 3, lookup=2)
