@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ..core.task import Task, Verb, training
 
+_LANGUAGE = ("triune.text.task:TextTask", "triune.text.data.module:TextData")
+_MASKED = ("triune.text.masked.task:MaskedTextTask", "triune.text.masked.data:MaskedText")
+
 TASK = Task(
     about="language models: train on your text, write more of it",
     verbs={
-        **training("triune.text.task:TextTask", "triune.text.data.module:TextData"),
+        **training(*_LANGUAGE, names=("fit",)),
+        **training(*_MASKED, "train an encoder to guess hidden tokens (masked language model)", ("pretrain",)),
+        **training(*_LANGUAGE, names=("validate", "test", "predict")),
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
     },
@@ -23,6 +28,7 @@ TASK = Task(
   triune text fit --config shakespeare-char-cpu --data.files input.txt
   triune text fit --config seq2seq-dates                    an encoder-decoder: "3rd of March 1987" to 1987-03-03
   triune text fit --data.pairs FILE.tsv                     the same for your own sources and targets
+  triune text pretrain --data.files FOLDER                  an encoder that guesses hidden tokens, to fine-tune later
   triune text fit --run DIR --resume true                   continue where it stopped
   triune text validate RUN                                  the same metrics again
   triune text generate RUN --prompt 'Once'                  let it write""",

@@ -14,6 +14,7 @@ from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.layers import Norm, activation
+from ..core.losses import linear_cross_entropy
 from ..core.transformer import Transformer
 
 BERT = TransformerConfig(placement="post", position="learned", input_norm=True, context=512, norm_eps=1e-12)
@@ -74,8 +75,12 @@ class MaskedHead(nn.Module):
         self.norm = Norm(dim, config.transformer)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.logit_bias else None
 
+    def vectors(self, x: Tensor) -> Tensor:
+        """`[..., dim]` -> `[..., dim]`, what the embedding turns into logits."""
+        return self.norm(activation(self.kind, self.dense(x)))
+
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        logits = self.norm(activation(self.kind, self.dense(x))) @ embedding.T
+        logits = self.vectors(x) @ embedding.T
         return logits if self.bias is None else logits + self.bias
 
 
@@ -97,7 +102,7 @@ class TextEncoder(SavedModel, config=TextEncoderConfig):
 
     def hidden(
         self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None,
-        global_tokens: Tensor | None = None,
+        global_tokens: Tensor | None = None, documents: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Vectors of the tokens, `[batch, tokens, dim]`.
 
@@ -106,11 +111,12 @@ class TextEncoder(SavedModel, config=TextEncoderConfig):
             segments: int `[batch, tokens]`, the segment of each token; all 0 by default.
             valid: bool `[batch, tokens]`, True for real tokens.
             global_tokens: bool `[batch, tokens]`, tokens that see all, and that all see, beside a window (Longformer).
+            documents: int `[batch, tokens]`, a token sees its own document only.
         """
         x = self.embedding(tokens)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
-        return self.transformer(x, valid=valid, global_tokens=global_tokens)
+        return self.transformer(x, valid=valid, global_tokens=global_tokens, documents=documents)
 
     def forward(
         self, tokens: Tensor, segments: Tensor | None = None, valid: Tensor | None = None,
@@ -118,6 +124,25 @@ class TextEncoder(SavedModel, config=TextEncoderConfig):
     ) -> Tensor:  # fmt: skip
         hidden = self.hidden(tokens, segments, valid, global_tokens)
         return hidden if self.head is None else self.head(hidden, self.embedding.weight)
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, places: Tensor, documents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats of the hidden tokens, and their number.
+
+        Args:
+            tokens: int `[batch, tokens]`, some of which are hidden.
+            targets: int `[places]`, what stood there; -100 for an entry that only fills up.
+            places: int `[places]`, where: batch · tokens + token.
+            documents: as in `hidden`.
+
+        Raises:
+            UserError: there is no masked head.
+        """
+        if self.head is None:
+            raise UserError("This encoder has no head for masked tokens, so that nothing can be guessed; take another.")
+        chosen = self.hidden(tokens, documents=documents).flatten(0, 1)[places]
+        return linear_cross_entropy(self.head.vectors(chosen), self.embedding.weight, targets, self.head.bias)
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The vector of each text: `[batch, tokens, dim]` -> `[batch, dim]`. Raises UserError without a pooler."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import processors
 
-from ..core.files import MAX_JSON_BYTES, read_bytes, read_json
+from ..core.files import MAX_JSON_BYTES, read_bytes, read_json, write_json
 
 CONFIG, GENERATION, MAP = "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
+MASK_TOKENS = ("[MASK]", "<mask>")
+"""Names of the token that hides others, of BERT and of RoBERTa."""
 BEGINS_BY_CLASS = frozenset({"Llama", "CodeLlama", "Gemma", "Cohere"})
 """Classes of Hugging Face's tokenizers that put the start token before a text unless their config says otherwise, when
 `tokenizer.json` has no post-processor."""
@@ -83,6 +86,34 @@ def apply_specials(backend: HFTokenizer, specials: Specials) -> None:
     )
     before = backend.post_processor
     backend.post_processor = around if before is None else processors.Sequence([before, around])  # type: ignore
+
+
+def write_specials(
+    folder: Path, backend: HFTokenizer, named: dict[str, int | None], ends: Iterable[int], template: str | None
+) -> None:
+    """Writes what `read_specials` reads, for transformers and for us.
+
+    Args:
+        folder: of the tokenizer.
+        backend: it.
+        named: numbers of tokens by their names in the config (`bos_token`, `eos_token`, `mask_token`).
+        ends: numbers of all tokens at which generation ends.
+        template: of chats.
+    """
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {name: backend.id_to_token(number) for name, number in named.items() if number is not None}
+    if template is not None:
+        config["chat_template"] = template
+    if len(known := sorted(ends)) > 1:
+        write_json(folder / GENERATION, {"eos_token_id": known})
+    write_json(folder / CONFIG, config)
+
+
+def with_mask(backend: HFTokenizer) -> HFTokenizer:
+    """A copy with the special token [MASK] as its last one."""
+    copy = HFTokenizer.from_str(backend.to_str())
+    copy.add_special_tokens([MASK_TOKENS[0]])
+    return copy
 
 
 def _optional(file: Path) -> dict[str, Any]:

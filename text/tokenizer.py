@@ -22,12 +22,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.checkpoints.checksums import check_companions, vouch
 from ..core.errors import UserError
-from ..core.files import parsing, write_atomic, write_json
+from ..core.files import parsing, write_atomic
+from .byte_level import END_OF_TEXT, byte_level, gpt2
 from .cutting import LINE_START, PIECE, cut, usual_place
-from .specials import CONFIG, GENERATION, apply_specials, read_specials
+from .specials import MASK_TOKENS, apply_specials, read_specials, write_specials
 from .streaming import BYTE_OF, StreamDecoder
 
-END_OF_TEXT = "<|endoftext|>"
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
 USUAL_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -127,7 +127,7 @@ class Tokenizer:
             raise UserError(
                 f"vocab_size is {vocab_size}, but must be at least 257 (256 bytes and {END_OF_TEXT}); raise it."
             )
-        backend = _byte_level_bpe(models.BPE())
+        backend = byte_level(models.BPE())
         if single_digits:
             digits = pre_tokenizers.Digits(individual_digits=True)
             backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
@@ -159,7 +159,7 @@ class Tokenizer:
             return cls.load(path / "tokenizer.json")
         for vocab, merges in GPT2_FILES:
             if (path / vocab).is_file() and (path / merges).is_file():
-                return cls._read(path / vocab, lambda v=path / vocab, m=path / merges: _gpt2(v, m))
+                return cls._read(path / vocab, lambda v=path / vocab, m=path / merges: gpt2(v, m))
         raise UserError(
             f"Folder '{path}' holds no tokenizer; it needs a tokenizer.json, or vocab.json and merges.txt, or "
             "encoder.json and vocab.bpe."
@@ -179,21 +179,14 @@ class Tokenizer:
         """Writes `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
         so that transformers reads the same; where there are several ends, a `generation_config.json` with all."""
         (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        for name, number in (("bos_token", self.bos_id), ("eos_token", self.eos_id)):
-            if number is not None:
-                config[name] = self.backend.id_to_token(number)
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
-        if len(self.end_ids) > 1:
-            write_json(folder / GENERATION, {"eos_token_id": sorted(self.end_ids)})
-        write_json(folder / CONFIG, config)
+        named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "mask_token": self.mask_id}
+        write_specials(folder, self.backend, named, self.end_ids, self.chat_template)
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
         vouch(folder)
 
     def add_ends(self, tokens: Iterable[int]) -> None:
         """Lets generation end at these tokens, too, as far as they are special ones."""
-        self.end_ids |= self._special_ids & frozenset(tokens)
+        self.end_ids |= self.special_ids & frozenset(tokens)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -205,8 +198,19 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical json; equal for equal tokenizers on every machine."""
-        canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest(self._json)
+
+    @cached_property
+    def _kind(self) -> str:
+        """The fingerprint without a token that hides others, which changes nothing about how text is encoded."""
+        added = [token for token in self._json["added_tokens"] if token["id"] != self.mask_id]
+        return _digest({**self._json, "added_tokens": added})
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The token that hides others from a masked language model; None where there is none."""
+        found = map(self.backend.token_to_id, MASK_TOKENS)
+        return next((number for number in found if number in self.special_ids), None)
 
     @cached_property
     def beginning(self) -> list[int]:
@@ -232,7 +236,8 @@ class Tokenizer:
         return json.loads(self.backend.to_str())
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
+        """Numbers of the tokens that stand for no text."""
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
@@ -247,7 +252,7 @@ class Tokenizer:
 
     @cached_property
     def _is_bytes(self) -> bool:
-        return self.fingerprint == Tokenizer.bytes().fingerprint
+        return self._kind == Tokenizer.bytes().fingerprint
 
     @cached_property
     def _character_table(self) -> np.ndarray | None:
@@ -255,7 +260,7 @@ class Tokenizer:
         vocab: dict[str, int] = self._json["model"].get("vocab") if self._json["model"].get("type") == "BPE" else {}
         if not vocab or any(len(token) != 1 for token in vocab):
             return None
-        if self.fingerprint != Tokenizer.characters(vocab).fingerprint:
+        if self._kind != Tokenizer.characters(vocab).fingerprint:
             return None
         table = np.full(max(map(ord, vocab)) + 1, -1, dtype=np.int64)
         table[[ord(c) for c in vocab]] = list(vocab.values())
@@ -356,7 +361,7 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """Returns the UTF-8 bytes that one token stands for (none for a special token); parts of a character are kept
         apart only by byte-level tokenizers."""
-        if token in self._special_ids:
+        if token in self.special_ids:
             return b""
         if self._is_byte_level and token in self._added:  # such as the runs of spaces of GPT-NeoX
             return self._added[token].encode()
@@ -369,17 +374,8 @@ class Tokenizer:
         return StreamDecoder(self.backend, self.token_bytes if self._is_byte_level else None, after)
 
 
-def _byte_level_bpe(model: models.BPE) -> HFTokenizer:
-    backend = HFTokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _gpt2(vocab: Path, merges: Path) -> HFTokenizer:
-    backend = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
-    backend.add_special_tokens([END_OF_TEXT])
-    return backend
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def beside(folder: Path) -> Tokenizer | None:

@@ -19,6 +19,7 @@ from triune.core.training.run.arguments import RUN_VARIABLE
 
 GOOD = {
     ("text", "fit"): "--run run --data.files ok/ok.txt --data.tokenizer bytes --data.cache cache",
+    ("text", "pretrain"): "--run run --data.files ok/ok.txt --data.tokenizer bytes --data.cache cache",
     ("vision", "fit"): "--run run --data.root ok/img --data.cache cache",
     ("vision", "pretrain"): "--run run --data.root ok/img --data.cache cache",
     ("protein", "fit"): "--run run",

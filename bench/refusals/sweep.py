@@ -29,6 +29,7 @@ QUICK = (
 SMALL = "--model.transformer.dim=16 --model.transformer.depth=1 --model.transformer.heads=2"
 SETTINGS: dict[tuple[str, ...], str] = {
     ("text", "fit"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
+    ("text", "pretrain"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
     ("vision", "fit"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
     ("vision", "pretrain"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
     ("protein", "fit"): f"{QUICK} --data.crop=16 --data.batch_size=1 --model.preset=tiny",

@@ -15,7 +15,8 @@ from ...core.checks import check_keys, check_types
 from ...core.config import TransformerConfig
 from ...core.errors import UserError, nearest
 from ...core.layers import Norm
-from ...core.losses import IGNORED, linear_cross_entropy
+from ...core.losses import linear_cross_entropy
+from ...core.masking import SHARE, hide_tokens
 from ...core.rotary import RotaryConfig
 from ...core.transformer import Transformer
 from ..read import alphabet
@@ -26,7 +27,7 @@ VOCABULARY = (
 """ESM-2's tokens in its order."""
 CLS, PAD, EOS, MASK = (VOCABULARY.index(name) for name in ("<cls>", "<pad>", "<eos>", "<mask>"))
 
-MASKED_SHARE = 0.15 * 0.8
+MASKED_SHARE = SHARE * 0.8
 """Share of the tokens that training replaces by <mask>."""
 
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -191,18 +192,16 @@ class SequenceModel(SavedModel, config=SequenceConfig):
         return linear_cross_entropy(self.head(self.hidden(tokens)), self.embedding.weight, targets, self.head.bias)
 
 
+_RESIDUES = VOCABULARY.index("L"), VOCABULARY.index(".")
+"""The first residue letter, and the first token behind them; the 20 amino acids come first."""
+
+
 def mask_tokens(tokens: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """BERT's corruption (Devlin et al. 2019): of 15 % of the residues 80 % become <mask>, 10 % a random amino acid.
+    """Hides residues as `hide_tokens` does, with one of the 20 amino acids as the other token.
 
     Returns the corrupted tokens and the targets, -100 where nothing is to be predicted; <cls>, <eos> and <pad> never
     are.
     """
-    first, amino = VOCABULARY.index("L"), len(alphabet.AMINO_ACIDS)  # the 20 amino acids follow each other
-    options = {"generator": generator, "device": tokens.device}
-    residue = (tokens >= first) & (tokens < VOCABULARY.index("."))
-    chosen = (torch.rand(tokens.shape, **options) < 0.15) & residue
-    kind = torch.rand(tokens.shape, **options)
-    other = torch.randint(first, first + amino, tokens.shape, **options)
-    corrupted = torch.where(chosen & (kind < 0.8), MASK, tokens)
-    corrupted = torch.where(chosen & (kind >= 0.9), other, corrupted)
-    return corrupted, tokens.masked_fill(~chosen, IGNORED)
+    first, last = _RESIDUES
+    amino = torch.arange(first, first + len(alphabet.AMINO_ACIDS))
+    return hide_tokens(tokens, (tokens >= first) & (tokens < last), MASK, amino, generator)

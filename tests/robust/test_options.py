@@ -20,6 +20,7 @@ TRAINING = {
     ("protein", "fit"),
     ("protein", "pretrain"),
     ("vision", "pretrain"),
+    ("text", "pretrain"),
     ("vision", "probe"),
 }
 
