@@ -76,8 +76,19 @@ def main(args: list[str] | None = None) -> int:
             raise
         if traceback:
             print_exception(error)
-        print(f"error: {refusal(error) if isinstance(error, OSError) else sentence(error)}", file=sys.stderr)
+        text = refusal(error) if isinstance(error, OSError) else sentence(error)
+        if _first_to_say(text):
+            print(f"error: {text}", file=sys.stderr)
         return 2
+
+
+def _first_to_say(text: str) -> bool:
+    """Whether no other process of a job of torchrun has met the same mistake before."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from .core.training.run.agreement import first_to_say
+
+    return first_to_say(text)
 
 
 @contextlib.contextmanager

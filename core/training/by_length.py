@@ -48,5 +48,5 @@ class SequencesByLength(InOrder):
         self._sorted = np.argsort(lengths, kind="stable")
 
     def __iter__(self) -> Iterator[Draw]:
-        for position, indices in super().__iter__():
-            yield Draw(position, np.where(indices < 0, -1, self._sorted[indices]))
+        for draw in super().__iter__():
+            yield draw._replace(indices=np.where(draw.indices < 0, -1, self._sorted[draw.indices]))

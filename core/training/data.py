@@ -2,6 +2,10 @@
 
 A batch is a pure function of its position, counted over all epochs; the position is the trainer's own count of
 processed batches. So nothing needs to be replayed after a resume, and reading ahead changes nothing.
+
+Batches are cut from one order for all processes, and each takes its slice: position → epoch and place → a permutation
+that (seed, epoch) determine → example. So the batches of all processes together are the same for any number of them
+that divides the global batch, and for any number of loader workers; a run may go on with another number of either.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -23,15 +28,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .permutation import Arrangement, permutation
 from .run.machine import default_workers
 
 
 class Draw(NamedTuple):
     """One batch to fetch: `indices` int64 `[batch]`, -1 for none; `position` counts the batches of all epochs of
-    training, and is None in validation."""
+    training, and is None in validation; `slot` is the place of the first one in the global batch."""
 
     position: int | None
     indices: np.ndarray
+    slot: int = 0
 
 
 class Source(Protocol):
@@ -68,23 +75,27 @@ class Shuffled:
         self._count, self._batch_size, self._rank, self._world = count, batch_size, rank, world
         self._seed, self._position = seed, position
         self._served = 0
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._epoch: tuple[int, Arrangement] | None = None
 
-    def permutation(self, epoch: int) -> np.ndarray:
-        """All that an epoch visits, in order: int64 `[examples]`. Tasks override it."""
-        return np.random.default_rng([self._seed, epoch]).permutation(self._count)
+    def permutation(self, epoch: int) -> Arrangement:
+        """All that an epoch visits, in order: int64 `[examples]`, or what gives them by place. Tasks override it."""
+        return permutation(self._count, np.random.default_rng([self._seed, epoch]))
 
     def batch(self, position: int) -> Any:
         """The draw of this rank at a position."""
-        return Draw(position, self.take(position))
+        return Draw(position, self.take(position), self._rank * self._batch_size)
 
     def take(self, position: int) -> np.ndarray:
         """The examples of this rank at a position, int64 `[batch]`."""
+        first = self._rank * self._batch_size
+        return self.at(position, np.arange(first, first + self._batch_size))
+
+    def at(self, position: int, slots: np.ndarray) -> np.ndarray:
+        """The examples in some places of the global batch at a position, int64 like `slots`."""
         epoch, index = divmod(position, len(self))
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.permutation(epoch)
-        first = (index * self._world + self._rank) * self._batch_size
-        return self._epoch[1][first : first + self._batch_size]
+        return self._epoch[1][index * self._world * self._batch_size + slots]
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -197,6 +208,21 @@ class DataModule(LightningDataModule):
         """
         return []
 
+    def continue_with(self, settings: dict[str, Any], world: int) -> str:
+        """Prepares for going on with a run, maybe on another number of processes; called before `setup`.
+
+        Args:
+            settings: what `order_settings` was when the checkpoint was written.
+            world: processes that see different data.
+
+        Returns:
+            What is different, in words; empty for nothing.
+
+        Raises:
+            UserError: the batches cannot be those of the run.
+        """
+        return ""
+
     def check_resumed(self) -> None:
         """Raises UserError when a resumed run would see other batches than those of its checkpoint."""
 
@@ -221,6 +247,8 @@ class ResumableData(DataModule):
 
     workers: int | None = None
     """The option of this name; None leaves it to `loader_workers`."""
+    batch_size: int
+    """The option of this name: examples of a batch of one process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,12 +310,49 @@ class ResumableData(DataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict["settings"]
 
+    def continue_with(self, settings: dict[str, Any], world: int) -> str:
+        """See `DataModule`: the batch of all processes together stays what it was."""
+        whole, before = _whole(settings), settings.get("devices", 1)
+        if whole is None or (world == before and "batch_size" not in self.given):
+            return ""
+        if whole % world:
+            fit = [str(number) for number in range(1, min(whole, 4 * max(world, before)) + 1) if whole % number == 0]
+            raise UserError(
+                f"The batch of all processes is {whole}, which {world} processes do not divide; continue this run on"
+                f" {', '.join(fit)} (--trainer.devices, or --nproc-per-node of torchrun)."
+            )
+        own, several = whole // world, f"{world} process{'es' * (world > 1)}"
+        if "batch_size" in self.given and self.batch_size != own:
+            raise UserError(
+                f"--data.batch_size is {self.batch_size} on {several}, {self.batch_size * world} in all, but this run"
+                f" was trained with {whole} in all; give {own}, or leave it out."
+            )
+        self.batch_size = own
+        if world == before:
+            return ""
+        return (
+            f"{several} where there {'were' if before > 1 else 'was'} {before}: {own} of the {whole} examples of a"
+            " batch on each, so that the batches stay the same"
+        )
+
     def check_resumed(self) -> None:
         saved, self._resumed = self._resumed, None
         now = self.order_settings()
-        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in now if saved and saved[name] != now[name]]
+        names = [name for name in now if saved and saved[name] != now[name]]
+        if saved and _whole(saved) == _whole(now):
+            names = [name for name in names if name not in SHARES]
+        changed = [f"{name} was {saved[name]}, now {now[name]}" for name in names if saved]
         if changed:
             raise UserError(
                 f"The data are not those that this run was trained on ({'; '.join(changed)}), so its batches would be"
                 " others; put them back to continue, or start a new run (--model.pretrained takes the weights of one)."
             )
+
+
+SHARES = ("batch_size", "devices")
+"""Settings of the order whose product alone counts: examples of a batch of one process, and processes."""
+
+
+def _whole(settings: dict[str, Any]) -> int | None:
+    """Examples of a batch of all processes; None where the settings do not say."""
+    return math.prod(settings[name] for name in SHARES) if settings.keys() >= set(SHARES) else None

@@ -7,6 +7,7 @@ in Python and collating them costs more than a small model's step on a CPU.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ...core.losses import IGNORED
 from ...core.training import data
+from ...core.training.permutation import Arrangement, permutation
 from .tokens import TokenArray
 
 
@@ -78,15 +80,27 @@ class ShuffledWindows(data.Shuffled):
         super().__init__(self.windows, *options, **more)
         self._tokens, self._context = tokens, context
 
-    def permutation(self, epoch: int) -> np.ndarray:
+    def permutation(self, epoch: int) -> Starts:
         generator = np.random.default_rng([self._seed, epoch])
         free = self._tokens - 1 - self.windows * self._context
-        phase = generator.integers(min(self._context, free + 1))
-        return phase + self._context * generator.permutation(self.windows)
+        phase = int(generator.integers(min(self._context, free + 1)))
+        return Starts(phase, self._context, permutation(self.windows, generator))
 
     def batch(self, position: int) -> np.ndarray:
         """Returns the window starts of the batch at `position`."""
         return self.take(position)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where the windows of an epoch start, in the order in which it visits them: `starts[places]`."""
+
+    phase: int
+    context: int
+    order: Arrangement
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return self.phase + self.context * self.order[places]
 
 
 class WindowsInOrder:

@@ -159,7 +159,8 @@ def _draw_maps(
         t = rng.integers(-padding, padding + 1, (batch, 2)).astype(float)
     elif crop == "resized":
         height, width = size
-        boxes = np.array([random_box(width, height, config.min_area, rng) for _ in range(batch)], dtype=float)
+        each = getattr(rng, "each", lambda count, draw: [draw(rng) for _ in range(count)])
+        boxes = np.array(each(batch, lambda one: random_box(width, height, config.min_area, one)), dtype=float)
         left, top, right, bottom = boxes.T
         parts = np.stack([(right - left) / width, (bottom - top) / height], -1)
         centres = np.stack([(left + right - width) / 2, (top + bottom - height) / 2], -1)

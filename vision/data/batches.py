@@ -33,7 +33,8 @@ class InMemory:
     """Batches out of one tensor, all images at once.
 
     A batch holds `images` uint8 `[batch, channels, height, width]`, `labels` int64 `[batch]` (-100 where the batch is
-    only filled up), `index` int64 `[batch]` into the side (-1 there), and in training the `position` of the batch.
+    only filled up), `index` int64 `[batch]` into the side (-1 there), and in training the `position` of the batch
+    and the `slot` of its first image in the global batch.
     """
 
     def __init__(self, pixels: Tensor, labels: np.ndarray) -> None:
@@ -52,32 +53,31 @@ class FromFiles:
         size: (height, width) to fit them to.
         preprocessing: how validation images are fitted.
         min_area: training images are cropped at random to at least this part of their area; None: as in validation.
-        seed, rank: with the position of the batch, they determine every crop.
+        seed: with the position of the batch and the place of an image in it, it determines every crop.
+        whole: images of the global batch.
     """
 
     def __init__(
         self, images: Images, size: tuple[int, int], channels: int, preprocessing: Preprocessing,
-        min_area: float | None, seed: int, rank: int,
+        min_area: float | None, seed: int, whole: int,
     ) -> None:  # fmt: skip
         self._images, self._size, self._channels = images, size, channels
         self._preprocessing, self._min_area = preprocessing, min_area
-        self._seed, self._rank = seed, rank
+        self._seed, self._whole = seed, whole
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        rng = None
-        if draw.position is not None and self._min_area is not None:
-            rng = np.random.default_rng([self._seed, 2, self._rank, draw.position])
         pixels = torch.zeros(len(draw.indices), self._channels, *self._size, dtype=torch.uint8)
-        for slot, index in enumerate(draw.indices):
+        for place, index in enumerate(draw.indices):
             if index >= 0:
-                pixels[slot] = to_tensor(self._read(int(index), rng))
+                pixels[place] = to_tensor(self._read(int(index), draw.position, draw.slot + place))
         labels = torch.from_numpy(self._images.labels[np.maximum(draw.indices, 0)])
         return _batch(draw, pixels, labels)
 
-    def _read(self, index: int, rng: np.random.Generator | None) -> Image.Image:
+    def _read(self, index: int, position: int | None, slot: int) -> Image.Image:
         image = load(self._images, index, self._channels)
-        if rng is None or self._min_area is None:
+        if position is None or self._min_area is None:
             return self._preprocessing.fit(image, self._size)
+        rng = np.random.default_rng([self._seed, 2, position, slot % self._whole])
         box = random_box(image.width, image.height, self._min_area, rng)
         height, width = self._size
         return image.resize((width, height), resampling(self._preprocessing.interpolation), box=box)
@@ -86,7 +86,7 @@ class FromFiles:
 def _batch(draw: Draw, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
     index = torch.from_numpy(draw.indices.astype(np.int64))
     batch: dict[str, Any] = {"images": pixels, "labels": labels.masked_fill(index < 0, IGNORED), "index": index}
-    return batch if draw.position is None else batch | {"position": draw.position}
+    return batch if draw.position is None else batch | {"position": draw.position, "slot": draw.slot}
 
 
 def load(images: Images, index: int, channels: int) -> Image.Image:

@@ -14,9 +14,10 @@ from ...core.errors import UserError
 from ...core.training.data import ResumableData
 from ...core.work import cache_folder
 from ..preprocessing import Interpolation, Preprocessing
-from .augment import AugmentConfig, change_pixels, erase, mix
+from .augment import AugmentConfig
 from .batches import FromFiles, InMemory, load
 from .collection import SIDES, Collection, Images, Side
+from .draws import augmented
 from .find import Where, find
 from .gather import Settings, colour_note, gather
 from .images import MAX_PIXELS
@@ -324,7 +325,8 @@ class ImageData(ResumableData):
         count, (rank, world) = len(self._images["train"]), self.ranks()
         if not self.batch:
             raise UserError(f"There are {count:,} training images, but {world} devices need at least one each.")
-        order = Shuffled(count, self.batch, rank, world, self.seed, self.augment.repeats, position=self.position)
+        more = self.augment.repeats, self.augment.mixes
+        order = Shuffled(count, self.batch, rank, world, self.seed, *more, position=self.position)
         return Batches(self._source("train"), order, self._workers, self.pin)
 
     @property
@@ -354,26 +356,20 @@ class ImageData(ResumableData):
             return InMemory(self._pixels[side], images.labels)
         min_area = self.augment.min_area if side == "train" and self.augment.crop == "resized" else None
         return FromFiles(
-            images, self.image_size, self.channels, self.preprocessing, min_area, self.seed, self.ranks()[0]
-        )
+            images, self.image_size, self.channels, self.preprocessing, min_area, self.seed,
+            self.batch * self.ranks()[1],
+        )  # fmt: skip
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
         """On the device: change the images at random (training only), normalise, mix."""
-        batch = dict(batch)
-        position = batch.pop("position", None)
+        position = batch.get("position")
         if position is None:
             return batch | {"images": self.preprocessing.normalise(batch["images"])}
-        config, rank = self.augment, self.ranks()[0]
-        rng = np.random.default_rng([self.seed, 1, rank, position])
-        cropped = config.crop == "resized" and not self._pixels
-        images = change_pixels(batch["images"], config, rng, self._mirror, cropped)
-        images = self.preprocessing.normalise(images)
-        if config.erasing:
-            images = erase(images, config.erasing, rng)
-        if config.mixes:
-            batch["images"], batch["labels"] = mix(images, batch["labels"], self.classes, config, rng)
-            return batch
-        return batch | {"images": images}
+        cropped = self.augment.crop == "resized" and not self._pixels
+        return augmented(
+            batch, self.augment, self.preprocessing, [self.seed, 1, 0, position], self.batch,
+            self.batch * self.ranks()[1], self._mirror, cropped, self.classes,
+        )  # fmt: skip
 
     @property
     def _workers(self) -> int:

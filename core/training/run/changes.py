@@ -70,6 +70,7 @@ RULES: dict[str, Rule] = {
     "model.*dropout": Rule("used from the next step on"),
     "model.*stochastic_depth": Rule("used from the next step on"),
     "model*": Rule("the weights of the checkpoint were made with the recorded value", refused=True),
+    "data.batch_size": FREE,  # the batch of all processes is compared, by `ResumableData.continue_with`
     "data.workers": FREE,
     "data.cache": FREE,
     "data.memory": FREE,

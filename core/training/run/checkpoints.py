@@ -178,6 +178,13 @@ def recorded_config(run: RunFolder) -> str | None:
     return None
 
 
+def recorded_data(path: Path, data: Any) -> dict[str, Any]:
+    """The settings of the order of training that a good checkpoint holds for a data module; empty where it has none."""
+    file = path / "meta.pt" if path.is_dir() else path
+    content = torch.load(file, map_location="meta", weights_only=True, mmap=path.is_file())
+    return content.get(type(data).__qualname__, {}).get("settings", {})
+
+
 def put_aside(path: Path) -> None:
     """Keeps a damaged checkpoint under another name, so that it neither passes for a good one nor replaces one."""
     if path.exists():

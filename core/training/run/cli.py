@@ -23,11 +23,12 @@ from ...files import refuse_special, written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
-from . import bounds, machine, report, sentences, slurm
+from . import bounds, machine, processes, report, sentences, slurm
+from .agreement import Agreement
 from .arguments import SCORING, given, prepare, use_own_words
 from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
-from .checkpoints import Checkpoints, damage, recorded_config
+from .checkpoints import Checkpoints, damage, recorded_config, recorded_data
 from .companions import Alone, Companions
 from .folder import RunFolder, newest_runs
 from .progress import Progress
@@ -85,7 +86,7 @@ class TaskCLI(LightningCLI):
             # One device unless asked or launched for more: more would silently multiply the global batch.
             # Inference mode would leave tensors behind (averaged weights) that training can no longer change.
             trainer_defaults={
-                **_launched(),
+                **(processes.launched() or {"devices": 1}),
                 "log_every_n_steps": 10,
                 "inference_mode": False,
             },
@@ -136,12 +137,12 @@ class TaskCLI(LightningCLI):
                 self.config.data[name] = str(Path(value).expanduser().absolute())
         config, trainer = self.config, self.config.trainer
         trainer.strategy = usable(trainer.strategy)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes.take(trainer, given(self.session.args, "trainer"))
         accelerator = str(trainer.accelerator)
         gpu = accelerator in ("auto", "gpu", "cuda", "mps")
         device = self.session.device = machine.default_device() if gpu else torch.device("cpu")
         if config.threads is None:
-            config.threads = machine.default_threads(processes)
+            config.threads = machine.default_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         elif config.threads < 1:
             raise UserError(f"--threads is {config.threads}, but must be at least 1.")
         machine.use_threads(config.threads)
@@ -177,7 +178,7 @@ class TaskCLI(LightningCLI):
         if self.trains and session.run:
             options |= self._fit_options(session.run)
             callbacks = [session.telemetry, Progress(session.telemetry, self.model.unit), session.interrupt]
-            callbacks.append(report.Opening(session))
+            callbacks += [Agreement(session), report.Opening(session)]
             if session.checkpoints and self.config.trainer.enable_checkpointing is not False:
                 callbacks.append(session.checkpoints)
             if self.config.head_scores:
@@ -299,6 +300,12 @@ def _train(session: Session) -> dict[str, Any]:
     assert run
     different = accept(session.changes, run, session.task)
     checkpoint = _to_continue(session, run) if session.resume else None
+    shares = (
+        session.data.continue_with(recorded_data(Path(checkpoint), session.data), trainer.world_size)
+        if checkpoint
+        else ""
+    )
+    different = "; ".join(filter(None, (different, shares)))
     report.say(report.opening(session))
     if different:
         report.say(report.entry("changed", different))
@@ -385,12 +392,3 @@ def _checkpoint(session: Session, chosen: str | None) -> str:
         hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
         raise UserError(f"{chosen} is damaged ({problem}){hint}.")
     return chosen
-
-
-def _launched() -> dict[str, int]:
-    """`devices` (of a machine) and `num_nodes` as torchrun or SLURM started them, else one device."""
-    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("SLURM_NTASKS", "SLURM_NNODES")
-    world, local, tasks, nodes = (int(os.environ.get(name, "1")) for pair in names for name in pair)
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return {"devices": local, "num_nodes": max(1, world // local)}
-    return {"devices": max(1, tasks // nodes), "num_nodes": nodes} if tasks > 1 else {"devices": 1}

@@ -46,7 +46,7 @@ def test_an_option_that_is_younger_than_the_run_had_its_default(tmp_path: Path) 
         ("model.optimizer.name", True), ("model.optimizer.layer_decay", True), ("model.transformer.dim", True),
         ("model.pretrained", True), ("trainer.precision", True), ("trainer.accumulate_grad_batches", True),
         ("trainer.limit_train_batches", True), ("trainer.plugins", True), ("seed_everything", True),
-        ("data.batch_size", True), ("data.files", True), ("data.augment.flip", True), ("anything", True),
+        ("data.batch_size", False), ("data.files", True), ("data.augment.flip", True), ("anything", True),
     ],
 )  # fmt: skip
 def test_what_may_change(tmp_path: Path, name: str, refused: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,18 +57,38 @@ def assert_as_one(folder: Path, run: str) -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_torchrun(one: Path) -> None:
+AGAIN = ["--resume", "true", "--trainer.max_steps", "4"]
+
+
+def test_torchrun_goes_on_with_a_run_of_one_process(one: Path) -> None:
     """`torchrun ... -m triune -- text fit`: without the two dashes torchrun takes --run for an option of its own."""
-    said = triune(one, *fit("torchrun"), "--data.batch_size", "2", launcher=TORCHRUN)
+    for name in ("grown", "kept"):
+        shutil.copytree(one / "one", one / name)
+    said = triune(one, "text", "fit", "--run", "grown", *AGAIN, launcher=TORCHRUN)
+    assert "2 processes where there was 1: 2 of the 4 examples of a batch on each" in " ".join(said.split())
     assert "2 x" in said
+    triune(one, "text", "fit", "--run", "kept", *AGAIN)
+    assert losses(one / "grown") == pytest.approx(losses(one / "kept"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_one_and_not_with_three(one: Path) -> None:
+    triune(one, *fit("torchrun"), "--data.batch_size", "2", launcher=TORCHRUN)
     assert_as_one(one, "torchrun")
+    three = [word.replace("2", "3") for word in TORCHRUN]
+    said = triune(one, "text", "fit", "--run", "torchrun", *AGAIN, launcher=three, code=1)
+    assert said.count("The batch of all processes is 4, which 3 processes do not divide") == 1
+    said = triune(one, "text", "fit", "--run", "torchrun", *AGAIN, "--trainer.devices", "1")
+    assert "1 process where there were 2: 4 of the 4 examples" in " ".join(said.split())
+    triune(one, "text", "fit", "--run", "one", *AGAIN)
+    assert losses(one / "torchrun") == pytest.approx(losses(one / "one"), rel=1e-5)
 
 
 def test_fsdp2_trains_saves_and_resumes(one: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
     triune(one, *fit("fsdp2"), *two)
     assert_as_one(one, "fsdp2")
-    again = ["--resume", "true", "--trainer.max_steps", "4", "--trainer.strategy", "ModelParallelStrategy"]
+    again = [*AGAIN, "--trainer.strategy", "ModelParallelStrategy"]
     triune(one, "text", "fit", "--run", "fsdp2", *again)  # by its other name, which changes nothing
     assert len(losses(one / "fsdp2")) == 4
 
