@@ -21,6 +21,7 @@ from triune.text.data.module import TextData
 from triune.text.seq2seq.data import PairData
 from triune.vision.data.augment import AugmentConfig
 from triune.vision.data.module import ImageData
+from triune.vision.masked.data import PlainImages
 
 WHOLE, BATCHES = 12, 2
 
@@ -66,6 +67,12 @@ def files(folder: Path) -> ImageData:
     return ImageData(root=str(folder / "images"), image_size=72, batch_size=WHOLE, augment=augment, workers=0, memory=0)
 
 
+def unlabelled(folder: Path) -> PlainImages:
+    data = PlainImages(batch_size=WHOLE)
+    data.patches = 16
+    return data
+
+
 def stream(data: ResumableData, rank: int, world: int) -> list[dict[str, Any]]:
     data = copy.copy(data)
     data.batch_size, data.ranks = WHOLE // world, lambda: (rank, world)  # type: ignore[method-assign]
@@ -73,7 +80,7 @@ def stream(data: ResumableData, rank: int, world: int) -> list[dict[str, Any]]:
     return [data.on_after_batch_transfer(batch, 0) for batch in itertools.islice(batches, BATCHES)]
 
 
-@pytest.mark.parametrize("make", [texts, chats, pairs, chains, sequences, digits, files])
+@pytest.mark.parametrize("make", [texts, chats, pairs, chains, sequences, digits, files, unlabelled])
 def test_parts_make_the_whole(make: Callable[[Path], ResumableData], tmp_path: Path) -> None:
     data = make(tmp_path)
     data.setup()

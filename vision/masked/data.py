@@ -92,7 +92,9 @@ class PlainImages(ImageData):
             rows = [np.random.default_rng([self.seed, 4, max(i, 0)]).random(self.patches) for i in index.tolist()]
             noise = np.stack(rows)
         else:
-            noise = np.random.default_rng([self.seed, 3, self.ranks()[0], position]).random((len(index), self.patches))
+            whole, first = self.batch * self.ranks()[1], batch["slot"]
+            noise = np.random.default_rng([self.seed, 3, 0, position]).random((whole, self.patches))
+            noise = noise[first : first + len(index)]
         found = super().on_after_batch_transfer(batch, dataloader_idx)
         return found | {"noise": torch.from_numpy(noise.astype(np.float32)).to(found["images"].device)}
 
