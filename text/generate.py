@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "triune text generate") -> argparse.ArgumentParser:
     """The options of `triune text generate`."""
     p = Parser(
-        prog="triune text generate",
+        prog=prog,
         may_be_empty=("--prompt",),
         description="Continue text with a trained language model, or write what an encoder-decoder makes of it. One "
         "prompt is shown as it grows; several at the end.",
@@ -174,9 +174,9 @@ def compress(model: LanguageModel, weights: str) -> None:
     model.head = PackedLinear(model.head, "int8")  # type: ignore[assignment]
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], prog: str = "triune text generate") -> int:
     """Runs `triune text generate` and returns its exit code."""
-    options = parser().parse_args(args)
+    options = parser(prog).parse_args(args)
     if options.max_tokens < 1:
         raise UserError(f"--max-tokens is {options.max_tokens}, but must be at least 1.")
     if options.beams < 1:
@@ -290,7 +290,7 @@ def _write(writer: Writer, start: list[Message]) -> int:
     if options.chat:
         found = [Talk(tokenizer, start, options.think).ask(prompt) for prompt in prompts]
     else:
-        found = [(_ids(tokenizer, prompt), "") for prompt in prompts]
+        found = [(prompt_ids(tokenizer, prompt), "") for prompt in prompts]
     texts = [Continuation(tokenizer, options.stop, ids, lead) for ids, lead in found]
     streaming = len(prompts) == 1 and not options.json
     if streaming and not options.chat:
@@ -348,7 +348,8 @@ def _prompts(options: argparse.Namespace, tokenizer: Tokenizer) -> list[str]:
     return prompts
 
 
-def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a text that is continued, with what stands before every text."""
     return tokenizer.beginning + (tokenizer.encode(prompt).tolist() if prompt else _beginning(tokenizer))
 
 
