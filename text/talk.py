@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
-def main(args: list[str]) -> int:
-    """Runs `triune text chat`, which is `triune text generate --chat`, and returns its exit code."""
-    from .generate import main as generate
-
-    return generate(["--chat", *args], "triune text chat")
-
-
 class Talk:
     """A conversation that grows by questions and answers.
 
