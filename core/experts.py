@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .again import computing_again
 from .config import TransformerConfig
 from .expert_options import ExpertsConfig
 from .layers import FeedForward
@@ -83,7 +84,8 @@ class Router(nn.Module):
         if valid is not None:
             picked = picked * valid[:, None]
         load = picked.detach().sum(0)
-        self.load += load
+        if not (again := computing_again()):
+            self.load += load
         if not self.options.loss_weight:
             return
         if self.options.score == "sigmoid":
@@ -92,7 +94,8 @@ class Router(nn.Module):
             scores = scores * valid[:, None]
         tokens = scores.shape[0] if valid is None else valid.sum().clamp(min=1)
         share, mean = load / load.sum().clamp(min=1), scores.sum(0) / tokens
-        self.loss = self.options.loss_weight * self.options.count * (share * mean).sum()
+        loss = self.options.loss_weight * self.options.count * (share * mean).sum()
+        self.loss = self.loss if again else loss
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"loss": None}  # what belongs to a graph cannot be copied

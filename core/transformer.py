@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .again import run_again
 from .checkpoints.saved import SavedModel
 from .config import TransformerConfig
 from .experts import Experts, balance_loss, make_ffn
@@ -105,6 +107,8 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config = config.resolved()
+        self.checkpointing = False
+        """Whether training computes each block again in its backward pass, in the place of keeping what it made."""
         self.positions = make_positions(config)
         self.input_norm = Norm(config.dim, config) if config.input_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
@@ -168,10 +172,12 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             over = replace(call, mask=AttentionMask(valid=memory_valid, cross=True), keys=read.shape[1])
             of_memory = self._prepare("cross", over)
         block: Any
+        again = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
             states = () if cache is None else cache.states[layer]
             cross = of_memory[layer] if of_memory else ()
-            x = block(x, prepared[layer], states, read, cross, new)
+            inputs = (x, prepared[layer], states, read, cross, new)
+            x = run_again(block, *inputs) if again else block(*inputs)
         if cache is not None:
             cache.commit(tokens, batch, valid, memory, memory_valid)
         return self.final_norm(x)

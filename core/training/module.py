@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..adapt.lora import LoRAConfig, merged_state
+from ..again import keep_inputs_only
 from ..checkpoints.native import whole
 from ..compiled import blocks_of, compile_blocks
 from ..errors import UserError
@@ -55,6 +56,7 @@ class TrainingModule(TaskModule):
         schedule: how the learning rate moves.
         ema: decay of an average of the weights that is judged and exported in their place, for example 0.999.
         compile: compile the blocks of the model, in place; worth its minute of waiting on a GPU.
+        checkpointing: compute each block again in the backward pass: much less memory, about a third more time.
         pretrained: a checkpoint to start from: a folder, a file or a name that the task's `load_pretrained` knows.
         lora: train low-rank factors beside the linear layers of the checkpoint instead of its weights.
         freeze: which blocks of the checkpoint do not train, or not at first.
@@ -72,13 +74,14 @@ class TrainingModule(TaskModule):
         pretrained: str | None = None,
         lora: LoRAConfig | None = None,
         freeze: FreezeConfig | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.optimizer_config = optimizer or OptimizerConfig()  # None from tasks that leave it open
         self.schedule_config = schedule or ScheduleConfig()
         self.ema = None if ema is None else EMA(ema)
         self.guard = Guard(self.optimizer_config.skip_limit)
-        self.compile_blocks = compile
+        self.compile_blocks, self.checkpointing = compile, checkpointing
         self.tuning = Tuning.chosen(pretrained, lora, freeze)
         self.model: nn.Module | None = None
         self.last_batch: Sums | None = None
@@ -127,6 +130,7 @@ class TrainingModule(TaskModule):
         data = getattr(self._trainer, "datamodule", None)
         devices = 1 if self._trainer is None else self._trainer.world_size
         self.model = self.build_model(data) if self.tuning is None else self.tuning.build(self, data, devices)
+        keep_inputs_only(self.model, self.checkpointing)
         if self.compile_blocks:
             compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)
         if self.device_mesh is not None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ...core.again import run_again
 from ...core.checkpoints.saved import SavedModel
 from ...core.config import TransformerConfig
 from ...core.transformer import Transformer
@@ -182,6 +182,7 @@ class PairModel(SavedModel, config=PairConfig):
     def __init__(self, config: PairConfig, trunk: SequenceModel | None = None) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False  # as of the core's Transformer; a config with checkpoint "block" does the same
         self.input = PairInput(config)
         self.recycling = Recycling(config) if config.recycles else None
         self.blocks = nn.ModuleList(
@@ -244,13 +245,14 @@ class PairModel(SavedModel, config=PairConfig):
         self, z: Tensor, m: Tensor | None, mask: Tensor | None, row_mask: Tensor | None, chunk: int | None
     ) -> tuple[Tensor, Tensor | None]:
         training = torch.is_grad_enabled()
-        if training and chunk is None and self.config.checkpoint != "none":
+        again = "block" if self.checkpointing else self.config.checkpoint
+        if training and chunk is None and again != "none":
             # So many rows that one tensor of them stays in the cache of a core, or keeps a GPU busy.
             chunk = max(1, (_GPU_CHUNK if z.is_cuda else _CPU_CHUNK) // z[:, 0].numel())
         for block in self.blocks:
             args = (m, z, mask, row_mask, chunk) if isinstance(block, EvoformerBlock) else (z, mask, chunk)
-            if training and self.config.checkpoint == "block":
-                result: Any = checkpoint(block, *args, use_reentrant=False)
+            if training and again == "block":
+                result: Any = run_again(block, *args)
             else:
                 result = block(*args)
             z, m = (result[1], result[0]) if isinstance(result, tuple) else (result, m)

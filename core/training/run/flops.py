@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ... import grouped  # noqa: F401 (registers the operators that are counted here)
+from ...again import computed_once
 
 # The counter of some versions of PyTorch lacks the CPU's operator, and all count the recomputation in the backward.
 FUSED = (
@@ -86,7 +87,9 @@ class _LossOf(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         loss = self.module.loss(batch)  # type: ignore[operator]
-        return loss[0] if isinstance(loss, tuple) else loss
+        total = loss[0] if isinstance(loss, tuple) else loss
+        total.backward()  # here, since blocks that are computed again need the parameters in their place
+        return total
 
 
 def _stand_in(value: Tensor) -> Tensor:
@@ -103,7 +106,8 @@ def count_step(module: nn.Module, batch: Any) -> int:
     module and the batch: then the count is unknown.
     """
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
-    on_fake_tensors(module, batch, counter)
+    with computed_once(module):
+        on_fake_tensors(module, batch, counter)
     return counter.get_total_flops()
 
 
@@ -115,4 +119,4 @@ def on_fake_tensors(module: nn.Module, batch: Any, mode: Any) -> None:
         tensors = {name: _stand_in(value) for name, value in named.items()}
         inputs = tree_map_only(Tensor, _stand_in, batch)
         with mode:
-            torch.func.functional_call(_LossOf(module), tensors, (inputs,)).backward()
+            torch.func.functional_call(_LossOf(module), tensors, (inputs,))
