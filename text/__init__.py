@@ -14,6 +14,7 @@ TASK = Task(
         **training(*_MASKED, "train an encoder to guess hidden tokens (masked language model)", ("pretrain",)),
         **training(*_LANGUAGE, names=("validate", "test", "predict")),
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
+        "shard": Verb("write texts as tokens in shards, for more than memory holds", "triune.text.shard:main"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
         "chat": Verb("talk with a trained model in the terminal", "triune.text.chat:main"),
         "serve": Verb("serve a trained model to OpenAI's clients", "triune.text.serve:main"),

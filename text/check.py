@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
@@ -19,7 +20,17 @@ SHOWN = 100
 """Tokens of a document that are shown."""
 
 
-UNUSED: set[str | int] = {"val_files", "val_fraction", "vocab_size", "batch_size", "seed", "workers", "cache"}
+UNUSED: set[str | int] = {
+    "val_files",
+    "val_fraction",
+    "vocab_size",
+    "batch_size",
+    "seed",
+    "workers",
+    "cache",
+    "shards",
+    "weights",
+}
 """Options of the data that only training needs."""
 
 
@@ -33,7 +44,12 @@ def parser() -> TaskParser:
         description="Show what training would read: documents of text files, or conversations as the model's template "
         f"writes them, with {LEARNED[0]}what is learned{LEARNED[1]} marked. Nothing is trained or written.",
     )
-    p.add_argument("files", nargs="*", metavar="FILES", help="text files, folders or globs, as for --data.files")
+    p.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILES",
+        help="text files, folders or globs, as for --data.files; or a folder of shards, which is verified",
+    )
     p.add_class_arguments(TextData, "data", skip=UNUSED)
     p.set_defaults({"data.on_error": "skip"})
     p.add_argument(
@@ -49,8 +65,12 @@ def main(args: list[str]) -> int:
     """Runs `triune text check` and returns its exit code: 0, or 2 when rows cannot be used."""
     from ..core.training.run.arguments import given
     from .data.module import TextData
+    from .data.shards import is_shards
+    from .shard import check
 
     options = parser().parse_args(args)
+    if len(options.files) == 1 and is_shards(Path(options.files[0])):
+        return check(options.files[0])
     if options.files and options.data.files is not None:
         raise UserError("FILES and --data.files are both given; leave out one of them.")
     if options.files:

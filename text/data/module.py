@@ -14,6 +14,7 @@ from .conversations import OnError, PreparedChats
 from .corpus import Corpus, find
 from .documents import PreparedDocuments
 from .prepared import Place, Prepared
+from .sharded import PreparedShards
 
 
 class TextData(ResumableData):
@@ -47,6 +48,9 @@ class TextData(ResumableData):
         columns: for `chats` with other names than the usual: prompt, completion, context, system, tools, messages,
             role or content, each with the name that the rows use, such as `--data.columns.prompt question_text`.
         on_error: stop at rows that cannot be used, or skip them; they are counted and named.
+        shards: instead of `files`, folders that `triune text shard` wrote, for more text than memory or patience.
+        weights: of several folders of shards, their shares of the windows that training sees, such as 0.7 and 0.3.
+            Left out: all their tokens alike.
         cache: folder for tokenised text. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
 
     Attributes (after `setup`):
@@ -75,8 +79,12 @@ class TextData(ResumableData):
         chats: list[str] | str | None = None,
         columns: dict[str, str] | None = None,
         on_error: OnError = "stop",
+        shards: list[str] | str | None = None,
+        weights: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.shards, self.weights = [shards] if isinstance(shards, str) else shards, weights
+        self._check_shards(files, val_files, chats)
         if chats is not None and (files is not None or val_files is not None):
             raise UserError(
                 "data.chats is given together with data.files or data.val_files; train on conversations or on text."
@@ -115,6 +123,17 @@ class TextData(ResumableData):
                 "it out (--data.tokenizer null where a file of settings has it)."
             )
         self._adopted = tokenizer
+
+    def _check_shards(self, *others: Any) -> None:
+        if self.weights is not None and len(self.weights) != len(self.shards or []):
+            raise UserError(
+                f"data.weights has {len(self.weights)} numbers for {len(self.shards or [])} folders of --data.shards,"
+                " but must have one for each."
+            )
+        if self.shards is not None and any(other is not None for other in others):
+            raise UserError("data.shards is given together with data.files, val_files or chats; give one of them.")
+        if self.shards == []:
+            raise UserError("data.shards is an empty list; name a folder that `triune text shard` wrote.")
 
     @staticmethod
     def _check_options(
@@ -179,9 +198,24 @@ class TextData(ResumableData):
         """
         if self._prepared:
             return
-        prepared = self._prepared = self._read_documents() if self.chats is None else self._read_chats(self.chats)
+        prepared = self._prepared = self._read()
         self.tokenizer, self.vocab_size = prepared.tokenizer, prepared.tokenizer.vocab_size
         self.val_bytes, self.val_targets = prepared.val_bytes, prepared.val_targets
+
+    def _read(self) -> Prepared:
+        if self.shards is not None:
+            return self._read_shards(self.shards)
+        return self._read_documents() if self.chats is None else self._read_chats(self.chats)
+
+    def _read_shards(self, folders: list[str]) -> PreparedShards:
+        for name in ("text_field", "vocab_size", "val_fraction", "on_error", "columns", "cache"):
+            if name in self.given and getattr(self, name) is not None:
+                raise UserError(f"--data.{name} is given, but shards are finished tokens; leave it out.")
+        tokenizer = self._adopted
+        if tokenizer is None and self.tokenizer_kind is not None and "tokenizer" in self.given:
+            kind = self.tokenizer_kind
+            tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.load(kind)
+        return PreparedShards(folders, self.weights, tokenizer, self.context)
 
     def _read_documents(self) -> PreparedDocuments:
         skip = self.on_error == "skip"

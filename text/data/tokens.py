@@ -25,7 +25,7 @@ from ...core.errors import UserError
 from ...core.files import write_atomic
 from ...core.work import progress
 from ..tokenizer import Part, Tokenizer
-from .split import SIDES, Side, Sides
+from .split import SIDES, Piece, Side, Sides
 
 FORMAT = 1
 # Characters handed to the tokenizer at once: enough for all cores, little enough for memory.
@@ -55,6 +55,13 @@ class TokenArray:
     def open(self) -> tuple[np.ndarray, np.ndarray]:
         """Map the tokens `[tokens]` and the offsets at which documents start [documents]."""
         return _map(self.folder / f"{self.side}.tokens.npy"), _map(self.folder / f"{self.side}.starts.npy")
+
+
+def documents_at(borders: Any, at: np.ndarray) -> np.ndarray:
+    """The number of the document of each place int64 `[rows, tokens]`; `borders` are what `open` returns."""
+    if isinstance(borders, np.ndarray):
+        return np.searchsorted(borders, at, side="right") - 1
+    return borders.documents(at)
 
 
 def make_tokenizer(kind: str, vocab_size: int, sides: Sides, cache: Path) -> Tokenizer:
@@ -107,10 +114,10 @@ def tokenise(sides: Sides, tokenizer: Tokenizer, cache: Path) -> dict[Side, Toke
     with _writing(cache):
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            writers = {side: stack.enter_context(_Writer(folder, side, tokenizer)) for side in SIDES}
+            writers = {side: stack.enter_context(TokenWriter(folder, side, tokenizer)) for side in SIDES}
             with progress("tokenising", sides.bytes, "MB", 1e6) as advance:
-                for group in _groups(_steps(sides, tokenizer)):
-                    for step, ids in zip(group, _encode(group, tokenizer), strict=True):
+                for group in groups(steps(sides, tokenizer)):
+                    for step, ids in zip(group, encode_group(group, tokenizer), strict=True):
                         writers[step.side].add(step, ids)
                         advance(len(step.part.text))
             files = {name: entry for writer in writers.values() for name, entry in writer.finish().items()}
@@ -129,27 +136,30 @@ class _Step(NamedTuple):
     ends: bool = False
 
 
-def _steps(sides: Sides, tokenizer: Tokenizer) -> Iterator[_Step]:
-    for side, name, blocks, ends in sides:
+def steps(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[_Step]:
+    """The parts of texts, for the tokenizer, with what stands behind the last of each."""
+    for side, name, blocks, ends in pieces:
         for part in tokenizer.parts(blocks):
             yield _Step(side, name, part)
         yield _Step(side, name, Part(""), True, ends)
 
 
-def _groups(steps: Iterable[_Step]) -> Iterator[list[_Step]]:
+def groups(steps: Iterable[_Step], most: int = GROUP) -> Iterator[list[_Step]]:
+    """Parts that go through the tokenizer together: of about `most` characters."""
     group: list[_Step] = []
     characters = 0
     for step in steps:
         group.append(step)
         characters += len(step.part.text)
-        if characters >= GROUP or len(group) >= 1024:
+        if characters >= most or len(group) >= 1024:
             yield group
             group, characters = [], 0
     if group:
         yield group
 
 
-def _encode(group: list[_Step], tokenizer: Tokenizer) -> list[np.ndarray]:
+def encode_group(group: list[_Step], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The tokens of each part of a group. Raises UserError that names the text that has none."""
     try:
         return list(tokenizer.encode_parts([step.part for step in group]))
     except UserError:
@@ -161,10 +171,16 @@ def _encode(group: list[_Step], tokenizer: Tokenizer) -> list[np.ndarray]:
         raise
 
 
-class _Writer:
-    """Stream one side into temporary `.npy` files; `finish` gives them their names."""
+class TokenWriter:
+    """Streams one side, or a shard of it, into temporary `.npy` files; `finish` gives them their names.
 
-    def __init__(self, folder: Path, side: Side, tokenizer: Tokenizer) -> None:
+    Args:
+        folder: where they go.
+        side: how their names begin.
+        tokenizer: whose numbers are written.
+    """
+
+    def __init__(self, folder: Path, side: str, tokenizer: Tokenizer) -> None:
         self._folder = folder
         self._side = side
         self._tokenizer = tokenizer
@@ -174,11 +190,20 @@ class _Writer:
         # Of the document at hand: whether it has text, whether it has tokens, bytes that do not count yet.
         self._inside, self._begun, self._unwritten = False, False, 0
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> TokenWriter:
         descriptor, self._temporary = tempfile.mkstemp(dir=self._folder, prefix=f".{self._side}-")
         self._file = os.fdopen(descriptor, "wb")
         _header(self._file, self._dtype, 0)
         return self
+
+    @property
+    def document(self) -> tuple[bool, bool, int]:
+        """What is known of the document at hand, for the writer of the next shard."""
+        return self._inside, self._begun, self._unwritten
+
+    @document.setter
+    def document(self, known: tuple[bool, bool, int]) -> None:
+        self._inside, self._begun, self._unwritten = known
 
     def add(self, step: _Step, ids: np.ndarray) -> None:
         """Writes a part of a document; those of one document follow each other."""

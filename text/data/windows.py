@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from ...core.losses import IGNORED
 from ...core.training import data
 from ...core.training.permutation import Arrangement, permutation
-from .tokens import TokenArray
+from .shards import ShardedTokens
+from .tokens import TokenArray, documents_at
 
 
 class Windows(Dataset[dict[str, Tensor]]):
@@ -31,7 +32,7 @@ class Windows(Dataset[dict[str, Tensor]]):
     stream are ignored, too.
     """
 
-    def __init__(self, array: TokenArray, context: int, packed: bool) -> None:
+    def __init__(self, array: TokenArray | ShardedTokens, context: int, packed: bool) -> None:
         self.array = array
         self.context = context
         self.packed = packed
@@ -41,7 +42,7 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {key: value for key, value in self.__dict__.items() if key != "_maps"}
 
     @cached_property
-    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+    def _maps(self) -> tuple[Any, Any]:
         return self.array.open()
 
     def __getitem__(self, starts: np.ndarray) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class Windows(Dataset[dict[str, Tensor]]):
         batch = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
         if self.packed:
             # Positions behind the end count as the last document: causal attention keeps them from the real tokens.
-            documents = np.searchsorted(borders, at, side="right") - 1
+            documents = documents_at(borders, at)
             targets[documents[:, 1:] != documents[:, :-1]] = IGNORED
             batch["documents"] = torch.from_numpy(np.ascontiguousarray(documents[:, :-1]))
         return batch

@@ -16,7 +16,9 @@ from ...core.masking import hide_tokens
 from ...core.training.data import Batches, Draw
 from ..data.documents import PreparedDocuments
 from ..data.module import TextData
-from ..data.tokens import TokenArray
+from ..data.sharded import PreparedShards
+from ..data.shards import ShardedTokens
+from ..data.tokens import TokenArray, documents_at
 from ..data.windows import ShuffledWindows, WindowsInOrder
 from ..specials import with_mask
 from ..tokenizer import Tokenizer
@@ -57,7 +59,7 @@ class MaskedText(TextData):
 
     def _masked(self, side: Any) -> MaskedWindows:
         prepared = self.prepared
-        assert isinstance(prepared, PreparedDocuments)
+        assert isinstance(prepared, (PreparedDocuments, PreparedShards))
         return MaskedWindows(prepared.arrays[side], self.context, self.tokenizer, self.seed)
 
     def train_dataloader(self) -> Batches:
@@ -114,7 +116,7 @@ class MaskedWindows:
         seed: with the place in the text and, in training, the position, it decides what is hidden.
     """
 
-    def __init__(self, array: TokenArray, context: int, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, array: TokenArray | ShardedTokens, context: int, tokenizer: Tokenizer, seed: int) -> None:
         assert tokenizer.mask_id is not None
         self.array, self.context, self.seed, self.mask = array, context, seed, tokenizer.mask_id
         special = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
@@ -126,7 +128,7 @@ class MaskedWindows:
         return {key: value for key, value in self.__dict__.items() if key != "_maps"}
 
     @cached_property
-    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
+    def _maps(self) -> tuple[Any, Any]:
         return self.array.open()
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
@@ -134,17 +136,14 @@ class MaskedWindows:
         at = draw.indices[:, None] + np.arange(self.context)
         outside = at >= len(stream)
         tokens = torch.from_numpy(stream[np.minimum(at, len(stream) - 1)].astype(np.int64))
-        documents = np.where(outside, NOTHING, np.searchsorted(borders, at, side="right") - 1)
+        documents = np.where(outside, NOTHING, documents_at(borders, at))
         allowed = ~self.special[tokens] & ~torch.from_numpy(outside)
-        first = int(draw.indices[0])
-        if draw.position is not None:
-            changed, targets = self._hidden(tokens, allowed, (self.seed, 0, draw.position, first))
-        else:
-            rows = [
-                self._hidden(tokens[row : row + 1], allowed[row : row + 1], (self.seed, 1, int(start)))
-                for row, start in enumerate(draw.indices)
-            ]
-            changed, targets = (torch.cat(parts) for parts in zip(*rows))
+        key = (self.seed, 1) if draw.position is None else (self.seed, 0, draw.position)
+        rows = [  # each by itself, so that it does not matter which process holds which rows
+            self._hidden(tokens[row : row + 1], allowed[row : row + 1], (*key, int(start)))
+            for row, start in enumerate(draw.indices)
+        ]
+        changed, targets = (torch.cat(parts) for parts in zip(*rows))
         places = (targets.flatten() != IGNORED).nonzero()[:, 0]
         fill = max(1, -(-len(places) // MULTIPLE)) * MULTIPLE - len(places)
         wanted = torch.cat([targets.flatten()[places], torch.full((fill,), IGNORED)])

@@ -365,7 +365,7 @@ def test_a_failure_leaves_no_entry_and_no_temporary_files(tmp_path, data, monkey
     def fail(self, *_):
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(tokens._Writer, "finish", fail)
+    monkeypatch.setattr(tokens.TokenWriter, "finish", fail)
     with pytest.raises(RuntimeError, match="stopped"):
         module.setup()
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]

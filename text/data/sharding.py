@@ -1,0 +1,160 @@
+"""Writing shards of tokens, shard by shard, so that work that was cut short goes on where it stopped; checking them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import UserError
+from ...core.files import read_json, write_json
+from ...core.version import __version__
+from ...core.work import progress
+from ..tokenizer import Tokenizer
+from .shards import FORMAT, KIND, MANIFEST, PROGRESS, TOKENIZER, Manifest, Shard, read_manifest, sum_of
+from .split import SIDES, Side, Sides
+from .tokens import GROUP, TokenWriter, encode_group, groups, steps
+
+BLOCK = 1 << 22
+"""Numbers that are compared with their checksum at once."""
+
+
+def write_shards(sides: Sides, tokenizer: Tokenizer, folder: Path, size: int, about: dict[str, Any]) -> Manifest:
+    """Tokenises both sides into `folder`; goes on where an earlier call for the same texts stopped.
+
+    Args:
+        size: tokens of a shard; the last part of text of each goes beyond it.
+        about: what was done to the texts, for the manifest.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    identity = f"{sides.fingerprint[:24]}-{tokenizer.fingerprint[:24]}-{size}"
+    done = _begun(folder, identity)
+    if done is None:
+        return read_manifest(folder)
+    with _writing(folder):
+        tokenizer.save(folder / TOKENIZER)
+    for side in SIDES:
+        _write_side(sides, side, tokenizer, folder, size, done)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32).str
+    content: dict[str, Any] = {
+        "kind": KIND, "format": FORMAT, "triune": __version__, "identity": identity,
+        "tokenizer": tokenizer.fingerprint, "dtype": dtype, "about": about,
+        "sides": {side: done["sides"][side]["shards"] for side in SIDES},
+    }  # fmt: skip
+    content = json.loads(json.dumps(content))
+    with _writing(folder):
+        write_json(folder / MANIFEST, content | {"sum": sum_of(content)})
+        (folder / PROGRESS).unlink()
+    return read_manifest(folder)
+
+
+def _begun(folder: Path, identity: str) -> dict[str, Any] | None:
+    """How far an earlier call has come; None when it has finished. Raises UserError when the folder is another's."""
+    if (folder / MANIFEST).is_file():
+        if read_json(folder / MANIFEST).get("identity") == identity:
+            return None
+        raise UserError(f"'{folder}' holds shards of other texts, sizes or another tokenizer; give a new folder.")
+    if (folder / PROGRESS).is_file():
+        found = read_json(folder / PROGRESS)
+        if found.get("identity") == identity:
+            return found
+        raise UserError(f"'{folder}' was begun with other texts, sizes or another tokenizer; give a new folder.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"'{folder}' exists and is no folder of shards; give a new folder.")
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        start = {"shards": [], "groups": 0, "document": [False, False, 0], "over": False}
+        found = {"identity": identity, "sides": {side: dict(start) for side in SIDES}}
+        write_json(folder / PROGRESS, found)
+    return json.loads(json.dumps(found))
+
+
+def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, size: int, done: dict[str, Any]) -> None:
+    state = done["sides"][side]
+    if state["over"]:
+        return
+    pieces = (piece for piece in sides if piece.side == side)
+    several = groups(steps(pieces, tokenizer), min(GROUP, max(1, size)))
+    with progress(f"tokenising {side}", sides.bytes, "MB", 1e6) as advance:
+        left: Any = _from(several, state["groups"], advance)
+        group = next(left, None)
+        while group is not None or not state["shards"]:
+            name = f"{side}-{len(state['shards']):05d}"
+            with _writing(folder), TokenWriter(folder, name, tokenizer) as writer:
+                writer.document = tuple(state["document"])
+                # What holds no text, but the end of one, belongs to the shard before.
+                while group is not None and (
+                    writer.counts()["tokens"] < size or not any(step.part.text for step in group)
+                ):
+                    for step, ids in zip(group, encode_group(group, tokenizer), strict=True):
+                        writer.add(step, ids)
+                        advance(len(step.part.text))
+                    state["groups"], group = state["groups"] + 1, next(left, None)
+                files, counts = writer.finish(), writer.counts()
+            sums = [files[f"{name}.{what}.npy"][1] for what in ("tokens", "starts")]
+            state["shards"].append(list(Shard(name, sums=sums, **counts)))
+            state["document"] = list(writer.document)
+            write_json(folder / PROGRESS, done)
+    state["over"] = True
+    with _writing(folder):
+        write_json(folder / PROGRESS, done)
+
+
+def _from(several: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
+    """The groups behind the first `count`, which were written before."""
+    for number, group in enumerate(several):
+        if number >= count:
+            yield group
+        else:
+            advance(sum(len(step.part.text) for step in group))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' cannot be written ({error.strerror}); make room or allow it, and the same command goes on."
+        ) from error
+
+
+def check_shards(folder: Path) -> Manifest:
+    """Reads all of a folder of shards, and compares it with its manifest.
+
+    Raises:
+        UserError: the first thing that is not as the manifest says.
+    """
+    manifest = read_manifest(folder)
+    manifest.load_tokenizer()
+    every = [shard for shards in manifest.sides.values() for shard in shards]
+    with progress("checking", sum(shard.tokens for shard in every), "tokens") as advance:
+        for shard in every:
+            for what, wanted in zip(("tokens", "starts"), shard.sums, strict=True):
+                file = folder / f"{shard.name}.{what}.npy"
+                if _sum(file) != wanted:
+                    raise UserError(
+                        f"The shard '{file}' was altered: its content does not match the manifest's checksum; put the"
+                        " original back, or write the shards again."
+                    )
+            advance(shard.tokens)
+    return manifest
+
+
+def _sum(file: Path) -> int | None:
+    """The checksum of the numbers of a `.npy` file; None where it is none."""
+    try:
+        array = np.load(file, mmap_mode="r") if file.stat().st_size > 128 else np.load(file)
+        found = 0
+        for start in range(0, len(array), BLOCK):
+            found = zlib.crc32(array[start : start + BLOCK].tobytes(), found)
+        return found
+    except (OSError, ValueError, EOFError):
+        return None

@@ -1,0 +1,237 @@
+"""Tokens in shards: a folder of random-access files with a manifest, read piece by piece in bounded memory.
+
+    manifest.json             tokens, documents, bytes and checksums of each shard, the tokenizer, what was done before
+    tokenizer/                the tokenizer that made the tokens
+    train-00000.tokens.npy    token numbers, uint16 or uint32 `[tokens]`, one document behind the other
+    train-00000.starts.npy    where documents start in this shard, int64 `[documents]`
+
+The tokens of a side are those of its shards, one behind the other; a document may go on in the next shard.
+`text/data/sharding.py` writes such a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...core.errors import UserError
+from ...core.files import read_json
+from ..tokenizer import Tokenizer
+from .split import SIDES, Side
+
+FORMAT, KIND = 1, "triune text shards"
+MANIFEST, PROGRESS, TOKENIZER = "manifest.json", "progress.json", "tokenizer"
+HEADER = 128
+"""Bytes before the numbers of a `.npy` file of one axis."""
+OPEN = 256
+"""Files that are open at once in a process."""
+
+
+class Shard(NamedTuple):
+    """One shard, as the manifest has it; `sums` are CRC-32 of the numbers in its two files."""
+
+    name: str
+    tokens: int
+    documents: int
+    bytes: int
+    first_bytes: int
+    sums: list[int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder of shards, whose manifest was read."""
+
+    folder: Path
+    tokenizer: str
+    """The fingerprint of the tokenizer."""
+    dtype: str
+    identity: str
+    """A hash of the texts, their sides and the tokenizer."""
+    sides: dict[Side, list[Shard]]
+    about: dict[str, Any]
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in the folder. Raises UserError when it is not the one that made the tokens."""
+        found = Tokenizer.load(self.folder / TOKENIZER)
+        if found.fingerprint != self.tokenizer:
+            raise UserError(
+                f"'{self.folder / TOKENIZER}' is not the tokenizer that made the tokens of '{self.folder}', as its"
+                " manifest says; put that one back, or write the shards again."
+            )
+        return found
+
+
+def sum_of(content: dict[str, Any]) -> str:
+    """A hash of a manifest without its own."""
+    text = json.dumps({key: value for key, value in content.items() if key != "sum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether a folder is one of shards, finished or not."""
+    return (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads the manifest and looks whether all files are there and as long as it says.
+
+    Raises:
+        UserError: something is missing, cut short, or not what the manifest says.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / PROGRESS).is_file():
+            raise UserError(f"'{folder}' is not finished; the same `triune text shard` command goes on with it.")
+        raise UserError(f"'{folder}' has no {MANIFEST}; give a folder that `triune text shard` wrote.")
+    content = read_json(path)
+    if content.get("kind") != KIND or content.get("format") != FORMAT:
+        raise UserError(f"'{path}' is no manifest of text in format {FORMAT}; write the shards with this version.")
+    if content.get("sum") != sum_of(content):
+        raise UserError(
+            f"'{path}' is damaged or was changed by hand; put the original back, or write the shards again."
+        )
+    sides: dict[Side, list[Shard]] = {side: [Shard(*entry) for entry in content["sides"][side]] for side in SIDES}
+    found = Manifest(folder, content["tokenizer"], content["dtype"], content["identity"], sides, content["about"])
+    for shard in (shard for shards in sides.values() for shard in shards):
+        for file, size in _files(found, shard):
+            check_size(file, size)
+    return found
+
+
+def _files(manifest: Manifest, shard: Shard) -> list[tuple[Path, int]]:
+    """The files of a shard with their sizes in bytes."""
+    width = np.dtype(manifest.dtype).itemsize
+    return [
+        (manifest.folder / f"{shard.name}.tokens.npy", HEADER + width * shard.tokens),
+        (manifest.folder / f"{shard.name}.starts.npy", HEADER + 8 * shard.documents),
+    ]
+
+
+def check_size(file: Path, size: int) -> None:
+    """Raises UserError when a file of a shard is missing or has another size than the manifest says."""
+    try:
+        found = file.stat().st_size
+    except OSError:
+        raise UserError(f"The shard '{file}' is missing; put it back, or write the shards again.") from None
+    if found != size:
+        word = "is cut short" if found < size else "is too long"
+        raise UserError(
+            f"The shard '{file}' {word} ({found:,} bytes, but the manifest says {size:,}); put the original back, or"
+            " write the shards again."
+        )
+
+
+class ShardedTokens:
+    """One side of one or several folders of shards; it stands where a `TokenArray` may.
+
+    Args:
+        manifests: of the folders, in the order of their tokens.
+        side: "train" or "val".
+    """
+
+    def __init__(self, manifests: Sequence[Manifest], side: Side) -> None:
+        self.folder, self.side = manifests[0].folder, side
+        self.shards = [(str(m.folder), np.dtype(m.dtype), shard) for m in manifests for shard in m.sides[side]]
+        for name in ("tokens", "documents", "bytes", "first_bytes"):
+            setattr(self, name, sum(getattr(shard, name) for _, _, shard in self.shards))
+
+    tokens: int
+    documents: int
+    bytes: int
+    first_bytes: int
+
+    def open(self) -> tuple[Stream, Stream]:
+        """What reads tokens, and the numbers of documents."""
+        stream = Stream(self.shards)
+        return stream, stream
+
+
+class Stream:
+    """The tokens of shards, one behind the other, read with one system call for each run of them.
+
+    Nothing is mapped or kept, so that a process needs the same memory for any number of shards; the system's cache of
+    files serves what was read before.
+    """
+
+    def __init__(self, shards: list[tuple[str, np.dtype, Shard]]) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([shard.tokens for _, _, shard in shards])
+        self._documents = np.cumsum([0, *(shard.documents for _, _, shard in shards)])
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)
+
+    def __getitem__(self, at: np.ndarray) -> np.ndarray:
+        """Tokens int64 `[rows, tokens]` at places of that shape; a row is a run, of which the end may repeat."""
+        found = np.empty(at.shape, dtype=np.int64)
+        for row, places in zip(found, at, strict=True):
+            first, count = int(places[0]), int(places[-1]) - int(places[0]) + 1
+            self._read(first, row[:count])
+            row[count:] = row[count - 1]
+        return found
+
+    def documents(self, at: np.ndarray) -> np.ndarray:
+        """The number of the document that each place belongs to, int64 like `at`; rows as above, but endless."""
+        found = np.empty(at.shape, dtype=np.int64)
+        last = len(self._shards) - 1
+        for row, places in zip(found, at, strict=True):
+            shards = np.minimum(np.searchsorted(self._ends, places[[0, -1]], side="right"), last)
+            for shard in range(shards[0], shards[1] + 1):
+                begin, end = self._begin(shard), self._ends[shard]
+                here = slice(None) if shards[0] == shards[1] else (places >= begin) & ((places < end) | (shard == last))
+                starts = self._starts[shard]
+                inside = np.searchsorted(starts, places[here] - begin, side="right")
+                row[here] = self._documents[shard] + inside - 1
+        return found
+
+    def _begin(self, shard: int) -> int:
+        return int(self._ends[shard]) - self._shards[shard][2].tokens
+
+    @cached_property
+    def _starts(self) -> list[np.ndarray]:
+        return [
+            np.load(f"{folder}/{shard.name}.starts.npy", mmap_mode="r") if shard.documents else np.zeros(0, np.int64)
+            for folder, _, shard in self._shards
+        ]
+
+    def _read(self, first: int, into: np.ndarray) -> None:
+        shard, done = int(np.searchsorted(self._ends, first, side="right")), 0
+        while done < len(into):
+            _, dtype, about = self._shards[shard]
+            begin = first + done - self._begin(shard)
+            count = min(len(into) - done, about.tokens - begin)
+            content = os.pread(self._file(shard), count * dtype.itemsize, HEADER + begin * dtype.itemsize)
+            if len(content) != count * dtype.itemsize:
+                raise UserError(f"The shard '{about.name}' was cut short while it was read; start again when complete.")
+            into[done : done + count] = np.frombuffer(content, dtype)
+            done, shard = done + count, shard + 1
+
+    def _file(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        if len(self._open) >= OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        folder, _, about = self._shards[shard]
+        try:
+            self._open[shard] = os.open(f"{folder}/{about.name}.tokens.npy", os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"The shard '{folder}/{about.name}.tokens.npy' cannot be read ({error.strerror}); put it back."
+            ) from None
+        return self._open[shard]
