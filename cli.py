@@ -12,11 +12,11 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from io import TextIOWrapper
 from traceback import print_exception
 from typing import Any, NoReturn
 
 from .core.errors import Stopped
+from .core.streams import discard, flushes, use_streams
 from .core.task import Task, named
 from .tasks import task, tasks
 
@@ -42,9 +42,7 @@ def main(args: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     if words[:1] == ["--"]:  # torchrun hands it on; without it, it takes --run for an option of its own
         del words[0]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is no reason to stop
-            stream.reconfigure(errors="backslashreplace")
+    use_streams(lasting="generate" not in words[1:2])
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
@@ -58,8 +56,7 @@ def main(args: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader (`| head`) has left; what Python still wants to flush at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout.fileno())  # the reader (`| head`) has left
         return 0
     except KeyboardInterrupt:
         if traceback:
@@ -79,6 +76,8 @@ def main(args: list[str] | None = None) -> int:
         text = refusal(error) if isinstance(error, OSError) else sentence(error)
         if _first_to_say(text):
             print(f"error: {text}", file=sys.stderr)
+        if refused and not flushes(sys.stdout):
+            discard(sys.stdout.fileno())
         return 2
 
 

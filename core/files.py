@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -29,6 +30,10 @@ MAX_JSON_BYTES = 16 << 20
 """A larger JSON file is no configuration."""
 MAX_GROWTH, FREE_BYTES = 100, 64 << 20
 """A packed file may unpack to this many times its size, and these bytes; more is an attack or damage."""
+
+
+class DoubledKey(UserError):
+    """A key stands twice in an object of JSON."""
 
 
 def umask() -> int:
@@ -80,6 +85,24 @@ OVERWRITE = "replace files that exist already"
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives what the system refuses within it the name of `path`, not that of a part of it, or none.
+
+    Libraries in Rust (safetensors, tokenizers) report it as an exception of their own, with "(os error 28)".
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and Path(os.fsdecode(error.filename)).exists()):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except Exception as error:
+        if isinstance(error, UserError) or not (found := re.search(r"\(os error (\d+)\)", str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place when the block ends well, and vanishes otherwise.
 
@@ -90,16 +113,17 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     refuse_special(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o666 & ~umask())  # a temporary file is private, the file it becomes is not
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            part.chmod(0o666 & ~umask())  # a temporary file is private, the file it becomes is not
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -126,22 +150,23 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Whether the old one may go is the caller's business. A symbolic link is kept, and its target replaced.
     """
     folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield new
-        new.chmod(0o777 & ~umask())
-        old = None
-        if folder.exists():
-            # A folder that is not empty cannot be replaced in one step; between the two the old one still exists.
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            os.replace(folder, old / "it")
-        os.replace(new, folder)
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            yield new
+            new.chmod(0o777 & ~umask())
+            old = None
+            if folder.exists():
+                # A folder that is not empty cannot be replaced in one step; between the two the old one still exists.
+                old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+                os.replace(folder, old / "it")
+            os.replace(new, folder)
+            if old:
+                shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -253,16 +278,19 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
-    """The value of a JSON text. Its nesting and numbers are bounded, and every text in it can be stored as UTF-8.
+    """The value of a JSON text. Its nesting and numbers are bounded, every text in it can be stored as UTF-8, and no
+    key stands twice in an object: readers differ in which of the two they take.
 
     Raises:
         UserError: it is not valid; `where` says in the message what it is.
     """
     try:
         text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, where))
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
+    except UserError:
+        raise
     except UnicodeEncodeError:
         raise UserError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text.") from None
     except RecursionError:
@@ -274,6 +302,15 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
         raise UserError(f"{where} is not valid JSON: {str(error).split(';')[0]}.") from None
     return value
+
+
+def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        known: set[str] = set()
+        key = next(key for key, _ in pairs if key in known or known.add(key))
+        raise DoubledKey(f"{where} has the key {shown(key)} twice in one object; leave one of them.")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

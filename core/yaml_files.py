@@ -31,6 +31,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def check_option(name: str, value: str) -> None:
+    """Raises UserError for the value of an option that is a mapping with a key that stands twice, `{a: 1, a: 2}`.
+
+    What else may be wrong with it is its parser's to say.
+    """
+    if not value.lstrip().startswith("{") or len(value) > MAX_BYTES:
+        return
+    try:
+        yaml.load(value, _Loader)
+    except yaml.constructor.ConstructorError as error:
+        if error.problem and "twice" in error.problem:
+            raise UserError(f"{name} is {value}, but {error.problem}; leave one of them.") from None
+    except Exception:  # not of a kind that is looked for here
+        return
+
+
 def read_yaml(path: Path, where: str) -> Any:
     """The value of a YAML file; None when it is empty.
 

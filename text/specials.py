@@ -10,10 +10,13 @@ from typing import Any
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import processors
 
-from ..core.files import MAX_JSON_BYTES, read_bytes, read_json, write_json
+from ..core.errors import UserError
+from ..core.files import MAX_JSON_BYTES, DoubledKey, parse_json, read_bytes, read_json, write_json
 
 CONFIG, GENERATION, MAP = "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
+MAX_TOKENIZER_BYTES = 512 << 20
+"""A larger file is no tokenizer."""
 MASK_TOKENS = ("[MASK]", "<mask>")
 """Names of the token that hides others, of BERT and of RoBERTa."""
 BEGINS_BY_CLASS = frozenset({"Llama", "CodeLlama", "Gemma", "Cohere"})
@@ -123,3 +126,13 @@ def _optional(file: Path) -> dict[str, Any]:
 def _letters(token: Any) -> str | None:
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) and token else None
+
+
+def refuse_doubled_tokens(file: Path) -> None:
+    """Raises UserError for a file with a key twice in an object; the library keeps one of the two numbers."""
+    try:
+        parse_json(read_bytes(file, MAX_TOKENIZER_BYTES), f"'{file}'")
+    except DoubledKey:
+        raise
+    except UserError:  # what else is wrong with it is the library's to say
+        return

@@ -25,7 +25,7 @@ from ..core.errors import UserError
 from ..core.files import parsing, write_atomic
 from .byte_level import END_OF_TEXT, byte_level, gpt2
 from .cutting import LINE_START, PIECE, cut, usual_place
-from .specials import MASK_TOKENS, apply_specials, read_specials, write_specials
+from .specials import MASK_TOKENS, apply_specials, read_specials, refuse_doubled_tokens, write_specials
 from .streaming import BYTE_OF, StreamDecoder
 
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -169,6 +169,7 @@ class Tokenizer:
     def _read(cls, file: Path, read: Any) -> Tokenizer:
         """Runs a reader; the library raises a bare `Exception` for whatever it cannot parse."""
         with parsing(file, "a tokenizer"):
+            refuse_doubled_tokens(file)
             backend, specials = read(), read_specials(file.parent)
             if not backend.get_vocab_size():
                 raise UserError(f"'{file}' is a tokenizer without a token, but must have a vocabulary.")

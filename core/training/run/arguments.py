@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import UserError
 from ...files import write_atomic
 from ...task import Task, Verb
-from ...yaml_files import read_yaml
+from ...yaml_files import check_option, read_yaml
 from ..lightning_fixes import rank
 from . import slurm
 from .checkpoints import recorded_config
@@ -44,6 +44,9 @@ def prepare(
         raise UserError(f"{missing} needs a value; `triune {task} {verb} --help` says which.")
     if known.resume not in ("true", "false"):
         raise UserError(f"--resume is '{known.resume}', but must be true or false.")
+    for before, word in zip(["", *args], args):
+        name, has_value, value = word.partition("=")
+        check_option(name if has_value else before, value if has_value and word.startswith("--") else word)
     resume = known.resume == "true"
     configs = [str(check_yaml(find_config(name, package))) for name in known.config]
     run = RunFolder(known.run) if known.run else None

@@ -16,7 +16,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ...errors import UserError
-from ...files import read_json, refuse_special, write_atomic, write_json
+from ...files import naming, read_json, refuse_special, write_atomic, write_json
 
 ROOT = Path("runs")
 
@@ -215,7 +215,8 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         new.mkdir(parents=True)
         try:
-            write(new)
+            with naming(self.model):
+                write(new)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
