@@ -26,9 +26,12 @@ from ..read.alphabet import AMINO_ACIDS, GAP, check_protein, encode
 from ..read.inputs import read_input, read_sequences
 from ..read.profile import profile
 from .model import CLS, EOS, PAD, SequenceConfig, SequenceModel, esm_tokens
+from .profile_input import ProfileInput
 
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, position="rotary", norm_eps=1e-5, ffn="gelu", context=1026)
 """A model for a table of a thousand proteins."""
+WINDOW = 15
+"""Columns of a profile that each residue sees, unless another number is asked for."""
 
 
 class ProteinPredictor(LabelledModel, SavedModel, config=LabelledConfig):
@@ -39,7 +42,16 @@ class ProteinPredictor(LabelledModel, SavedModel, config=LabelledConfig):
     def __init__(self, config: LabelledConfig, trunk: SavedModel | None = None) -> None:
         super().__init__(config, trunk)
         width: int = self.width(self.trunk, None)
-        self.profile = nn.Linear(len(AMINO_ACIDS), width, bias=False) if config.reads.get("profile") else None
+        self.profile = self._profile_input(config.reads, width)
+
+    @staticmethod
+    def _profile_input(reads: dict[str, Any], width: int) -> nn.Module | None:
+        """What reads the profile; models of earlier versions, without a `window`, see the residue's own column."""
+        if not reads.get("profile"):
+            return None
+        if (window := reads.get("window")) is None:
+            return nn.Linear(len(AMINO_ACIDS), width, bias=False)
+        return ProfileInput(width, int(window))
 
     @staticmethod
     def bare(trunk: Any) -> Any:
@@ -55,7 +67,11 @@ class ProteinPredictor(LabelledModel, SavedModel, config=LabelledConfig):
     def tokens(self, batch: dict[str, Tensor]) -> Tokens:
         tokens = batch["tokens"]
         valid = tokens != PAD
-        more = None if self.profile is None else self.profile(batch["profile"])
+        more = None
+        if isinstance(self.profile, ProfileInput):
+            more = self.profile(tokens, batch["profile"])
+        elif self.profile is not None:
+            more = self.profile(batch["profile"])
         hidden = self.trunk.hidden(tokens, more)  # type: ignore[attr-defined]
         return Tokens(hidden, valid, valid & (tokens != CLS) & (tokens != EOS))
 
@@ -195,6 +211,7 @@ class ProteinLabels(LabelTask):
 
     Args:
         transformer: the core of a new model.
+        window: columns of the profile (`data.profile`) that each residue sees in the input layer, itself in the middle.
         **options: see `LabelTask`.
     """
 
@@ -202,14 +219,21 @@ class ProteinLabels(LabelTask):
     SMALL = SMALL
     COMMAND = "protein"
 
-    def __init__(self, transformer: TransformerConfig = SMALL, **options: Any) -> None:
+    def __init__(self, transformer: TransformerConfig = SMALL, window: int | None = None, **options: Any) -> None:
         super().__init__(transformer=transformer, **options)
+        if window is not None and (window < 1 or window > 101 or window % 2 == 0):
+            raise UserError(f"model.window is {window}, but must be an odd number from 1 to 101, such as {WINDOW}.")
+        self.window = window
 
     def new_trunk(self, data: Any) -> SequenceModel:
         return SequenceModel(SequenceConfig(transformer=self.transformer_config, token_dropout=False))
 
     def reads(self, data: Any) -> dict[str, Any]:
-        return {"context": data.context, "profile": data.profile}
+        if not data.profile:
+            if self.window is not None:
+                raise UserError("model.window is given, but only --data.profile true has a window; leave one out.")
+            return {"context": data.context, "profile": False}
+        return {"context": data.context, "profile": True, "window": self.window or WINDOW}
 
     def is_new(self, name: str) -> bool:
         return super().is_new(name) or name.startswith("profile.")

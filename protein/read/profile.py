@@ -22,7 +22,9 @@ BLOCK = 1024
 """Rows that are compared with as many others at once."""
 
 # Amino acid frequencies of Swiss-Prot, per mille, in the order of `AMINO_ACIDS`.
-_BACKGROUND = (83, 14, 55, 68, 39, 71, 23, 59, 58, 97, 24, 41, 47, 39, 55, 66, 54, 69, 11, 29)
+_PER_MILLE = (83, 14, 55, 68, 39, 71, 23, 59, 58, 97, 24, 41, 47, 39, 55, 66, 54, 69, 11, 29)
+BACKGROUND = tuple(part / sum(_PER_MILLE) for part in _PER_MILLE)
+"""Frequencies of the amino acids in proteins, in the order of `AMINO_ACIDS`; their sum is one."""
 
 
 def one_hot(tokens: Tensor, states: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -113,7 +115,7 @@ def profile(tokens: np.ndarray, pseudocount: float = 10.0) -> np.ndarray:
     """
     weights = sequence_weights(tokens).numpy()
     counts = np.stack([(weights[:, None] * (tokens == letter)).sum(0) for letter in range(len(AMINO_ACIDS))], axis=1)
-    background = np.array(_BACKGROUND) / sum(_BACKGROUND)
+    background = np.array(BACKGROUND)
     rows = counts.sum(1, keepdims=True)
     seen = np.divide(counts, rows, out=np.tile(background, (len(counts), 1)), where=rows > 0)
     expected = np.where(rows > 0, seen @ _replacements(background), background)
