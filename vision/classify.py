@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..core.files import OVERWRITE, check_new
 from ..core.options import Parser
 from ..core.training.run.folder import model_folder
+from ..core.views import ABOUT, KINDS, Views
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=Path, metavar="OUT.png",
         help=f"draw where the model looks and what hiding each patch does, for the first {MOST_EXPLAINED} images",
     )  # fmt: skip
+    p.add_argument("--tta", choices=KINDS, default="none", help=ABOUT)
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--json", action="store_true", help="print one JSON list of {file, classes} and nothing else")
     p.add_argument("--max-megapixels", type=float, default=80, help="larger images are not read (default 80)")
@@ -65,6 +67,22 @@ class Classifier:
     temperature: float
     device: torch.device
     max_pixels: int = 80_000_000
+    views: Views = "none"
+
+    def seen_in(self, views: Views, run: str) -> tuple[Classifier, list[str]]:
+        """A classifier that averages over views, and a sentence about their calibration; `run` is where it came from.
+
+        Raises:
+            UserError: mirror images may be of another class.
+        """
+        from .data.names import mirrors
+        from .views import check_views, read_calibration, said
+
+        check_views(views, mirrors(self.names))
+        folder = Path(run) / "model" if (Path(run) / "model").is_dir() else Path(run)
+        known = read_calibration(folder, views) if (folder / "config.json").is_file() else None
+        temperature = known["temperature"] if known else self.temperature
+        return replace(self, views=views, temperature=temperature), said(views, known is not None, run)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> Classifier:
@@ -116,9 +134,11 @@ class Classifier:
         """Calibrated probabilities float64 `[images, classes]` of Pillow images or of what `pixels` returned."""
         import torch
 
+        from .views import averaged
+
         pixels = [image if isinstance(image, torch.Tensor) else self.pixels(image) for image in images]
         with torch.inference_mode():
-            logits = self.model(self.inputs(pixels))
+            logits = averaged(self.model, self.inputs(pixels), self.views)
         return (logits.double().cpu() / self.temperature).softmax(dim=1)
 
 
@@ -184,7 +204,8 @@ def main(args: list[str]) -> int:
     check_new([options.attention] if options.attention else [], options.overwrite)
     files, problems = collect(options.images)
     classifier = replace(Classifier.load(options.run, options.device), max_pixels=round(options.max_megapixels * 1e6))
-    for problem in problems:
+    classifier, notes = classifier.seen_in(options.tta, options.run)
+    for problem in [*problems, *notes]:
         print(problem, file=sys.stderr)
     results, failed = _classify(classifier, files, options)
     if options.attention and results:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..core.labelled.run import Modality
 from ..core.labelled.table import FromTable, drawn
 from ..core.labelled.task import LabelTask
 from ..core.training.data import Batches, Draw, Source
+from ..core.training.run.folder import RunFolder, model_folder
 from ..core.training.start import Start
 from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
@@ -31,8 +32,11 @@ from .data.loader import Shuffled
 from .data.module import ImageData
 from .data.names import mirrors
 from .model import VisionTransformer, VisionTransformerConfig
+from .patches import patch_for
 from .preprocessing import Preprocessing
-from .task import SMALL, patch_for
+from .task import SMALL
+from .views import SHORT as VIEWS
+from .views import Views, averaged, check_use, check_views, read_calibration, said, store_calibration
 
 
 class ImagePredictor(LabelledModel, SavedModel, config=LabelledConfig):
@@ -215,17 +219,52 @@ class ImageLabels(LabelTask):
     Args:
         transformer: the core of a new model.
         patch_size: of a new model, in pixels; left out: by the image size, as for `VisionTask`.
+        tta: views whose answers are averaged in validation and test, as for `VisionTask`; --tta for short.
         **options: see `LabelTask`.
     """
 
     MODEL = ImagePredictor
     SMALL = SMALL
     COMMAND = "vision"
+    SHORT = VIEWS
     unit = "img"
 
-    def __init__(self, transformer: TransformerConfig = SMALL, patch_size: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, transformer: TransformerConfig = SMALL, patch_size: int | None = None, tta: Views = "none", **options: Any
+    ) -> None:
         super().__init__(transformer=transformer, **options)
-        self.patch_size = patch_size
+        self.patch_size, self.tta = patch_size, tta
+        self._said: list[str] = []
+        check_views(tta, mirrors=True)
+
+    # --- several views of each image ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        check_use(self.tta, stage, self._trainer and self.data)
+
+    def outputs_of(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.training or self.tta == "none":
+            return super().outputs_of(batch)
+        assert isinstance(self.model, ImagePredictor)
+        return seen_in(self.model, self.tta)(batch)
+
+    def _stored(self, run: RunFolder | None) -> dict[str, Any]:
+        views = None if run is None else read_calibration(run.model, self.tta)
+        self._said = said(self.tta, views is not None, str(run))
+        return super()._stored(run) if views is None else views
+
+    def finalise(self, run: RunFolder | None) -> dict[str, Any]:
+        found = super().finalise(run)
+        if self.tta != "none" and self.calibration and self.trainer.state.fn == "validate" and run is not None:
+            store_calibration(run.model, self.tta, self.calibration)
+            self._said = said(self.tta, True)
+        return found
+
+    def table(self, metrics: dict[str, Any]) -> str:
+        return "\n".join([super().table(metrics), *self._said])
+
+    # --- the model ---------------------------------------------------------------------------------------------------
 
     def new_trunk(self, data: Any) -> VisionTransformer:
         size = list(data.image_size)
@@ -257,6 +296,29 @@ class ImageLabels(LabelTask):
         return data.adopt(model.config.preprocessing, model.config.input_size, model.config.channels, start.source)
 
 
+def seen_in(model: LabelledModel, views: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The outputs for a batch, averaged over views of its images."""
+
+    def call(batch: dict[str, Tensor]) -> Tensor:
+        return averaged(lambda images: model(batch | {"images": images}), batch["images"], views, model.head.average)
+
+    return call
+
+
+def several_views(model: LabelledModel, kind: str, run: str) -> tuple[Any, list[str]]:
+    """What `triune vision predict --tta` calls, and a sentence about it; the head gets the calibration of the means.
+
+    Raises:
+        UserError: mirror images may be of another class.
+    """
+    check_views(kind, mirrors(model.head.spec.names))
+    folder = model_folder(run, "vision")
+    known = read_calibration(folder, kind)
+    if known is not None:
+        model.head.spec = model.head.spec.calibrated(known)
+    return seen_in(model, kind), said(kind, known is not None, run)
+
+
 def _reader(model: LabelledModel, folder: Path) -> ImageReader:
     return ImageReader(model.trunk.config)  # type: ignore[attr-defined]
 
@@ -278,7 +340,7 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
     return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
 
 
-MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk)
+MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, several_views)
 
 
 def predict(args: list[str]) -> int:

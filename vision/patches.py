@@ -62,3 +62,9 @@ class ConvolutionStem(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(images).flatten(2).mT
+
+
+def patch_for(size: Grid) -> int:
+    """A patch that suits an image size: 16 pixels where that makes at least 7 x 7 patches, less in small images."""
+    side = min(size)
+    return next((patch for patch in (16, 8, 4) if side // patch >= 7), 2 if side >= 8 else 1)

@@ -29,20 +29,19 @@ from .evaluate import plots as pictures
 from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
 from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
 from .evaluate.metrics import IGNORED, judge
-from .evaluate.table import table
+from .evaluate.table import NO_TEST, table
 from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
 from .patches import Stem
-from .positions import Coordinates, Grid, Resample
+from .patches import patch_for as patch_for
+from .positions import Coordinates, Resample
+from .views import SHORT as VIEWS
+from .views import Views, averaged, check_use, check_views, read_calibration, said, store_calibration
 
 SMALL = TransformerConfig(
     dim=192, depth=6, heads=3, position="none", norm_eps=1e-6, bias=False, init_std=None, init_residual="zero"
 )
 """An encoder for small data sets: with few tokens, LayerNorm and a learned table take about two thirds of the time of
 RMSNorm, QK-norm and rotary positions."""
-NO_TEST = (
-    "There is no test set: these are the validation images, which chose the weights. Calibrated metrics are "
-    "cross-fitted. --data.test_root FOLDER scores others."
-)
 
 
 class VisionTask(TrainingModule):
@@ -70,6 +69,8 @@ class VisionTask(TrainingModule):
         logit_adjustment: for classes of unequal size: in training, this times the log of each class's share is added to
             its logit, so that 1 aims at the mean accuracy over classes (Menon et al. 2021) and 0 at that over images.
         binary: train one yes-or-no question for each class (binary cross-entropy, summed over classes; DeiT III).
+        tta: views whose probabilities are averaged in validation and test: `none`, `flip` (mirrored), `crops` (and the
+            four corners) or `all`; --tta for short. What calibrates the averages is kept for `test` and `classify`.
         pretrained: a checkpoint to fine-tune: a folder or hub name of Hugging Face or timm, a file, a run or model
             folder. Its config and its preprocessing are used, with a new head unless it has the classes of the data;
             of `transformer` only dropout and stochastic depth may then be chosen.
@@ -77,6 +78,7 @@ class VisionTask(TrainingModule):
         **training: optimizer, schedule, ema, compile, lora and freeze; see `TrainingModule`.
     """
 
+    SHORT = VIEWS
     unit = "img"
     loss_unit = "nats per image"
     monitor = ("val_top1", "max")
@@ -97,9 +99,12 @@ class VisionTask(TrainingModule):
         label_smoothing: float = 0.0,
         logit_adjustment: float = 0.0,
         binary: bool = False,
+        tta: Views = "none",
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        self.tta, self._said = tta, list[str]()
+        check_views(tta, mirrors=True)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1 (such as 0.1).")
         if not 0 <= logit_adjustment <= 10 or (logit_adjustment and binary):
@@ -203,12 +208,17 @@ class VisionTask(TrainingModule):
 
     # --- training ----------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        check_use(self.tta, stage, self._trainer and self.data)
+
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """Loss in nats over the images. Batch as `ImageData` makes it: labels int `[batch]`, or float `[batch,
         classes]`.
         """
         assert self.model is not None
-        logits, labels = self.model(batch["images"]).float(), batch["labels"]
+        kind, labels = "none" if self.training else self.tta, batch["labels"]
+        logits = averaged(self.model, batch["images"], kind).float()
         if not self.training:
             self._logits = logits
             return Loss(
@@ -238,7 +248,8 @@ class VisionTask(TrainingModule):
         """Logits float32 `[images, classes]`, labels and numbers of the images of a batch, without what fills it up."""
         assert self.model is not None
         keep = batch["labels"] != IGNORED
-        kept = {"logits": self.model(batch["images"]).float(), "labels": batch["labels"], "index": batch["index"]}
+        logits = averaged(self.model, batch["images"], self.tta).float()
+        kept = {"logits": logits, "labels": batch["labels"], "index": batch["index"]}
         return {name: values[keep].cpu() for name, values in kept.items()}
 
     # --- judging -----------------------------------------------------------------------------------------------------
@@ -284,6 +295,9 @@ class VisionTask(TrainingModule):
         if testing and self.data.scored == "test":
             return self._test_metrics(logits, labels, run)
         self.calibration = calibrate(logits, labels, self._names)
+        if self.tta != "none" and self.trainer.state.fn == "validate" and run is not None:
+            store_calibration(run.model, self.tta, {"temperature": self.calibration.temperature})
+        self._said = said(self.tta, True)
         self.baselines = self._baselines() if "train" in self.data.names and not testing else []
         return {
             **({"scored": NO_TEST} if testing else {}),
@@ -296,7 +310,9 @@ class VisionTask(TrainingModule):
     def _test_metrics(self, logits: Tensor, labels: Tensor, run: RunFolder | None) -> dict[str, Any]:
         judged, found = judge(logits, labels, self._names), {}
         if run is not None and (run.model / CONFIG).is_file():
-            temperature = read_temperature(run.model)
+            views = read_calibration(run.model, self.tta)
+            self._said = said(self.tta, views is not None, str(run))
+            temperature = views["temperature"] if views else read_temperature(run.model)
             after = judge(logits / temperature, labels, self._names)
             found = {"temperature": temperature, "nll_calibrated": after.nll, "ece_calibrated": after.ece}
         metrics = {name.replace("val_", "test_"): value for name, value in judged.to_summary().items()}
@@ -312,8 +328,7 @@ class VisionTask(TrainingModule):
         some = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
         return [*found, logistic_regression(train[0][some], train[1][some], *val, self.data.classes)]
 
-    # --- what the command line shows and writes
-    # ------------------------------------------------------------------------
+    # --- what the command line shows and writes ----------------------------------------------------------------------
 
     def describe(self) -> str:
         """One line about the model."""
@@ -328,7 +343,8 @@ class VisionTask(TrainingModule):
 
     def table(self, metrics: dict[str, Any]) -> str:
         """The metrics beside those of the baselines."""
-        return table(metrics, self.baselines, self.data.notes if self.data.scores else [])
+        notes = list(self.data.notes) if self.data.scores else []
+        return table(metrics, self.baselines, [*notes, *self._said])
 
     def finish(self, run: RunFolder) -> None:
         """Draws the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
@@ -365,8 +381,7 @@ class VisionTask(TrainingModule):
             f"triune vision export {folder} --onnx model.onnx",
         ]
 
-    # --- class names in checkpoints
-    # ------------------------------------------------------------------------------------
+    # --- class names in checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -383,9 +398,3 @@ class VisionTask(TrainingModule):
         if "labels" in checkpoint and self._trainer is not None and not self.data.scores:
             refuse_other(self.data.labels, checkpoint["labels"], "the checkpoint")
         super().on_load_checkpoint(checkpoint)
-
-
-def patch_for(size: Grid) -> int:
-    """A patch that suits an image size: 16 pixels where that makes at least 7 x 7 patches, less in small images."""
-    side = min(size)
-    return next((patch for patch in (16, 8, 4) if side // patch >= 7), 2 if side >= 8 else 1)

@@ -178,6 +178,12 @@ class Head(nn.Module, ABC):
 
     # --- what kinds share ---------------------------------------------------------------------------------------------
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """One answer of several to the same examples, `[answers, ..., width]` -> `[..., width]`: the mean of the
+        outputs, so of numbers, or of log odds. Kinds with probabilities take the mean of these.
+        """
+        return outputs.mean(0)
+
     def parts(
         self,
         outputs: Tensor,

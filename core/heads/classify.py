@@ -102,6 +102,11 @@ class Classify(Head):
         """Logits without the weights of the classes, float64 `[..., classes]`."""
         return outputs.double() - self._shift(torch.float64, outputs.device)
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Logits of the mean of the probabilities."""
+        log_p = self.honest(outputs).log_softmax(dim=-1).logsumexp(0) - math.log(len(outputs))
+        return (log_p + self._shift(torch.float64, outputs.device)).to(outputs.dtype)
+
     def log_p(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
         """Log probabilities float64 `[..., classes]`."""
         return (self.honest(outputs) / calibration.get("temperature", 1.0)).log_softmax(dim=-1)

@@ -124,6 +124,11 @@ class Multilabel(Head):
             return odds
         return odds * numbers(calibration["scale"]) + numbers(calibration["shift"])
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Outputs of the mean of the probabilities."""
+        shift = torch.tensor(self.weights or [1.0] * self.width, dtype=torch.float64, device=outputs.device).log()
+        return (self.log_odds(outputs, {}).sigmoid().mean(0).logit(1e-12) + shift).to(outputs.dtype)
+
     def given(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
         """The labels given, bool `[..., labels]`."""
         if (thresholds := calibration.get("thresholds")) is None:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, written_whole
 from ..options import Parser, whole
 from ..training.run.folder import model_folder
+from ..views import ABOUT, KINDS
 from .model import LabelledModel
 from .reader import Reader
 from .run import Inputs, Modality, device_of, run
@@ -35,6 +36,8 @@ def parser(modality: Modality) -> Parser:
     p.add_argument("--out", type=Path, help=f"file to write: {', '.join(ENDINGS)}; left out: a table is printed")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
+    if modality.views is not None:
+        p.add_argument("--tta", choices=KINDS, default="none", help=ABOUT)
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return p
 
@@ -48,7 +51,11 @@ def main(modality: Modality, args: list[str]) -> int:
         check_new([options.out], options.overwrite)
     inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
     model, reader = opened(modality, options.run, options.device)
-    rows, failed = answers(model, reader, inputs, others, options.batch_size)
+    call: Any = model
+    if modality.views is not None and options.tta != "none":
+        call, notes = modality.views(model, options.tta, options.run)
+        print("\n".join(notes), file=sys.stderr)
+    rows, failed = answers(model, reader, inputs, others, options.batch_size, call)
     if options.out is None:
         show(rows)
     else:
@@ -95,16 +102,21 @@ def opened(modality: Modality, run_or_folder: str, device: str | None = None) ->
 
 
 def answers(
-    model: LabelledModel, reader: Reader, inputs: Inputs, others: dict[str, list[Any]], batch_size: int
+    model: LabelledModel,
+    reader: Reader,
+    inputs: Inputs,
+    others: dict[str, list[Any]],
+    batch_size: int,
+    call: Any = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """A row for each input: what is known of it, the answers, and a `problem` where it could not be read; and how many
-    could not.
+    could not. `call` gives the outputs for a batch in the place of the model.
     """
     rows: list[dict[str, Any]] = []
     failed = 0
     per_token = model.head.per_token
 
-    for number, sample, output in run(model, reader, inputs, model, batch_size, "answering"):
+    for number, sample, output in run(model, reader, inputs, call or model, batch_size, "answering"):
         row = {name: cells[number] for name, cells in others.items()}
         if isinstance(output, UserError):
             failed += 1

@@ -167,10 +167,15 @@ class LabelTask(TrainingModule):
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """The loss of the head over the targets of the batch."""
         assert isinstance(self.model, LabelledModel)
-        outputs = self.model(batch)
+        outputs = self.outputs_of(batch)
         if not self.training:
             self._outputs = outputs.detach()
         return Loss(*self.model.head.loss(outputs, batch["targets"]))
+
+    def outputs_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The outputs of the head, as `LabelledModel` gives them."""
+        assert self.model is not None
+        return self.model(batch)
 
     def slots(self, batch: dict[str, Tensor]) -> int:
         return batch["index"].shape[0]

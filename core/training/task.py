@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -42,6 +42,8 @@ class Sums(NamedTuple):
 class TaskModule(LightningModule):
     """The methods and attributes of a task, with defaults."""
 
+    SHORT: ClassVar[dict[str, str]] = {}
+    """Options with a shorter name on the command line, such as `{"--tta": "--model.tta"}`."""
     task_type: str | None = None
     """What PEFT calls the use of this model, such as CAUSAL_LM."""
     unit: str = "tok"

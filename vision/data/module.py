@@ -286,6 +286,11 @@ class ImageData(ResumableData):
         return "not mirrored" + ("" if self._mirror else f" ({signs})")
 
     @property
+    def mirrors(self) -> bool:
+        """Whether a mirrored image is still of its class; after `setup`."""
+        return self._mirror
+
+    @property
     def _flips(self) -> bool:
         return self._mirror if self.augment.flip is None else self.augment.flip
 

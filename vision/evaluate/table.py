@@ -7,6 +7,11 @@ from typing import Any
 
 from .baselines import Baseline
 
+NO_TEST = (
+    "There is no test set: these are the validation images, which chose the weights. Calibrated metrics are "
+    "cross-fitted. --data.test_root FOLDER scores others."
+)
+
 
 def table(metrics: dict[str, Any], baselines: Sequence[Baseline], notes: Sequence[str]) -> str:
     """The metrics of validation (`val_…`) or test (`test_…`) images beside those of the baselines, and sentences below.

@@ -215,5 +215,11 @@ def use_own_words(parser: argparse.ArgumentParser, task: Any) -> None:
             action.help = words[action.dest]
 
 
+def in_full(args: Sequence[str], short: dict[str, str]) -> list[str]:
+    """A command line with the options that `short` abbreviates by their whole names: {"--tta": "--model.tta"}."""
+    words = [word.partition("=") for word in args]
+    return [short.get(name, name) + equals + value for name, equals, value in words]
+
+
 def _join(configs: list[str], rest: list[str]) -> list[str]:
     return [word for name in configs for word in ("--config", name)] + rest

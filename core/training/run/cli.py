@@ -25,7 +25,7 @@ from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
 from . import bounds, machine, processes, report, sentences, slurm
 from .agreement import Agreement
-from .arguments import SCORING, given, prepare, use_own_words
+from .arguments import SCORING, given, in_full, prepare, use_own_words
 from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
 from .checkpoints import Checkpoints, damage, recorded_config, recorded_data
@@ -75,6 +75,7 @@ class TaskCLI(LightningCLI):
         self.companions = companions
         self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
+        args = in_full(args, module_class.SHORT)
         run, resume, line = prepare(task, verb, args, recipes_package, data_class.RECIPE)
         telemetry = Telemetry(run.metrics if run else None)
         checkpoints = Checkpoints(run, telemetry) if run else None
