@@ -63,9 +63,9 @@ def parser() -> TaskParser:
 
 def main(args: list[str]) -> int:
     """Runs `triune text check` and returns its exit code: 0, or 2 when rows cannot be used."""
+    from ..core.shards import is_shards
     from ..core.training.run.arguments import given
     from .data.module import TextData
-    from .data.shards import is_shards
     from .shard import check
 
     options = parser().parse_args(args)

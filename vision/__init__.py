@@ -10,6 +10,7 @@ _MASKED = ("triune.vision.masked.task:MaskedTask", "triune.vision.masked.data:Pl
 TASK = Task(
     about="image classifiers: train, use, explain",
     verbs={
+        "shard": Verb("write images into a few large files, for sets of any size", "triune.vision.shard:main"),
         "check": Verb("look through a folder of images before training", "triune.vision.check:main"),
         **training(*_CLASSES, names=("fit",)),
         **training(*_MASKED, "train an encoder without labels (masked autoencoder)", ("pretrain",)),

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,17 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.labels.cells import natural
 from ..core.options import Parser, number, whole
+from ..core.shards import is_shards
 from ..core.training.run import machine
 from ..core.work import cache_folder
 from .data.collection import SIDES, Collection
 from .data.find import Where, find
 from .data.gather import settle_range
 from .data.images import MAX_PIXELS, Decoding
+from .data.packed import check_shards
 from .data.scan import Record, scan
 from .estimate import estimate
+from .shard import described
 
 MOST_CLASSES, MOST_LISTED = 20, 10
 
@@ -98,6 +102,10 @@ def main(args: list[str]) -> int:
     machine.use_threads(machine.default_threads())
     machine.keep_memory()
     cache = cache_folder(options.cache)
+    if options.folder and is_shards(Path(options.folder)):
+        sides = check_shards(Path(options.folder))
+        if not options.json:
+            print(f"{options.folder}: {described(sides)}. All is as the manifest says.")
     collection = find(Where(options.folder, options.val, options.test, options.dataset), cache)
     for images in collection.sides.values():
         images.decoding = Decoding(round(options.max_megapixels * 1e6))

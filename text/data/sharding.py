@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import UserError
-from ...core.files import read_json, write_json
-from ...core.version import __version__
+from ...core import shards as core
 from ...core.work import progress
 from ..tokenizer import Tokenizer
-from .shards import FORMAT, KIND, MANIFEST, PROGRESS, TOKENIZER, Manifest, Shard, read_manifest, sum_of
+from .shards import KIND, TOKENIZER, Manifest, Shard, read_manifest
 from .split import SIDES, Side, Sides
 from .tokens import GROUP, TokenWriter, encode_group, groups, steps
 
@@ -35,45 +31,21 @@ def write_shards(sides: Sides, tokenizer: Tokenizer, folder: Path, size: int, ab
         UserError: the folder holds something else, or cannot be written.
     """
     identity = f"{sides.fingerprint[:24]}-{tokenizer.fingerprint[:24]}-{size}"
-    done = _begun(folder, identity)
+    start = {"shards": [], "groups": 0, "document": [False, False, 0], "over": False}
+    done = core.begin(folder, identity, {"sides": dict.fromkeys(SIDES, start)})
     if done is None:
         return read_manifest(folder)
-    with _writing(folder):
+    with core.writing(folder):
         tokenizer.save(folder / TOKENIZER)
     for side in SIDES:
         _write_side(sides, side, tokenizer, folder, size, done)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32).str
     content: dict[str, Any] = {
-        "kind": KIND, "format": FORMAT, "triune": __version__, "identity": identity,
-        "tokenizer": tokenizer.fingerprint, "dtype": dtype, "about": about,
+        "identity": identity, "tokenizer": tokenizer.fingerprint, "dtype": dtype, "about": about,
         "sides": {side: done["sides"][side]["shards"] for side in SIDES},
     }  # fmt: skip
-    content = json.loads(json.dumps(content))
-    with _writing(folder):
-        write_json(folder / MANIFEST, content | {"sum": sum_of(content)})
-        (folder / PROGRESS).unlink()
+    core.finish(folder, KIND, content)
     return read_manifest(folder)
-
-
-def _begun(folder: Path, identity: str) -> dict[str, Any] | None:
-    """How far an earlier call has come; None when it has finished. Raises UserError when the folder is another's."""
-    if (folder / MANIFEST).is_file():
-        if read_json(folder / MANIFEST).get("identity") == identity:
-            return None
-        raise UserError(f"'{folder}' holds shards of other texts, sizes or another tokenizer; give a new folder.")
-    if (folder / PROGRESS).is_file():
-        found = read_json(folder / PROGRESS)
-        if found.get("identity") == identity:
-            return found
-        raise UserError(f"'{folder}' was begun with other texts, sizes or another tokenizer; give a new folder.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists and is no folder of shards; give a new folder.")
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        start = {"shards": [], "groups": 0, "document": [False, False, 0], "over": False}
-        found = {"identity": identity, "sides": {side: dict(start) for side in SIDES}}
-        write_json(folder / PROGRESS, found)
-    return json.loads(json.dumps(found))
 
 
 def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, size: int, done: dict[str, Any]) -> None:
@@ -87,7 +59,7 @@ def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, si
         group = next(left, None)
         while group is not None or not state["shards"]:
             name = f"{side}-{len(state['shards']):05d}"
-            with _writing(folder), TokenWriter(folder, name, tokenizer) as writer:
+            with core.writing(folder), TokenWriter(folder, name, tokenizer) as writer:
                 writer.document = tuple(state["document"])
                 # What holds no text, but the end of one, belongs to the shard before.
                 while group is not None and (
@@ -101,10 +73,9 @@ def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, si
             sums = [files[f"{name}.{what}.npy"][1] for what in ("tokens", "starts")]
             state["shards"].append(list(Shard(name, sums=sums, **counts)))
             state["document"] = list(writer.document)
-            write_json(folder / PROGRESS, done)
+            core.note(folder, done)
     state["over"] = True
-    with _writing(folder):
-        write_json(folder / PROGRESS, done)
+    core.note(folder, done)
 
 
 def _from(several: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
@@ -114,16 +85,6 @@ def _from(several: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
             yield group
         else:
             advance(sum(len(step.part.text) for step in group))
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"'{folder}' cannot be written ({error.strerror}); make room or allow it, and the same command goes on."
-        ) from error
 
 
 def check_shards(folder: Path) -> Manifest:
@@ -140,10 +101,7 @@ def check_shards(folder: Path) -> Manifest:
             for what, wanted in zip(("tokens", "starts"), shard.sums, strict=True):
                 file = folder / f"{shard.name}.{what}.npy"
                 if _sum(file) != wanted:
-                    raise UserError(
-                        f"The shard '{file}' was altered: its content does not match the manifest's checksum; put the"
-                        " original back, or write the shards again."
-                    )
+                    raise core.altered(file)
             advance(shard.tokens)
     return manifest
 

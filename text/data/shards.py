@@ -11,8 +11,6 @@ The tokens of a side are those of its shards, one behind the other; a document m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,13 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...core import shards as core
 from ...core.errors import UserError
-from ...core.files import read_json
 from ..tokenizer import Tokenizer
 from .split import SIDES, Side
 
-FORMAT, KIND = 1, "triune text shards"
-MANIFEST, PROGRESS, TOKENIZER = "manifest.json", "progress.json", "tokenizer"
+KIND, TOKENIZER = "text", "tokenizer"
 HEADER = 128
 """Bytes before the numbers of a `.npy` file of one axis."""
 OPEN = 256
@@ -71,40 +68,18 @@ class Manifest:
         return found
 
 
-def sum_of(content: dict[str, Any]) -> str:
-    """A hash of a manifest without its own."""
-    text = json.dumps({key: value for key, value in content.items() if key != "sum"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_shards(folder: Path) -> bool:
-    """Whether a folder is one of shards, finished or not."""
-    return (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file()
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest and looks whether all files are there and as long as it says.
 
     Raises:
         UserError: something is missing, cut short, or not what the manifest says.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        if (folder / PROGRESS).is_file():
-            raise UserError(f"'{folder}' is not finished; the same `triune text shard` command goes on with it.")
-        raise UserError(f"'{folder}' has no {MANIFEST}; give a folder that `triune text shard` wrote.")
-    content = read_json(path)
-    if content.get("kind") != KIND or content.get("format") != FORMAT:
-        raise UserError(f"'{path}' is no manifest of text in format {FORMAT}; write the shards with this version.")
-    if content.get("sum") != sum_of(content):
-        raise UserError(
-            f"'{path}' is damaged or was changed by hand; put the original back, or write the shards again."
-        )
+    content = core.read_manifest(folder, KIND)
     sides: dict[Side, list[Shard]] = {side: [Shard(*entry) for entry in content["sides"][side]] for side in SIDES}
     found = Manifest(folder, content["tokenizer"], content["dtype"], content["identity"], sides, content["about"])
     for shard in (shard for shards in sides.values() for shard in shards):
         for file, size in _files(found, shard):
-            check_size(file, size)
+            core.check_size(file, size)
     return found
 
 
@@ -115,20 +90,6 @@ def _files(manifest: Manifest, shard: Shard) -> list[tuple[Path, int]]:
         (manifest.folder / f"{shard.name}.tokens.npy", HEADER + width * shard.tokens),
         (manifest.folder / f"{shard.name}.starts.npy", HEADER + 8 * shard.documents),
     ]
-
-
-def check_size(file: Path, size: int) -> None:
-    """Raises UserError when a file of a shard is missing or has another size than the manifest says."""
-    try:
-        found = file.stat().st_size
-    except OSError:
-        raise UserError(f"The shard '{file}' is missing; put it back, or write the shards again.") from None
-    if found != size:
-        word = "is cut short" if found < size else "is too long"
-        raise UserError(
-            f"The shard '{file}' {word} ({found:,} bytes, but the manifest says {size:,}); put the original back, or"
-            " write the shards again."
-        )
 
 
 class ShardedTokens:

@@ -144,8 +144,9 @@ def steps(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[_Step]:
         yield _Step(side, name, Part(""), True, ends)
 
 
-def groups(steps: Iterable[_Step], most: int = GROUP) -> Iterator[list[_Step]]:
-    """Parts that go through the tokenizer together: of about `most` characters."""
+def groups(steps: Iterable[_Step], most: int = 0) -> Iterator[list[_Step]]:
+    """Parts that go through the tokenizer together: of about `most` characters, or `GROUP`."""
+    most = most or GROUP
     group: list[_Step] = []
     characters = 0
     for step in steps:

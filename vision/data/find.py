@@ -11,8 +11,10 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.shards import is_shards as is_packed
 from . import archives, arrays, folders, names, rows, shards
 from .collection import Collection, Images, Side
+from .packed import packed
 
 Labels = Sequence[str] | Mapping[Any, str]
 
@@ -69,6 +71,8 @@ def at(name: str, cache: Path, option: str) -> Collection:
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(f"{option} '{path}' does not exist{_where(path)}; give a folder or an archive.")
+    if is_packed(path):
+        return packed(path)
     if shards.is_shards(path):
         return shards.shards(path)
     if archives.is_archive(path):

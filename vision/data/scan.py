@@ -146,6 +146,8 @@ def scan(images: Images, cache: Path, label: str, fit: Fit | None = None, kept: 
     """
     if images.array is not None:
         return [_array_record(images.array[row]) for row in images.rows]
+    if (known_record := getattr(images.encoded, "record", None)) is not None:
+        return [_bounded(known_record(int(row)), images.decoding.max_pixels) for row in images.rows]
     records: list[Record | None] = [None] * len(images)
     keys = [images.key(index) for index in range(len(images))]
     with _Memory(cache) as memory:
@@ -172,6 +174,13 @@ def scan(images: Images, cache: Path, label: str, fit: Fit | None = None, kept: 
                     kept[id(images.encoded), int(images.rows[index])] = pixels
                 advance(1)
     return [record for record in records if record is not None]
+
+
+def _bounded(record: Record, most: int) -> Record:
+    """A record that was made before, under the present bound on pixels."""
+    if record.width * record.height <= most:
+        return record
+    return Record(problem=f"has {record.width * record.height / 1e6:.1f} megapixels, more than --data.max_megapixels")
 
 
 def _array_record(pixels: np.ndarray) -> Record:
