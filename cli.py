@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "compare": "triune.compare:main",
     "demo": "triune.demo:main",
     "embed": "triune.embed:main",
+    "evaluate": "triune.evaluate:main",
     "info": "triune.convert:info",
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
@@ -212,6 +213,7 @@ usage: triune TASK VERB [options]
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
        triune embed INPUT … --run RUN --out VECTORS
        triune nearest QUERY --index VECTORS
+       triune evaluate RUN --tasks TABLE_OR_NAME …
        triune report RUN
        triune compare RUN RUN … [--png CURVES.png]
        triune demo | recall | emergence | scaling | recipes | --version
@@ -225,6 +227,7 @@ commands
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
   embed     write the vectors that a model makes of inputs, with their names
   nearest   find the nearest vectors of an index, copies among them, or labels that the neighbours contradict
+  evaluate  judge a model on further tables of labels, or on tasks of lm-evaluation-harness
   report    write the page of a run again: figures, curves, pictures and options in one file
   compare   show what differs between runs: options, figures, curves
   recipes   list the configurations that --config knows by name

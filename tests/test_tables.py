@@ -15,6 +15,7 @@ from PIL import Image
 from triune.cli import main
 from triune.core.embeddings.store import read_vectors
 from triune.core.errors import UserError
+from triune.core.labelled.evaluate import Listed, judge_tables
 from triune.core.labelled.predict import answers, opened
 from triune.core.labelled.run import Inputs
 from triune.core.training.run.cli import run_task
@@ -104,6 +105,19 @@ def test_a_class_is_trained_scored_and_answered(task: str, tmp_path: Path, capsy
     few = write(tmp_path / "few.csv", [row for row in rows if row["kind"] != "2"][::-1])
     scored = run(task, "test", tmp_path / "run", "--data.table", few)
     assert scored["judged"]["count"] == 40
+    listed = tmp_path / "tables.yaml"
+    listed.write_text("tables:\n  - few.csv\n  - {table: table.csv, name: all, input: what, target: kind}\n")
+    line = ["evaluate", str(tmp_path / "run"), "--tasks", str(listed), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert {row["table"]: row["examples"] for row in figures} == {"few.csv": 40, "all": 60}
+    mine = {row["figure"]: row for row in figures if row["table"] == "few.csv"}
+    judged = scored["judged"]
+    assert {name: row["value"] for name, row in mine.items()} == pytest.approx(judged["metrics"], abs=1e-6)
+    constant = {name: row["constant_answer"] for name, row in mine.items() if row["constant_answer"] is not None}
+    assert constant == pytest.approx(judged["baseline"], abs=1e-6)
+    for name in judged["intervals"]:  # of other resamples, since `test` has the rows in another order
+        assert mine[name]["low"] <= mine[name]["value"] <= mine[name]["high"] or name.endswith("calibrated")
     model, reader = opened(MODALITIES[task], str(tmp_path / "run"), "cpu")
     assert list(model.head.spec.names) == ["2", "3", "10"]
     cells = [row["what"] for row in read(few)]
@@ -148,6 +162,8 @@ def test_a_label_for_each_residue(tmp_path: Path) -> None:
     cells = [row["what"] for row in rows]
     found, _ = answers(model, reader, Inputs(cells, cells), {}, 4)
     assert [len(row["label"]) for row in found] == [len(cell) for cell in cells]
+    judged = judge_tables(protein.MODALITY, str(tmp_path / "run"), [Listed(str(where), name="x")], device="cpu")[0]
+    assert judged.judgement.count == sum(len(row["what"]) for row in read(where)) and not judged.failed
     right = np.mean([a == b for row, known in zip(found, rows) for a, b in zip(row["label"], known["tags"])])
     assert summary["val_accuracy"] == pytest.approx(right)
 

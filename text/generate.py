@@ -272,7 +272,7 @@ class Writer:
             self.model, ids, options.max_tokens, self.config, seed, ends, use_cache=not options.no_cache,
             lookup=options.lookup or 0, decoder=self.decoder,
         )  # fmt: skip
-        _run(steps, texts, ends, streaming)
+        run_steps(steps, texts, ends, streaming)
         self.tokens += sum(text.tokens for text in texts)
         self.seconds += time.perf_counter() - started
 
@@ -362,7 +362,7 @@ def _beginning(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.eos_id]
 
 
-def _run(steps: Any, texts: list[Continuation], ends: frozenset[int], streaming: bool) -> None:
+def run_steps(steps: Any, texts: list[Continuation], ends: frozenset[int], streaming: bool) -> None:
     """Feeds tokens to the texts until all are finished."""
     finished: set[int] | None = None
     try:
