@@ -47,6 +47,15 @@ def fresh_compiler():
 
 
 @pytest.fixture(scope="session")
+def server():
+    """A process that has imported all and forks one for each command line: several processes, without their start."""
+    from triune.bench.kills.server import Server
+
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The sample data of the project: $TRIUNE_DATA, or shared/data beside the checkout."""
     candidates = [Path(os.environ["TRIUNE_DATA"])] if "TRIUNE_DATA" in os.environ else []

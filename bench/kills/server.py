@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib.util
 import json
 import os
 import select
@@ -62,7 +63,8 @@ class Server:
     ) -> Ended:  # fmt: skip
         """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`).
 
-        Several `ranks` are processes as torchrun starts them; the signal comes to one of them, `rank`.
+        Several `ranks` are processes as torchrun starts them; the signal comes to one of them, `rank`. The words
+        `call FILE FUNCTION WORD …` run a function of a file of Python instead of a command line.
         """
         job = {"folder": str(folder), "words": words, "at": at, "signal": number, "names": names and str(names)}
         job |= {"ranks": ranks, "rank": rank}
@@ -150,7 +152,7 @@ def _become(job: dict[str, Any], output: Path, rank: int) -> None:
     moments.watch()
     code = 1
     try:
-        code = main(job["words"])
+        code = _call(*words[1:]) if (words := job["words"])[:1] == ["call"] else main(words)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:
@@ -161,6 +163,16 @@ def _become(job: dict[str, Any], output: Path, rank: int) -> None:
         with contextlib.suppress(Exception):
             moments.close()
     sys.exit(code)
+
+
+def _call(file: str, function: str, *words: str) -> int:
+    spec = importlib.util.spec_from_file_location("called", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["called"] = module
+    spec.loader.exec_module(module)
+    getattr(module, function)(*words)
+    return 0
 
 
 if __name__ == "__main__":

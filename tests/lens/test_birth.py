@@ -41,30 +41,39 @@ def test_heads_arise_and_are_redundant_one_by_one(tmp_path: Path) -> None:
     assert row["without 2 induction heads"] - row["without 3 induction heads"] > 0.2
 
 
-def fit(folder: Path, *more: str) -> None:
+def fit(folder: Path, *more: str) -> Path:
+    text = folder.with_suffix(".txt")
+    text.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(400)))
     words = (
-        "--data.context 32 --data.batch_size 4 --trainer.max_steps 4 --trainer.val_check_interval 2 "
-        "--model.transformer.dim 16 --model.transformer.depth 2 --model.transformer.heads 2 "
-        "--trainer.limit_val_batches 1 --trainer.logger false --threads 1"
+        "--data.context 32 --data.batch_size 4 --data.tokenizer bytes --trainer.max_steps 4 --trainer.accelerator cpu "
+        "--trainer.val_check_interval 2 --model.transformer.dim 16 --model.transformer.depth 2 "
+        "--model.transformer.heads 2 --trainer.limit_val_batches 1 --trainer.num_sanity_val_steps 0 "
+        "--trainer.logger false --threads 1 --model.ema 0.5"
     )
-    assert main(["text", "fit", "--run", str(folder), *words.split(), *more]) == 0
+    where = ["--data.files", str(text), "--data.cache", str(folder.parent)]
+    assert main(["text", "fit", "--run", str(folder), *where, *words.split(), *more]) == 0
+    return folder
 
 
-def test_scores_at_every_validation_change_nothing_else(tmp_path: Path) -> None:
-    fit(tmp_path / "with", "--head_scores", "true", "--model.ema", "0.5")
-    fit(tmp_path / "without", "--model.ema", "0.5")
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("with", "without")]
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the scores of its heads."""
+    return fit(tmp_path_factory.mktemp("scored") / "with", "--head_scores", "true")
+
+
+def test_scores_at_every_validation_change_nothing_else(scored: Path, tmp_path: Path) -> None:
+    without = fit(tmp_path / "without")
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (scored, without)]
     assert weights[0] == weights[1]
-    rows = read_scores(tmp_path / "with" / "heads.csv")
+    rows = read_scores(scored / "heads.csv")
     assert {row[0] for row in rows} == {2, 4} and {"induction", "previous"} <= {row[1] for row in rows}
     assert {row[2:4] for row in rows} == {(layer, head) for layer in range(2) for head in range(2)}
-    assert (tmp_path / "with" / "heads.png").stat().st_size > 1000
-    assert not (tmp_path / "without" / "heads.csv").exists()
+    assert (scored / "heads.png").stat().st_size > 1000
+    assert not (without / "heads.csv").exists()
 
 
-def test_a_run_with_scores_of_heads_is_validated_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path / "run", "--head_scores", "true")
-    score = ["text", "validate", str(tmp_path / "run"), "--trainer.limit_val_batches", "1"]
+def test_a_run_with_scores_of_heads_is_validated_again(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = ["text", "validate", str(scored), "--trainer.limit_val_batches", "1"]
     assert main(score) == 0
     assert main([*score, "--head_scores", "true"]) == 2
     assert "option of a training" in capsys.readouterr().err

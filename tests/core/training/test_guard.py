@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from test_module import CONSTANT, ToyModule, batches, trainer, weights
 
+from triune.bench.kills.server import Server
 from triune.core.errors import UserError
 from triune.core.training import guard
 from triune.core.training.data import Batches
@@ -226,17 +225,15 @@ def test_a_resumed_training_counts_on(tmp_path: Path) -> None:
     assert whole.guard.counts["skipped_steps"] == 3
 
 
-def test_two_ranks_leave_the_same_step_out(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_ranks_leave_the_same_step_out(tmp_path: Path, server: Server) -> None:
+    done = server.run(tmp_path, ["call", __file__, "two_ranks", str(tmp_path)], ranks=2)
+    assert done.code == 0, done.printed[-2000:]
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert equal(one["weights"], other["weights"])
     assert one["counts"] == other["counts"] == {"skipped_steps": 1, "loss_spikes": 0, "steps_without_targets": 0}
     assert all(value.isfinite().all() for value in one["weights"].values())
-    assert done.stdout.count("step 2 was left out: its loss is nan") == 1
-    assert "of batch 2;" in done.stdout
+    assert done.printed.count("step 2 was left out: its loss is nan") == 1
+    assert "of batch 2;" in done.printed
 
 
 def two_ranks(folder: str) -> None:
@@ -245,7 +242,3 @@ def two_ranks(folder: str) -> None:
     module.bad = (1,) if fit.global_rank == 1 else ()  # in one of the two processes only
     fit.fit(module)
     torch.save({"weights": weights(module), "counts": module.guard.counts}, f"{folder}/{fit.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    two_ranks(sys.argv[1])

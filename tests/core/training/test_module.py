@@ -1,10 +1,7 @@
-"""`TrainingModule`. Run as a script this file is the two-process half of `test_two_ranks_equal_one_process`."""
+"""`TrainingModule`."""
 
 import copy
 import logging
-import os
-import subprocess
-import sys
 import traceback
 import warnings
 from types import SimpleNamespace
@@ -16,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from triune.bench.kills.server import Server
 from triune.core.errors import UserError
 from triune.core.training import guard
 from triune.core.training.groups import build_optimizer
@@ -181,11 +179,9 @@ def test_flattened_weights_are_refused_with_what_works() -> None:
 
 
 @pytest.mark.parametrize("kind", [ToyModule, Sparing])
-def test_two_ranks_equal_one_process(tmp_path, kind: type[ToyModule]) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, kind.__name__, str(tmp_path / "two.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_ranks_equal_one_process(tmp_path, kind: type[ToyModule], server: Server) -> None:
+    done = server.run(tmp_path, ["call", __file__, "two_ranks", kind.__name__, str(tmp_path / "two.pt")], ranks=2)
+    assert done.code == 0, done.printed[-2000:]
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = kind(batches(8), batches(6, seed=1), optimizer=SMOOTH, schedule=CONSTANT, ema=0.9)
     fit = trainer(accumulate_grad_batches=4, gradient_clip_val=0.5)
@@ -427,10 +423,6 @@ def test_what_a_task_must_implement() -> None:
     for method in (base.build_model, base.loss, base.slots):
         with pytest.raises(NotImplementedError, match="TrainingModule must implement"):
             method(copy.copy(None))
-
-
-if __name__ == "__main__":
-    two_ranks(*sys.argv[1:])
 
 
 def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from triune.bench.kills.server import Server
+
 OPTIONS = [
     "--data.context", "16", "--data.tokenizer", "bytes", "--model.transformer.dim", "16", "--threads", "1",
     "--model.transformer.depth", "1", "--model.transformer.heads", "2", "--trainer.accelerator", "cpu",
@@ -38,12 +40,19 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
     """A folder with a text and the run of one process."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(400)))
-    triune(folder, *fit("one"), "--data.batch_size", "4")
+    forked(server, folder, *fit("one"), "--data.batch_size", "4")
     return folder
+
+
+def forked(server: Server, folder: Path, *words: str, ranks: int = 1) -> str:
+    """As `triune`, in processes that have imported all, and that know their ranks as torchrun's do."""
+    ended = server.run(folder, [*words], ranks=ranks)
+    assert ended.code == 0, ended.printed[-3000:]
+    return ended.printed
 
 
 def fit(run: str) -> list[str]:
@@ -60,14 +69,14 @@ def assert_as_one(folder: Path, run: str) -> None:
 AGAIN = ["--resume", "true", "--trainer.max_steps", "4"]
 
 
-def test_torchrun_goes_on_with_a_run_of_one_process(one: Path) -> None:
+def test_torchrun_goes_on_with_a_run_of_one_process(one: Path, server: Server) -> None:
     """`torchrun ... -m triune -- text fit`: without the two dashes torchrun takes --run for an option of its own."""
     for name in ("grown", "kept"):
         shutil.copytree(one / "one", one / name)
     said = triune(one, "text", "fit", "--run", "grown", *AGAIN, launcher=TORCHRUN)
     assert "2 processes where there was 1: 2 of the 4 examples of a batch on each" in " ".join(said.split())
     assert "2 x" in said
-    triune(one, "text", "fit", "--run", "kept", *AGAIN)
+    forked(server, one, "text", "fit", "--run", "kept", *AGAIN)
     assert losses(one / "grown") == pytest.approx(losses(one / "kept"), rel=1e-5)
 
 
@@ -84,23 +93,23 @@ def test_a_run_of_two_processes_goes_on_with_one_and_not_with_three(one: Path) -
     assert losses(one / "torchrun") == pytest.approx(losses(one / "one"), rel=1e-5)
 
 
-def test_fsdp2_trains_saves_and_resumes(one: Path) -> None:
+def test_fsdp2_trains_saves_and_resumes(one: Path, server: Server) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
-    triune(one, *fit("fsdp2"), *two)
+    forked(server, one, *fit("fsdp2"), *two, ranks=2)
     assert_as_one(one, "fsdp2")
     again = [*AGAIN, "--trainer.strategy", "ModelParallelStrategy"]
-    triune(one, "text", "fit", "--run", "fsdp2", *again)  # by its other name, which changes nothing
+    forked(server, one, "text", "fit", "--run", "fsdp2", *again, ranks=2)  # by its other name, which changes nothing
     assert len(losses(one / "fsdp2")) == 4
 
 
-def test_model_parallel_strategy_is_fsdp2(one: Path) -> None:
+def test_model_parallel_strategy_is_fsdp2(one: Path, server: Server) -> None:
     """By its name, and by its class path with arguments that say the same."""
     path = "lightning.pytorch.strategies.ModelParallelStrategy"
     two = ["--trainer.devices", "2", "--trainer.strategy", path, "--data.batch_size", "2"]
-    triune(one, *fit("by-path"), *two, "--trainer.strategy.tensor_parallel_size", "1")
+    forked(server, one, *fit("by-path"), *two, "--trainer.strategy.tensor_parallel_size", "1", ranks=2)
     assert_as_one(one, "by-path")
     assert "strategy: fsdp2" in (one / "by-path" / "config.yaml").read_text()
-    shown = triune(one, *fit("shown"), "--trainer.strategy", "ModelParallelStrategy", "--print_config")
+    shown = forked(server, one, *fit("shown"), "--trainer.strategy", "ModelParallelStrategy", "--print_config")
     assert "strategy: ModelParallelStrategy" in shown
 
 
