@@ -168,7 +168,9 @@ def dispatch(words: list[str]) -> int:
     if verb not in verbs:
         raise _unknown(f"verb of `triune {command}`", verb, list(verbs), f"triune {command} --help")
     if verbs[verb].main:
-        return named(verbs[verb].main)(options) or 0
+        given = {word.split("=")[0] for word in options}
+        others = [more for option, more in known[command].also.items() if f"--{option}" in given and verb in more]
+        return named((*(more[verb] for more in others), verbs[verb])[0].main)(options) or 0
     done = _train_or_score(command, verb, options)
     return done.get("code", 130 if done.get("interrupted") else 0)
 

@@ -59,13 +59,15 @@ def main(args: list[str]) -> int:
         raise UserError("--name is given without --table; inputs of the command line are their own names.")
     if options.tokens and options.pool:
         raise UserError("--tokens and --pool are both given; vectors of tokens are not pooled, leave one out.")
+    from .core.labelled.opened import opened_vectors, weights_hash
+
     modality = _modality(options)
-    model, reader = _opened(options, modality)
+    model, reader = opened_vectors(modality, options.run or options.pretrained, options.pool, options.device)
     inputs = _inputs(options, modality)
     from .core.embeddings.writer import Writer
 
     about = {
-        "weights": _weights(model),  # a run of the same name may have been trained anew
+        "weights": weights_hash(model),  # a run of the same name may have been trained anew
         "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
         "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
     }  # fmt: skip
@@ -76,16 +78,6 @@ def main(args: list[str]) -> int:
         print(f"{note}.", file=sys.stderr)
     print(f"{count:,} vectors are in {options.out}.", file=sys.stderr)
     return 2 if failed else 0
-
-
-def _weights(model: LabelledModel) -> str:
-    """A hash of the weights that make the vectors."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in model.trunk.state_dict().values():
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _modality(options: argparse.Namespace) -> Modality:
@@ -104,31 +96,6 @@ def _modality(options: argparse.Namespace) -> Modality:
     if not tasks()[name].modality:
         raise UserError(f"--task {name} has no vectors of inputs; give another.")
     return named(tasks()[name].modality)
-
-
-def _opened(options: argparse.Namespace, modality: Modality) -> tuple[LabelledModel, Reader]:
-    """The model on its device, and what reads its inputs."""
-    from .core.checkpoints.native import CONFIG
-    from .core.files import read_json
-    from .core.labelled.model import for_vectors
-    from .core.labelled.predict import opened
-    from .core.labelled.run import device_of
-    from .core.training.run.folder import model_folder
-
-    if options.run is not None:
-        folder = model_folder(options.run, modality.task)
-        if read_json(folder / CONFIG).get("architecture") == modality.model.__name__:
-            model, reader = opened(modality, options.run, options.device)
-            pool = options.pool or model.config.pool or "mean"
-            if options.pool or model.config.pool is None:
-                again = for_vectors(modality.model, model.trunk, pool, model.config.reads)
-                again.load_state_dict(
-                    model.state_dict() | {k: v for k, v in again.state_dict().items() if k[:4] == "head"}
-                )
-                model = again.to(device_of(options.device))
-            return model, reader
-    model, reader = modality.trunk(options.run or options.pretrained, options.pool)
-    return model.to(device_of(options.device)), reader
 
 
 def _inputs(options: argparse.Namespace, modality: Modality) -> Inputs:

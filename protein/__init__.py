@@ -32,6 +32,9 @@ TASK = Task(
             "draw, write and score the contact maps of sequences and alignments with a trained model",
             "triune.protein.predict.contacts:main",
         ),
+        "probe": Verb(
+            "judge a checkpoint's frozen vectors on the labels of a table", "triune.protein.language.labels:probe"
+        ),
         "mutations": Verb(
             "score every substitution of a sequence with a masked language model",
             "triune.protein.predict.mutations:main",

@@ -15,6 +15,7 @@ TASK = Task(
         **training(*_LANGUAGE, names=("validate", "test", "predict")),
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "shard": Verb("write texts as tokens in shards, for more than memory holds", "triune.text.shard:main"),
+        "probe": Verb("judge a checkpoint's frozen vectors on the labels of a table", "triune.text.labels:probe"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
         "chat": Verb("talk with a trained model in the terminal", "triune.text.chat:main"),
         "serve": Verb("serve a trained model to OpenAI's clients", "triune.text.serve:main"),

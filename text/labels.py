@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,10 +26,12 @@ from ..core.training.start import Start
 from .encoder import TextEncoder, TextEncoderConfig
 from .model import LanguageModel
 from .tokenizer import Tokenizer
-from .words import Words, first_tokens
+from .words import WORD, Words, first_tokens
 
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, norm="rmsnorm", qk_norm="head", ffn="swiglu", bias=False)
 """An encoder for a table of a few thousand texts."""
+BOXES = 2048
+"""Numbers of the baseline on counts of words."""
 
 
 class TextPredictor(LabelledModel, SavedModel, config=LabelledConfig):
@@ -76,6 +79,20 @@ class TextReader(TokenReader):
 
     def one(self, cell: str, name: str, beside: Path) -> Any:
         return self._around(self._tokens(cell, name))
+
+    def for_tags(self) -> WordReader:
+        return WordReader(self.tokenizer, self.context)
+
+    def plain(self, cell: str, sample: Any) -> np.ndarray:
+        """How often each word occurs, log(1 + count) of unit length; words share a number of boxes by their hash."""
+        counts = np.zeros(BOXES, np.float32)
+        for word in WORD.findall(cell.lower()):
+            counts[crc32(word.encode("utf-8", "surrogatepass")) % BOXES] += 1
+        counts = np.log1p(counts)
+        return counts / max(float(np.linalg.norm(counts)), 1e-9)
+
+    def settings(self) -> str:
+        return f"{super().settings()} {self.tokenizer.fingerprint}"
 
     def _around(self, tokens: np.ndarray) -> np.ndarray:
         """The tokens that are read, with the special ones."""
@@ -254,11 +271,18 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, TextReader]:
     return for_vectors(TextPredictor, trunk, pool or ("last" if last else "mean")), reader
 
 
-MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk)
+MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk, TextTable)
 
 
 def predict(args: list[str]) -> int:
     """Runs `triune text predict` for a model with a head."""
     from ..core.labelled.predict import main
+
+    return main(MODALITY, args)
+
+
+def probe(args: list[str]) -> int:
+    """Runs `triune text probe` for a table."""
+    from ..core.labelled.probe import main
 
     return main(MODALITY, args)

@@ -27,6 +27,7 @@ TASK = Task(
         "data.table": {
             **training("triune.vision.labels:ImageLabels", "triune.vision.labels:ImageTable"),
             "predict": Verb("answer new images with the best weights of a run", "triune.vision.labels:predict"),
+            "probe": Verb("judge frozen features on the labels of a table", "triune.vision.labels:probe"),
         }
     },
     examples="""\

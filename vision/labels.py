@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checkpoints.family import Pretrained
@@ -86,6 +87,14 @@ class ImageReader(Reader):
         path = beside / Path(cell).expanduser()
         image = read_image(path, self.config.channels, str(path), self.decoding)
         return self.config.preprocessing.pixels(image, self.config.input_size)
+
+    def plain(self, cell: str, sample: Tensor) -> np.ndarray:
+        """The image averaged down to at most 16 x 16 pixels."""
+        height, width = (min(16, side) for side in sample.shape[-2:])
+        return F.adaptive_avg_pool2d(sample.float(), (height, width)).flatten().numpy()
+
+    def settings(self) -> str:
+        return f"{super().settings()} {asdict(self.config.preprocessing)} {self.config.size}"
 
     def batch(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"images": self.config.preprocessing.normalise(torch.stack(list(samples)))}
@@ -340,11 +349,18 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
     return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
 
 
-MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, several_views)
+MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, several_views)
 
 
 def predict(args: list[str]) -> int:
     """Runs `triune vision predict` for a model with a head."""
     from ..core.labelled.predict import main
+
+    return main(MODALITY, args)
+
+
+def probe(args: list[str]) -> int:
+    """Runs `triune vision probe` for a table."""
+    from ..core.labelled.probe import main
 
     return main(MODALITY, args)

@@ -141,6 +141,12 @@ class Head(nn.Module, ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
         """The sum over all real targets, and their number; both 0 where all are missing."""
 
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor | None:
+        """Outputs `[examples, width]` that say the weighted mean of the targets of some neighbours, `[examples,
+        neighbours, …]` with weights `[examples, neighbours]`; None for a kind whose targets have no mean.
+        """
+        return None
+
     @abstractmethod
     def predict(self, outputs: Tensor, calibration: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
         """Columns of a table of results, each `[...]` for outputs `[..., width]`. `calibration` None means that of the

@@ -22,6 +22,9 @@ from ..losses import IGNORED
 from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
 from .losses import Sums, balanced_weights, cross_entropy
 
+NEIGHBOURS_PRIOR = 0.02
+"""Weight of the classes' shares in training beside all neighbours together, so that no class is impossible."""
+
 
 @dataclass(frozen=True)
 class ClassifyOptions:
@@ -97,6 +100,11 @@ class Classify(Head):
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
         weights = torch.tensor(self.weights, device=outputs.device) if self.weights else None
         return cross_entropy(outputs, targets, weights, self.options.focal, self.options.label_smoothing)
+
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor:
+        votes = weights.new_zeros(len(targets), self.width).scatter_add_(1, targets, weights)
+        mixed = votes + NEIGHBOURS_PRIOR * weights.sum(1, keepdim=True) * weights.new_tensor(shares(self.counts))
+        return mixed.log() + self._shift(mixed.dtype, mixed.device)
 
     def honest(self, outputs: Tensor) -> Tensor:
         """Logits without the weights of the classes, float64 `[..., classes]`."""

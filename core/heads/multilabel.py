@@ -19,6 +19,7 @@ from ..evaluate.calibration import best_threshold, platt
 from ..evaluate.judgement import Judgement, Panel
 from ..files import few
 from .base import Arrays, Head, HeadSpec, Labelled, Monitor, as_tensor, kept, resampled
+from .classify import NEIGHBOURS_PRIOR
 from .losses import Sums, binary, positive_weights
 
 SEPARATOR = "|"
@@ -110,6 +111,14 @@ class Multilabel(Head):
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
         weights = torch.tensor(self.weights, device=outputs.device) if self.weights else None
         return binary(outputs, targets, weights, self.options.focal, self.options.label_smoothing)
+
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor:
+        real = ~targets.isnan()
+        held = weights[..., None] * real
+        prior = weights.new_tensor(self._log_odds()).sigmoid()
+        p = ((held * targets.nan_to_num()).sum(1) + NEIGHBOURS_PRIOR * prior) / (held.sum(1) + NEIGHBOURS_PRIOR)
+        odds = torch.logit(p.clamp(1e-6, 1 - 1e-6))
+        return odds + weights.new_tensor(self.weights).log() if self.weights else odds
 
     def log_odds(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
         """Without the weights, and calibrated: float64 `[..., labels]`."""

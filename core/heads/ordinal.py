@@ -19,7 +19,7 @@ from ..evaluate.calibration import bisected
 from ..evaluate.judgement import Judgement
 from ..losses import IGNORED
 from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
-from .classify import absent, check_classes, class_columns, class_counts, shares
+from .classify import NEIGHBOURS_PRIOR, absent, check_classes, class_columns, class_counts, shares
 from .losses import Sums, at_least_float32, ordered, ordered_log_p
 
 NARROWEST = 1e-3
@@ -87,6 +87,12 @@ class Ordinal(Head):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
         return ordered(outputs, targets)
+
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor:
+        more = targets[..., None] > torch.arange(self.width, device=targets.device)
+        p = (weights[..., None] * more).sum(1) / weights.sum(1, keepdim=True)
+        prior = weights.new_tensor(self.prior()).sigmoid()
+        return torch.logit((p + NEIGHBOURS_PRIOR * prior) / (1 + NEIGHBOURS_PRIOR))
 
     def log_p(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
         """Log probabilities float64 `[..., classes]`."""

@@ -150,6 +150,13 @@ class Regress(Head):
             return pinball(split, aims, LEVELS)
         return (squared if self.options.error == "squared" else absolute)(split[..., 0], aims)
 
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor | None:
+        if self.options.distribution != "point":
+            return None
+        values = self.standard(targets if targets.dim() == 3 else targets[..., None])
+        held = weights[..., None] * ~values.isnan()
+        return (held * values.nan_to_num()).sum(1) / held.sum(1).clamp(min=1e-12)
+
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def answers(self, outputs: Tensor, calibration: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -95,6 +95,9 @@ class Tag(Head):
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
         return self.each.loss(outputs, targets)
 
+    def averaged(self, targets: Tensor, weights: Tensor) -> Tensor | None:
+        return self.each.averaged(targets, weights)
+
     def predict(self, outputs: Tensor, calibration: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
         """The columns of the head of one token, each `[..., tokens]`."""
         return self.each.predict(outputs, self.spec.calibration if calibration is None else calibration)

@@ -72,6 +72,27 @@ class Reader(ABC):
         """
         raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
 
+    def for_tags(self) -> Reader:
+        """What reads the same inputs for labels of their parts."""
+        return self
+
+    def plain(self, cell: str, sample: Any) -> np.ndarray | None:
+        """Numbers of an input that no model has made, for a baseline: float32 of one length; None without any."""
+        return None
+
+    def content(self, cell: str, beside: Path) -> bytes:
+        """What stands for the content of an input, to know it again."""
+        path = beside / Path(cell).expanduser() if len(cell) < 4096 and "\0" not in cell else None
+        try:
+            found = path.stat() if path is not None else None
+        except OSError:  # the input is no path
+            found = None
+        return cell.encode() + (f"\0{found.st_size} {found.st_mtime_ns}".encode() if found else b"")
+
+    def settings(self) -> str:
+        """What stands for the reader, beside the weights of the model that it reads for."""
+        return type(self).__name__
+
     def notes(self) -> list[str]:
         """What was left out of the inputs read so far, each a sentence without its full stop."""
         return []
@@ -102,6 +123,9 @@ class TokenReader(Reader):
 
     def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
         return side_by_side(samples, self.PAD)
+
+    def settings(self) -> str:
+        return f"{super().settings()} {self.context}"
 
     def notes(self) -> list[str]:
         if not self.cut:

@@ -32,6 +32,7 @@ class Modality:
         reader: what reads the inputs of a model that was saved in a folder.
         expand: inputs (what to read, and its name) of the words of a command line.
         trunk: opens a checkpoint without a head, for its vectors: a model whose head does not matter, and the reader.
+        table: the class of its data modules that read tables.
         views: makes, of a model, a kind of `--tta` and the name of its run, what gives the outputs for a batch as means
             over views of each input, and sentences about that; None for inputs without views.
     """
@@ -41,6 +42,7 @@ class Modality:
     reader: Callable[[LabelledModel, Path], Reader]
     expand: Callable[[Sequence[str]], list[tuple[str, str]]]
     trunk: Callable[[str, str | None], tuple[LabelledModel, Reader]]
+    table: type[Any]
     views: Callable[[Any, str, str], tuple[Any, list[str]]] | None = None
 
 

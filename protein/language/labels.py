@@ -25,7 +25,7 @@ from ...core.labels.table import Table
 from ..read.alphabet import AMINO_ACIDS, GAP, check_protein, encode
 from ..read.inputs import read_input, read_sequences
 from ..read.profile import profile
-from .model import CLS, EOS, PAD, SequenceConfig, SequenceModel, esm_tokens
+from .model import CLS, EOS, PAD, VOCABULARY, SequenceConfig, SequenceModel, esm_tokens
 from .profile_input import ProfileInput
 
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, position="rotary", norm_eps=1e-5, ffn="gelu", context=1026)
@@ -129,6 +129,15 @@ class ProteinReader(TokenReader):
         if (tokens == GAP).any():
             raise UserError(f"{where} has gaps, but must be a sequence; remove them.")
         return tokens[None], where
+
+    def plain(self, cell: str, sample: Chain) -> np.ndarray:
+        """Shares of the amino acids and of pairs of neighbours, and the logarithm of the length."""
+        inner = sample.tokens[1:-1] - VOCABULARY.index("L")
+        inner = inner[(inner >= 0) & (inner < 20)]
+        one = np.bincount(inner, minlength=20)
+        two = np.bincount(inner[:-1] * 20 + inner[1:], minlength=400)
+        parts = [one / max(one.sum(), 1), two / max(two.sum(), 1), [np.log1p(len(inner))]]
+        return np.concatenate(parts).astype(np.float32)
 
     def size(self, sample: Chain) -> int:
         return len(sample.tokens)
@@ -272,11 +281,18 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ProteinReader]:
     return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.transformer.context - 2)
 
 
-MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk)
+MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk, ProteinTable)
 
 
 def predict(args: list[str]) -> int:
     """Runs `triune protein predict` for a model with a head."""
     from ...core.labelled.predict import main
+
+    return main(MODALITY, args)
+
+
+def probe(args: list[str]) -> int:
+    """Runs `triune protein probe` for a table."""
+    from ...core.labelled.probe import main
 
     return main(MODALITY, args)
