@@ -16,6 +16,10 @@ TASK = Task(
         "prepare": Verb(
             "turn structures and alignments into a set to train on", "triune.protein.data.prepare.prepare:main"
         ),
+        "check": Verb(
+            "list copies, leaks and doubtful labels among the sequences of a table",
+            "triune.protein.language.labels:check",
+        ),
         "dca": Verb(
             "predict contacts from an alignment alone, by mean-field direct couplings",
             "triune.protein.predict.dca:main",

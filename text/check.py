@@ -63,6 +63,13 @@ def parser() -> TaskParser:
 
 def main(args: list[str]) -> int:
     """Runs `triune text check` and returns its exit code: 0, or 2 when rows cannot be used."""
+    from ..core.labelled.check import asked_for
+
+    if asked_for(args):
+        from ..core.labelled.check import main as of_table
+        from .labels import MODALITY
+
+        return of_table(MODALITY, args)
     from ..core.shards import is_shards
     from ..core.training.run.arguments import given
     from .data.module import TextData

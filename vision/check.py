@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.labelled.check import OF_TABLES, asked_for
 from ..core.labels.cells import natural
 from ..core.options import Parser, number, whole
 from ..core.shards import is_shards
@@ -26,6 +27,7 @@ from .data.images import MAX_PIXELS, Decoding
 from .data.packed import check_shards
 from .data.scan import Record, scan
 from .estimate import estimate
+from .neighbours import BY, add_options, check_options, described_file, neighbours
 from .shard import described
 
 MOST_CLASSES, MOST_LISTED = 20, 10
@@ -82,7 +84,12 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: there are no labelled images to check.
     """
-    parser = Parser(prog="triune vision check", description=__doc__)
+    if asked_for(args):
+        from ..core.labelled.check import main as of_table
+        from .labels import MODALITY
+
+        return of_table(MODALITY, args, described_file, BY)
+    parser = Parser(prog="triune vision check", description=__doc__, epilog=OF_TABLES)
     parser.add_argument("folder", nargs="?", help="what --data.root takes; left out: scikit-learn's digits")
     parser.add_argument("--val", help="what --data.val_root takes")
     parser.add_argument("--test", help="what --data.test_root takes")
@@ -98,7 +105,9 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--cache", help="folder for what is known about files that were looked at")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_options(parser)
     options = parser.parse_args(args)
+    check_options(options)
     machine.use_threads(machine.default_threads())
     machine.keep_memory()
     cache = cache_folder(options.cache)
@@ -119,10 +128,15 @@ def main(args: list[str]) -> int:
     report = examine(name, collection, records, options.image_size)
     if problem:
         report.findings.append(Finding("range", True, problem))
+    found = neighbours(collection, records, options) if options.neighbours else None
     if options.json:
-        print(json.dumps(dataclasses.asdict(report) | {"ok": not report.serious}, indent=2, ensure_ascii=False))
+        more = {"ok": not report.serious} | ({"neighbours": found.to_dict()} if found else {})
+        print(json.dumps(dataclasses.asdict(report) | more, indent=2, ensure_ascii=False))
     else:
         show(report)
+        if found is not None:
+            print(f"\n{found.text()}")
+            print("\n".join(f"Written: {path}" for path in (options.out, options.sheet) if path is not None))
     return int(report.serious)
 
 

@@ -296,3 +296,10 @@ def probe(args: list[str]) -> int:
     from ...core.labelled.probe import main
 
     return main(MODALITY, args)
+
+
+def check(args: list[str]) -> int:
+    """Runs `triune protein check`: copies, leaks and doubtful labels among the sequences of a table."""
+    from ...core.labelled.check import main
+
+    return main(MODALITY, args)
