@@ -76,6 +76,10 @@ class PlainImages(ImageData):
         parts.append(f"{known:,} of them with one of {self.classes:,} classes, for the probe" if known else "no labels")
         return " ".join([f"{f['data']}: {', '.join([*parts, self._mirroring()])}.", *self.notes, *self._remarks()])
 
+    def held_out(self) -> list[str]:
+        """See `DataModule`: names of images, whose classes count for nothing."""
+        return list(self._images["val"].names)
+
     def labelled(self, side: Side, most: int) -> np.ndarray:
         """Up to `most` images of a side with a class, drawn by the seed: int64 `[images]`, their numbers."""
         known = np.flatnonzero(self._images[side].labels >= 0) if side in self._images else np.zeros(0, np.int64)
