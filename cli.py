@@ -177,12 +177,14 @@ def dispatch(words: list[str]) -> int:
 
 def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
     """Runs the shared command line with the classes of the verb, or of the verb that trained the run it scores."""
-    from .core.training.run.cli import run_task, verb_of
+    from .core.training.run.arguments import verb_of
 
     package = f"triune.{name}"
     classes = verb_of(task(name), verb, options, package)
     if classes.main:
         return {"code": named(classes.main)(options) or 0}
+    from .core.training.run.cli import run_task
+
     return run_task(name, verb, options, named(classes.module), named(classes.data), package)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import UserError
@@ -19,6 +22,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "blocks"
         for block in module
     ]
+
+
+def eager() -> AbstractContextManager[Any]:
+    """A block in which nothing that was compiled runs as such. Without the compiler's module nothing was compiled, and
+    its import takes as long as PyTorch's."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def compile_blocks(model: nn.Module, device: str, dynamic: bool | None = None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.compiled import eager
 from ..core.errors import UserError
 from ..core.mixers.cache import KeyValueCache
 from .decode import Decoder
@@ -257,7 +258,7 @@ class Views:
         self._cache = KeyValueCache(self.model.transformer.config, capacity) if self.use_cache else None
         self._free = capacity - count
         # Compiled blocks are for the many steps of one token; a text of its own length is not worth their compilation.
-        with nullcontext() if count == 1 else torch.compiler.set_stance("force_eager"):
+        with nullcontext() if count == 1 else eager():
             hidden = read_in_blocks(self.model, tokens, valid, self._cache)
         if self.decoder is not None and self._cache is not None:
             self.decoder.begin(self._cache, self._free + self.lookup + 1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compiled import eager
 from ..mixers.base import Weighted
 
 
@@ -72,7 +73,7 @@ def swapped(wraps: Mapping[Any, Callable[[Callable[..., Tensor]], Callable[..., 
         vars(module)["mix"] = wrap(module.mix)
     try:
         # A compiled block would not run what was put in its place after its compilation, and say nothing.
-        with torch.compiler.set_stance("force_eager"):
+        with eager():
             yield
     finally:
         for module, mix in before.items():

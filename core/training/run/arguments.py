@@ -14,9 +14,7 @@ from ...errors import UserError
 from ...files import write_atomic
 from ...task import Task, Verb
 from ...yaml_files import check_option, read_yaml
-from ..lightning_fixes import rank
 from . import slurm
-from .checkpoints import recorded_config
 from .folder import RunFolder
 from .recipes import find_config, folder, list_recipes
 
@@ -42,6 +40,8 @@ def prepare(
     if None in known.config or ("--run" in args and known.run is None):
         missing = "--config" if None in known.config else "--run"
         raise UserError(f"{missing} needs a value; `triune {task} {verb} --help` says which.")
+    from ..lightning_fixes import rank
+
     if known.resume not in ("true", "false"):
         raise UserError(f"--resume is '{known.resume}', but must be true or false.")
     for before, word in zip(["", *args], args):
@@ -82,7 +82,12 @@ def prepare(
 def _opened(path: str | Path, resume: bool) -> RunFolder:
     """The run in a folder; the config.yaml of one that is continued comes back from its checkpoint where it is gone."""
     run = RunFolder(path)
-    if resume and not os.path.lexists(run.config) and (text := recorded_config(run)):
+    text: str | None = None
+    if resume and not os.path.lexists(run.config):
+        from .checkpoints import recorded_config
+
+        text = recorded_config(run)
+    if text:
         write_atomic(run.config, text.encode())
         print(f"{run.config} is gone; it is written again from the checkpoint.", flush=True)
     return RunFolder.open(path)
