@@ -87,7 +87,7 @@ def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
 
 
-def exact(x: Tensor) -> torch.autocast:
+def exact(x: Tensor) -> torch.autocast | nullcontext[None]:
     """A block in which autocast leaves matrix products in the type of their factors."""
     if x.device.type == "meta":  # has no autocast
         return nullcontext()
