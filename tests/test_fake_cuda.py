@@ -102,6 +102,7 @@ MODELS: dict[str, Case] = {
     ),
     "language, blocks": (lambda: language(sparse=SparseConfig(block=4, first=1)), loss_of),
     "language, convolutions": (lambda: language(short_convolution=3), packed),
+    "language, experts": (lambda: language(experts=ExpertsConfig(count=4, active=2)), loss_of),
     "encoder": (lambda: TextEncoder(TextEncoderConfig(VOCAB, core())), padded),
     "images": (
         lambda: VisionTransformer(
@@ -146,14 +147,16 @@ def default(dtype: torch.dtype) -> Iterator[None]:
 @pytest.mark.parametrize("name", MODELS)
 def test_forward(name):
     make, run = MODELS[name]
-    with FakeTensorMode(), torch.device("cuda"), force_kernel("masked"), default(torch.bfloat16):
+    dtype = torch.float32 if name == "pairs" else torch.bfloat16  # which is trained in mixed precision only
+    with FakeTensorMode(), torch.device("cuda"), force_kernel("masked"), default(dtype):
         model = make()
         assert {p.device.type for p in model.parameters()} == {"cuda"}
         with torch.no_grad():
             assert run(model, "cuda").device.type == "cuda"
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Those left out switch autocast off, which `meta` does not have.
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("pairs", "language, experts")])
 def test_backward(name):
     make, run = MODELS[name]
     with torch.device("meta"), force_kernel("masked"):
@@ -179,7 +182,6 @@ def test_generation(fixed):
 
 
 ASKS: dict[str, Case] = {
-    "experts": (lambda: language(experts=ExpertsConfig(count=4, active=2)), loss_of),
     "titans, documents": (lambda: language(mixer="titans", position="none"), packed),
 }
 """What asks the host in each layer, because its sizes depend on the data: a GPU waits there."""
