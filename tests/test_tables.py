@@ -287,7 +287,7 @@ def test_a_table_that_changed_is_said(tmp_path: Path) -> None:
 def notes_of_scoring(folder: Path, where: Path) -> list[str]:
     """The notes of the data that score a run."""
     content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    data = text_task.TextTable(table=str(where), input="what", target="kind")
+    data = text.TextTable(table=str(where), input="what", target="kind")
     data.continue_as(content["labelled"])
     data.setup()
     assert data.rows is not None
