@@ -70,6 +70,10 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="keep what is in DIR from the same input and model, do the rest"
     )
     done.add_argument("--overwrite", action="store_true", help="replace files of the same names in DIR")
+    p.add_argument(
+        "--distances", action="store_true",
+        help="also write the distogram into NAME.npz: `distogram` (residues x residues x classes) and `bin_edges` in Å",
+    )  # fmt: skip
     p.add_argument("--no-png", action="store_true", help="draw nothing: faster for thousands of sequences")
     p.add_argument("--json", action="store_true", help="print one JSON list with an entry per input and nothing else")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -119,6 +123,13 @@ class Work:
 
             options = self.options
             self._predictor = open_predictor(options.run, options.pretrained, options.device)
+            if options.distances:
+                if not hasattr(self._predictor, "with_distogram"):
+                    raise UserError(
+                        "--distances asks for what this model does not predict: a language model tells contacts alone; "
+                        "take a run of `triune protein fit`."
+                    )
+                self._predictor.with_distogram = True  # type: ignore[attr-defined]
             if options.windows:
                 self._predictor = Windowed(self._predictor, options.windows)
         return self._predictor
@@ -143,6 +154,7 @@ class Work:
         options, alignment = self.options, query.alignment
         parts = [alignment.tokens.tobytes(), str(alignment.chains).encode(), (query.letters or "").encode()]
         parts += [f"{options.run} {options.pretrained} {options.windows} {self.predictor.about}".encode()]
+        parts += [b"distances"] if options.distances else []
         parts += [truth.chain.name.encode(), truth.chain.cbeta.tobytes()] if truth else []
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
@@ -275,6 +287,7 @@ def _write(
     result: Result, prediction: Prediction, truth: Truth | None, method: str, options: argparse.Namespace, key: str
 ) -> None:
     """Writes the files of a result, NAME.json last: where it is, the others are."""
+    from .distogram import bin_edges
     from .outputs import write_arrays, write_rr
     from .plots import contact_map
 
@@ -286,6 +299,8 @@ def _write(
         files["npz"], name=result.name, sequence=result.sequence, contacts=contacts.numpy(),
         distances=None if distances is None else distances.numpy(),
         chains=np.array(result.chains) if result.chains else None,
+        distogram=None if prediction.distogram is None else prediction.distogram.numpy().astype(np.float16),
+        bin_edges=None if prediction.distogram is None else bin_edges(prediction.distogram.shape[-1]).numpy(),
     )  # fmt: skip
     if not options.no_png:
         caption = f"{len(result.sequence):,} residues, {result.depth()}"

@@ -20,10 +20,11 @@ from ..language.contact_head import HEAD, ContactHead
 from ..language.model import SequenceModel, esm_tokens, sequence_tokens
 from ..pair.config import PairConfig
 from ..pair.memory import check_attention, choose_chunk, estimate, estimate_attention, free_memory, gib
-from ..pair.model import FIRST_BREAK, LAST_BREAK, PairModel
+from ..pair.model import PairModel
 from ..read.alphabet import encode
 from ..read.complexes import residue_index, spans
 from ..read.profile import chosen_rows, complex_profile, profile
+from .distogram import agreement, expected_distances
 
 SHARE = 0.8
 """Part of the free memory that a prediction may take by its estimate, which is no exact one."""
@@ -51,11 +52,14 @@ class Prediction(NamedTuple):
     distances: expected Cβ distances in ångström, float32 `[residues, residues]`, those beyond 21.7 Å counted as 21.8;
         None from a model that does not predict them.
     notes: what should be known about the input, each a sentence.
+    distogram: probabilities of the distance classes, float32 `[residues, residues, bins]`, symmetric; None unless they
+        were asked for.
     """
 
     contacts: Tensor
     distances: Tensor | None = None
     notes: tuple[str, ...] = ()
+    distogram: Tensor | None = None
 
 
 class Predictor(Protocol):
@@ -110,6 +114,7 @@ class PairPredictor:
 
     def __init__(self, model: PairModel, inputs: dict[str, Any]) -> None:
         self.model, self.inputs = model, inputs
+        self.with_distogram = False
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -147,7 +152,11 @@ class PairPredictor:
         with torch.inference_mode(), _memory_is_enough(len(tokens), needed):
             output = self.model(**batch, chunk=chunk)
             distances = expected_distances(output.distogram[0])
-            return Prediction(output.contacts[0].sigmoid().cpu(), distances.cpu(), tuple(notes))
+            contacts, classes = output.contacts[0].sigmoid().cpu(), None
+            if self.with_distogram:
+                classes = output.distogram[0].float().softmax(-1).cpu()
+                notes.append(agreement(contacts, classes))
+            return Prediction(contacts, distances.cpu(), tuple(notes), classes)
 
     def inputs_of(
         self, tokens: np.ndarray, profile: np.ndarray | None = None, msa: np.ndarray | None = None
@@ -196,17 +205,6 @@ class PairPredictor:
 def _assumed(config: PairConfig) -> dict[str, Any]:
     """The inputs of a model that was saved without a word about them: all it can read."""
     return {"profiles": 1.0, "msa_rows": ROWS if config.msa_depth or config.covariance_dim else 0}
-
-
-def expected_distances(logits: Tensor, rows: int = 128) -> Tensor:
-    """The mean of a distogram in ångström, `[residues, residues, bins]` -> `[residues, residues]`.
-
-    A class counts as its middle, the open ones at both ends as those half a class beyond the outermost breaks.
-    """
-    bins = logits.shape[-1]
-    half = (LAST_BREAK - FIRST_BREAK) / (bins - 2) / 2
-    middles = torch.linspace(FIRST_BREAK - half, LAST_BREAK + half, bins, device=logits.device)
-    return torch.cat([part.softmax(-1) @ middles for part in logits.split(rows)])
 
 
 class LanguagePredictor:
@@ -324,6 +322,8 @@ class Windowed:
         letters: str | None = None, chains: tuple[int, ...] = (),
     ) -> Prediction:  # fmt: skip
         residues = len(tokens)
+        if residues > self.size and getattr(self.predictor, "with_distogram", False):
+            raise UserError("--distances cannot be joined from --windows; leave one of the two out.")
         if residues <= self.size:
             return self.predictor.predict(tokens, profile, msa, letters, chains)
         if chains:

@@ -18,7 +18,8 @@ from triune.protein.pair.config import PairConfig
 from triune.protein.pair.memory import check_attention, choose_chunk, estimate, estimate_attention
 from triune.protein.pair.model import PairModel
 from triune.protein.predict import predictors
-from triune.protein.predict.predictors import PairPredictor, expected_distances, predictor_for
+from triune.protein.predict.distogram import agreement, below_contact, bin_edges, expected_distances
+from triune.protein.predict.predictors import PairPredictor, Windowed, predictor_for
 from triune.protein.read.alphabet import AMINO_ACIDS, encode
 from triune.protein.read.profile import profile
 
@@ -114,6 +115,35 @@ def test_expected_distances() -> None:
     assert found[1, 1] == pytest.approx(2.3125 + 19.5 * width, abs=1e-4)
     assert found[2, 2] == pytest.approx(21.6875 + width / 2, abs=1e-4)
     assert found[0, 0] == pytest.approx(12.0, abs=1e-4)  # the middle, when nothing is known
+
+
+def test_the_distogram_has_edges_a_mean_and_a_probability_of_contacts() -> None:
+    predictor = PairPredictor(pair_model(), {"profiles": 1.0, "msa_rows": 0})
+    assert predictor.predict(encode(SEQUENCE)).distogram is None
+    predictor.with_distogram = True
+    found = predictor.predict(encode(SEQUENCE))
+    classes = found.distogram
+    assert classes is not None and found.distances is not None
+    edges = bin_edges(classes.shape[-1])
+    assert len(edges) == classes.shape[-1] - 1 and float(edges[0]) == 2.3125 and float(edges[-1]) == 21.6875
+    torch.testing.assert_close(classes.sum(-1), torch.ones(60, 60))
+    torch.testing.assert_close(classes, classes.transpose(0, 1))
+    width = float(edges[1] - edges[0])
+    middles = torch.tensor(
+        [float(edges[0]) - width / 2, *((edges[1:] + edges[:-1]) / 2).tolist(), float(edges[-1]) + width / 2]
+    )
+    torch.testing.assert_close((classes * middles).sum(-1), found.distances, atol=1e-4, rtol=0)
+    below, edge = below_contact(classes)
+    assert edge <= 8.0 < edge + width
+    torch.testing.assert_close(below, classes[..., : int((edges <= 8).sum())].sum(-1))
+    difference = [abs(float(found.contacts[i, j] - below[i, j])) for i in range(60) for j in range(i + 6, 60)]
+    assert (
+        f"{np.mean(difference):.3f} from the contact" in found.notes[-1]
+        and f"{max(difference):.3f} at most" in found.notes[-1]
+    )
+    with pytest.raises(UserError, match="--windows"):
+        Windowed(predictor, 64).predict(np.tile(encode(SEQUENCE), 2))
+    assert "no pair" in agreement(found.contacts[:5, :5], classes[:5, :5])
 
 
 def test_a_language_model_with_its_head(tmp_path: Path) -> None:
