@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 PART = 512
 """Inputs whose vectors are written at once; what was written survives the end of the process."""
+
+WHOLE = 16 << 20
+"""Bytes of a file whose content tells whether it has changed; of a larger one its size and time do."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,13 +75,33 @@ def main(args: list[str]) -> int:
         "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
         "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
     }  # fmt: skip
-    writer = Writer.open(options.out, about, options.overwrite)
+    writer = Writer.open(options.out, about, options.overwrite, _marks(inputs))
     failed = _write(model, reader, inputs, options, writer)
     count = writer.close(inputs.names)
     for note in reader.notes():
         print(f"{note}.", file=sys.stderr)
     print(f"{count:,} vectors are in {options.out}.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _marks(inputs: Inputs) -> Callable[[str], int]:
+    """From the name of an input to a number for its content: its text, or that of the file that it names."""
+    import hashlib
+
+    cells = dict(zip(inputs.names, inputs.cells, strict=True))
+
+    def mark(name: str) -> int:
+        text = str(cells.get(name, ""))
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8)
+        path = inputs.beside / text
+        with contextlib.suppress(OSError, ValueError):  # a text is no name of a file
+            if path.is_file():
+                known = path.stat()
+                small = known.st_size <= WHOLE
+                digest.update(path.read_bytes() if small else repr((known.st_size, known.st_mtime_ns)).encode())
+        return int.from_bytes(digest.digest(), "little") >> 1
+
+    return mark
 
 
 def _modality(options: argparse.Namespace) -> Modality:

@@ -21,6 +21,7 @@ from triune.core.labelled.run import Inputs
 from triune.core.training.run.cli import run_task
 from triune.protein.language import labels as protein
 from triune.text import labels as text
+from triune.text.tokenizer import Tokenizer
 from triune.vision import labels as vision
 
 SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--threads", "1", "--data.batch_size", "8"]
@@ -272,6 +273,26 @@ def test_vectors_are_those_of_the_model(task: str, tmp_path: Path, capsys: pytes
     assert main([*line, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
     assert main([*line, "--out", str(tmp_path / "u.npz"), "--layer", "9"]) == 2
     assert "has 1 blocks" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_a_checkpoint_restores_keeps_its_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those around a text, all ends, and the template; the stored tokenizer itself does not say them."""
+    backend = Tokenizer.characters(["abc<>"]).backend
+    backend.add_special_tokens(["<s>", "</s>", "<end>"])
+    end = backend.token_to_id("<end>")
+    options = {"table": str(table("text", tmp_path)), "input": "what", "target": "kind"}
+    first, again = text.TextTable(**options), text.TextTable(**options)
+    first.tokenizer = Tokenizer(backend, "</s>", [end], "{{ messages }}", "<s>")
+    base = text.TextTable.__mro__[1]
+    monkeypatch.setattr(base, "trained", property(lambda self: {}))
+    monkeypatch.setattr(base, "continue_as", lambda self, trained: None)
+    again.continue_as(json.loads(json.dumps(first.trained)))
+    assert again.tokenizer is not None
+    for name in ("bos_id", "eos_id", "end_ids", "chat_template"):
+        assert getattr(again.tokenizer, name) == getattr(first.tokenizer, name), name
+    assert end in again.tokenizer.end_ids
 
 
 def test_a_table_that_changed_is_said(tmp_path: Path) -> None:

@@ -175,12 +175,17 @@ class TextTable(TokenTable):
         if "tokenizer" in trained:
             from tokenizers import Tokenizer as Backend
 
-            self.tokenizer = Tokenizer(Backend.from_str(trained["tokenizer"]))
+            self.tokenizer = Tokenizer(Backend.from_str(trained["tokenizer"]), **trained.get("special", {}))
 
     @property
     def trained(self) -> dict[str, Any]:
         assert self.tokenizer is not None
-        return super().trained | {"tokenizer": self.tokenizer.backend.to_str()}
+        known = self.tokenizer
+        bos, eos = (
+            None if number is None else known.backend.id_to_token(number) for number in (known.bos_id, known.eos_id)
+        )
+        special = {"eos": eos, "bos": bos, "ends": sorted(known.end_ids), "chat_template": known.chat_template}
+        return super().trained | {"tokenizer": known.backend.to_str(), "special": special}
 
     def refuse_unused(self) -> None:
         super().refuse_unused()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ class Writer:
     Args:
         path: of the file to be written; see `store.ENDINGS`.
         about: what makes the vectors; parts of before count only where it is equal.
+        mark: a number below 2⁶³ for the content of the input of a name; parts of before count only where it is equal,
+            too.
 
     Attributes:
         done: names whose vectors are in parts of before, or were added.
     """
 
-    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, about: Mapping[str, Any], mark: Callable[[str], int] = lambda name: 0) -> None:
+        self._mark = mark
         self.path, self.about = Path(path), json.loads(json.dumps(dict(about)))
         self.folder = self.path.with_name(self.path.name + ".parts")
         self.done: set[str] = set()
@@ -36,17 +39,21 @@ class Writer:
         self._dim: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, about: Mapping[str, Any], overwrite: bool = False) -> Writer:
+    def open(
+        cls, path: str | Path, about: Mapping[str, Any], overwrite: bool = False,
+        mark: Callable[[str], int] = lambda name: 0,
+    ) -> Writer:  # fmt: skip
         """Begins to write vectors, or goes on.
 
         Args:
-            path, about: see the class.
+            path, about, mark: see the class.
             overwrite: whether a file, and parts of something else, may be replaced.
 
         Raises:
-            UserError: the file exists, or there are parts that something else made.
+            UserError: the file exists, or there are parts that something else made, or that an input made which has
+                changed.
         """
-        writer = cls(check_ending(path), about)
+        writer = cls(check_ending(path), about, mark)
         # Parts of the same vectors say that a run was to write the file, and may have ended while it did.
         check_new(files_of(writer.path), overwrite or writer._before() == writer.about)
         if writer.folder.exists() or writer.folder.is_symlink():
@@ -79,8 +86,19 @@ class Writer:
             return
         for part in sorted(self.folder.glob("part-*.npz")):
             with parsing(part, "a part of vectors"), np.load(part, allow_pickle=False) as arrays:
-                self.done.update(arrays["names"].tolist())
+                names = arrays["names"].tolist()
+                marks = dict(zip(names, arrays["marks"].tolist() if "marks" in arrays.files else [0] * len(names)))
+                self.done.update(names)
                 self._dim = arrays["vectors"].shape[1]
+            if changed := next((name for name, mark in marks.items() if mark != self._mark(name)), None):
+                if not overwrite:
+                    raise UserError(
+                        f"'{changed}' has changed since its vector was made, which is in '{self.folder}'; begin anew "
+                        "with --overwrite."
+                    )
+                shutil.rmtree(self.folder)
+                self.done, self._parts, self._dim = set(), [], None
+                return
             self._parts.append(part)
 
     def add(self, names: Sequence[str], values: np.ndarray, places: Mapping[str, np.ndarray] | None = None) -> None:
@@ -104,7 +122,11 @@ class Writer:
         refuse_special(part := self.folder / f"part-{len(self._parts):07d}.npz")
         texts = np.array(list(names), np.str_)
         with written_whole(part) as new, new.open("wb") as file:
-            arrays = {name: np.asarray(numbers, np.int32) for name, numbers in (places or {}).items()}
+            arrays: dict[str, np.ndarray] = {
+                name: np.asarray(numbers, np.int32) for name, numbers in (places or {}).items()
+            }
+            marks = {name: self._mark(name) for name in dict.fromkeys(names)}
+            arrays["marks"] = np.array([marks[name] for name in names], np.int64)
             np.savez(file, names=texts, vectors=np.asarray(values, np.float32), **arrays)  # type: ignore[arg-type]
         self._dim = values.shape[1]
         self._parts.append(part)
@@ -125,7 +147,7 @@ class Writer:
             with parsing(part, "a part of vectors"), np.load(part, allow_pickle=False) as arrays:
                 names += arrays["names"].tolist()
                 counts.append(len(arrays["names"]))
-                for name in set(arrays.files) - {"names", "vectors"}:
+                for name in set(arrays.files) - {"names", "vectors", "marks"}:
                     places.setdefault(name, []).append(arrays[name])
         kept = np.array([i for i, name in enumerate(names) if ranks is None or name in ranks], np.int64)
         if not len(kept):

@@ -7,6 +7,7 @@ letters could put at several places are put nowhere.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import few
+from .breaks import not_torn
 
 LEAST_IDENTITY = 0.9
 """Share of aligned residues that must agree for two sequences to count as the same protein."""
@@ -59,6 +61,7 @@ def place(
     first: int | None = None,
     complete: bool = True,
     counted: bool = True,
+    broken: Sequence[int] = (),
 ) -> Placement:
     """Lays `part` on `whole`.
 
@@ -75,27 +78,39 @@ def place(
         complete: `part` is a whole sequence; else of residues that were seen, among which any others may be missing, so
             that letters place only what occurs once.
         counted: the numbers count what is missing; else they are followed only where all letters agree.
+        broken: residues of `part` behind which no bond follows, so that others are missing there.
 
     Raises:
         UserError: they are not the same protein, and the alignment of the two is shown; or the place is not certain.
     """
     if part == whole:
         return Placement(np.arange(len(part)))
+    where, notes = _placed(part, whole, index, first, complete, counted)
+    where, torn = not_torn(part, whole, where, broken)
+    if torn:
+        notes = [*notes, f"{torn} residues beside a broken bond fit the sequence at several places and are left out"]
+    return _result(part, whole, where, notes)
+
+
+def _placed(
+    part: str, whole: str, index: np.ndarray | None, first: int | None, complete: bool, counted: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Where the residues lie by numbers and letters, and what was decided on the way; see `place`."""
     if index is None:
-        return _result(part, whole, *_by_letters(part, whole, complete))
+        return _by_letters(part, whole, complete)
     where, notes = _by_numbers(part, whole, index, first)
     if where is not None and (where >= 0).all() and not _differing(part, whole, where).any():
-        return _result(part, whole, where, notes)
+        return where, notes
     where = where if counted else None
     try:
         other, more = _by_letters(part, whole, complete)
     except UserError:
         if where is None or (where < 0).mean() > 1 - LEAST_IDENTITY:
             raise
-        return _result(part, whole, _doubtful_left_out(part, whole, where), notes)
+        return _doubtful_left_out(part, whole, where), notes
     if where is None:
-        return _result(part, whole, other, [*more, "residue numbers do not fit the sequence: placed by letters"])
-    return _result(part, whole, *_reconciled(part, whole, where, other, notes))
+        return other, [*more, "residue numbers do not fit the sequence: placed by letters"]
+    return _reconciled(part, whole, where, other, notes)
 
 
 def _result(part: str, whole: str, where: np.ndarray, notes: list[str]) -> Placement:

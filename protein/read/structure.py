@@ -39,6 +39,7 @@ class Chain:
         first: the number that the file gives to the residue at position 0; None where its numbers do not count along.
         complete: the file gives the sequence; else only residues that were seen are known.
         counted: its numbers count missing residues; they do not where the chain is broken and they go on.
+        broken: residues behind which no bond follows, where only those that were seen are known.
         notes: what was decided in reading.
         file: it was read from; chains of one file can be put together.
     """
@@ -51,6 +52,7 @@ class Chain:
     first: int | None = None
     complete: bool = False
     counted: bool = True
+    broken: tuple[int, ...] = ()
     file: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -71,7 +73,7 @@ class Chain:
 
     def place_on(self, sequence: str) -> Placement:
         """Returns where the residues of this chain lie in `sequence`. Raises UserError as `on` does."""
-        return place(self.sequence, sequence, self.residue_index, self.first, self.complete, self.counted)
+        return place(self.sequence, sequence, self.residue_index, self.first, self.complete, self.counted, self.broken)
 
     def laid(self, placement: Placement, sequence: str) -> Chain:
         """Returns this chain as `placement` puts it on `sequence`."""
@@ -264,8 +266,10 @@ def _chain(name: str, residues: list[Residue], sequence: list[str], notes: list[
     unseen = int(np.isnan(placed["cbeta"][:, 0]).sum())
     if unseen:
         notes.append(f"{unseen} of {len(whole)} residues have no position")
-    counted = complete or not _broken(residues)
-    return Chain(name, whole, placed["backbone"], placed["cbeta"], index, first, complete, counted, notes=notes)
+    counted, broken = _broken(residues)
+    if complete:
+        counted, broken = True, ()
+    return Chain(name, whole, placed["backbone"], placed["cbeta"], index, first, complete, counted, broken, notes=notes)
 
 
 def _placed(backbone: np.ndarray, cbeta: np.ndarray, where: np.ndarray, length: int) -> dict[str, np.ndarray]:
@@ -293,7 +297,7 @@ def _on_entity(
     index = np.cumsum(np.maximum(np.diff(numbers, prepend=numbers[:1] - 1), 1)) - 1
     if whole:
         try:
-            found = place(letters, whole, index, int(numbers[0]), False, not _broken(residues))
+            found = place(letters, whole, index, int(numbers[0]), False, *_broken(residues))
             notes += found.notes
             return whole, found.where, np.arange(len(whole)), True
         except UserError as error:
@@ -301,18 +305,19 @@ def _on_entity(
     return letters, np.arange(len(letters)), index, False
 
 
-def _broken(residues: list[Residue]) -> bool:
-    """Whether the numbers of neighbours follow each other where the chain is broken: they do not count what is
-    missing.
+def _broken(residues: list[Residue]) -> tuple[bool, tuple[int, ...]]:
+    """Whether the numbers count what is missing, and the residues behind which the chain is broken.
 
-    A file in which most neighbours are not bound, such as a made-up one, says nothing.
+    They do not where the numbers of neighbours follow each other over a broken bond. A file in which most neighbours
+    are not bound, such as a made-up one, says nothing.
     """
     numbers = np.array([residue.number for residue in residues])
     atoms = np.stack([residue.xyz for residue in residues])
     bonds = np.linalg.norm(atoms[:-1, BACKBONE.index("C")] - atoms[1:, BACKBONE.index("N")], axis=1)
-    # Numbers that fall or repeat are counted as following each other, too.
-    bonds = bonds[(np.diff(numbers) <= 1) & ~np.isnan(bonds)]
-    return bool((bonds > BROKEN).any() and (bonds < PEPTIDE_BOND).mean() > 0.8)
+    follow = (np.diff(numbers) <= 1) & ~np.isnan(bonds)  # numbers that fall or repeat are counted as following, too
+    if not follow.any() or (bonds[follow] < PEPTIDE_BOND).mean() <= 0.8:
+        return True, ()
+    return not (bonds[follow] > BROKEN).any(), tuple(np.flatnonzero(bonds > BROKEN).tolist())
 
 
 def _first(residues: list[Residue], where: np.ndarray, index: np.ndarray) -> int | None:

@@ -184,3 +184,35 @@ def test_parts_of_other_vectors(tmp_path: Path) -> None:
     assert (tmp_path / "w.npz.parts" / "thesis.tex").exists()
     with pytest.raises(UserError, match="There are no vectors"):
         Writer.open(tmp_path / "u.npz", ABOUT).close()
+
+
+def test_an_input_that_changed_since_its_vector_was_made(tmp_path: Path) -> None:
+    contents = {name: number for number, name in enumerate(NAMES)}
+    path = tmp_path / "v.npz"
+    Writer.open(path, ABOUT, mark=contents.__getitem__).add(NAMES[:3], VALUES[:3])
+    assert Writer.open(path, ABOUT, mark=contents.__getitem__).done == set(NAMES[:3])
+    contents[NAMES[1]] = 77
+    with pytest.raises(UserError, match="has changed since its vector was made") as raised:
+        Writer.open(path, ABOUT, mark=contents.__getitem__)
+    assert repr(NAMES[1])[1:-1] in str(raised.value)
+    anew = Writer.open(path, ABOUT, True, contents.__getitem__)
+    assert anew.done == set()
+    anew.add(NAMES, VALUES)
+    assert anew.close(NAMES) == len(NAMES) and read_vectors(path).places == {}
+
+
+def test_what_tells_that_an_input_of_embed_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triune import embed
+    from triune.core.labelled.run import Inputs
+
+    (tmp_path / "x.png").write_bytes(b"one")
+    mark = embed._marks(Inputs(["x.png", "a text"], ["first", "second"], tmp_path))
+    before = mark("first"), mark("second")
+    assert before == (mark("first"), mark("second")) and before[0] != before[1]
+    (tmp_path / "x.png").write_bytes(b"two")
+    assert mark("first") != before[0] and mark("second") == before[1]
+    monkeypatch.setattr(embed, "WHOLE", 2)
+    large = mark("first")
+    (tmp_path / "x.png").write_bytes(b"more")
+    assert mark("first") != large
+    assert embed._marks(Inputs(["another"], ["second"], tmp_path))("second") != before[1]
