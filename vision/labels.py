@@ -309,7 +309,7 @@ def seen_in(model: LabelledModel, views: str) -> Callable[[dict[str, Tensor]], T
     """The outputs for a batch, averaged over views of its images."""
 
     def call(batch: dict[str, Tensor]) -> Tensor:
-        return averaged(lambda images: model(batch | {"images": images}), batch["images"], views, model.head.average)
+        return averaged(lambda images: model(batch | {"images": images}), batch["images"], views, model.head.over_views)
 
     return call
 

@@ -184,7 +184,7 @@ class Head(nn.Module, ABC):
 
     # --- what kinds share ---------------------------------------------------------------------------------------------
 
-    def average(self, outputs: Tensor) -> Tensor:
+    def over_views(self, outputs: Tensor) -> Tensor:
         """One answer of several to the same examples, `[answers, ..., width]` -> `[..., width]`: the mean of the
         outputs, so of numbers, or of log odds. Kinds with probabilities take the mean of these.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..checks import check, check_types
 from ..errors import UserError
 from ..evaluate import classification as figures
-from ..evaluate.bootstrap import RESAMPLES
+from ..evaluate.bootstrap import RESAMPLES, Resamples
 from ..evaluate.calibration import fit_temperature
 from ..evaluate.judgement import Judgement
 from ..files import few
@@ -54,7 +55,73 @@ class ClassifyOptions:
         )  # fmt: skip
 
 
-class Classify(Head):
+class OneClass(Head):
+    """A head whose answer is one of several classes: how all such are judged."""
+
+    @abstractmethod
+    def log_p(self, outputs: Tensor, calibration: dict[str, Any]) -> Tensor:
+        """Log probabilities float64 `[..., classes]`."""
+
+    @abstractmethod
+    def named(self, outputs: Tensor) -> np.ndarray:
+        """The class that is named, int64 `[...]`."""
+
+    @abstractmethod
+    def figures_of(self, answers: figures.Answers) -> dict[str, float]:
+        """The figures of a whole set."""
+
+    @abstractmethod
+    def intervals_of(self, answers: figures.Answers, drawn: Resamples) -> Any:
+        """Their intervals."""
+
+    @abstractmethod
+    def rows_of(self, answers: figures.Answers) -> Any:
+        """A table of the classes."""
+
+    @abstractmethod
+    def baseline(self, labels: np.ndarray) -> dict[str, float]:
+        """The figures of the best constant answer to the training rows."""
+
+    def judge(
+        self,
+        outputs: Tensor,
+        targets: Arrays,
+        calibration: dict[str, Any] | None = None,
+        groups: Sequence[Any] | np.ndarray | None = None,
+        resamples: int = RESAMPLES,
+    ) -> Judgement:
+        outputs, labels, group = self._kept(outputs, targets, groups)
+        log_p = self.log_p(outputs, {})
+        calibrated = None
+        if parts := self.parts(outputs, labels, calibration, group, resamples):
+            calibrated = torch.empty_like(log_p)
+            for rows, fitted in parts:
+                calibrated[rows] = self.log_p(outputs[rows], fitted)
+            calibrated = calibrated.numpy()
+        answers = figures.Answers(labels.numpy(), self.named(outputs), log_p.numpy(), calibrated)
+        metrics = self.figures_of(answers)
+        drawn = resampled(len(labels), group, resamples)
+        if drawn is None:
+            return Judgement(self.kind, len(labels), metrics)
+        return Judgement(
+            self.kind,
+            len(labels),
+            metrics,
+            self.intervals_of(answers, drawn),
+            self.baseline(answers.labels),
+            self.rows_of(answers),
+            [drawn.said(), *absent(answers.labels, self.spec.names)],
+            figures.confusion(answers, self.spec.names),
+            figures.panels(answers, metrics),
+        )
+
+    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
+        outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)
+        check_classes(labels, len(self.spec.names))
+        return outputs, labels.long(), group
+
+
+class Classify(OneClass):
     """Softmax over classes.
 
     Probabilities are those of data with the classes' shares in training, also after a training with balanced weights:
@@ -110,7 +177,7 @@ class Classify(Head):
         """Logits without the weights of the classes, float64 `[..., classes]`."""
         return outputs.double() - self._shift(torch.float64, outputs.device)
 
-    def average(self, outputs: Tensor) -> Tensor:
+    def over_views(self, outputs: Tensor) -> Tensor:
         """Logits of the mean of the probabilities."""
         log_p = self.honest(outputs).log_softmax(dim=-1).logsumexp(0) - math.log(len(outputs))
         return (log_p + self._shift(torch.float64, outputs.device)).to(outputs.dtype)
@@ -130,49 +197,23 @@ class Classify(Head):
         outputs, labels, _ = self._kept(outputs, targets)
         return {"temperature": fit_temperature(self.honest(outputs), labels)}
 
-    def judge(
-        self,
-        outputs: Tensor,
-        targets: Arrays,
-        calibration: dict[str, Any] | None = None,
-        groups: Sequence[Any] | np.ndarray | None = None,
-        resamples: int = RESAMPLES,
-    ) -> Judgement:
-        outputs, labels, group = self._kept(outputs, targets, groups)
-        log_p = self.log_p(outputs, {})
-        calibrated = None
-        if parts := self.parts(outputs, labels, calibration, group, resamples):
-            calibrated = torch.empty_like(log_p)
-            for rows, fitted in parts:
-                calibrated[rows] = self.log_p(outputs[rows], fitted)
-            calibrated = calibrated.numpy()
-        answers = figures.Answers(labels.numpy(), outputs.argmax(dim=1).numpy(), log_p.numpy(), calibrated)
-        metrics = figures.classify_metrics(answers)
-        drawn = resampled(len(labels), group, resamples)
-        if drawn is None:
-            return Judgement(self.kind, len(labels), metrics)
-        return Judgement(
-            self.kind,
-            len(labels),
-            metrics,
-            figures.classify_intervals(answers, drawn),
-            self._baseline(answers.labels),
-            figures.class_rows(answers, self.spec.names),
-            [drawn.said(), *absent(answers.labels, self.spec.names)],
-            figures.confusion(answers, self.spec.names),
-            figures.panels(answers, metrics),
-        )
+    def named(self, outputs: Tensor) -> np.ndarray:
+        return outputs.argmax(dim=-1).numpy()
 
-    def _baseline(self, labels: np.ndarray) -> dict[str, float]:
+    def figures_of(self, answers: figures.Answers) -> dict[str, float]:
+        return figures.classify_metrics(answers)
+
+    def intervals_of(self, answers: figures.Answers, drawn: Resamples) -> Any:
+        return figures.classify_intervals(answers, drawn)
+
+    def rows_of(self, answers: figures.Answers) -> Any:
+        return figures.class_rows(answers, self.spec.names)
+
+    def baseline(self, labels: np.ndarray) -> dict[str, float]:
         """Always the commonest class of the training, with the shares as probabilities."""
         log_p = np.broadcast_to(np.log(shares(self.counts)), (len(labels), self.width))
         answers = figures.Answers(labels, np.full(len(labels), int(np.argmax(self.counts))), log_p)
         return figures.classify_metrics(answers)
-
-    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
-        outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)
-        check_classes(labels, self.width)
-        return outputs, labels.long(), group
 
 
 def class_counts(values: Any, names: Sequence[str]) -> list[int]:

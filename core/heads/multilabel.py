@@ -133,7 +133,7 @@ class Multilabel(Head):
             return odds
         return odds * numbers(calibration["scale"]) + numbers(calibration["shift"])
 
-    def average(self, outputs: Tensor) -> Tensor:
+    def over_views(self, outputs: Tensor) -> Tensor:
         """Outputs of the mean of the probabilities."""
         shift = torch.tensor(self.weights or [1.0] * self.width, dtype=torch.float64, device=outputs.device).log()
         return (self.log_odds(outputs, {}).sigmoid().mean(0).logit(1e-12) + shift).to(outputs.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
@@ -14,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluate import classification, ordinal
-from ..evaluate.bootstrap import RESAMPLES
+from ..evaluate.bootstrap import Resamples
 from ..evaluate.calibration import bisected
-from ..evaluate.judgement import Judgement
-from ..losses import IGNORED
-from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
-from .classify import NEIGHBOURS_PRIOR, absent, check_classes, class_columns, class_counts, shares
+from .base import Arrays, HeadSpec, Labelled, Monitor
+from .classify import NEIGHBOURS_PRIOR, OneClass, class_columns, class_counts, shares
 from .losses import Sums, at_least_float32, ordered, ordered_log_p
 
 NARROWEST = 1e-3
@@ -31,7 +28,7 @@ class OrdinalOptions:
     """There is nothing to choose."""
 
 
-class Ordinal(Head):
+class Ordinal(OneClass):
     """Proportional odds (McCullagh 1980, section 2): P(class > k) = sigmoid(score - cut k), with one score for each
     example and rising cuts, which are kept apart by construction, so that the probabilities of "more than k" never rise
     with k. Learned by maximum likelihood.
@@ -121,49 +118,23 @@ class Ordinal(Head):
         with torch.enable_grad():
             return {"temperature": bisected(slope, float(outputs.square().mean().sqrt()))}
 
-    def judge(
-        self,
-        outputs: Tensor,
-        targets: Arrays,
-        calibration: dict[str, Any] | None = None,
-        groups: Sequence[Any] | np.ndarray | None = None,
-        resamples: int = RESAMPLES,
-    ) -> Judgement:
-        outputs, labels, group = self._kept(outputs, targets, groups)
-        log_p = self.log_p(outputs, {})
-        calibrated = None
-        if parts := self.parts(outputs, labels, calibration, group, resamples):
-            calibrated = torch.empty_like(log_p)
-            for rows, fitted in parts:
-                calibrated[rows] = self.log_p(outputs[rows], fitted)
-            calibrated = calibrated.numpy()
-        answers = classification.Answers(labels.numpy(), median(outputs), log_p.numpy(), calibrated)
-        metrics = ordinal.ordinal_metrics(answers)
-        drawn = resampled(len(labels), group, resamples)
-        if drawn is None:
-            return Judgement(self.kind, len(labels), metrics)
-        return Judgement(
-            self.kind,
-            len(labels),
-            metrics,
-            ordinal.ordinal_intervals(answers, drawn),
-            self._baseline(answers.labels),
-            ordinal.rank_rows(answers, self.spec.names),
-            [drawn.said(), *absent(answers.labels, self.spec.names)],
-            classification.confusion(answers, self.spec.names),
-            classification.panels(answers, metrics),
-        )
+    def named(self, outputs: Tensor) -> np.ndarray:
+        return median(outputs)
 
-    def _baseline(self, labels: np.ndarray) -> dict[str, float]:
+    def figures_of(self, answers: classification.Answers) -> dict[str, float]:
+        return ordinal.ordinal_metrics(answers)
+
+    def intervals_of(self, answers: classification.Answers, drawn: Resamples) -> Any:
+        return ordinal.ordinal_intervals(answers, drawn)
+
+    def rows_of(self, answers: classification.Answers) -> Any:
+        return ordinal.rank_rows(answers, self.spec.names)
+
+    def baseline(self, labels: np.ndarray) -> dict[str, float]:
         """Always the median class of the training, with the shares as probabilities."""
         log_p = np.broadcast_to(np.log(self.shares), (len(labels), len(self.spec.names)))
         middle = sum(odds > 0 for odds in self.prior())
         return ordinal.ordinal_metrics(classification.Answers(labels, np.full(len(labels), middle), log_p))
-
-    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
-        outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)
-        check_classes(labels, len(self.spec.names))
-        return outputs, labels.long(), group
 
 
 def median(outputs: Tensor) -> np.ndarray:

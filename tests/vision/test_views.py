@@ -56,13 +56,14 @@ def test_heads_average_what_they_answer(weights: str) -> None:
         HeadSpec("classify", names, {"class_weights": weights}, {"counts": [5, 1, 2, 9]}), 2
     )  # fmt: skip
     expected = classify.log_p(outputs, {}).exp().mean(0)
-    torch.testing.assert_close(classify.log_p(classify.average(outputs), {}).exp(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(classify.log_p(classify.over_views(outputs), {}).exp(), expected, rtol=1e-5, atol=1e-6)
     counts = {"positive": [5, 1, 2, 9], "negative": [3, 9, 8, 1]}
     labels = make_head(HeadSpec("multilabel", names, {"positive_weights": weights}, counts), 2)
     expected = labels.log_odds(outputs, {}).sigmoid().mean(0)
-    torch.testing.assert_close(labels.log_odds(labels.average(outputs), {}).sigmoid(), expected, rtol=1e-5, atol=1e-6)
+    found = labels.log_odds(labels.over_views(outputs), {}).sigmoid()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     numbers = make_head(HeadSpec("regress", ("x",)), 2)
-    assert torch.equal(numbers.average(outputs), outputs.mean(0))
+    assert torch.equal(numbers.over_views(outputs), outputs.mean(0))
 
 
 def draw(folder: Path, names: tuple[str, ...]) -> Path:
