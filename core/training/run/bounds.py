@@ -50,7 +50,8 @@ def check(config: Any, verb: str = "fit") -> None:
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, float) and not abs(part) <= MOST:
                 raise UserError(f"--{name} is {part}, but must be a finite number of at most {MOST:,} in size.")
-            if isinstance(part, str) and not part.strip():
+            # An empty text is the default of several options of other libraries' classes, such as loggers.
+            if isinstance(part, str) and not part.strip() and ".init_args." not in name:
                 raise UserError(f"--{name} is empty, but must have a value; leave it out for the default.")
     for name, instead in OURS.items():
         if values.get(name) is not None:

@@ -23,7 +23,7 @@ from ...files import refuse_special, written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
-from . import bounds, machine, processes, report, sentences, slurm
+from . import bounds, loggers, machine, processes, report, sentences, slurm
 from .agreement import Agreement
 from .arguments import SCORING, given, in_full, prepare, use_own_words
 from .arguments import verb_of as verb_of
@@ -126,6 +126,7 @@ class TaskCLI(LightningCLI):
                 f"--head_scores is an option of a training, and changes nothing in {self.verb}; leave it out."
             )
         use_own_words(parser, self.model_class)
+        loggers.allow_names(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -186,7 +187,7 @@ class TaskCLI(LightningCLI):
                 from .heads import HeadScores
 
                 callbacks.append(HeadScores(session.run.heads))
-        elif self.config.trainer.logger in (None, True):
+        elif self.config.trainer.logger in (None, True) or loggers.names_of(self.config.trainer.logger):
             options["logger"] = False
         if not self.trains:
             options["enable_checkpointing"] = False
@@ -199,10 +200,10 @@ class TaskCLI(LightningCLI):
 
     def _fit_options(self, run: RunFolder) -> dict[str, Any]:
         options: dict[str, Any] = {"default_root_dir": str(run)}
-        if self.config.trainer.logger in (None, True) and not self.config.trainer.fast_dev_run:
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            options["logger"] = TensorBoardLogger(run.tensorboard, name="", version="")
+        chosen = self.config.trainer.logger
+        names = ["tensorboard"] if chosen in (None, True) else loggers.names_of(chosen)
+        if names and not self.config.trainer.fast_dev_run:
+            options["logger"] = loggers.make(names, run, self.session.task, self.session.verb) or False
         return options
 
     def config_text(self) -> str:
