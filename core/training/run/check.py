@@ -12,6 +12,7 @@ from ...errors import UserError
 from . import changes, report, sentences
 from .arguments import RUN_VARIABLE, check_yaml, run_and_configs
 from .cli import TaskCLI
+from .companions import Companions
 from .faults import Line, faults
 from .probe import Estimate, estimate
 from .progress import duration, short
@@ -49,7 +50,7 @@ def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, 
 
     def build(words: list[str]) -> TaskCLI:
         try:
-            cli = TaskCLI(kind.task, kind.verb, words, kind.module, kind.data, kind.package)
+            cli = TaskCLI(kind.task, kind.verb, words, kind.module, kind.data, kind.package, Companions())
             if cli.session.resume and cli.session.run:
                 changes.accept(cli.changes(cli.session.run), cli.session.run, kind.task)
             return cli

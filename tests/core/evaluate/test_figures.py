@@ -120,6 +120,18 @@ def test_multilabel():
     found = head.judge(logits[whole], truth[whole], resamples=0).metrics["exact"]
     assert found == pytest.approx(sk.accuracy_score(truth[whole], p[whole] >= 0.5))
     assert [row["f1"] is None for row in judged.per_class] == [False, False, False, True]
+    for row, (t, q) in zip(judged.per_class[:3], column):
+        assert row["average_precision"] == pytest.approx(sk.average_precision_score(t, q), abs=1e-9)
+        assert row["auroc"] == pytest.approx(sk.roc_auc_score(t, q), abs=1e-9)
+    # Thresholds are stored with the head: no other gives these examples a better F1, and answers are given by them.
+    stored = make_head(head.spec.calibrated(head.calibrate(logits, truth)), 2)
+    thresholds, odds = stored.spec.calibration["thresholds"], stored.log_odds(logits, stored.spec.calibration)
+    for c, (t, _) in enumerate(column[:3]):
+        chosen = odds.sigmoid().numpy()[real[:, c], c]
+        best = max(sk.f1_score(t, chosen >= limit) for limit in np.unique(chosen))
+        assert sk.f1_score(t, chosen >= thresholds[c]) == pytest.approx(best)
+    labels = stored.predict(logits)["labels"]
+    assert labels[9].split("|") == [name for name, q, th in zip("abcd", odds.sigmoid()[9], thresholds) if q >= th]
     assert judged.notes[-1] == "No example here has 1 of 4 labels (d); means leave them out."
 
 
