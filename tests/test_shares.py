@@ -57,6 +57,10 @@ def digits(folder: Path) -> ImageData:
     return ImageData(batch_size=WHOLE, augment=augment)
 
 
+def shifted(folder: Path) -> ImageData:
+    return ImageData(batch_size=WHOLE, augment=AugmentConfig(rotate=10, zoom=0.1, policy="trivial", mixup=0.8))
+
+
 def files(folder: Path) -> ImageData:
     draw = np.random.default_rng(0)
     for number in range(30):
@@ -80,7 +84,7 @@ def stream(data: ResumableData, rank: int, world: int) -> list[dict[str, Any]]:
     return [data.on_after_batch_transfer(batch, 0) for batch in itertools.islice(batches, BATCHES)]
 
 
-@pytest.mark.parametrize("make", [texts, chats, pairs, chains, sequences, digits, files, unlabelled])
+@pytest.mark.parametrize("make", [texts, chats, pairs, chains, sequences, digits, shifted, files, unlabelled])
 def test_parts_make_the_whole(make: Callable[[Path], ResumableData], tmp_path: Path) -> None:
     data = make(tmp_path)
     data.setup()

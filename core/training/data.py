@@ -316,7 +316,8 @@ class ResumableData(DataModule):
         if whole is None or (world == before and "batch_size" not in self.given):
             return ""
         if whole % world:
-            fit = [str(number) for number in range(1, min(whole, 4 * max(world, before)) + 1) if whole % number == 0]
+            divide = (number for number in range(1, min(whole, 4 * world) + 1) if whole % number == 0)
+            fit = map(str, sorted(sorted(divide, key=lambda number: abs(number - world))[:6]))
             raise UserError(
                 f"The batch of all processes is {whole}, which {world} processes do not divide; continue this run on"
                 f" {', '.join(fit)} (--trainer.devices, or --nproc-per-node of torchrun)."

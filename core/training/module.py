@@ -244,7 +244,8 @@ class TrainingModule(TaskModule):
         divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-        torch._foreach_mul_(local, (divided / count).float())
+        double = any(grad.dtype == torch.float64 for grad in local)
+        torch._foreach_mul_(local, (divided / count).to(torch.float64 if double else torch.float32))
 
     def configure_gradient_clipping(
         self,

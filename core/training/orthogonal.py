@@ -125,7 +125,8 @@ def _orthogonalised(updates: list[Tensor], steps: int) -> list[Tensor]:
         stacks = [(u if u.ndim == 3 else u[None]) for u in (updates[i] for i in indices)]
         batch = torch.cat([u.mT if u.shape[1] > u.shape[2] else u for u in stacks])
         # Tensor cores make bfloat16 several times faster; CPUs without AMX make it slower.
-        batch = newton_schulz(batch.to(torch.bfloat16 if batch.is_cuda else torch.float32), steps)
+        fast = torch.bfloat16 if batch.is_cuda else torch.float32
+        batch = newton_schulz(batch if batch.dtype == torch.float64 else batch.to(fast), steps)
         parts = batch.to(updates[indices[0]].dtype).split([len(u) for u in stacks])
         for index, wide in zip(indices, parts, strict=True):
             like = updates[index]

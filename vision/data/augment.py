@@ -156,7 +156,8 @@ def _draw_maps(
     turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -2)
     a, t = turn * scale[:, None, None], np.zeros((batch, 2))
     if crop == "pad":
-        t = rng.integers(-padding, padding + 1, (batch, 2)).astype(float)
+        rows = getattr(rng, "rows", lambda low, high, *size: rng.integers(low, high, size))
+        t = rows(-padding, padding + 1, batch, 2).astype(float)
     elif crop == "resized":
         height, width = size
         each = getattr(rng, "each", lambda count, draw: [draw(rng) for _ in range(count)])

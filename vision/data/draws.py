@@ -36,6 +36,10 @@ class Draws:
     def integers(self, low: int, high: int, size: int | tuple[int, ...]) -> np.ndarray:
         return self._generator.integers(low, high, self._size(size))[..., self._slots]
 
+    def rows(self, low: int, high: int, batch: int, columns: int) -> np.ndarray:
+        """Whole numbers `[batch, columns]`."""
+        return self._generator.integers(low, high, (self._whole, columns))[self._slots]
+
     def uniform(self, low: float, high: float, size: int | tuple[int, ...]) -> np.ndarray:
         return self._generator.uniform(low, high, self._size(size))[..., self._slots]
 

@@ -367,14 +367,20 @@ class ImageData(ResumableData):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
         """On the device: change the images at random (training only), normalise, mix."""
-        position = batch.get("position")
-        if position is None:
-            return batch | {"images": self.preprocessing.normalise(batch["images"])}
+        if (position := batch.get("position")) is None:
+            return self._as_precise(batch | {"images": self.preprocessing.normalise(batch["images"])})
         cropped = self.augment.crop == "resized" and not self._pixels
-        return augmented(
+        batch = augmented(
             batch, self.augment, self.preprocessing, [self.seed, 1, 0, position], self.batch,
             self.batch * self.ranks()[1], self._mirror, cropped, self.classes,
         )  # fmt: skip
+        return self._as_precise(batch)
+
+    def _as_precise(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """In float64 for --trainer.precision 64-true; Lightning saw to it before the images were floats."""
+        double = bool(self.trainer) and str(self.trainer.precision) == "64-true"
+        floats = {n: v for n, v in batch.items() if double and isinstance(v, Tensor) and v.is_floating_point()}
+        return batch | {name: value.double() for name, value in floats.items()}
 
     @property
     def _workers(self) -> int:

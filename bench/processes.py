@@ -1,0 +1,194 @@
+"""Two and four processes against one: the same global batches, and after 50 steps the same weights and metrics.
+
+    python bench/processes.py [TASK …] [--steps 50]
+
+Each training runs in processes that are forked here (gloo, one thread each): DDP and FSDP2, float32 and float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WHOLE = 8
+"""Examples of a batch of all processes."""
+
+
+def small(**more: Any) -> Any:
+    from triune.core.config import TransformerConfig
+
+    return TransformerConfig(**{"dim": 16, "depth": 2, "heads": 2, **more})
+
+
+def text(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.text.data.module import TextData
+    from triune.text.task import TextTask
+
+    data = TextData(str(corpus(folder)), tokenizer="bytes", context=32, batch_size=size, cache=str(folder))
+    return TextTask(transformer=small(position="rotary")), data
+
+
+def text_pretrain(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.text.masked.data import MaskedText
+    from triune.text.masked.task import MaskedTextTask
+
+    data = MaskedText(files=str(corpus(folder)), tokenizer="bytes", context=32, batch_size=size, cache=str(folder))
+    return MaskedTextTask(transformer=small(position="rotary")), data
+
+
+def corpus(folder: Path) -> Path:
+    path = folder / "text.txt"
+    if not path.exists():
+        path.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(600)))
+    return path
+
+
+def vision(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.vision.data.augment import AugmentConfig
+    from triune.vision.data.module import ImageData
+    from triune.vision.task import VisionTask
+
+    augment = AugmentConfig(rotate=10, erasing=0.3, mixup=0.8, cutmix=1.0)
+    return VisionTask(transformer=small(position="none")), ImageData(batch_size=size, augment=augment)
+
+
+def vision_pretrain(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.vision.masked.data import PlainImages
+    from triune.vision.masked.task import MaskedTask
+
+    decoder = small(depth=1, position="none")
+    return MaskedTask(transformer=small(position="none"), decoder=decoder, probe=0), PlainImages(batch_size=size)
+
+
+def contacts(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.protein.data.module import ProteinData
+    from triune.protein.pair.task import PairTask
+
+    return PairTask(settings=PAIR), ProteinData(crop=32, batch_size=size, max_length=64)
+
+
+PAIR: dict[str, Any] = {"dim": 16, "depth": 1, "sequence_depth": 0, "dropout_pair": 0.0, "recycles": 0}
+
+
+def protein_pretrain(folder: Path, size: int) -> tuple[Any, Any]:
+    from triune.protein.language.data import SequenceData
+    from triune.protein.language.task import PretrainTask
+
+    return PretrainTask(transformer=small(position="rotary")), SequenceData(context=48, batch_size=size)
+
+
+TASKS: dict[str, Callable[[Path, int], tuple[Any, Any]]] = {
+    "text": text, "text pretrain": text_pretrain, "vision": vision, "vision pretrain": vision_pretrain,
+    "protein contacts": contacts, "protein pretrain": protein_pretrain,
+}  # fmt: skip
+
+
+def train(task: str, folder: Path, world: int, strategy: str, precision: str, steps: int) -> dict[str, Any]:
+    """Weights (of rank 0, whole) and validation metrics of a training with `world` processes."""
+    import triune.core.training.module  # noqa: F401 (before the fork, so that no process imports it anew)
+
+    TASKS[task](folder, WHOLE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / f"{task}-{world}-{strategy}-{precision}.pt"
+    context = multiprocessing.get_context("fork")
+    several = [
+        context.Process(target=_one, args=(task, folder, rank, world, port, strategy, precision, steps, out))
+        for rank in range(world)
+    ]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join(300)
+    codes = [process.exitcode for process in several]
+    for process in several:
+        process.kill()
+    assert codes == [0] * world, f"{task} with {world} processes ended with {codes}"
+    return torch.load(out, weights_only=True)
+
+
+def _one(
+    task: str, folder: Path, rank: int, world: int, port: int, strategy: str, precision: str, steps: int, out: Path
+) -> None:
+    if world > 1:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "here",
+        }  # fmt: skip
+    import lightning.pytorch as pl
+    from torch.distributed.tensor import DTensor
+
+    from triune.core.training.lightning_fixes import quiet
+
+    quiet()
+    torch.set_num_threads(1)
+    pl.seed_everything(3, verbose=False)
+    module, data = TASKS[task](folder, WHOLE // world)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=world, strategy=strategy if world > 1 else "auto", precision=precision,
+        max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
+        enable_model_summary=False, limit_val_batches=2, val_check_interval=steps, check_val_every_n_epoch=None,
+        gradient_clip_val=1.0, inference_mode=False, default_root_dir=str(folder),
+    )  # fmt: skip
+    trainer.fit(module, data)
+    state = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in module.model.state_dict().items()
+    }
+    if rank == 0:
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        torch.save({"weights": state, "metrics": seen}, out)
+    if world > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    os._exit(0)  # what this process inherited is its parent's to close
+
+
+def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference between two sets of weights."""
+    assert one["weights"].keys() == other["weights"].keys()
+    return max(float((one["weights"][k] - other["weights"][k]).abs().max()) for k in one["weights"])
+
+
+def main() -> None:
+    from common import record, table
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), metavar="TASK")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4])
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for task in options.tasks:
+            for precision in ("32-true", "64-true"):
+                alone = train(task, Path(name), 1, "auto", precision, options.steps)
+                for strategy in ("ddp", "fsdp2"):
+                    for world in options.worlds:
+                        row: dict[str, Any] = {
+                            "task": task, "precision": precision, "strategy": strategy, "processes": world
+                        }  # fmt: skip
+                        try:
+                            several = train(task, Path(name), world, strategy, precision, options.steps)
+                            row["weights"] = furthest(alone, several)
+                            row["val_loss"] = several["metrics"]["val_loss"]
+                            row["val_loss_of_one"] = alone["metrics"]["val_loss"]
+                        except AssertionError as error:
+                            row["failed"] = str(error)
+                        print(row, flush=True)
+                        rows.append(row)
+            record("processes", rows, steps=options.steps, asked={"32-true": 1e-5, "64-true": 1e-12})
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
