@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def _one(
     from triune.core.training.lightning_fixes import quiet
 
     quiet()
+    warnings.simplefilter("ignore")  # those of the libraries about each other, which a test would make errors
     torch.set_num_threads(1)
     pl.seed_everything(3, verbose=False)
     module, data = TASKS[task](folder, WHOLE // world)
