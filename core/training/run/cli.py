@@ -70,9 +70,9 @@ class TaskCLI(LightningCLI):
         module_class: type[TrainingModule],
         data_class: type[DataModule],
         recipes_package: str,
-        companions: Companions,
+        companions: Companions | None = None,
     ):
-        self.companions = companions
+        self.companions = companions or Companions()
         self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
         args = in_full(args, module_class.SHORT)
