@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from .core.checkpoints.family import Pretrained
+from .core.checkpoints.native import CONFIG
 from .core.checkpoints.source import Source, open_source
 from .core.config import TransformerConfig
 from .core.errors import UserError
+from .core.files import read_json
 from .core.options import Parser
 from .core.rotary import RotaryConfig
 from .core.task import named
@@ -74,6 +76,8 @@ def convert(args: list[str]) -> int:
     p.add_argument("--overwrite", action="store_true", help="replace a folder or file that exists")
     options = p.parse_args(args)
     _check_target(options)
+    if (task := _with_head(options.checkpoint)) and options.to == "hf":
+        return _convert_head(task, options.checkpoint, options.folder)
     task = task_of(options.checkpoint)
     room = _room(task)
     pretrained = room.load(options.checkpoint)
@@ -112,6 +116,27 @@ def _convert_gguf(room: Any, pretrained: Pretrained, path: Path, type_: str) -> 
         raise UserError("Only language models can be written for llama.cpp (--to gguf); take another format.")
     room.export(pretrained, path, "gguf", type_)
     print("\n".join([*room.report_gguf(pretrained, path), f"Done: '{path}' has {path.stat().st_size / 1e6:,.1f} MB."]))
+    return 0
+
+
+def _with_head(name: str) -> str:
+    """The task of a run or model with a head of a table; an empty text for another checkpoint."""
+    for folder in (Path(name), Path(name) / "model"):
+        if (folder / CONFIG).is_file():
+            found = read_json(folder / CONFIG).get("architecture")
+            for task, about in tasks().items():
+                if about.modality and found == named(about.modality).model.__name__:
+                    return task
+    return ""
+
+
+def _convert_head(task: str, name: str, folder: Path) -> int:
+    """Writes a model with a head as transformers' class for sequences or tokens."""
+    from .core.labelled.export import write_head
+    from .core.training.run.folder import model_folder
+
+    words = write_head(named(tasks()[task].modality), _room(task), model_folder(name, task), folder)
+    print("\n".join(words))
     return 0
 
 

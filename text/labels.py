@@ -276,7 +276,19 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, TextReader]:
     return for_vectors(TextPredictor, trunk, pool or ("last" if last else "mean")), reader
 
 
-MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk, TextTable)
+def _whole_trunk(model: LabelledModel) -> TextEncoder:
+    """Raises UserError for a causal model: transformers' classes read its last token without a bias."""
+    trunk: Any = model.trunk
+    if not isinstance(trunk, TextEncoder):
+        raise UserError(
+            "Hugging Face's classifiers of causal language models have no bias, and this model has one; keep the run "
+            "in triune's format."
+        )
+    trunk.config = replace(trunk.config, masked_head=False)
+    return trunk
+
+
+MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk, TextTable, _whole_trunk)
 
 
 def predict(args: list[str]) -> int:

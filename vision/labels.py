@@ -349,7 +349,7 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
     return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
 
 
-MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, several_views)
+MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, views=several_views)
 
 
 def predict(args: list[str]) -> int:

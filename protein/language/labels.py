@@ -281,7 +281,15 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ProteinReader]:
     return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.transformer.context - 2)
 
 
-MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk, ProteinTable)
+def _whole_trunk(model: LabelledModel) -> SequenceModel:
+    """The trunk with a new head of masked residues, which classifiers do not read."""
+    trunk: Any = model.trunk
+    whole = SequenceModel(trunk.config).eval()
+    whole.load_state_dict(whole.state_dict() | trunk.state_dict())
+    return whole
+
+
+MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk, ProteinTable, _whole_trunk)
 
 
 def predict(args: list[str]) -> int:
