@@ -419,7 +419,7 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
         ),
         "angle of a digit": Problem(
             "vision", "degrees", "mae", make_angles, "target", ridge_pixels, "ridge regression on pixels",
-            ["--data.augment.rotate", "0", *steps, "900"],
+            ["--data.augment.rotate", "0", "--data.augment.flip", "false", *steps, "900"],
         ),
         "grammar": Problem(
             "text", "does the verb agree?", "accuracy", make_grammar, "target", logistic_words,
