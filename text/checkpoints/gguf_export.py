@@ -36,6 +36,14 @@ _ALSO = {"mixtral": "llama", "mistral": "llama", "olmo3": "olmo2"}
 """Further families that an architecture runs."""
 ARCHITECTURES = {kind: architecture for architecture, kind in MODEL_TYPES.items() if architecture != "mistral"} | _ALSO
 """`model_type` -> architecture. llama.cpp has none called mistral."""
+_BIASED = ("gpt2", "gptneox", "starcoder2")
+"""Architectures whose linear layers all have a bias in llama.cpp."""
+_EITHER = ("llama", "granite")
+"""Those in which they may have one; in others only queries, keys and values may."""
+_OWN_HEAD = ("gptneox", "stablelm", "olmo2")
+"""Those in which the head is a matrix of its own."""
+_TIED = ("gemma", "gemma2", "command-r", "cohere2")
+"""Those in which it is the embedding."""
 SCALINGS = ("none", "linear", "llama3", "yarn")
 """Rotary scalings of all architectures; Phi 3 has longrope."""
 CLOSE = 1e-6
@@ -76,6 +84,7 @@ def export_gguf(
     values |= {"general.name": name or path.stem, "general.file_type": FILE_TYPES[type_]}
     values |= {"general.quantization_version": 2} if type_.startswith("q") else {}
     planned, kinds = _plan(model, config, architecture, type_)
+    _refuse_tensors(config, architecture, set(planned))
     with written_whole(path) as part:
         write(part, {"general.architecture": architecture} | values, planned)
         _check(config, part)
@@ -241,6 +250,25 @@ def _plan(
         planned[name] = Planned(shape, int(number), bytes_, _content(make, kind, name))
         kinds[kind] = kinds.get(kind, 0) + 1
     return planned, kinds
+
+
+def _refuse_tensors(config: LanguageModelConfig, architecture: str, names: set[str]) -> None:
+    """Raises UserError where llama.cpp would miss a tensor, or find one that it has no place for."""
+    biased = {part for part in ("attn_output", "ffn_down") if f"blk.0.{part}.bias" in names}
+    odd = ""
+    if architecture in _BIASED and len(biased) < 2:
+        odd = "linear layers without biases"
+    elif architecture not in (*_BIASED, *_EITHER) and (biased or "blk.0.attn_qkv.bias" in names):
+        odd = "biases of linear layers other than queries, keys and values"
+    elif config.tied and architecture in _OWN_HEAD:
+        odd = "a head that is the embedding"
+    elif not config.tied and architecture in _TIED:
+        odd = "a head of its own"
+    if odd:
+        raise UserError(
+            f"The model has {odd}, which llama.cpp does not have in the architecture '{architecture}'; keep it in "
+            "triune's or Hugging Face's format."
+        )
 
 
 def _content(make: Callable[[], Tensor], kind: str, name: str) -> Callable[[], Any]:
