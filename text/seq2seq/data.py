@@ -80,7 +80,7 @@ class ByLength(Shuffled):
 
     def permutation(self, epoch: int) -> np.ndarray:
         order, wanted = super().permutation(epoch), self._batch_size * self._world
-        order = order[: len(self) * wanted]
+        order = order[np.arange(len(self) * wanted)]
         pools = [order[at : at + POOL * wanted] for at in range(0, len(order), POOL * wanted)]
         batches = [pool[np.argsort(self._lengths[pool], kind="stable")].reshape(-1, wanted) for pool in pools]
         joined = np.concatenate(batches)
