@@ -102,13 +102,18 @@ UNPADDED = [
 RecurrentGemma, elsewhere where a bias before it makes something of the zeros there."""
 
 
+SEEDS = {"qwen3-next without experts": 3}
+"""Of random weights, where those of seed 0 do not tell: there transformers' own float32 is 3.0e-5 away from float64 at
+one token on a CPU with AVX-512 (ours 5.6e-6)."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_outputs_and_back(name: str, tmp_path: Path) -> None:
     """Behind a cache they are compared with what the original says to the whole text: its own cached pass forgets the
     state in models of Mamba-1 (transformers 5.24).
     """
     kind, options = CASES[name]
-    theirs = original(kind, options)
+    theirs = original(kind, options, SEEDS.get(name, 0))
     theirs.save_pretrained(tmp_path / "theirs")
     found = load(str(tmp_path / "theirs"))
     assert outputs(found.model, theirs) < LIMIT

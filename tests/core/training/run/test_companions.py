@@ -83,7 +83,7 @@ def test_the_others_end_with_the_code_of_one_that_leaves(make: Any, capfd: pytes
 def test_rank_0_that_vanishes_is_noticed(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
     ranks = make(3)
     ranks.meet(0, 1, 2)
-    for link in ranks.known[0]._links.values():  # as the system does at the end of a process
+    for link in list(ranks.known[0]._links.values()):  # as the system does at the end of a process
         link.shutdown(socket.SHUT_RDWR)
     ranks.known[0]._over.set()
     assert ranks.all_left.wait(60) and ranks.left == [1, 1]
