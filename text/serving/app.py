@@ -93,7 +93,7 @@ class _Server:
     def __init__(self, served: Served) -> None:
         self.served, self.began = served, int(time.time())
         self.engine = Engine(served.model, served.tokenizer, served.limits.batch)
-        self.open = 0
+        self._answers: list[Answer] = []
         self.talk = Talk(served.tokenizer, [])
 
     def lifespan(self, app: Starlette) -> Any:
@@ -129,9 +129,10 @@ class _Server:
             served.limits, self._ask, lambda text: prompt_ids(served.tokenizer, text),
         )  # fmt: skip
         jobs = asked.jobs
-        if self.open + len(jobs) > served.limits.waiting:
+        self._answers = [answer for answer in self._answers if not (answer.finished or answer.cancelled)]
+        if len(self._answers) + len(jobs) > served.limits.waiting:
             raise Refusal(
-                f"{self.open} answers are written or wait, and {len(jobs)} more would be above "
+                f"{len(self._answers)} answers are written or wait, and {len(jobs)} more would be above "
                 f"{served.limits.waiting}; try again later.",
                 429,
             )
@@ -140,13 +141,14 @@ class _Server:
 
         def teller(number: int) -> Callable[[Event], None]:
             def tell(event: Event) -> None:
+                answers[number].finished |= event.reason is not None
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(news.put_nowait, (number, event))
 
             return tell
 
         answers = [Answer(job, teller(number)) for number, job in enumerate(jobs)]
-        self.open += len(answers)
+        self._answers += answers
         for answer in answers:
             self.engine.add(answer)
         form = _Form(served.name, chat, jobs[0].ids, [len(job.ids) for job in jobs])
@@ -198,7 +200,6 @@ class _Server:
         finally:
             for answer in answers:
                 answer.cancelled = True
-            self.open -= len(answers)
 
     async def _whole(
         self, request: Request, form: _Form, answers: list[Answer], news: asyncio.Queue[tuple[int, Event]]

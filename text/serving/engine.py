@@ -46,6 +46,7 @@ class Answer:
     job: Job
     tell: Callable[[Event], None]
     cancelled: bool = False
+    finished: bool = False
     row: Row | None = field(default=None, repr=False)
     text: Continuation | None = field(default=None, repr=False)
 

@@ -38,6 +38,8 @@ KNOWN_AFTER = 3.0
 """Seconds within which it is known that a process is gone that an operation has failed without."""
 FAREWELL = 20.0
 """Seconds for which one that ends before the others have come waits for them, to tell them."""
+MOST_BYTES = 4096
+"""Of one line."""
 PARENT = "TRIUNE_FIRST_PROCESS"
 """Environment variable: the number of the process that starts the others, where one of them does."""
 
@@ -215,13 +217,14 @@ class Companions:
     def _hear(self, link: socket.socket, texts: dict[socket.socket, bytes], token: str) -> None:
         rank = next((rank for rank, other in self._links.items() if other is link), None)
         with suppress(OSError):
-            said = link.recv(4096)
+            said = link.recv(MOST_BYTES)
             text = texts.get(link, b"") + said
             *lines, texts[link] = text.split(b"\n")
             for line in lines:
                 words = line.decode(errors="replace").split()
                 if rank is None:  # the first line of a process that comes
-                    if len(words) != 2 or words[0] != token or len(text) > 4096:
+                    if len(words) != 2 or words[0] != token:
+                        said = b""  # a stranger
                         break
                     rank = int(words[1])
                     self._links[rank] = link
@@ -229,7 +232,7 @@ class Companions:
                     self._ended.add(int(words[0]))
                     if int(words[1]) and not self.expected():
                         self._note(int(words[0]), int(words[1]) if int(words[1]) > 0 else None)
-            if said:
+            if said and len(texts[link]) <= MOST_BYTES:
                 return
         texts.pop(link, None)
         link.close()
@@ -260,7 +263,9 @@ class Companions:
     @property
     def speaks(self) -> bool:
         """Whether it is this of the processes left that says so."""
-        return bool(self._place and self._missing) and self._place.rank == (0 if self._missing[0] else 1)  # pyright: ignore[reportOptionalMemberAccess,reportOptionalSubscript]
+        if self._place is None or self._missing is None:
+            return False
+        return self._place.rank == (0 if self._missing[0] else 1)
 
     def sentence(self) -> str:
         """What happened to the process that is gone."""
