@@ -53,6 +53,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin and self._process.stdout
+        self._process.stdin.write("\n")  # as another fork of this process may hold the input open
         self._process.stdin.close()
         self._process.wait(SECONDS)
         self._process.stdout.close()
@@ -75,7 +76,7 @@ class Server:
 
 
 def serve() -> None:
-    """The server's side: run the jobs until the input ends."""
+    """The server's side: run the jobs until an empty line, or until the input ends."""
     import gc
 
     import triune.protein.language.task
@@ -86,6 +87,8 @@ def serve() -> None:
 
     gc.freeze()  # else the first collection of each process copies all that is shared
     for line in sys.stdin:
+        if not line.strip():
+            break
         print(json.dumps(_run(json.loads(line))), flush=True)
 
 

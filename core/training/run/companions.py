@@ -112,6 +112,10 @@ class Companions:
             os.environ[PARENT] = str(os.getpid())
         at_setup_of_processes(trainer, lambda children: self.meet(place_in(trainer), children))
 
+    @property
+    def _rank(self) -> int | None:
+        return self._place.rank if self._place else None
+
     # --- meeting -----------------------------------------------------------------------------------------------------
 
     def meet(self, place: Place, children: list[Any] | None = None) -> None:
@@ -228,7 +232,7 @@ class Companions:
                         break
                     rank = int(words[1])
                     self._links[rank] = link
-                elif len(words) == 2:  # who, and its exit code
+                elif len(words) == 2 and int(words[0]) != self._rank:  # who, and its exit code
                     self._ended.add(int(words[0]))
                     if int(words[1]) and not self.expected():
                         self._note(int(words[0]), int(words[1]) if int(words[1]) > 0 else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +22,29 @@ def updates() -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) for shape in SHAPES]
 
 
-def share(rank: int, world: int, store: str, answers: Any) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def share(folder: str) -> None:
+    """What each process does (see `_call` of bench/kills/server.py): writes its results to a file of its rank."""
+    dist.init_process_group("gloo")
     done: list[int] = []
     single = orthogonal._orthogonalised
     orthogonal._orthogonalised = lambda own, steps: done.append(sum(map(orthogonal._work, own))) or single(own, steps)
     results = orthogonalise(updates())
-    answers.put((rank, [result.tolist() for result in results], done))
+    torch.save((results, done[0]), Path(folder, f"{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_shared_updates_are_those_of_one_process(world: int, tmp_path: Path) -> None:
+def test_shared_updates_are_those_of_one_process(world: int, server: Any, tmp_path: Path) -> None:
+    done = server.run(tmp_path, ["call", __file__, "share", str(tmp_path)], ranks=world)
+    assert done.code == 0, done.printed
     expected = orthogonalise(updates())
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    several = [context.Process(target=share, args=(rank, world, tmp_path / "store", answers)) for rank in range(world)]
-    for process in several:
-        process.start()
-    found = sorted((answers.get(timeout=30) for _ in several), key=lambda entry: entry[0])
-    for process in several:
-        process.join(60)
-        assert process.exitcode == 0
-    for _, results, _ in found:
-        assert results == found[0][1]  # to the bit, so that the weights of the processes stay alike
-        for result, wanted in zip(results, expected, strict=True):
-            torch.testing.assert_close(torch.tensor(result), wanted, rtol=0, atol=1e-6)
-    work = [done[0] for _, _, done in found]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for results, _ in found:
+        for result, first, wanted in zip(results, found[0][0], expected, strict=True):
+            assert torch.equal(result, first)  # to the bit, so that the weights of the processes stay alike
+            torch.testing.assert_close(result, wanted, rtol=0, atol=1e-6)
+    work = [own for _, own in found]
     total = sum(map(orthogonal._work, updates()))
     assert sum(work) == total and max(work) <= total / world + max(map(orthogonal._work, updates()))
 
