@@ -195,7 +195,7 @@ class TextTable(TokenTable):
     def reader(self, rows: Rows) -> TextReader:
         if self.tokenizer is None:
             self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]])
-        return (WordReader if rows.target.kind == "tag" else TextReader)(self.tokenizer, self.context)
+        return (WordReader if rows.target.per_token else TextReader)(self.tokenizer, self.context)
 
     def _made(self, texts: list[str]) -> Tokenizer:
         makers: dict[str | None, Callable[[], Tokenizer]] = {
@@ -232,7 +232,7 @@ class TextLabels(LabelTask):
         return "last" if isinstance(trunk, LanguageModel) else "mean"
 
     def reads(self, data: Any) -> dict[str, Any]:
-        return {"context": data.context} | ({"words": True} if data.target_of("train").kind == "tag" else {})
+        return {"context": data.context} | ({"words": True} if data.target_of("train").per_token else {})
 
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load

@@ -137,7 +137,7 @@ class ImageTable(FromTable, ImageData):
         return replace(super()._settings(), bits=self.preprocessing.grey_bits if self.scores else None)
 
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
-        if rows.target.kind == "tag":
+        if rows.target.per_token:
             raise UserError("A target of kind tag is not known for an image; take another kind (--data.kind).")
         paths = [str(rows.table.beside(cell)) for cell in rows.inputs]
         there = self._there(rows, paths)
@@ -152,7 +152,7 @@ class ImageTable(FromTable, ImageData):
         found = gather(collection, self._settings(), cache_folder(self.cache), lambda content: None)
         (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
         self._pixels, self._images, self._content = found.pixels, collection.sides, found.content
-        self._mirror = mirrors(rows.target.names)
+        self._mirror = mirrors(rows.target.words)
         self.names = {side: images.names for side, images in self._images.items()}
         if found.skipped:
             rows.notes.append(f"{found.skipped:,} images cannot be read and are left out")
@@ -320,7 +320,7 @@ def several_views(model: LabelledModel, kind: str, run: str) -> tuple[Any, list[
     Raises:
         UserError: mirror images may be of another class.
     """
-    check_views(kind, mirrors(model.head.spec.names))
+    check_views(kind, mirrors(model.head.spec.words))
     folder = model_folder(run, "vision")
     known = read_calibration(folder, kind)
     if known is not None:

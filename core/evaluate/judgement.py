@@ -104,6 +104,7 @@ class Judgement:
         per_class: a row for each class, label or target: `name`, `count` and its own figures, None where not defined.
         notes: sentences that a reader of the figures must know.
         confusion, panels, scatters: what the pictures are drawn from, where the kind has it.
+        parts: of a head for several columns, the judgement of each by its name.
     """
 
     kind: str
@@ -116,6 +117,7 @@ class Judgement:
     confusion: Confusion | None = None
     panels: list[Panel] = field(default_factory=list)
     scatters: list[Scatter] = field(default_factory=list)
+    parts: dict[str, Judgement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Leaves out intervals and baselines of figures that are left out."""
@@ -133,7 +135,12 @@ class Judgement:
         return "\n".join([*aligned(rows), *self.notes])
 
     def class_table(self, most: int = MOST_ROWS) -> str:
-        """The rows of `per_class`; of more than `most` those with the lowest figures, by the last column."""
+        """The rows of `per_class`; of more than `most` those with the lowest figures, by the last column. Of several
+        columns one table each.
+        """
+        if self.parts:
+            held = {name: part.class_table(most) for name, part in self.parts.items()}
+            return "\n\n".join(f"{shown(name)}\n{text}" for name, text in held.items() if text)
         if not self.per_class:
             return ""
         rows, note = self.per_class, []
@@ -151,6 +158,28 @@ class Judgement:
             "intervals": {name: list(ends) for name, ends in self.intervals.items()}, "baseline": self.baseline,
             "per_class": self.per_class, "notes": self.notes,
         }  # fmt: skip
+
+
+def joined(kind: str, count: int, parts: dict[str, Judgement], first: dict[str, float], notes: list[str]) -> Judgement:
+    """The judgements of several columns as one: names of figures follow that of their column and a point.
+
+    Args:
+        kind: of the head.
+        count: examples with any target.
+        parts: by their columns.
+        first: figures of all together.
+        notes: of all together.
+    """
+
+    def named(of: str) -> dict[str, Any]:
+        return {f"{name}.{key}": v for name, part in parts.items() for key, v in getattr(part, of).items()}
+
+    said = [(name, note) for name, part in parts.items() for note in part.notes]
+    same = [note for note in dict.fromkeys(note for _, note in said) if [n for _, n in said].count(note) == len(parts)]
+    notes = [*notes, *same, *(f"{name}: {note}" for name, note in said if note not in same)]
+    rows = [{"target": name, **row} for name, part in parts.items() for row in part.per_class]
+    metrics, baseline = first | named("metrics"), dict.fromkeys(first, 0.0) | named("baseline")
+    return Judgement(kind, count, metrics, named("intervals"), baseline, rows, notes, parts=parts)
 
 
 def shown(value: Any) -> str:

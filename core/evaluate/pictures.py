@@ -29,6 +29,11 @@ def draw(judged: Judgement, folder: Path, prefix: str = "", unit: str = "example
         prefix: before the names of the files.
         unit: what was judged, such as "images".
     """
+    if judged.parts:
+        words = [file_word(name) for name in judged.parts]
+        words = [f"{word}_{i}" if words.count(word) > 1 else word for i, word in enumerate(words)]
+        drawn = (draw(part, folder, f"{prefix}{word}_", unit) for word, part in zip(words, judged.parts.values()))
+        return [picture for some in drawn for picture in some]
     pictures = []
 
     def target(name: str) -> Path:
@@ -44,6 +49,11 @@ def draw(judged: Judgement, folder: Path, prefix: str = "", unit: str = "example
     if judged.scatters:
         scatters(judged, target("predicted"), headline(judged, unit))
     return pictures
+
+
+def file_word(name: str) -> str:
+    """A column's name as part of a file's name: letters and digits as they are, anything else as an underscore."""
+    return "".join(c if c.isalnum() else "_" for c in name)[:60]
 
 
 def headline(judged: Judgement, unit: str) -> str:

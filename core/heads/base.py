@@ -73,6 +73,17 @@ class HeadSpec:
         """The inverse of `to_dict`. Raises UserError for other keys."""
         return cls(**check_keys(cls, values, "head"))
 
+    @property
+    def parts(self) -> dict[str, HeadSpec]:
+        """The heads of several columns by their names; empty for one head."""
+        held = self.training.get("heads") or {}
+        return {name: HeadSpec.from_dict(values) for name, values in held.items()}
+
+    @property
+    def words(self) -> list[str]:
+        """Names of all classes, labels and targets, those of the parts included."""
+        return [word for part in self.parts.values() for word in part.words] or list(self.names)
+
     def calibrated(self, calibration: dict[str, Any]) -> HeadSpec:
         """The same with this calibration."""
         return replace(self, calibration=calibration)
@@ -90,7 +101,7 @@ class Head(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    per_token: ClassVar[bool] = False
+    per_token: bool = False
     Options: ClassVar[type]
     spec: HeadSpec
     options: Any
@@ -122,6 +133,11 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def prepare(cls, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
         """The spec of a head for these values of the training rows, and of these rows only."""
+
+    @classmethod
+    def reads_tokens(cls, spec: HeadSpec) -> bool:
+        """Whether a head of this spec reads every token, instead of one vector of an example."""
+        return cls.per_token
 
     @property
     @abstractmethod
@@ -183,6 +199,16 @@ class Head(nn.Module, ABC):
         """
 
     # --- what kinds share ---------------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """What it is, in a few words: the kind, how many names it has, and settings that are not the usual ones."""
+        spec = self.spec
+        names = "target" if spec.kind == "regress" else "label" if spec.kind == "multilabel" else "class"
+        names += ("es" if names == "class" else "s") * (len(spec.names) > 1)
+        usual = asdict(self.Options())
+        chosen = [f"{name} {value}" for name, value in spec.options.items() if value != usual.get(name)]
+        options = f" ({', '.join(chosen)})" if chosen else ""
+        return f"{spec.kind} of {len(spec.names):,} {names}{options}"
 
     def over_views(self, outputs: Tensor) -> Tensor:
         """One answer of several to the same examples, `[answers, ..., width]` -> `[..., width]`: the mean of the

@@ -1,46 +1,16 @@
-"""The kinds of heads by name."""
+"""The kinds of heads that come with the package, known by name."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-from ..checks import check_keys
-from ..errors import UserError, nearest
-from .base import Head, HeadSpec, Labelled
 from .classify import Classify
+from .known import HEADS, head_class, make_head, prepare, register
 from .multilabel import Multilabel
 from .ordinal import Ordinal
 from .regress import Regress
+from .several import Several
 from .tag import Tag
 
-HEADS: dict[str, type[Head]] = {}
-Kind = TypeVar("Kind", bound=type[Head])
+__all__ = ["HEADS", "head_class", "make_head", "prepare", "register"]
 
-
-def register(head: Kind) -> Kind:
-    """Makes a kind of head known by its `kind`; usable as a decorator. Raises UserError for a name that is taken."""
-    if HEADS.setdefault(head.kind, head) is not head:
-        raise UserError(f"A kind of head named '{head.kind}' exists already; choose another name.")
-    return head
-
-
-for _head in (Classify, Multilabel, Regress, Ordinal, Tag):
+for _head in (Classify, Multilabel, Regress, Ordinal, Tag, Several):
     register(_head)
-
-
-def head_class(kind: str) -> type[Head]:
-    """The class of a kind; raises UserError for one that is not registered."""
-    if kind not in HEADS:
-        raise UserError(f"The kind of head is '{kind}'{nearest(kind, HEADS)}, but must be one of {', '.join(HEADS)}.")
-    return HEADS[kind]
-
-
-def prepare(kind: str, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
-    """The spec of a head of this kind for the values of the training rows. Raises UserError for an unknown option."""
-    head = head_class(kind)
-    return head.prepare(target, check_keys(head.Options, dict(options or {}), "model.head"))
-
-
-def make_head(spec: HeadSpec, dim: int) -> Head:
-    """A new head on vectors of width `dim`, as the spec says."""
-    return head_class(spec.kind)(dim, spec)

@@ -70,7 +70,7 @@ class LabelledConfig:
     def _per_token(self) -> bool:
         from ..heads.registry import head_class
 
-        return head_class(self.spec.kind).per_token
+        return head_class(self.spec.kind).reads_tokens(self.spec)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

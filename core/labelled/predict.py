@@ -199,7 +199,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    names = [name for name in columns_of(rows) if not name.startswith("p_")]
+    names = [name for name in columns_of(rows) if not name.rpartition(".")[2].startswith("p_")]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(escape(name), overflow="fold")

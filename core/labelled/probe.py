@@ -25,6 +25,7 @@ from ..files import OVERWRITE, check_new, write_atomic
 from ..heads.base import HeadSpec
 from ..heads.registry import make_head, prepare
 from ..heads.tag import Tag
+from ..labels.guess import parsed_kinds
 from ..labels.targets import Target
 from ..losses import IGNORED
 from ..options import Parser, whole
@@ -124,7 +125,7 @@ class Probe:
         target = rows.target
         spec = prepare(target.kind, target.take(train), {"numbers": True} if target.numbers else None)
         model, reader = opened_vectors(self.modality, options.model, options.pool, options.device)
-        tags = target.kind == "tag"
+        tags = target.per_token
         if tags and options.pool:
             raise UserError(f"--pool is {options.pool}, but a target of kind tag reads every token; leave it out.")
         reader = reader.for_tags() if tags else reader
@@ -147,8 +148,8 @@ class Probe:
         names = tuple(name.strip() for name in options.target.split(","))
         order = tuple(part.strip() for part in options.order.split(",")) if options.order else None
         columns = Columns(
-            options.table, options.input, names, options.kind, order, split=options.split, group=options.group,
-            seed=options.seed, skip=options.on_error == "skip", words=self.modality.table.WORDS,
+            options.table, options.input, names, parsed_kinds(options.kind), order, split=options.split,
+            group=options.group, seed=options.seed, skip=options.on_error == "skip", words=self.modality.table.WORDS,
         )  # fmt: skip
         resolve = None
         if getattr(options, "fasta", None):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..files import few
 from ..heads.base import HeadSpec
 from ..labels.split import Split, split, strata
@@ -26,7 +26,7 @@ class Columns:
         table: the file.
         input: column of what the model reads.
         target: columns of what it learns; empty where nothing is to be scored.
-        kind: of the head; None takes what the cells call for.
+        kind: of the head, or of the head of each column; None takes what the cells call for.
         order: the classes of an ordinal target from the lowest to the highest, where they are no numbers.
         missing: texts that stand for a missing target.
         split: column that says train, val or test.
@@ -41,7 +41,7 @@ class Columns:
     table: str
     input: str
     target: tuple[str, ...] = ()
-    kind: str | None = None
+    kind: str | Mapping[str, str] | None = None
     order: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
     split: str | None = None
@@ -98,17 +98,7 @@ def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", 
     """
     notes: list[str] = []
     table = _read(columns, notes, scored)
-    kind = columns.kind if spec is None else spec.kind
-    names = None if spec is None else list(spec.names)
-    if spec is not None and kind == "regress" and list(columns.target) != list(spec.names):
-        raise UserError(
-            f"data.target is {few(columns.target)}, but the model was trained on {few(spec.names)}; name these columns."
-        )
-    numbers = None if spec is None or kind != "tag" else bool(spec.options.get("numbers"))
-    target = infer(
-        table, columns.target, kind, names if kind != "regress" else None, order=columns.order,
-        missing=columns.missing, numbers=numbers, apart=columns.words, on_unseen="ignore" if columns.skip else "error",
-    )  # fmt: skip
+    target = _coded(columns, table, spec)
     notes += [target.said.rstrip("."), *target.notes, *table.notes]
     if (without := target.missing).any():
         notes.append(f"{int(without.sum()):,} rows without a target are left out")
@@ -122,6 +112,32 @@ def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", 
     sides = _sides(columns, table, target, inputs, scored)
     notes += getattr(sides, "notes", [])
     return Rows(table, inputs, target, dict(sides), notes)
+
+
+def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
+    """The targets of a table, coded as the cells call for or, of a trained model, as those of its training."""
+    kind, names, layouts, numbers = columns.kind, None, None, None
+    if spec is not None and spec.parts:
+        layouts = spec.training["layout"]
+        if unknown := [name for name in columns.target if name not in layouts]:
+            raise UserError(
+                f"data.target is {few(unknown)}{nearest(unknown[0], layouts)}, but the model was trained on "
+                f"{few(spec.names)}; name some of these columns."
+            )
+        kind = {name: part.kind for name, part in spec.parts.items()}
+        names = {name: None if part.kind == "regress" else list(part.names) for name, part in spec.parts.items()}
+    elif spec is not None:
+        kind, numbers = spec.kind, bool(spec.options.get("numbers")) if spec.kind == "tag" else None
+        if kind == "regress" and list(columns.target) != list(spec.names):
+            raise UserError(
+                f"data.target is {few(columns.target)}, but the model was trained on {few(spec.names)}; name these "
+                "columns."
+            )
+        names = list(spec.names) if kind != "regress" else None
+    return infer(
+        table, columns.target, kind, names, order=columns.order, missing=columns.missing, numbers=numbers,
+        apart=columns.words, on_unseen="ignore" if columns.skip else "error", layouts=layouts,
+    )  # fmt: skip
 
 
 def _read(columns: Columns, notes: list[str], scored: str) -> Table:
@@ -174,7 +190,7 @@ def _sides(
         len(table),
         column=None if columns.split is None else table.columns[columns.split],
         groups=None if columns.group is None else table.columns[columns.group],
-        labels=strata(target.kind, target.values) if columns.stratify else None,
+        labels=_strata(target) if columns.stratify else None,
         inputs=inputs,
         val_fraction=columns.val_fraction,
         test_fraction=columns.test_fraction,
@@ -182,3 +198,9 @@ def _sides(
         rows=table.lines,
         where=f"'{table.path}'",
     )
+
+
+def _strata(target: Target) -> np.ndarray | None:
+    """Classes whose parts are kept on each side; of several columns those of the first that has some."""
+    found = (strata(part.kind, part.values) for part in target.parts or (target,))
+    return next((classes for classes in found if classes is not None), None)

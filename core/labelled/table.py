@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import few
 from ..heads.base import HeadSpec
+from ..labels.guess import parsed_kinds
 from ..labels.table import Table
 from ..labels.targets import Target
 from ..losses import IGNORED
@@ -27,7 +28,8 @@ class FromTable(ResumableData):
         table: CSV, TSV, JSON lines or Parquet.
         input: the column of what the model reads.
         target: the column, or the columns (with commas between them), of what it learns.
-        kind: classify, multilabel, regress, ordinal or tag; left out: what the cells call for, which is printed.
+        kind: classify, multilabel, regress, ordinal or tag, or those of some columns (label=classify,size=regress),
+            which then have a head each; left out: what the cells call for, which is printed.
         order: the classes of an ordinal target from the lowest to the highest, where they are no numbers.
         missing: texts that stand for a missing target.
         split: a column that says train, val or test.
@@ -40,6 +42,8 @@ class FromTable(ResumableData):
 
     PATHS = ("table",)
     RECIPE = "table"
+    parts = "tokens"
+    """What of an input has a label each, for messages."""
     WORDS = False
     """Labels of tokens are those of words, with spaces between them."""
 
@@ -48,7 +52,7 @@ class FromTable(ResumableData):
         table: str | None = None,
         input: str | None = None,
         target: str | list[str] | None = None,
-        kind: str | None = None,
+        kind: dict[str, str] | str | None = None,
         order: list[str] | None = None,
         missing: list[str] | None = None,
         split: str | None = None,
@@ -66,7 +70,8 @@ class FromTable(ResumableData):
         if split is not None and group is not None:
             raise UserError("data.split and data.group are both given, but the split column decides alone; leave one.")
         self.table_options: dict[str, Any] = {
-            "table": str(table), "input": str(input), "target": tuple(name.strip() for name in targets), "kind": kind,
+            "table": str(table), "input": str(input), "target": tuple(name.strip() for name in targets),
+            "kind": parsed_kinds(kind),
             "order": None if order is None else tuple(order), "missing": tuple(missing or ()), "split": split,
             "group": group, "stratify": stratify, "test_fraction": test_fraction,
         }  # fmt: skip

@@ -23,6 +23,7 @@ from ..evaluate.judgement import Judgement
 from ..heads.base import HeadSpec
 from ..heads.registry import head_class, prepare
 from ..initialise import uninitialised
+from ..losses import IGNORED
 from ..training.module import Loss, TrainingModule
 from ..training.run.folder import RunFolder
 from ..training.start import Start, adapted_transformer, rebuilt
@@ -110,7 +111,7 @@ class LabelTask(TrainingModule):
             data.spec = prepare(target.kind, target, options)
         spec = data.spec
         pool = self.pool or self.default_pool(trunk, pretrained)
-        if head_class(spec.kind).per_token:
+        if head_class(spec.kind).reads_tokens(spec):
             if self.pool is not None:
                 raise UserError(
                     f"model.pool is {self.pool}, but a target of kind {spec.kind} reads every token; leave it out."
@@ -188,7 +189,8 @@ class LabelTask(TrainingModule):
         rows = batch["index"].cpu()
         if outputs.dim() == 3:  # one answer for each token
             rows = rows[:, None].expand(outputs.shape[:2])
-            real = (targets == targets) & (targets != -100) & (rows >= 0)
+            real = (targets == targets) & (targets != IGNORED)
+            real = (real if targets.dim() == 2 else real.any(-1)) & (rows >= 0)
             outputs, targets, rows = outputs[real], targets[real], rows[real]
         else:
             outputs, targets, rows = outputs[rows >= 0], targets[rows >= 0], rows[rows >= 0]
@@ -248,12 +250,9 @@ class LabelTask(TrainingModule):
         shape = f"{c.depth} layers x {c.dim}, {c.heads} heads"
         if not isinstance(model, LabelledModel):
             return shape
-        spec, pool = model.head.spec, model.config.pool
+        pool = model.config.pool
         read = f"{pool} pool" if pool else "every token"
-        names = "targets" if spec.kind == "regress" else "classes"
-        chosen = [f"{name} {value}" for name, value in spec.options.items() if value not in (None, 0.0, "none")]
-        options = f" ({', '.join(chosen)})" if chosen else ""
-        return f"{shape}, {read}, head {spec.kind} of {len(spec.names):,} {names}{options}"
+        return f"{shape}, {read}, head {model.head.describe()}"
 
     def table(self, metrics: dict[str, Any]) -> str:
         """The figures with their intervals beside those of the constant answer."""
@@ -265,10 +264,10 @@ class LabelTask(TrainingModule):
 
     def finish(self, run: RunFolder) -> None:
         """Draws the pictures of the head into the run folder."""
-        if self.judgement is not None:
+        if self.judgement is not None and isinstance(model := self.model, LabelledModel):
             from ..evaluate import pictures
 
-            pictures.draw(self.judgement, run.path, unit="residues" if self.judgement.kind == "tag" else "rows")
+            pictures.draw(self.judgement, run.path, unit=self.data.parts if model.head.per_token else "rows")
 
     def export(self, folder: Path) -> None:
         """Writes the model, its head calibrated, and what belongs to its inputs."""

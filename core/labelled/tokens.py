@@ -72,6 +72,7 @@ class TokenTable(FromTable, TokenOptions):
 
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
         reader = self.inputs = self.reader(rows)
+        self.parts = reader.parts
         names = [rows.name(row) for row in range(len(rows))]
         encoded = reader.read(rows.inputs, names, rows.table.path.parent)
         self._check_tags(rows, encoded)
@@ -138,11 +139,12 @@ class TokenTable(FromTable, TokenOptions):
         return np.array([self.inputs.size(self.contents[row]) for row in self.side(side)], np.int64)
 
     def token_targets(self, rows: np.ndarray, width: int) -> Tensor:
-        """Targets of every token of rows, `[batch, width]`, missing where a token has none."""
+        """Targets of every token of rows, `[batch, width]`, of several columns `[batch, width, cells]`; missing where a
+        token has none.
+        """
         target = self._known.target
-        found = (
-            torch.full((len(rows), width), float("nan")) if target.numbers else torch.full((len(rows), width), IGNORED)
-        )
+        shape = (len(rows), width, *([target.values[0].shape[1]] if target.parts else []))
+        found = torch.full(shape, float("nan")) if target.numbers or target.parts else torch.full(shape, IGNORED)
         for slot, row in enumerate(rows.tolist()):
             if row < 0:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from .cells import COMMA, UNIT, YES_NO, Numbers, Texts, number, numbers_of, show
 from .wanted import Wanted
 
 KINDS = ("classify", "multilabel", "regress", "ordinal", "tag")
+SEVERAL = "several"
+"""Columns of different kinds, each with a head of its own."""
 KIND = "--data.kind"
 """The option that says the kind."""
 MOST_STEPS = 20
@@ -154,37 +157,58 @@ def must_be_number(cell: object, otherwise: str) -> tuple[str, str]:
 
 
 def guess_several(wanted: Wanted) -> tuple[str, str]:
-    """The kind of several columns, and why."""
-    yes_no, odd = [], ""
+    """The kind of several columns, and why: multilabel, regress, or SEVERAL where not all hold the same.
+
+    Raises UserError for a column of numbers and other texts.
+    """
+    yes_no, texts = [], False
     for column in wanted.columns:
         cells = wanted.cells(column)
         if any(isinstance(cell, list) for cell in cells):
-            raise UserError(f"'{column}' holds lists, but one of several targets must hold numbers, or 0 and 1.")
+            return SEVERAL, ""
         read = numbers_of(cells)
         words = {str(cell).strip().lower() for cell in read.bad_cells}
         there = {*words, *(("other",) if np.setdiff1d(read.present, (0, 1)).size else ())}
         if there <= set(YES_NO):
             yes_no.append(column)
-        elif read.bad_count:
-            odd = odd or column
-            bad = read.bad or 0
-            if len(read.present) or len(wanted.columns) == 1:
-                raise wanted.refuse(
-                    column, bad, *must_be_number(cells[bad], "as all of several targets must be numbers")
-                )
-    if odd:
-        row = next(i for i, cell in enumerate(wanted.cells(odd)) if cell is not None and number(cell) is None)
-        raise wanted.refuse(
-            odd, row, "a number, or 0 or 1, as in all of several targets", "name one column alone to classify its texts"
-        )
+        elif read.bad is not None and len(read.present):
+            raise wanted.refuse(
+                column, read.bad,
+                *must_be_number(cells[read.bad], f"{KIND} {column}=classify takes all cells as classes"),
+            )  # fmt: skip
+        texts = texts or bool(read.bad_count)
     if len(yes_no) == len(wanted.columns):
         return "multilabel", "all of them hold 0 and 1 (or true and false, yes and no)"
-    if words_too := [c for c in yes_no if numbers_of(wanted.cells(c)).bad_count]:
-        raise UserError(f"'{words_too[0]}' holds yes and no, but others of the targets hold numbers; write 0 and 1.")
+    if texts:
+        return SEVERAL, ""
     if yes_no:
         which = few([f"'{column}'" for column in yes_no])
-        wanted.note(f"{which} hold 0 and 1, and are numbers here as the other targets are")
+        wanted.note(
+            f"{which} hold 0 and 1, and are numbers here as the other targets are; {KIND} {yes_no[0]}=classify gives "
+            "each column a head of its own"
+        )
     return "regress", "they hold numbers"
+
+
+def parsed_kinds(value: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
+    """What `--data.kind` says: one kind, or that of some columns, written COLUMN=KIND with commas between them.
+
+    Raises:
+        UserError: an entry is not of this form, or a column is named twice.
+    """
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else dict(value)
+    if "=" not in value:
+        return value.strip()
+    found: dict[str, str] = {}
+    for entry in value.split(","):
+        name, equals, kind = (part.strip() for part in entry.rpartition("="))
+        if not equals or not name or not kind:
+            raise UserError(f"{KIND} has '{entry.strip()}', but must be one kind, or COLUMN=KIND with commas between.")
+        if name in found:
+            raise UserError(f"{KIND} names the column '{name}' twice; name it once.")
+        found[name] = kind
+    return found
 
 
 def too_many(wanted: Wanted, column: str) -> UserError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ..files import few
 from .cells import Numbers, Texts, clipped, numbers_of, texts_of
 from .classes import IGNORED, code_classes
 from .columns import Table
-from .guess import KIND, KINDS, guess_one, guess_several
+from .guess import KIND, KINDS, SEVERAL, guess_one, guess_several
 from .labelsets import code_columns, code_sets
 from .quantities import code_numbers
 from .tags import code_tags
@@ -24,16 +25,18 @@ class Target:
     """What a head learns.
 
     Args:
-        kind: of the head: classify, multilabel, regress, ordinal or tag.
+        kind: of the head: classify, multilabel, regress, ordinal, tag, or several for columns of different kinds.
         columns: those of the table.
         names: the classes (of classify, ordinal in their order, tag of classes), the labels (multilabel), or the
-            columns (regress).
+            columns (regress, several).
         values: classify, ordinal: int64 `[rows]`, -100 where missing. multilabel: float32 `[rows, labels]`, NaN where
             missing. regress: float64 `[rows, targets]`, NaN where missing. tag: for each row int64 `[tokens]` (-100
-            where missing) or float64 `[tokens]` (NaN); an empty array where the row has none.
+            where missing) or float64 `[tokens]` (NaN); an empty array where the row has none. several: float64
+            `[rows, cells]`, those of its parts side by side, or for each row `[tokens, cells]`; NaN where missing.
         numbers: of tag: whether its values are numbers.
         said: one sentence: which kind was taken, why, and how to say otherwise.
         notes: what else was decided on the way, each a sentence without its full stop.
+        parts: of several, the target of each column.
     """
 
     kind: str
@@ -43,12 +46,31 @@ class Target:
     numbers: bool = False
     said: str = ""
     notes: tuple[str, ...] = ()
+    parts: tuple[Target, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """Names of all classes and labels, those of the parts included."""
+        return [word for part in self.parts for word in part.words] or list(self.names)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether a row has a target for each of its tokens."""
+        return isinstance(self.values, list)
+
+    def layout(self) -> dict[str, Any]:
+        """How its values stand among those of several: `cells` of an example, whether they are `codes` of classes, and
+        whether they are `flat`, an array without an axis of cells.
+        """
+        one = self.values[0] if isinstance(self.values, list) else self.values
+        flat = isinstance(self.values, list) or one.ndim == 1
+        return {"cells": 1 if flat else int(one.shape[1]), "codes": one.dtype.kind == "i", "flat": flat}
 
     @property
     def missing(self) -> np.ndarray:
         """Bool `[rows]`: whether a row has no target at all."""
         if isinstance(self.values, list):
-            absent = np.isnan if self.numbers else lambda part: part == IGNORED
+            absent = np.isnan if self.numbers or self.parts else lambda part: part == IGNORED
             return np.array([bool(absent(part).all()) for part in self.values], bool)
         if self.values.ndim == 1:
             return self.values == IGNORED
@@ -57,33 +79,39 @@ class Target:
     def take(self, rows: np.ndarray) -> Target:
         """The targets of these rows, in this order."""
         values = self.values
-        return replace(self, values=[values[i] for i in rows] if isinstance(values, list) else values[rows])
+        parts = tuple(part.take(rows) for part in self.parts)
+        return replace(
+            self, values=[values[i] for i in rows] if isinstance(values, list) else values[rows], parts=parts
+        )
 
 
 def infer(
     table: Table,
     columns: Sequence[str],
-    kind: str | None = None,
-    names: Sequence[str] | None = None,
+    kind: str | Mapping[str, str] | None = None,
+    names: Sequence[str] | Mapping[str, Sequence[str] | None] | None = None,
     *,
     order: Sequence[str] | None = None,
     missing: Sequence[str] = (),
     numbers: bool | None = None,
     apart: bool = False,
     on_unseen: str = "error",
+    layouts: Mapping[str, dict[str, Any]] | None = None,
 ) -> Target:
     """Codes columns of a table as the target of a head.
 
     Without `kind`: one column of texts is classify; of 2 to 20 different whole numbers too; of other numbers regress;
     of lists, or texts joined by | or ;, multilabel. Several columns of 0 and 1 (true and false, yes and no) are
-    multilabel, of numbers regress. tag and ordinal must be asked for.
+    multilabel, of numbers regress; columns that differ are several, each read as if it stood alone. tag and ordinal
+    must be asked for.
 
     Args:
         table: with these columns.
         columns: the targets.
-        kind: of the head; None takes what the cells call for.
+        kind: of the head; None takes what the cells call for. A mapping gives each column a head of its own, with the
+            kinds that it names.
         names: the classes, labels or targets of a trained model: cells meet them by key. A table may then have few of
-            them, or one alone.
+            them, or one alone. Of several columns a mapping of them.
         order: the classes of ordinal, from the lowest to the highest, where they are no numbers.
         missing: texts that are no class but a missing one. In columns of numbers NA, NaN, null and the like are so
             anyway; in columns of texts only empty cells are.
@@ -92,6 +120,7 @@ def infer(
             letters.
         on_unseen: "error", or "ignore" for labels that `names` lacks, and cells that cannot be read: they count as
             missing, and the notes name or count them.
+        layouts: of all columns of a trained model for several: those that are not asked for, or empty, are missing.
 
     Raises:
         UserError: the cells do not fit the kind, can be read in two ways, or say nothing: all are missing or equal.
@@ -101,13 +130,103 @@ def infer(
         raise UserError("No target is named, but at least one column must be; name it.")
     if doubled := [name for name in columns if columns.count(name) > 1]:
         raise UserError(f"The target '{doubled[0]}' is named twice; name each column once.")
-    if kind is not None and kind not in KINDS:
-        raise UserError(f"The kind of the target is '{kind}'{nearest(kind, KINDS)}, but must be {_or(KINDS)}.")
+    each = dict(kind) if isinstance(kind, Mapping) else dict.fromkeys(columns, kind)
+    for name, one in each.items():
+        if name not in columns and layouts is None:
+            raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
+        if one is not None and one not in KINDS:
+            raise UserError(f"The kind of the target is '{one}'{nearest(one, KINDS)}, but must be {_or(KINDS)}.")
     if on_unseen not in ("error", "ignore"):
         raise ValueError(f"on_unseen is {on_unseen!r}")
-    given = None if names is None else list(names)
-    wanted = Wanted(table, columns, given, order, frozenset(missing), numbers, on_unseen == "ignore", apart)
-    return _several(wanted, kind) if len(columns) > 1 else _one(wanted, kind)
+    of = names if isinstance(names, Mapping) else dict.fromkeys(columns, names)
+
+    def wanted(some: list[str]) -> Wanted:
+        given = of.get(some[0])
+        ordered = order if len(some) > 1 or each.get(some[0]) == "ordinal" or len(columns) == 1 else None
+        return Wanted(
+            table, some, None if given is None else list(given), ordered, frozenset(missing), numbers,
+            on_unseen == "ignore", apart,
+        )  # fmt: skip
+
+    if len(columns) == 1 and layouts is None:
+        return _one(wanted(columns), each.get(columns[0]))
+    if not isinstance(kind, Mapping) and not isinstance(names, Mapping):
+        together = wanted(columns)
+        if kind is not None:
+            return _several(together, kind)
+        guessed, because = guess_several(together)
+        if guessed != SEVERAL:
+            return _several(together, guessed, because)
+    parts: dict[str, Target] = {}
+    for name in layouts or columns:
+        asked = name in columns and (layouts is None or any(cell is not None for cell in table.columns[name]))
+        parts[name] = _one(wanted([name]), each.get(name)) if asked else _nothing(table, name, layouts or {}, kind, of)
+    if layouts and all(part.missing.all() for part in parts.values()):
+        raise UserError(f"No row of '{table.path}' has a target in {few(columns)}; give a table with labels.")
+    return _each(table, parts)
+
+
+def _nothing(table: Table, name: str, layouts: Mapping[str, Any], kind: Any, names: Mapping[str, Any]) -> Target:
+    """The target of a column that says nothing here, of the form that a trained model has for it."""
+    form = layouts[name]
+    filler, kind_of = (IGNORED, np.int64) if form["codes"] else (np.nan, np.float64)
+    shape = (len(table),) if form["flat"] else (len(table), form["cells"])
+    values: Any = np.full(shape, filler, kind_of)
+    if kind[name] == "tag":
+        values = [np.zeros(0, kind_of)] * len(table)
+    known = list(names[name] or [name])
+    return Target(kind[name], [name], known, values, not form["codes"], f"'{name}' is not scored here")
+
+
+def _each(table: Table, parts: Mapping[str, Target]) -> Target:
+    """One target of those of several columns, their cells side by side. Raises UserError for rows whose columns have
+    labels of tokens, but not as many.
+    """
+    said = [_of_column(part.said.rstrip("."), name) for name, part in parts.items()]
+    notes = tuple(_of_column(note, name) for name, part in parts.items() for note in part.notes)
+    kinds = {part.per_token for part in parts.values()}
+    if len(kinds) > 1:
+        yes, no = (few([f"'{n}'" for n, part in parts.items() if part.per_token is kind]) for kind in (True, False))
+        raise UserError(
+            f"{yes} of '{table.path}' has a label for each token and {no} one for the whole input, which one model "
+            "does not learn together; train two."
+        )
+    columns: list[Any] = [part.values for part in parts.values()]
+    if kinds.pop():
+        values: Any = [side_by_side(table, list(parts), i, row) for i, row in enumerate(zip(*columns, strict=True))]
+    else:
+        values = np.concatenate([as_cells(part) for part in columns], axis=1)
+    return Target(
+        SEVERAL, list(parts), list(parts), values, said="; ".join(said), notes=notes, parts=tuple(parts.values())
+    )
+
+
+def _of_column(sentence: str, name: str) -> str:
+    """A sentence about one target, where there are several."""
+    sentence = sentence.replace("rows have no target", f"rows have no '{name}'")
+    return (
+        sentence.replace(f"{KIND} says", f"{KIND} {name}=… says")
+        .replace(f"{KIND} ", f"{KIND} {name}=")
+        .replace(f"{name}={name}=", f"{name}=")
+    )
+
+
+def as_cells(values: Any) -> np.ndarray:
+    """Values of examples as float64 `[examples, cells]` with NaN where they are missing."""
+    cells = np.where(values == IGNORED, np.nan, values) if values.dtype.kind == "i" else values
+    cells = cells.astype(np.float64)
+    return cells[:, None] if cells.ndim == 1 else cells
+
+
+def side_by_side(table: Table, names: Sequence[str], row: int, labels: Sequence[np.ndarray]) -> np.ndarray:
+    """The labels of one row's tokens in several columns, float64 `[tokens, columns]`; NaN for a column without any."""
+    lengths = {name: len(part) for name, part in zip(names, labels) if len(part)}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{count:,} in '{name}'" for name, count in lengths.items())
+        raise UserError(f"{table.where(row)} has {counts} labels, but each token must have one in each; mend the row.")
+    tokens = max(lengths.values(), default=0)
+    filled = [part if len(part) else np.full(tokens, np.nan) for part in labels]
+    return np.concatenate([as_cells(part) for part in filled], axis=1)
 
 
 def _or(words: Sequence[str]) -> str:
@@ -141,15 +260,13 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
     return _checked(wanted, Target(kind, [column], names, values, said=_said(column, kind, what, because)))
 
 
-def _several(wanted: Wanted, kind: str | None) -> Target:
-    if kind not in (None, "multilabel", "regress"):
+def _several(wanted: Wanted, kind: str, because: str = "") -> Target:
+    if kind not in ("multilabel", "regress"):
+        names = ",".join(f"{name}={kind}" for name in wanted.columns[:2])
         raise UserError(
-            f"{kind} was asked for {len(wanted.columns)} columns, but must be of one; name one, or take multilabel or "
-            "regress."
+            f"{kind} was asked for {len(wanted.columns)} columns, but must be of one; name one, take multilabel or "
+            f"regress, or give each column a kind ({KIND} {names}…)."
         )
-    because = ""
-    if kind is None:
-        kind, because = guess_several(wanted)
     if kind == "regress":
         return _regress(wanted, because)
     values, names = code_columns(wanted)

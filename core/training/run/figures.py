@@ -19,7 +19,7 @@ LOWER = (
 HIGHER = (
     "accuracy", "top1", "top5", "balanced", "balanced_accuracy", "macro_f1", "micro_f1", "f1", "precision", "recall",
     "exact", "exact_match", "token_accuracy", "average_precision", "auroc", "r2", "spearman", "quadratic_kappa",
-    "auc", "p_at_l", "p_at_l2", "p_at_l5",
+    "auc", "p_at_l", "p_at_l2", "p_at_l5", "skill",
 )  # fmt: skip
 """Figures whose better side is known; of any other (a coverage, a temperature) none is called the best."""
 BASELINE = "baseline_"
@@ -77,7 +77,7 @@ def better(name: str) -> Literal["low", "high"] | None:
     name = side_of(name)[1].split("_neff_")[0].removesuffix("_calibrated")
 
     def is_one(words: tuple[str, ...]) -> bool:
-        return any(name == word or name.endswith(f"_{word}") for word in words)
+        return any(name == word or name.endswith((f"_{word}", f".{word}")) for word in words)
 
     return "low" if is_one(LOWER) else "high" if is_one(HIGHER) else None
 

@@ -131,12 +131,17 @@ def _shown(value: float | None) -> str:
 
 
 def _classes(found: Figures) -> str:
-    if not found.per_class:
-        return ""
-    columns = list(dict.fromkeys(name for row in found.per_class for name in row))
-    rows = [[_cell(row.get(name)) for name in columns] for row in found.per_class]
+    targets = list(dict.fromkeys(row.get("target") for row in found.per_class))
+    return "\n".join(_class_table(found, target) for target in targets)
+
+
+def _class_table(found: Figures, target: str | None) -> str:
+    """The rows of one column of labels; of all where there is one."""
+    held = [{k: v for k, v in row.items() if k != "target"} for row in found.per_class if row.get("target") == target]
+    columns = list(dict.fromkeys(name for row in held for name in row))
+    rows = [[_cell(row.get(name)) for name in columns] for row in held]
     table = document.table(["" if name == "name" else name.replace("_", " ") for name in columns], rows)
-    side = "test" if found.side == "test" else "validation"
+    side = ("test" if found.side == "test" else "validation") + (f": {target}" if target else "")
     if len(rows) > MOST_OPEN:
         return document.folded(f"{len(rows):,} classes, {side}", table)
     return document.section(f"By class, {side}", table)

@@ -14,7 +14,7 @@ from scipy.stats import poisson
 from triune.core.errors import UserError
 from triune.core.evaluate.judgement import Judgement
 from triune.core.evaluate.pictures import draw
-from triune.core.heads import registry
+from triune.core.heads import known
 from triune.core.heads.base import Head, HeadSpec, kept
 from triune.core.heads.registry import make_head, prepare, register
 
@@ -56,7 +56,7 @@ class Counts(Head):
 
 
 def test_a_kind_of_ones_own_is_registered_in_a_few_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "HEADS", dict(registry.HEADS))
+    monkeypatch.setattr(known, "HEADS", dict(known.HEADS))
     register(Counts)
     rng = np.random.default_rng(0)
     vectors = torch.from_numpy(rng.normal(size=(500, 3))).float()

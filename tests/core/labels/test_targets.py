@@ -13,6 +13,7 @@ from triune.core import losses
 from triune.core.errors import UserError
 from triune.core.labels.cells import numbers_of
 from triune.core.labels.classes import IGNORED
+from triune.core.labels.guess import parsed_kinds
 from triune.core.labels.table import Table, read_table
 from triune.core.labels.targets import Target, infer, match_lengths
 
@@ -73,6 +74,33 @@ def test_several_columns() -> None:
     assert (found.kind, found.names) == ("regress", ["a", "b"])
     np.testing.assert_array_equal(found.values, [[1, 0.5], [0, np.nan], [np.nan, 2]])
     assert any("'a' hold 0 and 1" in note for note in found.notes) and any("'?'" in note for note in found.notes)
+
+
+def test_columns_of_different_kinds_have_a_head_each() -> None:
+    for column, kind in ((["yes", "no"], "classify"), ([["a"], ["b"]], "multilabel"), (["x", "x|y"], "multilabel")):
+        found = infer(made(a=["1.5", "2"], b=column), ["a", "b"])
+        assert found.kind == "several" and [part.kind for part in found.parts] == ["regress", kind]
+    with pytest.raises(UserError, match=r"names the column 'bb' \(did you mean 'b'\?\), which is no target"):
+        infer(made(a=["1.5", "2"], b=["x", "y"]), ["a", "b"], {"bb": "classify"})
+    with pytest.raises(UserError, match=r"kind of the target is 'class'.*but must be"):
+        infer(made(a=["1.5", "2"], b=["x", "y"]), ["a", "b"], {"b": "class"})
+    assert parsed_kinds("a=regress, b=ordinal") == {"a": "regress", "b": "ordinal"} and parsed_kinds("tag") == "tag"
+    for text, words in (
+        ("a=regress,b", "has 'b', but must be one kind"),
+        ("a=tag,a=tag", "names the column 'a' twice"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parsed_kinds(text)
+
+
+def test_labels_of_tokens_in_two_columns_are_as_many() -> None:
+    found = infer(made(a=["HE", "EEH"], b=[[0.5, 1.5], None]), ["a", "b"], {"a": "tag", "b": "tag"})
+    np.testing.assert_array_equal(found.values[0], [[1, 0.5], [0, 1.5]])
+    np.testing.assert_array_equal(found.values[1], [[0, np.nan], [0, np.nan], [1, np.nan]])
+    with pytest.raises(UserError, match=r"row 1 of 't.csv' has 2 in 'a', 3 in 'b' labels"):
+        infer(made(a=["HE", "EEH"], b=["bbe", "eee"]), ["a", "b"], {"a": "tag", "b": "tag"})
+    with pytest.raises(UserError, match=r"'a' of 't.csv' has a label for each token and 'b' one for the whole input"):
+        infer(made(a=["HE", "EEH"], b=["x", "y"]), ["a", "b"], {"a": "tag"})
 
 
 def test_columns_meet_a_model_by_key() -> None:
@@ -238,13 +266,13 @@ def test_bad_targets_are_refused_in_a_sentence(about: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"a": ["1", "2"], "b": ["x", "y"]}, "'b' in row 1 .* is 'x', but must be a number, or 0 or 1"),
         ({"a": ["1", "2"], "b": ["3", "3"]}, "'b' of 't.csv' is 3 in all 2 rows"),
         ({"a": ["1", "2"], "b": ["", ""]}, "'b' of 't.csv' is missing in all rows"),
         ({"a": ["1", "1"], "b": ["0", "0"]}, "All labels"),
-        ({"a": ["1.5", "2"], "b": ["yes", "no"]}, "'b' holds yes and no"),
-        ({"a": ["1.5", "2"], "b": [["a"], []]}, "'b' holds lists"),
-        ({"a": ["1.5", "2"], "b": ["3", "4 kg"]}, "row 2 .* is '4 kg'"),
+        ({"a": ["1.5", "2"], "b": ["3", "4 kg"]}, "row 2 .* is '4 kg'.*--data.kind b=classify"),
+        ({"a": ["x", "y", "x"], "b": ["3", "4", "four"]}, "row 3 .* is 'four'.*--data.kind b=classify"),
+        ({"a": ["x", "y", "x"], "b": ["", "", ""]}, "all 3 are missing in 'b'"),
+        ({"a": ["x", "y", "x"], "b": ["2.5", "2.5", "2.5"]}, "'b' .* is 2.5 in all"),
     ],
 )
 def test_bad_columns(columns: dict[str, list[Any]], words: str) -> None:
