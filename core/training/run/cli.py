@@ -23,7 +23,7 @@ from ...files import refuse_special, written_whole
 from ..data import DataModule
 from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
-from . import bounds, loggers, machine, processes, report, sentences, slurm
+from . import bounds, loggers, machine, precision, processes, report, sentences, slurm
 from .agreement import Agreement
 from .arguments import SCORING, given, in_full, prepare, use_own_words
 from .arguments import verb_of as verb_of
@@ -75,6 +75,7 @@ class TaskCLI(LightningCLI):
         self.companions = companions or Companions()
         self.verb, self.trains = verb, verb not in SCORING
         self.data_class = data_class
+        self._classes = module_class, data_class, recipes_package
         args = in_full(args, module_class.SHORT)
         run, resume, line = prepare(task, verb, args, recipes_package, data_class.RECIPE)
         telemetry = Telemetry(run.metrics if run else None)
@@ -127,6 +128,7 @@ class TaskCLI(LightningCLI):
             )
         use_own_words(parser, self.model_class)
         loggers.allow_names(parser)
+        precision.allow_auto(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -153,8 +155,10 @@ class TaskCLI(LightningCLI):
         # "Every N batches" of the whole training, whatever the length of an epoch.
         if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
             trainer.check_val_every_n_epoch = None
-        if trainer.precision is None:
-            trainer.precision = machine.default_precision(device)
+        trainer.precision, self.session.precision = precision.chosen(self, device)
+
+    def another(self, words: list[str]) -> TaskCLI:
+        return TaskCLI(self.session.task, self.verb, words, *self._classes)
 
     def instantiate_classes(self) -> None:
         try:
@@ -208,15 +212,15 @@ class TaskCLI(LightningCLI):
 
     def config_text(self) -> str:
         """The resolved configuration as YAML, without what belongs to this call only."""
-        return f"# {self.session.command}\n{self._yaml(self.config)}"
+        return f"# {self.session.command}\n{self.yaml(self.config)}"
 
     def changes(self, run: RunFolder) -> list[Change]:
         """What this call changes in a run that it resumes."""
         self.session.recorded = recorded_config(run)
-        defaults = self._yaml(self.parser.get_defaults(skip_validation=True))
+        defaults = self.yaml(self.parser.get_defaults(skip_validation=True))
         return changes(run, self.session.config_text, defaults, self.session.recorded)
 
-    def _yaml(self, config: Any) -> str:
+    def yaml(self, config: Any) -> str:
         config = config.clone()
         for key in ("config", "run", "resume", "ckpt_path", "overwrite"):
             config.pop(key, None)

@@ -67,10 +67,19 @@ class Probe(Callback):
 
     Args:
         clock: seconds, monotonic.
+        warm: steps before the measured ones.
+        least: the fewest measured ones, unless they take eight times `seconds`.
+        seconds: after which there are enough of them.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        warm: int = WARM,
+        least: int = LEAST,
+        seconds: float = SECONDS,
+    ) -> None:
+        self.clock, self.warm, self.least, self.seconds = clock, warm, least, seconds
         self.batch: Any = None
         """The first batch of training, on the device."""
         self.steps: list[float] = []
@@ -106,8 +115,9 @@ class Probe(Callback):
         self.steps.append(self._spent)
         self._spent = 0.0
         assert self._begin is not None
-        measured = len(self.steps) - WARM
-        if measured >= MOST or (measured >= LEAST and now - self._begin >= SECONDS) or now - self._begin >= 8 * SECONDS:
+        measured, spent = len(self.steps) - self.warm, now - self._begin
+        enough = measured >= MOST or (measured >= self.least and spent >= self.seconds)
+        if enough or spent >= 8 * self.seconds:
             trainer.should_stop = True
 
     def on_validation_batch_start(
@@ -135,7 +145,7 @@ class Probe(Callback):
     @property
     def step_seconds(self) -> float:
         """The mean of the measured steps, of all where these are few; those that something held up are left out."""
-        steps = sorted(self.steps[WARM:] if len(self.steps) > WARM else self.steps[-1:])
+        steps = sorted(self.steps[self.warm :] if len(self.steps) > self.warm else self.steps[-1:])
         kept = steps[: max(1, math.ceil(0.95 * len(steps)))]
         return sum(kept) / len(kept)
 
@@ -150,12 +160,8 @@ def estimate(session: Session) -> Estimate:
     """
     probe, trainer, model = Probe(), session.trainer, session.model
     free = free_memory(session.device)
-    before = [callback for callback in trainer.callbacks if not isinstance(callback, Progress)]  # pyright: ignore
-    trainer.callbacks = [*before[:1], probe, *before[1:]]  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.loggers = []
-    trainer.fit_loop.epoch_loop.min_steps = trainer.fit_loop.min_epochs = None
     total = _sample_validation(session, probe)
-    trainer.fit(model, session.data)
+    take_steps(session, probe)
     steps, memory = total_steps(trainer), machine.peak_memory(session.device)
     validations = None if steps is None else _validations(trainer, steps, probe.batches)
     mean = sum(probe.judged) / len(probe.judged) if probe.judged else 0.0
@@ -167,6 +173,16 @@ def estimate(session: Session) -> Estimate:
     )  # fmt: skip
     _add_work(found, session, probe.batch)
     return found
+
+
+def take_steps(session: Session, probe: Probe) -> None:
+    """Trains, in the run folder of the session, until the probe has seen enough."""
+    trainer = session.trainer
+    before = [callback for callback in trainer.callbacks if not isinstance(callback, Progress)]  # pyright: ignore
+    trainer.callbacks = [*before[:1], probe, *before[1:]]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.loggers = []
+    trainer.fit_loop.epoch_loop.min_steps = trainer.fit_loop.min_epochs = None
+    trainer.fit(session.model, session.data)
 
 
 def _sample_validation(session: Session, probe: Probe) -> Callable[[], int]:

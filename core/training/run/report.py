@@ -52,6 +52,8 @@ def opening(session: Session) -> str:
     parts.append("float32" if precision == "32-true" else precision)
     if session.device.type == "cuda" and precision == "32-true":
         parts[-1] += " (products in TF32)"
+    if session.precision:
+        parts[-1] += f" ({session.precision})"
     verb = "Continuing" if session.resume else "Training into"
     return f"{verb} {session.run}\n{entry('machine', ', '.join(parts))}"
 

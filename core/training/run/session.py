@@ -41,6 +41,8 @@ class Session:
     interrupt: StopOnSignal
     checkpoints: Checkpoints | None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = ""
+    """Why `--trainer.precision auto` is what it is."""
     changes: list[Change] = field(default_factory=list)
     """Options that a resumed run changes."""
     recorded: str | None = None
