@@ -24,27 +24,34 @@ OTHER_RESIDUES = {"SEC": "C", "PYL": "K", "UNK": "X", "ASX": "X", "GLX": "X"}
 
 # Protonation states and bridges as AMBER, CHARMM, GROMACS and OPLS name them.
 _STATES = {
-    "H": "HID HIE HIP HIN HIX HSD HSE HSP HSC HISA HISB HISD HISE HISH HISP HIS1 HIS2",
+    "H": "HID HIE HIP HIN HIX HSD HSE HSP HSC HISA HISB HISD HISE HISH HISP HIS1 HIS2 H1D H2D H1E H2E",
     "C": "CYX CYM CYN CYS1 CYS2 CYSH CYSM CYSX CYZ CYD CYH CY1 CY2",
     "D": "ASH ASPH ASPP ASP1 ASPM AS4 ASZ",
     "E": "GLH GLUH GLUP GLU1 GLUM GL4 GLZ",
     "K": "LYN LYH LYP LSN LYS1 LYSH LYSN LYZ",
     "R": "ARN AR0 ARGN",
-    "Y": "TYM TYN TYH TYRM TYRU",
-    "S": "SERD",
-    "Q": "QLN GLN1",
+    "Y": "TYM TYN TYH TYRM TYRU TYRH Y1P TP1 TP2",
+    "S": "SERD S1P SP1 SP2",
+    "T": "T1P THP1 THP2 THPB",
+    "Q": "QLN GLN1 PGLU",
     "N": "ASN1",
+    "F": "PHEH PHEU",
+    "W": "TRPH TRPU",
 }
 # What AMBER puts N or C before, at the ends of a chain.
 _ENDED = (
     "ALA:A ARG:R ASN:N ASP:D CYS:C GLN:Q GLU:E GLY:G HIS:H ILE:I LEU:L LYS:K MET:M PHE:F PRO:P SER:S THR:T TRP:W TYR:Y "
-    "VAL:V HID:H HIE:H HIP:H CYX:C CYM:C ASH:D GLH:E LYN:K"
+    "VAL:V HID:H HIE:H HIP:H CYX:C CYM:C ASH:D GLH:E LYN:K HYP:P"
 )
 MD_RESIDUES: dict[str, str] = {name: letter for letter, names in _STATES.items() for name in names.split()} | {
     end + name[:-2]: name[-1] for name in _ENDED.split() for end in "NC"
 }
 """Letters of residue names that are no chemical components, or are others than those of the Protein Data Bank: of an
-ATOM record they are these, of a HETATM record those of the bank (HSE: homoserine)."""
+ATOM record they are these, of a HETATM record those of the bank (HSE: homoserine), unless a `TELLING` atom is there."""
+
+TELLING = {"HSE": "CE1", "HIX": "CE1", "GLH": "OE2", "GLZ": "OE2"}
+"""An atom of what molecular dynamics means by a name, which the bank's component does not have. Programs such as OpenMM
+write HETATM for each name that is not one of the twenty, so the record alone does not tell the two apart."""
 
 WATER = ("HOH", "WAT", "DOD")
 NOTHING = (".", "?", "")
@@ -100,17 +107,28 @@ def read_pdb(text: str) -> Atoms:
     atoms: list[Atom] = []
     sequences: dict[str, list[str]] = {}
     model, molecules = 1, Molecules()
+    sites: list[object] = []
+    told: set[object] = set()
     for number, line in enumerate(text.splitlines(), 1):
         record = line[:6].rstrip()
         if record in ("ATOM", "HETATM"):
-            if line[12:16].strip() in ATOMS and (atom := _pdb_atom(line, number, model)) is not None:
+            name, site = line[12:16].strip(), (model, line[17:27], line[72:76])
+            if name in ATOMS and (atom := _pdb_atom(line, number, model)) is not None:
                 atoms.append(atom._replace(chain=molecules.name(atom)))
+                sites.append(site)
+            elif name == TELLING.get(line[17:20].strip()):
+                told.add(site)
         elif record == "MODEL":
             model = int(line[6:].strip()) if line[6:].strip().isdigit() else model + bool(atoms)
             molecules = Molecules()
         elif record == "SEQRES":
             sequences.setdefault(line[11:12].strip() or "_", []).extend(line[19:70].split())
-    return Atoms(atoms, sequences)
+    return Atoms(_as_told(atoms, sites, told), sequences)
+
+
+def _as_told(atoms: list[Atom], sites: list[object], told: set[object]) -> list[Atom]:
+    """Returns the atoms, those of the residues in `told` as of ATOM records; `sites` says of which residue each is."""
+    return [atom._replace(standard=True) if site in told else atom for atom, site in zip(atoms, sites)]
 
 
 class Molecules:
@@ -225,7 +243,12 @@ def read_mmcif(text: str) -> Atoms:
     )
     atoms: list[Atom] = []
     sequences: dict[str, list[str]] = {}
+    sites: list[object] = []
+    told: set[object] = set()
     for model, chain, label, number, insertion, residue, group, name, alternative, occupancy, xyz, entity in columns:
+        site = (model, chain, label, number, insertion)
+        if name == TELLING.get(residue):
+            told.add(site)
         if name not in ATOMS or residue in WATER or (polymers and (entity not in polymers or label in NOTHING)):
             continue
         if polymers:
@@ -247,7 +270,8 @@ def read_mmcif(text: str) -> Atoms:
                 xyz=(x, y, z),
             )
         )
-    return Atoms(atoms, sequences)
+        sites.append(site)
+    return Atoms(_as_told(atoms, sites, told), sequences)
 
 
 def _polymers(table: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -288,7 +288,9 @@ def _on_entity(
     """Returns the whole sequence, where the residues lie in it, the position of each residue of the sequence, and
     whether the sequence is that of the entity.
     """
-    whole = "".join(letter_of(name) or "X" for name in names)
+    # A name means in the sequence what it means in the residues that were seen.
+    seen = {residue.name: residue.letter for residue in residues}
+    whole = "".join(seen.get(name) or letter_of(name) or "X" for name in names)
     given = [residue.position for residue in residues]
     if whole and all(position is not None and position <= len(whole) for position in given):
         return whole, np.array(given, dtype=np.int64) - 1, np.arange(len(whole)), True

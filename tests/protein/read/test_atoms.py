@@ -18,6 +18,7 @@ SEQUENCE = "MKVLAGDWTRESHIFQNPYCMKWDE"
         ("H", "HID HIE HIP HSD HSE HSP HISD HISE HISH"), ("C", "CYX CYM CYS2 CYSH"), ("D", "ASH ASPP ASPH"),
         ("E", "GLH GLUP GLUH"), ("K", "LYN LSN LYSH"), ("R", "ARN"), ("Y", "TYM"), ("M", "NMET CMET MSE"),
         ("A", "NALA CALA"), ("D", "CASP NASP"), ("L", "NLEU CLEU"),
+        ("S", "SEP S1P SP2"), ("T", "TPO T1P THP1"), ("Y", "PTR Y1P TP2"), ("Q", "PGLU QLN"), ("P", "CHYP"),
     ],
 )  # fmt: skip
 def test_names_of_molecular_dynamics_are_their_residues(maker, tmp_path, letter, names):
@@ -119,3 +120,29 @@ def test_of_several_chains_the_one_that_differs_least_is_taken_and_the_others_na
     chain = select_chain(read_chains(tmp_path / "x.pdb"), SEQUENCE)
     assert chain.name == "x_B"
     assert "x_C, x_A fit the sequence, too; x_B is used" in chain.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "letter", "bank", "atom"),
+    [("HSE", "H", "S", "CE1"), ("GLH", "E", "Q", "OE2"), ("HSE", "H", "S", "")],
+)
+def test_side_chains_tell_what_a_name_in_a_hetatm_record_means(maker, tmp_path, name, letter, bank, atom):
+    made = maker.helix(SEQUENCE[:5] + letter + SEQUENCE[6:])
+    lines = []
+    for line in maker.lines(made):
+        here = int(line[22:26]) == 6
+        lines.append("HETATM" + line[6:17] + name + line[20:] if here else line)
+        if here and atom and line[12:16].strip() == "CA":
+            lines.append(lines[-1][:12] + f" {atom:<3}" + lines[-1][16:])
+    (tmp_path / "x.pdb").write_text("\n".join([*lines, "END", ""]))
+    (chain,) = read_chains(tmp_path / "x.pdb")
+    assert chain.sequence[5] == (letter if atom else bank)
+    # The sequence that the file gives has the same name, and it means the same there.
+    from Bio.Data.PDBData import protein_letters_1to3
+
+    names = [protein_letters_1to3[one].upper() for one in made.sequence]
+    names[5] = name
+    seqres = [f"SEQRES {at // 13 + 1:>3} A   25  {' '.join(names[at : at + 13])}" for at in (0, 13)]
+    (tmp_path / "y.pdb").write_text("\n".join([*seqres, *lines, "END", ""]))
+    (whole,) = read_chains(tmp_path / "y.pdb")
+    assert whole.complete and whole.sequence == chain.sequence
