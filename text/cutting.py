@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 PIECE = 1 << 16
 """Texts longer than this many characters are cut, so that memory stays bounded and all cores take part."""
@@ -22,6 +23,19 @@ LINE_START = re.compile(r"(?<=\n)(?=\S)")
 
 Place = Callable[[str, int, int], int]
 """`place(text, first, last)` says where to cut between two offsets, of which the last is the end of what is known."""
+
+
+class Part(NamedTuple):
+    """A part of a text that is encoded by itself.
+
+    text: the part.
+    start: characters of the text before it.
+    lead: the last of them, where it matters what stands before.
+    """
+
+    text: str
+    start: int = 0
+    lead: str = ""
 
 
 def usual_place(text: str, first: int, last: int) -> int:

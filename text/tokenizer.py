@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
@@ -24,8 +24,8 @@ from ..core.checkpoints.checksums import check_companions, vouch
 from ..core.errors import UserError
 from ..core.files import parsing, write_atomic
 from .byte_level import END_OF_TEXT, byte_level, gpt2
-from .cutting import LINE_START, PIECE, cut, usual_place
-from .specials import MASK_TOKENS, apply_specials, read_specials, refuse_doubled_tokens, write_specials
+from .cutting import LINE_START, PIECE, Part, cut, usual_place
+from .specials import DEFAULT, MASK_TOKENS, apply_specials, read_specials, refuse_doubled_tokens, write_specials
 from .streaming import BYTE_OF, StreamDecoder
 
 # `tokenizer.json` does not say which token ends a text; these are the usual names, asked in this order.
@@ -38,19 +38,6 @@ GROUP = 64
 AROUND, TRIED = 256, 32
 # Characters that a BPE learns from at once; the library holds some hundred bytes for each of a few hundred pieces.
 TRAINING_PIECE = 1 << 14
-
-
-class Part(NamedTuple):
-    """A part of a text that is encoded by itself.
-
-    text: the part.
-    start: characters of the text before it.
-    lead: the last of them, where it matters what stands before.
-    """
-
-    text: str
-    start: int = 0
-    lead: str = ""
 
 
 class Tokenizer:
@@ -84,6 +71,9 @@ class Tokenizer:
         self.eos_id: int | None = next((i for i in map(backend.token_to_id, names) if i is not None), None)
         self.end_ids = frozenset(ends) | (frozenset() if self.eos_id is None else {self.eos_id})
         self.chat_template = chat_template
+        self.names = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
+        self.templates: dict[str, str] = {}
+        self.split = False
         known = None if bos is None else backend.token_to_id(bos)
         self.bos_id: int | None = known if known is not None or not self.beginning else self.beginning[0]
 
@@ -174,14 +164,21 @@ class Tokenizer:
             if not backend.get_vocab_size():
                 raise UserError(f"'{file}' is a tokenizer without a token, but must have a vocabulary.")
             apply_specials(backend, specials)
-            return cls(backend, specials.eos, specials.ends, specials.chat_template, specials.bos)
+            found = cls(backend, specials.eos, specials.ends, specials.templates.get(DEFAULT), specials.bos)
+            found.names, found.templates, found.split = specials.names, specials.templates, specials.split
+            return found
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, and a `tokenizer_config.json` that names the tokens around a text and the template,
         so that transformers reads the same; where there are several ends, a `generation_config.json` with all."""
         (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-        named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "mask_token": self.mask_id}
-        write_specials(folder, self.backend, named, self.end_ids, self.chat_template)
+        numbers = {"bos_token": self.bos_id, "eos_token": self.eos_id, "mask_token": self.mask_id}
+        found: dict[str, Any] = {n: self.backend.id_to_token(i) for n, i in numbers.items() if i is not None}
+        if self.chat_template:  # it reads the names that it was written for, and no others
+            found.pop("bos_token", None)
+        names = found | {n: token for n, token in self.names.items() if self.backend.token_to_id(token) is not None}
+        default = {DEFAULT: self.chat_template} if self.chat_template else {}
+        write_specials(folder, names, self.end_ids, self.templates | default, self.split)
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True).encode())
         vouch(folder)
 

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import processors
 
+from triune.core.errors import UserError
 from triune.text.data.chat import ChatTemplate
 from triune.text.data.messages import Conversation
 from triune.text.data.module import TextData
@@ -158,3 +159,87 @@ def test_generation_ends_where_an_answer_of_training_ended(tmp_path):
     again = Tokenizer.load(tmp_path / "out")
     ends = {again.backend.token_to_id(token) for token in ("</s>", "<|im_end|>")}
     assert again.end_ids == ends
+
+
+MARKS = "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def declared(number: int, letters: str, **flags: bool) -> dict[str, Any]:
+    token = {"content": letters, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    return {str(number): token | {"special": True} | flags}
+
+
+def names_of(kind: str, vocab: dict[str, int]) -> tuple[dict[str, Any], str, bool]:
+    """What the config says, the template, and whether `tokenizer.json` itself declares the marks of turns."""
+    marks = [declared(vocab[mark], mark) for mark in MARKS]
+    kinds: dict[str, tuple[dict[str, Any], str, bool]] = {
+        "a name that few templates read": ({"pad_token": "</s>"}, "{{ pad_token }}" + CHATML, True),
+        "a name of its own": ({"extra_special_tokens": {"image_token": "</s>"}}, "{{ image_token }}" + CHATML, True),
+        "a start token without a name": ({"bos_token": None}, "{{ bos_token }}" + CHATML, True),
+        "marks declared in the config": ({"added_tokens_decoder": marks[0] | marks[1]}, CHATML, False),
+        "marks only listed": ({"additional_special_tokens": list(MARKS)}, CHATML, False),
+        "one mark is the end": ({"eos_token": MARKS[1], "extra_special_tokens": [MARKS[0]]}, CHATML, False),
+        "a mark behind the vocabulary": (
+            {"added_tokens_decoder": declared(len(vocab), "<|tool|>", special=False)}, "<|tool|>" + CHATML, True,
+        ),
+        "no functions, no documents": (
+            {}, "{% if tools is not none or documents is not none %}!{% endif %}" + CHATML, True,
+        ),
+        "JSON as wished": ({}, "{{ {'b': 'ü', 'a': 1}|tojson(ensure_ascii=true, sort_keys=true) }}" + CHATML, True),
+    }  # fmt: skip
+    return kinds[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a name that few templates read", "a name of its own", "a start token without a name",
+        "marks declared in the config", "marks only listed", "one mark is the end", "a mark behind the vocabulary",
+        "no functions, no documents", "JSON as wished",
+    ],
+)  # fmt: skip
+def test_names_and_tokens_of_the_config_mean_in_chats_what_they_mean_to_the_original_library(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = json.loads(backend("<s> $A" if "without a name" in kind else None).to_str())
+    vocab = HFTokenizer.from_str(json.dumps(made)).get_vocab()
+    config, template, inside = names_of(kind, vocab)
+    if not inside:
+        made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] not in MARKS]
+        made["model"]["vocab"] |= {mark: vocab[mark] for mark in MARKS}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template} | config
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    asked = theirs.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False)
+    assert ChatTemplate(ours).ask(TALK[:3]).tolist() == asked
+    ours.save(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False) == asked
+
+
+def test_of_several_templates_the_default_is_used_and_that_for_functions_where_there_are_any(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = folder_of(tmp_path, None)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools|tojson }}" + CHATML)
+    with pytest.raises(UserError, match=r"templates called tool_use, but none called default"):
+        ChatTemplate(Tokenizer.load(folder))
+    (folder / "chat_template.jinja").write_text("Talk." + CHATML)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    for place in (folder, folder / "again"):
+        theirs, ours = transformers.AutoTokenizer.from_pretrained(place), Tokenizer.load(place)
+        for given in (None, tools):
+            asked = theirs.apply_chat_template(TALK[:1], given, add_generation_prompt=True, return_dict=False)
+            assert ChatTemplate(ours).ask(TALK[:1], given).tolist() == asked
+        ours.save(folder / "again")
+
+
+def test_marks_that_would_be_read_as_letters_are_refused(tmp_path):
+    folder = folder_of(tmp_path, None, split_special_tokens=True, chat_template=CHATML)
+    with pytest.raises(UserError, match="split_special_tokens = true"):
+        ChatTemplate(Tokenizer.load(folder))

@@ -151,6 +151,5 @@ def _completed(
         )
     ends = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ends = [end for end in ends if end is not None]
-    return Tokenizer(
-        backend, tokens[ends[0]] if ends else None, ends=ends, chat_template=meta.get("tokenizer.chat_template")
-    )
+    template, bos = meta.get("tokenizer.chat_template"), None if begin is None else tokens[begin]
+    return Tokenizer(backend, tokens[ends[0]] if ends else None, ends=ends, chat_template=template, bos=bos)

@@ -75,6 +75,7 @@ from ...core.errors import UserError
 from ...core.initialise import uninitialised
 from ..encoder import TextEncoder, TextEncoderConfig
 from ..model import LanguageModel, LanguageModelConfig
+from ..specials import TEMPLATES
 from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
 from .gguf_export import export_gguf
@@ -293,6 +294,10 @@ def _copy(folder: Path, new: Path) -> None:
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, new / name)
+    if (folder / TEMPLATES).is_dir():
+        (new / TEMPLATES).mkdir(exist_ok=True)
+        for path in (folder / TEMPLATES).glob("*.jinja"):
+            shutil.copyfile(path, new / TEMPLATES / path.name)
 
 
 def facts(pretrained: Pretrained) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import UserError
+from ..specials import DEFAULT, FOR_TOOLS
 from ..tokenizer import Tokenizer
 from .messages import ANSWERS, USUAL_ROLES, Conversation, Message
 from .rendering import BEGIN, END, Refused, Renderer
@@ -41,9 +42,22 @@ class ChatTemplate:
 
     Args:
         tokenizer: its `chat_template` is used; `PLAIN` when it has none.
+
+    Raises:
+        UserError: none of its templates is the default one, or it reads special tokens as their letters.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.templates and not tokenizer.chat_template:
+            raise UserError(
+                f"The tokenizer has chat templates called {', '.join(tokenizer.templates)}, but none called {DEFAULT}, "
+                "so it is not known which is meant; write one of them to chat_template.jinja beside it."
+            )
+        if tokenizer.split:
+            raise UserError(
+                "The tokenizer has split_special_tokens = true, which makes plain text of the tokens in its chat "
+                "template; set it to false in tokenizer_config.json."
+            )
         self.tokenizer = tokenizer
         self.source: str = tokenizer.chat_template or PLAIN
         self.is_plain = not tokenizer.chat_template
@@ -178,17 +192,23 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation, with marks around what the template says that the model writes; with `answer` up
         to where the model shall begin to write."""
-        names: dict[str, Any] = {"enable_thinking": thinks} | ({"tools": tools} if tools else {})
-        for name, number in (("eos_token", self.tokenizer.eos_id), ("bos_token", self.tokenizer.bos_id)):
-            names[name] = "" if number is None else self.tokenizer.backend.id_to_token(number)
+        names: dict[str, Any] = {"enable_thinking": thinks, "tools": tools or None, "documents": None}
+        end = self.tokenizer.eos_id
+        names |= {"bos_token": "", "eos_token": "" if end is None else self.tokenizer.backend.id_to_token(end)}
+        names |= self.tokenizer.names
         try:
             # Two names of the same, of which some templates read one and some the other, as in transformers.
             known = [m | {"thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in messages]
-            return self._renderer.render(messages=known, add_generation_prompt=answer, **names)
+            source = self._source(tools)
+            return self._renderer.render(source, messages=known, add_generation_prompt=answer, **names)
         except Refused as error:
             raise UserError(f"The chat template of the tokenizer refuses these messages ({error}).") from None
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _source(self, tools: list[Any] | None) -> str:
+        """The template that is used: one of its own where functions are described, if there is one."""
+        return self.tokenizer.templates.get(FOR_TOOLS, self.source) if tools else self.source
 
     def _check(self, conversation: Conversation) -> None:
         """What a template leaves out without a word, or takes for something else, is refused."""
@@ -207,9 +227,9 @@ class ChatTemplate:
                     f"{where} has the role '{role}', which is none of {', '.join(USUAL_ROLES)} and does not stand in "
                     "the chat template; change it."
                 )
-            if message.get("tool_calls") and "tool_calls" not in self.source:
+            if message.get("tool_calls") and "tool_calls" not in self._source(conversation.tools):
                 raise self._drops(conversation.name, number - 1, "calls of functions")
-        if conversation.tools and "tools" not in self.source:
+        if conversation.tools and "tools" not in self._source(conversation.tools):
             raise self._drops(conversation.name, 0, "`tools`")
 
     def _drops(self, name: str, turn: int, what: str) -> UserError:

@@ -43,9 +43,9 @@ class Renderer:
         self._process: subprocess.Popen[str] | None = None
         self._end: weakref.finalize | None = None
 
-    def render(self, **names: Any) -> str:
-        """The text for `names`, plain values. Raises `Refused`."""
-        reply = self._ask({"source": self.source, "names": names})
+    def render(self, source: str | None = None, **names: Any) -> str:
+        """The text for `names`, plain values, by another template where one is given. Raises `Refused`."""
+        reply = self._ask({"source": source or self.source, "names": names})
         if "error" in reply:
             raise Refused(reply["error"])
         return reply["text"]
@@ -120,7 +120,7 @@ def _environment() -> Any:
 
     extensions = [loopcontrols, _generation()]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = stop
     environment.globals["strftime_now"] = _strftime
     return environment
@@ -143,6 +143,13 @@ def _generation() -> Any:
             return BEGIN + caller() + END
 
     return Generation
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """The filter as transformers has it, which differs from Jinja's."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _strftime(form: str) -> str:
