@@ -11,9 +11,10 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as HFTokenizer
 
 from ..core.errors import UserError
-from ..core.files import MAX_JSON_BYTES, DoubledKey, parse_json, read_bytes, read_json, write_json
+from ..core.files import MAX_JSON_BYTES, DoubledKey, parse_json, parsing, read_bytes, read_json, write_json
 
 CONFIG, GENERATION, MAP = "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"
+TOKENIZER = "tokenizer.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"
 """Names of templates: what is used, and what is used where functions are described."""
@@ -166,6 +167,17 @@ def apply_specials(backend: HFTokenizer, specials: Specials) -> None:
     )
     before = backend.post_processor
     backend.post_processor = around if before is None else processors.Sequence([before, around])  # type: ignore
+
+
+def without_flags(folder: Path) -> HFTokenizer | None:
+    """The tokenizer of a folder with what its `tokenizer.json` alone places around a text; None without such a file."""
+    if not (folder / TOKENIZER).is_file():
+        return None
+    with parsing(folder / TOKENIZER, "a tokenizer"):
+        found = HFTokenizer.from_file(str(folder / TOKENIZER))
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def write_specials(

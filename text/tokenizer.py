@@ -175,7 +175,7 @@ class Tokenizer:
         numbers = {"bos_token": self.bos_id, "eos_token": self.eos_id, "mask_token": self.mask_id}
         found: dict[str, Any] = {n: self.backend.id_to_token(i) for n, i in numbers.items() if i is not None}
         if self.chat_template:  # it reads the names that it was written for, and no others
-            found.pop("bos_token", None)
+            found = {name: token for name, token in found.items() if name == "mask_token"}
         names = found | {n: token for n, token in self.names.items() if self.backend.token_to_id(token) is not None}
         default = {DEFAULT: self.chat_template} if self.chat_template else {}
         write_specials(folder, names, self.end_ids, self.templates | default, self.split)

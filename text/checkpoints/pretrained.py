@@ -72,10 +72,11 @@ from ...core.checkpoints.native import dtype_of, refuse_overflow
 from ...core.checkpoints.source import Source, open_source
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
+from ...core.files import write_atomic
 from ...core.initialise import uninitialised
 from ..encoder import TextEncoder, TextEncoderConfig
 from ..model import LanguageModel, LanguageModelConfig
-from ..specials import TEMPLATES
+from ..specials import TEMPLATES, TOKENIZER, without_flags
 from ..tokenizer import Tokenizer, beside
 from .families import GLASS, HF_FAMILIES
 from .gguf_export import export_gguf
@@ -225,6 +226,7 @@ def export(
         write_folder(new, config, family.weights(model.config).to_theirs(model))
         if source is not None and original:
             _copy(source.folder, new)
+            _place_around(tokenizer, new)
         elif tokenizer is not None:
             tokenizer.save(new)
         if not (new / "generation_config.json").exists():
@@ -298,6 +300,17 @@ def _copy(folder: Path, new: Path) -> None:
         (new / TEMPLATES).mkdir(exist_ok=True)
         for path in (folder / TEMPLATES).glob("*.jinja"):
             shutil.copyfile(path, new / TEMPLATES / path.name)
+
+
+def _place_around(tokenizer: Tokenizer | None, new: Path) -> None:
+    """Writes the tokens that only flags of the config ask for into `tokenizer.json`, so that every version of
+    transformers places them."""
+    alone = without_flags(new) if tokenizer is not None else None
+    if tokenizer is not None and alone is not None:
+        processors = (json.loads(one.to_str())["post_processor"] for one in (alone, tokenizer.backend))
+        if next(processors) != next(processors):
+            alone.post_processor = tokenizer.backend.post_processor
+            write_atomic(new / TOKENIZER, alone.to_str(pretty=True).encode())
 
 
 def facts(pretrained: Pretrained) -> list[tuple[str, str]]:

@@ -176,6 +176,11 @@ class ChatTemplate:
         self._check(Conversation("The prompt", messages, tools=tools))
         return self._ids(self.prompt(messages, tools, thinks))
 
+    def announced(self, messages: list[Message]) -> np.ndarray:
+        """The tokens int64 `[tokens]` of transformers' `apply_chat_template(…, add_generation_prompt=True)`, also where
+        `prompt` leaves an announcement out that does not stand before an answer."""
+        return self._ids(_unmarked(self.render(messages, True)))
+
     def lead(self, messages: list[Message], thinks: bool = False) -> str:
         """What the template writes between `prompt` and the answer itself, such as a space."""
         prompt = self.prompt(messages, None, thinks)
@@ -193,9 +198,9 @@ class ChatTemplate:
         """The text of a conversation, with marks around what the template says that the model writes; with `answer` up
         to where the model shall begin to write."""
         names: dict[str, Any] = {"enable_thinking": thinks, "tools": tools or None, "documents": None}
-        end = self.tokenizer.eos_id
-        names |= {"bos_token": "", "eos_token": "" if end is None else self.tokenizer.backend.id_to_token(end)}
-        names |= self.tokenizer.names
+        names |= {"bos_token": "", "eos_token": ""} | self.tokenizer.names
+        if self.is_plain and self.tokenizer.eos_id is not None:
+            names["eos_token"] = self.tokenizer.backend.id_to_token(self.tokenizer.eos_id)
         try:
             # Two names of the same, of which some templates read one and some the other, as in transformers.
             known = [m | {"thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in messages]
