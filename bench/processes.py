@@ -3,11 +3,14 @@
     python bench/processes.py [TASK …] [--steps 50]
 
 Each training runs in processes that are forked here (gloo, one thread each): DDP and FSDP2, float32 and float64.
+Beside each difference stands what rounding alone does to one process: `backwards` is one process whose batches are
+turned round (the same sums in another order), `rounding` the distance of one process in float32 from float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import socket
@@ -92,18 +95,23 @@ TASKS: dict[str, Callable[[Path, int], tuple[Any, Any]]] = {
 }  # fmt: skip
 
 
-def train(task: str, folder: Path, world: int, strategy: str, precision: str, steps: int) -> dict[str, Any]:
-    """Weights (of rank 0, whole) and validation metrics of a training with `world` processes."""
+def train(
+    task: str, folder: Path, world: int, strategy: str, precision: str, steps: int, backwards: bool = False
+) -> dict[str, Any]:
+    """Weights (of rank 0, whole) and validation metrics of a training with `world` processes.
+
+    All trainings in a folder start with the weights of the first one. `backwards` turns each batch round.
+    """
     import triune.core.training.module  # noqa: F401 (before the fork, so that no process imports it anew)
 
     TASKS[task](folder, WHOLE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out = folder / f"{task}-{world}-{strategy}-{precision}.pt"
+    out = folder / f"{task}-{world}-{strategy}-{precision}-{backwards}.pt"
     context = multiprocessing.get_context("fork")
     several = [
-        context.Process(target=_one, args=(task, folder, rank, world, port, strategy, precision, steps, out))
+        context.Process(target=_one, args=(task, folder, rank, world, port, strategy, precision, steps, backwards, out))
         for rank in range(world)
     ]
     for process in several:
@@ -118,17 +126,38 @@ def train(task: str, folder: Path, world: int, strategy: str, precision: str, st
 
 
 def _one(
-    task: str, folder: Path, rank: int, world: int, port: int, strategy: str, precision: str, steps: int, out: Path
-) -> None:
+    task: str, folder: Path, rank: int, world: int, port: int, strategy: str, precision: str, steps: int,
+    backwards: bool, out: Path,
+) -> None:  # fmt: skip
     if world > 1:
         os.environ |= {
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world),
             "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "here",
         }  # fmt: skip
     import lightning.pytorch as pl
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     from triune.core.training.lightning_fixes import quiet
+
+    class _Start(pl.Callback):
+        """The same first weights in all trainings, whatever their precision; and batches that are turned round."""
+
+        def __init__(self, path: Path, backwards: bool) -> None:
+            self.path, self.backwards = path, backwards
+
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            if not self.path.exists() and trainer.world_size == 1:
+                torch.save(module.model.state_dict(), self.path)
+            first = torch.load(self.path, weights_only=True)
+            with torch.no_grad():
+                for name, value in module.model.state_dict().items():
+                    new = first[name].to(value.dtype)
+                    if isinstance(value, DTensor):
+                        new = distribute_tensor(new, value.device_mesh, value.placements)
+                    value.copy_(new)
+            if self.backwards:
+                step = module.training_step
+                module.training_step = lambda batch, batch_idx: step(_turned(batch), batch_idx)
 
     quiet()
     warnings.simplefilter("ignore")  # those of the libraries about each other, which a test would make errors
@@ -140,6 +169,7 @@ def _one(
         max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
         enable_model_summary=False, limit_val_batches=2, val_check_interval=steps, check_val_every_n_epoch=None,
         gradient_clip_val=1.0, inference_mode=False, default_root_dir=str(folder),
+        callbacks=[_Start(folder / f"{task}.pt", backwards)],
     )  # fmt: skip
     trainer.fit(module, data)
     state = {
@@ -147,7 +177,7 @@ def _one(
         for name, value in module.model.state_dict().items()
     }
     if rank == 0:
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         torch.save({"weights": state, "metrics": seen}, out)
     if world > 1:
         torch.distributed.barrier()
@@ -155,10 +185,38 @@ def _one(
     os._exit(0)  # what this process inherited is its parent's to close
 
 
+def _turned(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch with its examples in the other order."""
+    rows = max(len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
+    rows = min(rows, WHOLE)
+    return {
+        name: value.flip(0) if isinstance(value, torch.Tensor) and value.dim() and len(value) == rows else value
+        for name, value in batch.items()
+    }
+
+
 def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
     """The largest difference between two sets of weights."""
     assert one["weights"].keys() == other["weights"].keys()
-    return max(float((one["weights"][k] - other["weights"][k]).abs().max()) for k in one["weights"])
+    return max(
+        float((one["weights"][k].double() - other["weights"][k].double()).abs().max()) for k in one["weights"]
+    )  # fmt: skip
+
+
+def relative(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The norm of the difference of two sets of weights, divided by that of the first."""
+    squares = [
+        [float(one["weights"][k].double().square().sum()) for k in one["weights"]],
+        [float((one["weights"][k].double() - other["weights"][k].double()).square().sum()) for k in one["weights"]],
+    ]
+    return math.sqrt(sum(squares[1]) / sum(squares[0]))
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference between the validation metrics of two trainings (P@L and the like are counts)."""
+    return max(
+        abs(value - other["metrics"][name]) for name, value in one["metrics"].items() if math.isfinite(value)
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -174,6 +232,12 @@ def main() -> None:
         for task in options.tasks:
             for precision in ("32-true", "64-true"):
                 alone = train(task, Path(name), 1, "auto", precision, options.steps)
+                control = {
+                    "backwards": furthest(alone, train(task, Path(name), 1, "auto", precision, options.steps, True))
+                }
+                if precision == "32-true":
+                    double = train(task, Path(name), 1, "auto", "64-true", options.steps)
+                    control["rounding"] = furthest(alone, double)
                 for strategy in ("ddp", "fsdp2"):
                     for world in options.worlds:
                         row: dict[str, Any] = {
@@ -182,6 +246,8 @@ def main() -> None:
                         try:
                             several = train(task, Path(name), world, strategy, precision, options.steps)
                             row["weights"] = furthest(alone, several)
+                            row |= {"relative": relative(alone, several), **control}
+                            row["metrics"] = apart(alone, several)
                             row["val_loss"] = several["metrics"]["val_loss"]
                             row["val_loss_of_one"] = alone["metrics"]["val_loss"]
                         except AssertionError as error:

@@ -39,15 +39,17 @@ def sequence_weights(msa: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def column_statistics(msa: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Row weights `[batch, rows]`, summing to 1, and `[batch, residues, FREQUENCIES]`.
+def column_statistics(
+    msa: Tensor, mask: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Row weights `[batch, rows]`, summing to 1, and `[batch, residues, FREQUENCIES]`, both of `dtype`.
 
     The latter are the weighted frequencies of the 20 amino acids, X and gap, and log(Neff) / 5.
     """
-    weights = sequence_weights(msa, mask)
+    weights = sequence_weights(msa, mask).to(dtype)
     neff = weights.sum(1, keepdim=True).clamp(min=1e-6)
     weights = weights / neff
-    hot = F.one_hot(msa.clamp(max=LETTERS), LETTERS + 1)[..., :LETTERS].float()
+    hot = F.one_hot(msa.clamp(max=LETTERS), LETTERS + 1)[..., :LETTERS].to(dtype)
     frequencies = torch.einsum("br,brla->bla", weights, hot)
     depth = (neff.log() / 5)[:, None].expand(-1, msa.shape[2], 1)
     return weights, torch.cat([frequencies, depth], dim=-1)

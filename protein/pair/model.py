@@ -94,7 +94,8 @@ class PairInput(nn.Module):
         `known` are the vectors of the trunk, `[batch, residues, trunk dim]`.
         """
         dtype = self.embed.weight.dtype
-        weights, columns = column_statistics(tokens[:, None] if msa is None else msa, mask)
+        wide = torch.promote_types(dtype, torch.float32)
+        weights, columns = column_statistics(tokens[:, None] if msa is None else msa, mask, wide)
         target = torch.cat([F.one_hot(tokens, VOCABULARY), profile, columns], dim=-1).to(dtype)
         s = self.embed(target)
         if self.from_trunk is not None and known is not None:
@@ -111,7 +112,7 @@ class PairInput(nn.Module):
             return z if self.product is None else z + self.product(left_i[:, :, None] * right[:, None])
 
         # The index rides along as a channel; float32 holds any residue number that occurs.
-        z = in_chunks(rows, chunk, torch.cat([left.float(), residue_index[..., None].float()], dim=-1)).to(left.dtype)
+        z = in_chunks(rows, chunk, torch.cat([left.to(wide), residue_index[..., None].to(wide)], dim=-1)).to(left.dtype)
         if msa is not None and self.covariance is not None:
             z = z + self.covariance(msa, weights.to(dtype), mask, chunk)
         if self.msa is None or self.msa_target is None:
@@ -161,7 +162,8 @@ class PairHead(nn.Module):
         nn.init.constant_(self.logits.bias[:1], CONTACT_PRIOR / 2)  # the two directions add up
 
     def forward(self, z: Tensor, chunk: int | None = None) -> PairOutput:
-        logits = in_chunks(lambda rows: self.logits(self.norm(rows)).float(), chunk, z)
+        wide = torch.promote_types(self.logits.weight.dtype, torch.float32)
+        logits = in_chunks(lambda rows: self.logits(self.norm(rows)).to(wide), chunk, z)
         logits = logits + logits.transpose(1, 2)
         return PairOutput(logits[..., 0], logits[..., 1:])
 

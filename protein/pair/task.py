@@ -216,14 +216,16 @@ def pair_loss(
     (0 on the diagonal), so that the mean does not depend on how long the chains are.
     """
     separation = (residue_index[:, :, None] - residue_index[:, None, :]).abs()
-    weight = torch.where(separation >= LOCAL, 1.0, local_weight) * (separation > 0)
+    wide = torch.promote_types(output.contacts.dtype, torch.float32)
+    near = torch.full((), local_weight, dtype=wide, device=separation.device)
+    weight = torch.where(separation >= LOCAL, near.new_ones(()), near) * (separation > 0)
     weight = weight * (resolved[:, :, None] & resolved[:, None, :] & ~distance.isnan())
     distance = distance.nan_to_num(nan=1e3)
-    contact = F.binary_cross_entropy_with_logits(output.contacts.float(), (distance < CUTOFF).float(), reduction="none")
+    contact = F.binary_cross_entropy_with_logits(output.contacts.to(wide), (distance < CUTOFF).to(wide), reduction="none")
     total = contact_weight * (contact * weight).sum()
     if distogram_weight:
         bins = output.distogram.shape[-1]
-        logits = output.distogram.float().flatten(0, 2)
+        logits = output.distogram.to(wide).flatten(0, 2)
         classes = distance_classes(distance, bins).flatten()
         entropy = F.cross_entropy(logits, classes, reduction="none").view_as(weight)
         total = total + distogram_weight * (entropy * weight).sum()
