@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .core.errors import UserError
 from .core.task import Task, named
 from .tasks import tasks
+
+if TYPE_CHECKING:
+    from .core.training.run.check import Kind
 
 USAGE = """\
 usage: triune check [TASK [VERB]] [RECIPE | FILE.yaml | RUN] [options of `triune TASK fit`]
@@ -30,16 +34,31 @@ def main(args: list[str]) -> int:
     if not args or any(word in ("-h", "--help") for word in args):
         print(USAGE)
         return 0
+    from .core.training.run import check
+
+    kind, words = trained_by(args, "check")
+    return check.main(kind, words)
+
+
+def trained_by(args: list[str], command: str) -> tuple[Kind, list[str]]:
+    """What trains for `[TASK [VERB]] [RECIPE | FILE.yaml | RUN] [options]`, and the options with the configuration.
+
+    Args:
+        command: of the command line, for its sentences.
+
+    Raises:
+        UserError: nothing says the task, or the configuration is none.
+    """
     known, words = tasks(), list(args)
     name = words.pop(0) if words[0] in known else None
     verbs = _trains(known[name]) if name else []
     verb = words.pop(0) if words and words[0] in verbs else None
     config = words.pop(0) if words and not words[0].startswith("-") else None
     if config is not None:
-        found, verb_found, file = _told(config, known if name is None else {name: known[name]})
+        found, verb_found, file = _told(config, known if name is None else {name: known[name]}, command)
         name, verb, words = name or found, verb or verb_found, ["--config", file, *words]
     if name is None:
-        raise UserError(f"`triune check` needs to know the task; say one of {', '.join(known)} before the options.")
+        raise UserError(f"`triune {command}` needs to know the task; say one of {', '.join(known)} before the options.")
     from .core.training.lightning_fixes import quiet
     from .core.training.run import check
     from .core.training.run.arguments import verb_of
@@ -47,7 +66,7 @@ def main(args: list[str]) -> int:
     quiet()
     verb, package = verb or "fit", f"{__package__}.{name}"
     classes = verb_of(known[name], verb, words, package)
-    return check.main(check.Kind(name, verb, named(classes.module), named(classes.data), package), words)
+    return check.Kind(name, verb, named(classes.module), named(classes.data), package), words
 
 
 def _trains(task: Task) -> list[str]:
@@ -57,7 +76,7 @@ def _trains(task: Task) -> list[str]:
     return [name for name, verb in task.verbs.items() if verb.module and name not in SCORING]
 
 
-def _told(config: str, known: dict[str, Task]) -> tuple[str | None, str | None, str]:
+def _told(config: str, known: dict[str, Task], command: str) -> tuple[str | None, str | None, str]:
     """The task and verb of a run, a file or a recipe, as far as these say it, and the name for --config.
 
     Raises:
@@ -75,7 +94,7 @@ def _told(config: str, known: dict[str, Task]) -> tuple[str | None, str | None, 
     having = [name for name in known if wanted in {r.name for r in list_recipes(folder(f"{__package__}.{name}"))}]
     if len(having) > 1:
         raise UserError(
-            f"'{config}' is a recipe of {' and '.join(having)}; say which: `triune check {having[0]} {config}`."
+            f"'{config}' is a recipe of {' and '.join(having)}; say which: `triune {command} {having[0]} {config}`."
         )
     if not having:
         raise UserError(f"'{config}' is no recipe, file or run; `triune recipes` lists the recipes.")

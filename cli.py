@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "convert": "triune.convert:convert",
     "lens": "triune.lens.command:main",
     "nearest": "triune.nearest:main",
+    "plan": "triune.plan:main",
     "report": "triune.report:main",
     "recall": "triune.recall.command:main",
     "emergence": "triune.recall.emergence:main",

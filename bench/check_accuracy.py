@@ -29,7 +29,8 @@ CASES = {
 }
 PROCESSOR = """
 import sys, time
-from triune.core.training.run import probe, telemetry
+from triune.core.training.run import devices, probe, telemetry
+devices.CLOCK = time.process_time
 probe.Probe.__init__.__defaults__ = (time.process_time,)
 telemetry.Telemetry.__init__.__defaults__ = (None, 3, time.process_time)
 """

@@ -217,11 +217,12 @@ def pair_loss(
     """
     separation = (residue_index[:, :, None] - residue_index[:, None, :]).abs()
     wide = torch.promote_types(output.contacts.dtype, torch.float32)
-    near = torch.full((), local_weight, dtype=wide, device=separation.device)
-    weight = torch.where(separation >= LOCAL, near.new_ones(()), near) * (separation > 0)
+    less = torch.full((), local_weight, dtype=wide, device=separation.device)
+    weight = torch.where(separation >= LOCAL, less.new_ones(()), less) * (separation > 0)
     weight = weight * (resolved[:, :, None] & resolved[:, None, :] & ~distance.isnan())
     distance = distance.nan_to_num(nan=1e3)
-    contact = F.binary_cross_entropy_with_logits(output.contacts.to(wide), (distance < CUTOFF).to(wide), reduction="none")
+    near = (distance < CUTOFF).to(wide)
+    contact = F.binary_cross_entropy_with_logits(output.contacts.to(wide), near, reduction="none")
     total = contact_weight * (contact * weight).sum()
     if distogram_weight:
         bins = output.distogram.shape[-1]

@@ -46,7 +46,7 @@ def check(kind: Kind, args: list[str]) -> tuple[Estimate | None, list[str]]:
 
 
 def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, list[str]]:
-    line, found = _taken_apart(kind, args)
+    line, found = taken_apart(kind, args)
 
     def build(words: list[str]) -> TaskCLI:
         try:
@@ -77,7 +77,7 @@ def _check(kind: Kind, args: list[str], folder: Path) -> tuple[Estimate | None, 
         return None, [sentence]
 
 
-def _taken_apart(kind: Kind, args: list[str]) -> tuple[Line, list[str]]:
+def taken_apart(kind: Kind, args: list[str]) -> tuple[Line, list[str]]:
     """The command line in parts, and what is wrong with its configuration files."""
     known, rest = run_and_configs(kind.verb, args)
     found, files = [], []

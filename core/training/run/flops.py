@@ -98,6 +98,10 @@ def _stand_in(value: Tensor) -> Tensor:
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
+def _forget(weight: Tensor) -> None:
+    weight.grad = None
+
+
 def count_step(module: nn.Module, batch: Any) -> int:
     """FLOPs of forward and backward of `module.loss(batch)`, by the convention above.
 
@@ -111,12 +115,19 @@ def count_step(module: nn.Module, batch: Any) -> int:
     return counter.get_total_flops()
 
 
-def on_fake_tensors(module: nn.Module, batch: Any, mode: Any) -> None:
-    """Forward and backward pass of `module.loss(batch)` under `mode`, on fake tensors; see `count_step`."""
+def on_fake_tensors(module: nn.Module, batch: Any, mode: Any, forget: bool = False) -> None:
+    """Forward and backward pass of `module.loss(batch)` under `mode`, on fake tensors; see `count_step`.
+
+    Args:
+        forget: give up the gradient of each weight as soon as it is there.
+    """
     named = {f"module.{name}": value for name, value in module.named_parameters()}
     named |= {f"module.{name}": value for name, value in module.named_buffers()}
     with torch.compiler.set_stance("force_eager"), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {name: _stand_in(value) for name, value in named.items()}
         inputs = tree_map_only(Tensor, _stand_in, batch)
+        for value in tensors.values():
+            if forget and value.requires_grad:
+                value.register_post_accumulate_grad_hook(_forget)
         with mode:
             torch.func.functional_call(_LossOf(module), tensors, (inputs,))

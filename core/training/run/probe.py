@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..data import Batches
 from . import machine
 from .flops import count_step, on_fake_tensors
+from .live import Live
 from .progress import Progress
 from .session import Session
 from .telemetry import total_steps
@@ -224,6 +223,14 @@ def _validations(trainer: Any, steps: int, batches: float) -> int:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+def own_memory() -> int:
+    """Bytes of memory that this process holds now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
 def free_memory(device: torch.device) -> float | None:
     """What this process may use in 1e9 bytes, with what it has: of the GPU, or of the machine and its container."""
     if device.type == "cuda":
@@ -231,7 +238,7 @@ def free_memory(device: torch.device) -> float | None:
         return (free + torch.cuda.memory_reserved(device)) / 1e9
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        own = own_memory()
         free = int(lines["MemAvailable"].split()[0]) * 1024 + own
     except (OSError, KeyError, ValueError):
         return None
@@ -245,36 +252,6 @@ def free_memory(device: torch.device) -> float | None:
     return free / 1e9
 
 
-class _Live(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made under it; `most` were alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return made
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
-        if key in self._known and self._known[key]() is storage:
-            return
-        size = storage.nbytes()
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.most = max(self.most, self.now)
-
-
 def batch_bytes(module: Any, batch: Any, rows: int, more: int) -> int:
     """Most bytes alive at once in forward and backward pass on a batch of `more` rows, made of one of `rows`.
 
@@ -285,7 +262,7 @@ def batch_bytes(module: Any, batch: Any, rows: int, more: int) -> int:
         shape = (more, *value.shape[1:]) if value.dim() and value.shape[0] == rows else value.shape
         return torch.empty(shape, dtype=value.dtype, device="meta")
 
-    live = _Live()
+    live = Live()
     on_fake_tensors(module, tree_map_only(Tensor, grown, batch), live)
     return live.most
 
