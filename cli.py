@@ -213,6 +213,7 @@ triune {__version__}: one transformer core that trains and explains models of im
 
 usage: triune TASK VERB [options]
        triune check [TASK] RECIPE|FILE|RUN [options]
+       triune plan [TASK] RECIPE|FILE|RUN [options] --devices 8xH100
        triune info CHECKPOINT
        triune convert CHECKPOINT FOLDER --to {libraries}|triune
        triune lens QUESTION RUN_OR_CHECKPOINT [INPUT …] [options]
@@ -228,6 +229,7 @@ tasks
 
 commands
   check     say all that is wrong with a configuration, or what its training takes: time, memory, the largest batch
+  plan      say what a training takes on devices that are not here: memory, largest batch, what is sent, time
   demo      train and try small models in a few minutes
   lens      look inside a model: what heads look at, what they are good for, where an answer comes from
   embed     write the vectors that a model makes of inputs, with their names

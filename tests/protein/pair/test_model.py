@@ -19,6 +19,7 @@ from triune.protein.pair.covariance import (
 )
 from triune.protein.pair.memory import CHUNKS, choose_chunk, estimate
 from triune.protein.pair.model import PairModel, distance_classes
+from triune.protein.pair.task import pair_loss
 from triune.protein.read.alphabet import GAP, PAD
 
 
@@ -67,6 +68,29 @@ def test_outputs_are_symmetric_and_start_at_the_prior(preset: str) -> None:
     assert torch.equal(output.contacts, output.contacts.mT)
     assert torch.equal(output.distogram, output.distogram.transpose(1, 2))
     assert output.contacts.std() > 0
+
+
+@pytest.mark.parametrize("preset", ["tiny", "fast"])
+def test_float64_throughout(preset: str) -> None:
+    """A loss is the sum of those of its examples, and the same of a model whose weights are moved by next to nothing,
+    to the digits of float64."""
+    built, batch = model(preset).double(), example(4)
+    distance = torch.rand(4, 11, 11).mul(20)
+    resolved, index = torch.ones(4, 11, dtype=torch.bool), torch.arange(11).expand(4, 11)
+
+    def loss(rows: slice) -> torch.Tensor:
+        found = pair_loss(built(**{k: v[rows] for k, v in batch.items()}), distance[rows], resolved[rows], index[rows])
+        return torch.stack((found.total, found.count))
+
+    whole = loss(slice(0, 4))
+    assert whole.dtype == torch.float64
+    parts = loss(slice(0, 2)) + loss(slice(2, 4))
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=0)
+    with torch.no_grad():
+        built.head.logits.bias += 1e-10
+        moved = loss(slice(0, 4))
+        built.head.logits.bias -= 1e-10
+        assert 1e-14 < (moved - whole)[0].abs() / whole[0] < 1e-7
 
 
 @pytest.mark.parametrize("preset", ["tiny", "fast"])

@@ -61,8 +61,8 @@ def step(**more: Any) -> Step:
     one, two = Pass(1_000, [("mm", 1e6, 1, 0)]), Pass(1_800, [])
     given: dict[str, Any] = {
         "rows": 4, "one": one, "two": two, "again": None, "again_two": None, "parameters": 250, "weights": 1_000,
-        "trained": 1_000, "state": 1_500, "averages": 0, "matrices": Counter({(10, 5): 2}), "tensors": 3, "block": 200, "size": 4,
-        "accumulate": 1, "checkpointing": False, "steps": 100, "epochs": False,
+        "trained": 1_000, "state": 1_500, "averages": 0, "matrices": Counter({(10, 5): 2}), "tensors": 3, "block": 200,
+        "size": 4, "accumulate": 1, "checkpointing": False, "steps": 100, "epochs": False,
     }  # fmt: skip
     return Step(**given | more)
 
