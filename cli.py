@@ -181,12 +181,21 @@ def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
     from .core.training.run.arguments import verb_of
 
     package = f"triune.{name}"
+    if verb in USES_HEADS and task(name).modality and options and not options[0].startswith("-"):
+        from .core.labelled.predict import is_checkpoint
+
+        if is_checkpoint(options[0]):
+            return {"code": named(USES_HEADS[verb])(named(task(name).modality), options) or 0}
     classes = verb_of(task(name), verb, options, package)
     if classes.main:
         return {"code": named(classes.main)(options) or 0}
     from .core.training.run.cli import run_task
 
     return run_task(name, verb, options, named(classes.module), named(classes.data), package)
+
+
+USES_HEADS = {"predict": "triune.core.labelled.predict:main", "test": "triune.core.labelled.score:main"}
+"""What verbs that use a run do with a classifier of another library."""
 
 
 def _unknown(what: str, word: str, known: list[str], command: str) -> Exception:

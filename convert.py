@@ -32,6 +32,8 @@ LIBRARIES = list(MODULES)
 """Whose formats can be written."""
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
 """How a GGUF file keeps weights."""
+HEADS = ("hf", "timm", "torchvision")
+"""Whose classifiers are written of runs with a head for a table."""
 ENOUGH = 1e-4
 """A larger difference of outputs of order one is not rounding."""
 MOST_COMPARED = 3_000_000_000
@@ -76,8 +78,8 @@ def convert(args: list[str]) -> int:
     p.add_argument("--overwrite", action="store_true", help="replace a folder or file that exists")
     options = p.parse_args(args)
     _check_target(options)
-    if (task := _with_head(options.checkpoint)) and options.to == "hf":
-        return _convert_head(task, options.checkpoint, options.folder)
+    if (task := _with_head(options.checkpoint)) and options.to in HEADS:
+        return _convert_head(task, options.checkpoint, options.folder, options.to)
     task = task_of(options.checkpoint)
     room = _room(task)
     pretrained = room.load(options.checkpoint)
@@ -130,12 +132,12 @@ def _with_head(name: str) -> str:
     return ""
 
 
-def _convert_head(task: str, name: str, folder: Path) -> int:
-    """Writes a model with a head as transformers' class for sequences or tokens."""
+def _convert_head(task: str, name: str, folder: Path, library: str) -> int:
+    """Writes a model with a head as the class of another library that has such a head."""
     from .core.labelled.export import write_head
     from .core.training.run.folder import model_folder
 
-    words = write_head(named(tasks()[task].modality), _room(task), model_folder(name, task), folder)
+    words = write_head(named(tasks()[task].modality), _room(task), model_folder(name, task), folder, library)
     print("\n".join(words))
     return 0
 

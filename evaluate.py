@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         "they are not those of the training). A language model takes tasks of lm-evaluation-harness by name, or the "
         "YAML file of one.",
     )
-    p.add_argument("model", metavar="RUN", help="a run or a model folder; of a language model also any checkpoint")
+    p.add_argument(
+        "model", metavar="RUN", help="a run or a model folder; a checkpoint of a classifier or a language model"
+    )
     p.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="tables, YAML files, or names of tasks")
     p.add_argument(
         "--include", action="append", default=[], metavar="FOLDER", help="further tasks of the harness lie here"
@@ -114,9 +116,15 @@ def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 def _modality(name: str) -> Modality:
     """The task of a model with a head. Raises UserError for another model."""
+    from .convert import task_of
     from .core.checkpoints.native import CONFIG
+    from .core.labelled.predict import is_checkpoint
     from .core.training.run.folder import RunFolder, model_folder
 
+    if is_checkpoint(name) and not _is_ours(Path(name) / CONFIG):
+        found = tasks()[task_of(name)].modality  # a classifier of another library
+        if found:
+            return named(found)
     folder = model_folder(name, RunFolder(name).task or "TASK")
     kind = str(read_json(folder / CONFIG).get("architecture"))
     for task in tasks().values():
@@ -127,6 +135,10 @@ def _modality(name: str) -> Modality:
     raise UserError(
         f"'{name}' is a {kind}, which has no head for the labels of a table; train one with `fit --data.table`."
     )
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and read_json(path).get("library") == "triune"
 
 
 # --- the harness ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.checkpoints.source import open_source
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.labelled.headed import Headed, open_headed, with_head
 from ..core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_vectors
 from ..core.labelled.reader import TokenReader
 from ..core.labelled.rows import Rows
@@ -237,7 +238,8 @@ class TextLabels(LabelTask):
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
 
-        return self.own_pretrained(source, open_source) or load(source)
+        found = self.own_pretrained(source, open_source)
+        return found or with_head(open_with_head(source)) or load(source)
 
     def read_companion(self, folder: Path) -> Tokenizer | None:
         return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
@@ -276,7 +278,30 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, TextReader]:
     return for_vectors(TextPredictor, trunk, pool or ("last" if last else "mean")), reader
 
 
-def _whole_trunk(model: LabelledModel) -> TextEncoder:
+def open_with_head(name: str) -> Headed | None:
+    """A classifier of Hugging Face. Raises UserError for one whose head is not known, or that has no tokenizer."""
+    from .checkpoints.pretrained import load
+
+    def reads(below: Pretrained, per_token: bool) -> dict[str, Any]:
+        if below.companion is None:
+            raise UserError(f"'{name}' comes without a tokenizer, which its texts need; give a folder that has one.")
+        trunk: Any = below.model
+        longest = trunk.config.transformer.context - sum(map(len, below.companion.around))
+        return {"context": longest} | ({"words": True} if per_token else {})
+
+    return open_headed(open_source(name), load, TextPredictor, reads)
+
+
+def _headed(name: str) -> tuple[LabelledModel, TextReader] | None:
+    found = open_with_head(name)
+    if found is None:
+        return None
+    reads = found.model.config.reads
+    reader = (WordReader if reads.get("words") else TextReader)(found.below.companion, int(reads["context"]))
+    return found.model, reader
+
+
+def _whole_trunk(model: LabelledModel, library: str) -> TextEncoder:
     """Raises UserError for a causal model: transformers' classes read its last token without a bias."""
     trunk: Any = model.trunk
     if not isinstance(trunk, TextEncoder):
@@ -285,10 +310,13 @@ def _whole_trunk(model: LabelledModel) -> TextEncoder:
             "in triune's format."
         )
     trunk.config = replace(trunk.config, masked_head=False)
+    if trunk.segments is not None and trunk.pooler is None:  # which the file of a classifier leaves out again
+        dim = trunk.config.transformer.dim
+        trunk.pooler, trunk.config = nn.Linear(dim, dim), replace(trunk.config, pooler=True)
     return trunk
 
 
-MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk, TextTable, _whole_trunk)
+MODALITY = Modality("text", TextPredictor, _reader, _expand, _trunk, TextTable, _whole_trunk, _headed)
 
 
 def predict(args: list[str]) -> int:

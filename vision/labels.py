@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.checkpoints.family import Pretrained
 from ..core.checkpoints.saved import SavedModel
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
-from ..core.labelled.model import OWN, LabelledConfig, LabelledModel, Tokens, for_vectors
-from ..core.labelled.reader import Reader
+from ..core.labelled.headed import with_head
+from ..core.labelled.model import OWN, LabelledModel, for_vectors
 from ..core.labelled.rows import Rows
 from ..core.labelled.run import Modality
 from ..core.labelled.table import FromTable, drawn
@@ -28,76 +26,17 @@ from ..core.training.start import Start
 from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
 from .data.gather import Settings, gather
-from .data.images import Decoding, read_image
 from .data.loader import Shuffled
 from .data.module import ImageData
 from .data.names import mirrors
+from .heads import open_with_head, whole_trunk
 from .model import VisionTransformer, VisionTransformerConfig
 from .patches import patch_for
+from .predictor import ImagePredictor, ImageReader
 from .preprocessing import Preprocessing
 from .task import SMALL
 from .views import SHORT as VIEWS
 from .views import Views, averaged, check_use, check_views, read_calibration, said, store_calibration
-
-
-class ImagePredictor(LabelledModel, SavedModel, config=LabelledConfig):
-    """Images `[batch, channels, height, width]`, normalised -> outputs of a head."""
-
-    TRUNKS = (VisionTransformer,)
-
-    @staticmethod
-    def bare(trunk: Any) -> Any:
-        trunk.head = nn.Identity()
-        trunk.config = replace(trunk.config, classes=0, labels=[])
-        return trunk
-
-    @staticmethod
-    def width(trunk: Any, pool: str | None) -> int:
-        return trunk.config.width if pool == OWN else trunk.config.transformer.dim
-
-    def tokens(self, batch: dict[str, Tensor]) -> Tokens:
-        trunk: Any = self.trunk
-        vectors = trunk.tokens(batch["images"])
-        valid = vectors.new_ones(vectors.shape[:2], dtype=torch.bool)
-        read = valid.clone()
-        read[:, : trunk.config.prefix] = False
-        return Tokens(vectors, valid, read)
-
-    def own_pool(self, tokens: Tokens) -> Tensor:
-        trunk: Any = self.trunk
-        return trunk.pre_logits(trunk.pooled(tokens.vectors))
-
-
-class ImageReader(Reader):
-    """Image files, made as the validation of a training made them.
-
-    Args:
-        config: of the model that reads them.
-        max_pixels: larger images are refused.
-    """
-
-    what = "image"
-
-    def __init__(self, config: VisionTransformerConfig, max_pixels: int = 80_000_000) -> None:
-        super().__init__()
-        self.config = config
-        self.decoding = Decoding(max_pixels, config.preprocessing.grey_bits)
-
-    def one(self, cell: str, name: str, beside: Path) -> Tensor:
-        path = beside / Path(cell).expanduser()
-        image = read_image(path, self.config.channels, str(path), self.decoding)
-        return self.config.preprocessing.pixels(image, self.config.input_size)
-
-    def plain(self, cell: str, sample: Tensor) -> np.ndarray:
-        """The image averaged down to at most 16 x 16 pixels."""
-        height, width = (min(16, side) for side in sample.shape[-2:])
-        return F.adaptive_avg_pool2d(sample.float(), (height, width)).flatten().numpy()
-
-    def settings(self) -> str:
-        return f"{super().settings()} {asdict(self.config.preprocessing)} {self.config.size}"
-
-    def batch(self, samples: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"images": self.config.preprocessing.normalise(torch.stack(list(samples)))}
 
 
 class ImageTable(FromTable, ImageData):
@@ -296,7 +235,7 @@ class ImageLabels(LabelTask):
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import find, load
 
-        return self.own_pretrained(source, find) or load(source)
+        return self.own_pretrained(source, find) or with_head(open_with_head(source)) or load(source)
 
     def adopt(self, start: Start, data: Any) -> str:
         model: Any = start.model
@@ -349,7 +288,12 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
     return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
 
 
-MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, views=several_views)
+def _headed(name: str) -> tuple[LabelledModel, ImageReader] | None:
+    found = open_with_head(name)
+    return None if found is None else (found.model, ImageReader(found.model.trunk.config))
+
+
+MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, whole_trunk, _headed, several_views)
 
 
 def predict(args: list[str]) -> int:

@@ -56,12 +56,14 @@ class Pretrained:
         family: None for triune's own format.
         companion: the tokenizer of a text model, the contact head of a protein model, or None (a classifier's
             preprocessing is in its config).
+        headed: the model with the head that the checkpoint has for labels (a `LabelledModel` around `model`), or None.
     """
 
     model: nn.Module
     source: Source
     family: Family | None = None
     companion: Any = None
+    headed: Any = None
 
     def __post_init__(self) -> None:
         self.source.release()  # the model has the weights

@@ -101,14 +101,14 @@ class Regress(Head):
     def monitor(self) -> Monitor:
         return ("scaled_mae", "min")
 
-    def _trained(self, name: str) -> list[Any]:
+    def trained(self, name: str) -> list[Any]:
         """What was counted in training, one entry a target; of a spec that does not say, the standard normal."""
         usual = {"mean": 0.0, "std": 1.0, "quantiles": [-HALF, 0.0, HALF]}[name]
         return list(self.spec.training.get(name) or [usual] * self.targets)
 
     def prior(self) -> list[float]:
         found: list[float] = []
-        for low, middle, high in self._trained("quantiles"):
+        for low, middle, high in self.trained("quantiles"):
             if self.options.distribution == "gaussian":
                 found += [0.0, 0.0]
             elif self.options.distribution == "point":
@@ -133,7 +133,7 @@ class Regress(Head):
 
     def standard(self, targets: Tensor) -> Tensor:
         """Targets `[..., targets]` in standard deviations from the mean."""
-        mean, std = (torch.tensor(self._trained(name), dtype=torch.float64) for name in ("mean", "std"))
+        mean, std = (torch.tensor(self.trained(name), dtype=torch.float64) for name in ("mean", "std"))
         targets = at_least_float32(targets)
         return (targets - mean.to(targets)) / std.to(targets)
 
@@ -182,7 +182,7 @@ class Regress(Head):
 
     def unit(self, values: Tensor) -> np.ndarray:
         """Standard deviations `[..., targets]` in the targets' own unit."""
-        mean, std = (np.asarray(self._trained(name)) for name in ("mean", "std"))
+        mean, std = (np.asarray(self.trained(name)) for name in ("mean", "std"))
         return values.detach().cpu().numpy() * std + mean
 
     def predict(self, outputs: Tensor, calibration: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
@@ -253,7 +253,7 @@ class Regress(Head):
         self, t: int, outputs: Tensor, targets: Tensor, values: Tensor, ends: dict[str, Any]
     ) -> figures.Numbers:
         real = ~targets[:, t].isnan()
-        std = self._trained("std")[t]
+        std = self.trained("std")[t]
         aims, split = self.standard(targets)[:, t], self.split(outputs)[:, t]
         losses = {}
         if self.options.distribution == "gaussian":
@@ -277,7 +277,7 @@ class Regress(Head):
 
         The absolute error is that of their median, which no constant is better than there.
         """
-        quantiles = torch.tensor(self._trained("quantiles"), dtype=torch.float64)
+        quantiles = torch.tensor(self.trained("quantiles"), dtype=torch.float64)
         middle = quantiles[:, 1].expand(len(targets), -1)
         if self.options.distribution == "quantile":
             outputs = quantiles.flatten().expand(len(targets), -1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..checks import check_keys
 from ..errors import UserError
@@ -131,7 +132,8 @@ def judge_tables(
                 f"'{folder}' does not say which column its inputs were in; list the tables in a YAML file, each with "
                 "`table`, `input` and `target`."
             )
-        columns = Columns(one.table, str(column), names, missing=tuple(chosen.get("missing") or ()), skip=skip)
+        columns = Columns(one.table, str(column), names, missing=tuple(chosen.get("missing") or ()), skip=skip,
+                          words=modality.table.WORDS)  # fmt: skip
         asked.append((one, read_rows(columns, spec, "test")))
     for one, rows in asked:
         beside = rows.table.path.parent
@@ -152,41 +154,38 @@ def _columns_of_training(folder: str) -> dict[str, Any]:
 
 def _answers(
     model: Any, reader: Any, inputs: Inputs, rows: Rows, batch_size: int, label: str
-) -> tuple[torch.Tensor, Any, np.ndarray, int]:
+) -> tuple[Tensor, Any, np.ndarray, int]:
     """Outputs `[examples, width]`, their targets, the row of each, and how many inputs could not be read.
 
     Examples are rows, or the tokens of rows.
     """
-    reads = (lambda batch: model.tokens(batch).read) if model.head.per_token else None
-
-    def call(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        outputs = model(batch)
-        return outputs if reads is None else torch.cat([outputs, reads(batch)[..., None].to(outputs.dtype)], dim=-1)
-
-    outputs, kept, problems = [], [], []
-    for number, _, output in run(model, reader, inputs, call, batch_size, f"answering {label}"):
+    outputs, kept, problems, places = [], [], [], []
+    values, per_token = rows.target.values, model.head.per_token
+    for number, sample, output in run(model, reader, inputs, model, batch_size, f"answering {label}"):
+        if isinstance(output, Tensor) and per_token:
+            labels, there = len(values[number]), reader.whole(inputs.cells[number], sample)
+            if labels and labels != there:
+                must = f"{there} {reader.parts}, but must have one for each; mend it."
+                raise UserError(f"{rows.name(number)} has {labels} labels for {must}")
         if isinstance(output, UserError):
             problems.append(str(output))
             continue
-        outputs.append(output[None] if reads is None else output[output[:, -1] > 0, :-1])
+        where = reader.places(sample) if per_token else np.zeros(1, np.int64)
+        places.append(where >= 0)
+        outputs.append(output[where[where >= 0]] if per_token else output[None])
         kept.append(number)
     if not kept:
         raise UserError(f"No input of '{label}' can be read; the first: {few(problems, 1)}")
     for problem in problems:
         print(problem, file=sys.stderr)
-    values = rows.target.values
-    if reads is None:
+    if not per_token:
         assert isinstance(values, np.ndarray)
         return torch.cat(outputs), torch.from_numpy(values[kept]), np.asarray(kept), len(problems)
-    per_token = [np.asarray(values[number])[: len(output)] for number, output in zip(kept, outputs)]
-    for number, part, output in zip(kept, per_token, outputs):
-        if len(part) < len(output):
-            raise UserError(
-                f"{rows.name(number)} has {len(part):,} labels, but {len(output):,} tokens of its input are read; give "
-                "one label for each."
-            )
-    groups = np.repeat(kept, [len(part) for part in per_token])
-    return torch.cat(outputs), torch.from_numpy(np.concatenate(per_token)), groups, len(problems)
+    whole = [np.asarray(values[number])[: len(there)] for number, there in zip(kept, places)]
+    each = [part[there[: len(part)]] for part, there in zip(whole, places)]
+    outputs = [output[: len(part)] for output, part in zip(outputs, each)]
+    groups = np.repeat(kept, [len(part) for part in each])
+    return torch.cat(outputs), torch.from_numpy(np.concatenate(each)), groups, len(problems)
 
 
 def rows_of(judged: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A model with a head in the form of Hugging Face's classes for sequences and tokens."""
+"""A model with a head in the form of other libraries' classifiers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,9 @@ from ..files import read_json, read_safetensors, replaced_folder, write_atomic, 
 from ..heads.base import Head
 from ..heads.regress import Regress
 from ..heads.tag import Tag
-from .model import OWN, LabelledModel
+from .headed import PROBLEMS, SEQUENCES, TOKENS, Form
+from .model import Hidden, LabelledModel
 from .run import Modality
-
-TOKENS = {
-    "bert": "BertForTokenClassification", "roberta": "RobertaForTokenClassification",
-    "xlm-roberta": "XLMRobertaForTokenClassification", "camembert": "CamembertForTokenClassification",
-    "distilbert": "DistilBertForTokenClassification", "esm": "EsmForTokenClassification",
-}  # fmt: skip
-"""Classes with one linear layer on every token, by `model_type`."""
-SEQUENCES = {"bert": "BertForSequenceClassification"}
-"""Classes with one linear layer on what the pooler gives."""
-PROBLEMS = {"classify": "single_label_classification", "multilabel": "multi_label_classification",
-            "regress": "regression"}  # fmt: skip
 
 
 def classifier(head: Head) -> tuple[Tensor, Tensor]:
@@ -37,85 +27,102 @@ def classifier(head: Head) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: it is more than that.
     """
-    head = head.each if isinstance(head, Tag) else head
+    head = _inner(head)
     if head.kind not in PROBLEMS or (isinstance(head, Regress) and head.options.distribution != "point"):
         what = head.kind if head.kind not in PROBLEMS else f"{head.kind} with distribution {head.options.distribution}"
         raise UserError(
-            f"A head of kind {what} has no counterpart in Hugging Face, whose classes end in one linear layer; keep "
-            "the run in triune's format."
+            f"A head of kind {what} has no counterpart in other libraries, whose classifiers end in one linear layer; "
+            "keep the run in triune's format."
         )
     linear: Any = head.linear
     weight, bias = linear.weight.detach().float(), linear.bias.detach().float()
     if isinstance(head, Regress):
-        std, mean = (torch.tensor(head.spec.training[name], dtype=torch.float32) for name in ("std", "mean"))
+        std, mean = (torch.tensor(head.trained(name), dtype=torch.float32) for name in ("std", "mean"))
         return weight * std[:, None], bias * std + mean
     return weight.clone(), bias.clone()
 
 
-def check_class(model: LabelledModel, model_type: str) -> str:
-    """The class of Hugging Face that has this model. Raises UserError where there is none, saying what differs."""
+def form_for(model: LabelledModel, model_type: str) -> tuple[Form, str]:
+    """Their form of this head, and the class that has it. Raises UserError where there is none, saying what differs."""
+    kind = "Token" if model.head.per_token else "Sequence"
     known = TOKENS if model.head.per_token else SEQUENCES
     if model_type not in known:
-        kind = "token" if model.head.per_token else "sequence"
         raise UserError(
-            f"Hugging Face's {kind} classifier of {model_type} has another head than one linear layer on the vectors "
-            f"of the model (those of {', '.join(known)} have that); keep the run in triune's format."
+            f"Hugging Face's {kind.lower()} classifier of {model_type} has another head than those that are written "
+            f"({', '.join(known)}); keep the run in triune's format."
         )
-    if not model.head.per_token and model.config.pool != OWN:
+    form = known[model_type]
+    name = f"{form.cls}For{kind}Classification"
+    if (model.config.pool, model.config.hidden) != (form.pool, form.hidden):
+        had = f"pool {model.config.pool}" + (f" and hidden {model.config.hidden}" if model.config.hidden else "")
+        hidden = f" --model.hidden {form.hidden}" if form.hidden else ""
         raise UserError(
-            f"{known[model_type]} reads its own pooler, but this model was trained with pool {model.config.pool}; "
-            "train with --model.pool own."
+            f"{name} has another head: this model was trained with {had}; train with --model.pool {form.pool}{hidden}."
         )
-    return known[model_type]
+    return form, name
 
 
-def write_head(modality: Modality, room: Any, source: Path, folder: Path) -> list[str]:
-    """Writes the model in the folder `source` for transformers; returns what is to be said.
+def write_head(modality: Modality, room: Any, source: Path, folder: Path, library: str = "hf") -> list[str]:
+    """Writes the model in the folder `source` for another library; returns what is to be said.
 
     Args:
         modality: of the model.
         room: the task's module of checkpoints.
         source: a model folder of ours.
         folder: where to.
+        library: whose format.
 
     Raises:
-        UserError: Hugging Face has no class for it; the sentence says what differs.
+        UserError: the library has no class for it; the sentence says what differs.
     """
     model: Any = modality.model.from_pretrained(source).eval()
     classifier(model.head)
-    trunk = modality.whole_trunk(model) if modality.whole_trunk else None
-    if trunk is None:
-        raise UserError(f"Heads of {modality.task} are not written for Hugging Face; keep the run in triune's format.")
+    if modality.whole_trunk is None:
+        raise UserError(f"Heads of {modality.task} are not written for others; keep the run in triune's format.")
+    trunk = modality.whole_trunk(model, library)
     if model.config.reads.get("profile"):
         raise UserError("This model reads profiles, which no model of Hugging Face does; keep it in triune's format.")
     companion = getattr(modality.reader(model, source), "tokenizer", None)
     with replaced_folder(folder) as new:
-        room.export(Pretrained(trunk, open_source(str(source)), None, companion), new / "x", "hf")
-        name = add_head(model, new / "x")
+        room.export(Pretrained(trunk, open_source(str(source)), None, companion), new / "x", library)
+        name = add_head(model, new / "x") if library == "hf" else f"model of {library}"
         for file in (new / "x").iterdir():
             file.rename(new / file.name)
         (new / "x").rmdir()
-    names = list((model.head.each if isinstance(model.head, Tag) else model.head).spec.names)
+    names = list(_inner(model.head).spec.names)
     said = [f"{folder} holds a {name} of {len(names):,} {'labels' if len(names) > 1 else 'label'}."]
     if model.head.spec.calibration:
         said.append("The calibration stays behind: its logits are those of the model as it was trained.")
     return said
 
 
+def _inner(head: Head) -> Head:
+    """The head of one token, of a head that reads every token."""
+    return head.each if isinstance(head, Tag) else head
+
+
 def add_head(model: LabelledModel, folder: Path) -> str:
     """Adds the head to a folder that holds the trunk in Hugging Face's format; returns the class that reads both."""
     config = read_json(folder / CONFIG)
-    name = check_class(model, str(config.get("model_type")))
-    weight, bias = classifier(model.head)
+    inner = _inner(model.head)
+    problem = {} if model.head.per_token else {"problem_type": PROBLEMS[inner.kind]}
+    name = str(config["architectures"][0])
+    if "ForImageClassification" in name:  # the head is a part of the trunk there
+        write_json(folder / CONFIG, config | problem)
+        return name
+    form, name = form_for(model, str(config.get("model_type")))
     from safetensors.torch import save
 
+    weight, bias = classifier(model.head)
+    left_out = ("cls.", "lm_head.", *form.lacks)
     tensors = read_safetensors(folder / WEIGHTS)
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(("cls.", "lm_head."))}
-    tensors |= {"classifier.weight": weight, "classifier.bias": bias}
-    write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    inner = model.head.each if isinstance(model.head, Tag) else model.head
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
+    tensors |= {f"{form.last}.weight": weight, f"{form.last}.bias": bias}
+    if isinstance(model.hidden, Hidden):
+        dense = model.hidden.dense
+        tensors |= {f"{form.dense}.weight": dense.weight.detach(), f"{form.dense}.bias": dense.bias.detach()}
+    write_atomic(folder / WEIGHTS, save({key: value.contiguous() for key, value in tensors.items()}, {"format": "pt"}))
     names = list(inner.spec.names)
     labels = {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-    problem = {} if model.head.per_token else {"problem_type": PROBLEMS[inner.kind]}
     write_json(folder / CONFIG, config | labels | problem | {"architectures": [name]})
     return name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.saved import SavedModel
@@ -32,6 +35,21 @@ class Tokens(NamedTuple):
     read: Tensor
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
+"""Of a layer between pool and head."""
+
+
+class Hidden(nn.Module):
+    """activation(dense(x)), `[batch, dim]` -> `[batch, dim]`."""
+
+    def __init__(self, kind: str, dim: int) -> None:
+        super().__init__()
+        self.kind, self.dense = kind, nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.kind](self.dense(x))
+
+
 @dataclass(frozen=True)
 class LabelledConfig:
     """A trunk with a head.
@@ -43,6 +61,8 @@ class LabelledConfig:
         pool: how the vector of an example is made of those of its tokens: class, mean, attention, last, or own (the
             trunk's); null for a head that reads every token.
         reads: settings of the input that are no part of the trunk, such as the longest input.
+        hidden: activation (tanh, relu, gelu) of a layer between pool and head, as some classifiers of other libraries
+            have it; null for none.
     """
 
     architecture: str
@@ -50,12 +70,16 @@ class LabelledConfig:
     head: dict[str, Any]
     pool: str | None = "mean"
     reads: dict[str, Any] = field(default_factory=dict)
+    hidden: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.pool is not None and self.pool not in (*POOLS, OWN):
             known = (*POOLS, OWN)
             raise UserError(f"pool is '{self.pool}'{nearest(self.pool, known)}, but must be one of {', '.join(known)}.")
+        if self.hidden is not None and (self.hidden not in ACTIVATIONS or self.pool is None):
+            where = f"one of {', '.join(ACTIVATIONS)}, or null" if self.pool else "null for a head of every token"
+            raise UserError(f"hidden is '{self.hidden}', but must be {where}.")
         if self.spec.kind and (self.pool is None) != self._per_token:
             kind = self.spec.kind
             what = "reads every token, so pool must be null" if self._per_token else "needs a pool"
@@ -109,6 +133,7 @@ class LabelledModel(nn.Module):
         self.trunk = self.bare(trunk)
         width = self.width(self.trunk, config.pool)
         self.pool = None if config.pool in (None, OWN) else Pool(config.pool, width)  # pyright: ignore[reportArgumentType]
+        self.hidden = None if config.hidden is None else Hidden(config.hidden, width)
         self.head = make_head(config.spec, width)
 
     @classmethod
@@ -147,7 +172,9 @@ class LabelledModel(nn.Module):
     def vectors(self, batch: dict[str, Tensor]) -> Tensor:
         """What the head reads: `[batch, width]`, or `[batch, tokens, dim]` for a head that reads every token."""
         tokens = self.tokens(batch)
-        return tokens.vectors if self.config.pool is None else self.pooled(tokens)
+        if self.config.pool is None:
+            return tokens.vectors
+        return self.pooled(tokens) if self.hidden is None else self.hidden(self.pooled(tokens))
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """The vector of each example, `[batch, width]`."""

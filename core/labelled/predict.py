@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints.native import CONFIG
 from ..errors import UserError
-from ..files import OVERWRITE, check_new, few, written_whole
+from ..files import OVERWRITE, check_new, few, read_json, written_whole
 from ..options import Parser, whole
-from ..training.run.folder import model_folder
+from ..training.run.folder import ROOT, model_folder
 from ..views import ABOUT, KINDS
 from .model import LabelledModel
 from .reader import Reader
@@ -95,10 +96,36 @@ def inputs_of(
 
 
 def opened(modality: Modality, run_or_folder: str, device: str | None = None) -> tuple[LabelledModel, Reader]:
-    """A model with a head, on its device, and what reads its inputs. Raises UserError where there is none."""
-    folder = model_folder(run_or_folder, modality.task)
-    model = modality.model.from_pretrained(folder).eval().to(device_of(device))
-    return model, modality.reader(model, folder)
+    """A model with a head, on its device, and what reads its inputs: a run, a model folder, or a classifier of another
+    library. Raises UserError where there is no head.
+    """
+    if _has_our_head(run_or_folder, modality):
+        folder = model_folder(run_or_folder, modality.task)
+        model = modality.model.from_pretrained(folder).eval().to(device_of(device))
+        return model, modality.reader(model, folder)
+    found = modality.headed(run_or_folder) if modality.headed else None
+    if found is None:
+        raise UserError(
+            f"'{run_or_folder}' has no head for labels; train one: triune {modality.task} fit --data.table FILE "
+            f"--model.pretrained {run_or_folder}."
+        )
+    return found[0].to(device_of(device)), found[1]
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name is that of a checkpoint and no run: a folder with a config.json, a file, or a name of the hub."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / CONFIG).is_file()
+    return path.is_file() or (name.count("/") == 1 and name.split("/")[0] not in (ROOT, ".", "..", "~"))
+
+
+def _has_our_head(name: str, modality: Modality) -> bool:
+    """Whether a name is that of a run whose model has a head for a table, of such a model, or of nothing."""
+    held = next((f for f in (Path(name) / CONFIG, Path(name) / "model" / CONFIG) if f.is_file()), None)
+    if held is None:
+        return not is_checkpoint(name)
+    return read_json(held).get("architecture") == modality.model.__name__
 
 
 def answers(

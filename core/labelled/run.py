@@ -33,8 +33,10 @@ class Modality:
         expand: inputs (what to read, and its name) of the words of a command line.
         trunk: opens a checkpoint without a head, for its vectors: a model whose head does not matter, and the reader.
         table: the class of its data modules that read tables.
-        whole_trunk: makes, of a model with a head, its trunk as another library's format holds it; None for inputs
-            whose heads are not written.
+        whole_trunk: makes, of a model with a head and the name of a library, its trunk as that library's format holds
+            it, with the head where this belongs to the trunk there.
+        headed: opens a classifier of another library with its head: a model, and the reader of its inputs; None for a
+            checkpoint that is none.
         views: makes, of a model, a kind of `--tta` and the name of its run, what gives the outputs for a batch as means
             over views of each input, and sentences about that; None for inputs without views.
     """
@@ -45,7 +47,8 @@ class Modality:
     expand: Callable[[Sequence[str]], list[tuple[str, str]]]
     trunk: Callable[[str, str | None], tuple[LabelledModel, Reader]]
     table: type[Any]
-    whole_trunk: Callable[[Any], Any] | None = None
+    whole_trunk: Callable[[Any, str], Any] | None = None
+    headed: Callable[[str], tuple[LabelledModel, Reader] | None] | None = None
     views: Callable[[Any, str, str], tuple[Any, list[str]]] | None = None
 
 

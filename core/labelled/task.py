@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..config import TransformerConfig
 from ..errors import UserError
 from ..evaluate.judgement import Judgement
 from ..heads.base import HeadSpec
+from ..heads.keep import keep
 from ..heads.registry import head_class, prepare
 from ..initialise import uninitialised
 from ..losses import IGNORED
@@ -38,6 +39,9 @@ class LabelTask(TrainingModule):
         transformer: the core of a new model.
         pool: how the vector of a row is made of its tokens: class, mean, attention, last, or own (what a checkpoint
             brings). Left out: own where the checkpoint has one, else what suits the task.
+        hidden: activation (tanh, relu, gelu) of a layer between pool and head, as classifiers of RoBERTa (tanh, pool
+            class), DistilBERT (relu) and ESM-2 (tanh) have it in transformers; left out: that of the checkpoint, else
+            no such layer.
         head: settings of the head by name, such as `{"class_weights": "balanced"}`; the kind of the target decides
             which there are.
         **training: optimizer, schedule, ema, compile, pretrained, lora and freeze; see `TrainingModule`.
@@ -56,12 +60,15 @@ class LabelTask(TrainingModule):
         self,
         transformer: TransformerConfig = TransformerConfig(),  # noqa: B008 (never changed)
         pool: str | None = None,
+        hidden: Literal["tanh", "relu", "gelu"] | None = None,
         head: dict[str, Any] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         self.transformer_config = transformer
-        self.pool, self.head_options = pool, dict(head or {})
+        self.pool, self.hidden, self.head_options = pool, hidden, dict(head or {})
+        self._form: dict[str, Any] = {}  # pool and layer of a checkpoint's own head
+        self._said_of_head = ""
         self._outputs: Tensor | None = None  # of the evaluation batch at hand
         self._seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.judged: tuple[Tensor, Any, np.ndarray] | None = None
@@ -110,15 +117,18 @@ class LabelTask(TrainingModule):
                 options.setdefault("numbers", True)
             data.spec = prepare(target.kind, target, options)
         spec = data.spec
-        pool = self.pool or self.default_pool(trunk, pretrained)
+        pool = self.pool or self._form.get("pool") or self.default_pool(trunk, pretrained)
+        hidden = self.hidden or (self._form.get("hidden") if pool == self._form.get("pool") else None)
         if head_class(spec.kind).reads_tokens(spec):
             if self.pool is not None:
                 raise UserError(
                     f"model.pool is {self.pool}, but a target of kind {spec.kind} reads every token; leave it out."
                 )
-            pool = None
+            if self.hidden is not None:
+                raise UserError(f"model.hidden is {self.hidden}, but a head of every token has no such layer.")
+            pool = hidden = None
         settings = trunk.settings()[trunk.config_entry]
-        config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, self.reads(data))
+        config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, self.reads(data), hidden)
         model = self.MODEL(config, trunk)  # pyright: ignore[reportCallIssue]
         if model.head.per_token:
             self.unit = "label"
@@ -145,7 +155,9 @@ class LabelTask(TrainingModule):
         if not source.is_ours or source.config.get("architecture") != self.MODEL.__name__:
             return None
         model: Any = self.MODEL.from_pretrained(source.path)  # type: ignore[attr-defined]
-        return Pretrained(model.trunk.eval(), source, None, self.read_companion(Path(source.path)))
+        found = Pretrained(model.trunk.eval(), source, None, self.read_companion(Path(source.path)))
+        found.headed = model
+        return found
 
     def adapt_model(self, start: Start, data: Any) -> LabelledModel:
         """The checkpoint's model below a new head."""
@@ -158,10 +170,31 @@ class LabelTask(TrainingModule):
         if transformer != config.transformer:
             trunk = rebuilt(trunk, replace(config, transformer=transformer))
         self.transformer_config = transformer
-        return self._model(data, self.fit_trunk(trunk, data), pretrained=True)
+        headed: Any = start.headed
+        if headed is not None:
+            start.kept = {"pool": headed.config.pool, "hidden": headed.config.hidden}
+        self._form = start.kept
+        model = self._model(data, self.fit_trunk(trunk, data), pretrained=True)
+        if headed is not None:
+            self._said_of_head = self._keep(model, headed)
+            start.headed = None
+        return model
+
+    def _keep(self, model: LabelledModel, headed: LabelledModel) -> str:
+        """Takes over what the checkpoint's own head has for the targets of the table; returns that in words."""
+        same = (model.config.pool, model.config.hidden) == (headed.config.pool, headed.config.hidden)
+        if not same:
+            return "a new head"
+        for ours, theirs in ((model.pool, headed.pool), (model.hidden, headed.hidden)):
+            if ours is not None and theirs is not None:
+                ours.load_state_dict(theirs.state_dict())
+        names, all_names = keep(model.head, headed.head), model.head.spec.words
+        if not names:
+            return "a new head (the checkpoint's has none of these names)"
+        return f"the checkpoint's head for {len(names):,} of {len(all_names):,} names"
 
     def is_new(self, name: str) -> bool:
-        return name.startswith(("head.", "pool."))
+        return name.startswith(("head.", "pool.")) or (name.startswith("hidden.") and not self._form.get("hidden"))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -252,7 +285,9 @@ class LabelTask(TrainingModule):
             return shape
         pool = model.config.pool
         read = f"{pool} pool" if pool else "every token"
-        return f"{shape}, {read}, head {model.head.describe()}"
+        read += f" and {model.config.hidden} layer" if model.config.hidden else ""
+        kept = f", {self._said_of_head}" if self._said_of_head else ""
+        return f"{shape}, {read}, head {model.head.describe()}{kept}"
 
     def table(self, metrics: dict[str, Any]) -> str:
         """The figures with their intervals beside those of the constant answer."""

@@ -35,6 +35,8 @@ class Start:
         model: with its weights; without them (at random) when they come from the run; None once it is in use.
         companion: the tokenizer of a language model, else None.
         targets: where our linear layers lie in Hugging Face's model, for an adapter; empty if it is not theirs.
+        headed: the model with the head that the checkpoint has for labels, until it is used; else None.
+        kept: what of that head's form the run keeps, plain values.
     """
 
     source: str
@@ -43,6 +45,8 @@ class Start:
     targets: dict[str, Target] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     architecture: str = ""
+    headed: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model is not None:
@@ -55,7 +59,7 @@ class Start:
         family, model, targets = pretrained.family, pretrained.model, {}
         if family is not None and family.library == "hf":
             targets = family.weights(model.config).targets(model)
-        return cls(pretrained.source.name, model, pretrained.companion, targets)
+        return cls(pretrained.source.name, model, pretrained.companion, targets, headed=pretrained.headed)
 
     def save(self, folder: Path) -> None:
         """Writes `config.json`, and the tokenizer if there is one, into `folder`."""
@@ -63,6 +67,7 @@ class Start:
             self.companion.save(folder)
         header = {"library": "triune", "format": FORMAT, "architecture": self.architecture}
         about = {"model": self.config, "source": self.source, "targets": self.targets}
+        about |= {"kept": self.kept} if self.kept else {}
         write_config(folder, header | about, COMPANIONS)
 
     @classmethod
@@ -72,7 +77,7 @@ class Start:
             name: Target(module, transposed, part and tuple(part), *groups)  # runs of before have no groups
             for name, (module, transposed, part, *groups) in config["targets"].items()
         }
-        return cls(config["source"], model, companion, targets)
+        return cls(config["source"], model, companion, targets, kept=dict(config.get("kept") or {}))
 
 
 def refuse_contradictions(

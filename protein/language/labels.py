@@ -15,6 +15,7 @@ from ...core.checkpoints.saved import SavedModel
 from ...core.checkpoints.source import open_source
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
+from ...core.labelled.headed import Headed, open_headed, with_head
 from ...core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_vectors
 from ...core.labelled.reader import TokenReader, side_by_side
 from ...core.labelled.rows import Rows
@@ -250,7 +251,7 @@ class ProteinLabels(LabelTask):
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load
 
-        found = self.own_pretrained(source, open_source) or load(source)
+        found = self.own_pretrained(source, open_source) or with_head(open_with_head(source)) or load(source)
         found.companion = None
         return found
 
@@ -281,7 +282,23 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ProteinReader]:
     return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.transformer.context - 2)
 
 
-def _whole_trunk(model: LabelledModel) -> SequenceModel:
+def open_with_head(name: str) -> Headed | None:
+    """A classifier of Hugging Face. Raises UserError for one whose head is not known."""
+    from .checkpoints.pretrained import load
+
+    def reads(below: Pretrained, per_token: bool) -> dict[str, Any]:
+        trunk: Any = below.model
+        return {"context": trunk.config.transformer.context - 2, "profile": False}
+
+    return open_headed(open_source(name), load, ProteinPredictor, reads)
+
+
+def _headed(name: str) -> tuple[LabelledModel, ProteinReader] | None:
+    found = open_with_head(name)
+    return None if found is None else (found.model, ProteinReader(int(found.model.config.reads["context"])))
+
+
+def _whole_trunk(model: LabelledModel, library: str) -> SequenceModel:
     """The trunk with a new head of masked residues, which classifiers do not read."""
     trunk: Any = model.trunk
     whole = SequenceModel(trunk.config).eval()
@@ -289,7 +306,7 @@ def _whole_trunk(model: LabelledModel) -> SequenceModel:
     return whole
 
 
-MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk, ProteinTable, _whole_trunk)
+MODALITY = Modality("protein", ProteinPredictor, _reader, _expand, _trunk, ProteinTable, _whole_trunk, _headed)
 
 
 def predict(args: list[str]) -> int:

@@ -100,19 +100,19 @@ KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "us
 """Settings of a Hugging Face config that are not the model's, and stay when it is written again."""
 
 
-def load(name: str, dtype: str | torch.dtype = "float32") -> Pretrained:
+def load(name: str | Source, dtype: str | torch.dtype = "float32") -> Pretrained:
     """Opens a checkpoint: a folder or repository of Hugging Face, a GGUF file, a glassllm archive, a run or model of
     ours.
 
     Args:
-        name: of the checkpoint.
+        name: of the checkpoint, or what was opened of it.
         dtype: what the weights are kept in, whatever the file has: float32, bfloat16 or float16.
 
     Raises:
         UserError: nothing is found, it is damaged, of an unknown architecture, has a setting that the core does not
             have, a tokenizer of another model, or weights that float16 cannot hold.
     """
-    kept, source = dtype_of(dtype), open_source(name)
+    kept, source = dtype_of(dtype), name if isinstance(name, Source) else open_source(name)
     if source.is_ours:
         return _ours(source, kept)
     if source.file and source.file.suffix not in (".gguf", ".npz"):

@@ -169,7 +169,7 @@ class TextFamily(Family):
     prefix: str = ""
     renames: tuple[tuple[str, str], ...] = ()
     unlike: Callable[[Any], list[str]] = lambda _: ["its format"]
-    tensors: Callable[[Source], Mapping[str, Tensor]] = Source.tensors
+    tensors: Callable[[Source], Mapping[str, Tensor]] = lambda source: source.tensors()
     companion: Callable[[Source], Tokenizer | None] = lambda source: beside(source.folder)
 
 

@@ -50,7 +50,7 @@ FAMILIES = (
 _LIBRARIES = {"hf": esm_hf, "fair-esm": esm_fair}
 
 
-def load(name: str) -> Pretrained:
+def load(name: str | Source) -> Pretrained:
     """Opens a protein language model: a `.pt` of fair-esm or its folder, a Hugging Face folder or hub name, or a run.
 
     Returns:
@@ -59,7 +59,7 @@ def load(name: str) -> Pretrained:
     Raises:
         UserError: it is another kind of model, is damaged, or has a setting that the core does not have.
     """
-    source = esm_fair.file_in(open_source(name))
+    source = name if isinstance(name, Source) else esm_fair.file_in(open_source(name))
     if source.is_ours:
         return _ours(source)
     family = recognise(source, FAMILIES, "protein language model")
