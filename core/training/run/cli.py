@@ -28,14 +28,16 @@ from .agreement import Agreement
 from .arguments import SCORING, given, in_full, prepare, use_own_words
 from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
-from .checkpoints import Checkpoints, damage, recorded_config, recorded_data
+from .checkpoints import Checkpoints, recorded_config, recorded_data
 from .companions import Alone, Companions
-from .folder import RunFolder, newest_runs
+from .folder import RunFolder
 from .progress import Progress
 from .session import Session
 from .signals import StopOnSignal
 from .strategies import usable
 from .telemetry import Telemetry
+from .unused import leave_out
+from .which import to_continue, to_score
 
 SEED = 1337
 ABOUT = {
@@ -155,6 +157,8 @@ class TaskCLI(LightningCLI):
         # "Every N batches" of the whole training, whatever the length of an epoch.
         if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
             trainer.check_val_every_n_epoch = None
+        if self.trains and not self.session.resume:
+            self.session.left_out = leave_out(config, self.session.args, self._classes[2])
         trainer.precision, self.session.precision = precision.chosen(self, device)
 
     def another(self, words: list[str]) -> TaskCLI:
@@ -266,7 +270,7 @@ def _run_task(
             return _fit(cli.session)
         if run := cli.session.run:
             report.say(edited(run, recorded_config(run)))
-        checkpoint = _checkpoint(cli.session, cli.config.ckpt_path)
+        checkpoint = to_score(cli.session, cli.config.ckpt_path)
         cli.model.before_scoring(Path(checkpoint), cli.datamodule)
         return (_predict if verb == "predict" else _evaluate)(cli.session, checkpoint)
     except SystemExit as stop:
@@ -305,7 +309,7 @@ def _train(session: Session) -> dict[str, Any]:
     run, trainer = session.run, session.trainer
     assert run
     different = accept(session.changes, run, session.task)
-    checkpoint = _to_continue(session, run) if session.resume else None
+    checkpoint = to_continue(session, run) if session.resume else None
     shares = (
         session.data.continue_with(recorded_data(Path(checkpoint), session.data), trainer.world_size)
         if checkpoint
@@ -313,8 +317,9 @@ def _train(session: Session) -> dict[str, Any]:
     )
     different = "; ".join(filter(None, (different, shares)))
     report.say(report.opening(session))
-    if different:
-        report.say(report.entry("changed", different))
+    for name, about in (("changed", different), ("mixer", session.left_out)):
+        if about:
+            report.say(report.entry(name, about))
     try:
         trainer.fit(session.model, session.data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -331,23 +336,6 @@ def _train(session: Session) -> dict[str, Any]:
     summary = report.finish(session, dict(metrics))
     number = session.interrupt.signal
     return summary | ({} if number is None else {"code": 128 + number})
-
-
-def _to_continue(session: Session, run: RunFolder) -> str:
-    """The newest checkpoint that is not damaged. Raises UserError when there is none."""
-    problems = {path: damage(path) for path in (run.last, run.previous) if path.exists()}
-    good = next((path for path, problem in problems.items() if not problem), None)
-    found = "; ".join(f"{path} is damaged ({problem})" for path, problem in problems.items() if problem)
-    if good is None:
-        raise UserError(f"{found}, so that this run cannot go on; start anew with another --run.")
-    session.damaged = [path for path, problem in problems.items() if problem]
-    if found:
-        report.say(f"{found}; continuing from {good.name}{', the one before' if good == run.previous else ''}.")
-    if session.checkpoints and run.best.exists() and (problem := damage(run.best)):
-        report.say(f"{run.best} is damaged ({problem}); the next validation writes a new one.")
-        session.damaged.append(run.best)
-        session.checkpoints.forget_best = True
-    return str(good)
 
 
 def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
@@ -378,23 +366,3 @@ def _predict(session: Session, checkpoint: str) -> dict[str, Any]:
             torch.save(predictions, part)
     report.say(f"Predictions are in {target}.")
     return {"predictions": str(target)}
-
-
-def _checkpoint(session: Session, chosen: str | None) -> str:
-    """The weights to score: --ckpt_path, else the run's best, else its last."""
-    run = session.run
-    if chosen is None and run:
-        chosen = next((str(path) for path in (run.best, run.last) if path.exists()), None)
-        if chosen is None:
-            raise UserError(f"{run} has no checkpoint yet; train it with `triune {session.task} fit`.")
-    if chosen is None:
-        newest = newest_runs()
-        hint = f", for example `triune {session.task} {session.verb} {newest[0]}`" if newest else ""
-        raise UserError(f"`{session.verb}` needs a run; give its folder{hint}.")
-    if not Path(chosen).exists():
-        raise UserError(f"--ckpt_path {chosen}: no such file.")
-    if problem := damage(Path(chosen)):
-        others = [path for path in (run.last, run.previous) if path.exists() and str(path) != chosen] if run else []
-        hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
-        raise UserError(f"{chosen} is damaged ({problem}){hint}.")
-    return chosen

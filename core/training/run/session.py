@@ -43,6 +43,8 @@ class Session:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = ""
     """Why `--trainer.precision auto` is what it is."""
+    left_out: str = ""
+    """Settings of a recipe that the layers do not have."""
     changes: list[Change] = field(default_factory=list)
     """Options that a resumed run changes."""
     recorded: str | None = None

@@ -1,0 +1,48 @@
+"""Which checkpoint a resumed run continues from, and which one a verb scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import UserError
+from . import report
+from .checkpoints import damage
+from .folder import RunFolder, newest_runs
+from .session import Session
+
+
+def to_continue(session: Session, run: RunFolder) -> str:
+    """The newest checkpoint that is not damaged. Raises UserError when there is none."""
+    problems = {path: damage(path) for path in (run.last, run.previous) if path.exists()}
+    good = next((path for path, problem in problems.items() if not problem), None)
+    found = "; ".join(f"{path} is damaged ({problem})" for path, problem in problems.items() if problem)
+    if good is None:
+        raise UserError(f"{found}, so that this run cannot go on; start anew with another --run.")
+    session.damaged = [path for path, problem in problems.items() if problem]
+    if found:
+        report.say(f"{found}; continuing from {good.name}{', the one before' if good == run.previous else ''}.")
+    if session.checkpoints and run.best.exists() and (problem := damage(run.best)):
+        report.say(f"{run.best} is damaged ({problem}); the next validation writes a new one.")
+        session.damaged.append(run.best)
+        session.checkpoints.forget_best = True
+    return str(good)
+
+
+def to_score(session: Session, chosen: str | None) -> str:
+    """The weights to score: --ckpt_path, else the run's best, else its last."""
+    run = session.run
+    if chosen is None and run:
+        chosen = next((str(path) for path in (run.best, run.last) if path.exists()), None)
+        if chosen is None:
+            raise UserError(f"{run} has no checkpoint yet; train it with `triune {session.task} fit`.")
+    if chosen is None:
+        newest = newest_runs()
+        hint = f", for example `triune {session.task} {session.verb} {newest[0]}`" if newest else ""
+        raise UserError(f"`{session.verb}` needs a run; give its folder{hint}.")
+    if not Path(chosen).exists():
+        raise UserError(f"--ckpt_path {chosen}: no such file.")
+    if problem := damage(Path(chosen)):
+        others = [path for path in (run.last, run.previous) if path.exists() and str(path) != chosen] if run else []
+        hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
+        raise UserError(f"{chosen} is damaged ({problem}){hint}.")
+    return chosen

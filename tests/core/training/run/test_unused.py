@@ -1,0 +1,57 @@
+"""A recipe's settings of attention do not stand in the way of another mixer; what the user names does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+
+from triune.cli import main
+from triune.core.config import TransformerConfig
+from triune.core.training.run.unused import leave_out
+
+
+def options(mixer: Any, **more: Any) -> Namespace:
+    held = dataclasses.asdict(TransformerConfig(dim=8, depth=1, heads=1))
+    held |= {"mixer": mixer, "depth": 2, "qk_norm": "head", "window": 8} | more
+    return Namespace(model=Namespace(transformer=Namespace(**held)))
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "DD", ["gru", "M"]])
+def test_what_the_user_did_not_name_is_left_out(mixer: Any) -> None:
+    config = options(mixer)
+    said = leave_out(config, ["--model.transformer.mixer", "x"], "triune.text")
+    assert (config.model.transformer.qk_norm, config.model.transformer.window) == ("none", None)
+    assert said.startswith("without the recipe's window 8, qk_norm head, which ")
+
+
+@pytest.mark.parametrize("mixer", ["attention", "MA", "AA", "unheard", "MMM"])
+def test_layers_with_attention_and_mistakes_are_left_alone(mixer: str) -> None:
+    config = options(mixer)
+    assert leave_out(config, [], "triune.text") == ""
+    assert config.model.transformer.qk_norm == "head"
+
+
+@pytest.mark.parametrize("word", ["--model.transformer.qk_norm=head", "file"])
+def test_what_the_user_named_stays(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model:\n  transformer:\n    qk_norm: head\n")
+    config = options("mamba2")
+    said = leave_out(config, ["--config", str(file)] if word == "file" else [word], "triune.text")
+    assert config.model.transformer.qk_norm == "head" and "qk_norm" not in said
+
+
+def test_a_recipe_trains_with_another_mixer(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRIUNE_CACHE", str(tmp_path / "cache"))
+    Path("x.txt").write_text("some words of a text to learn\n" * 60)
+    small = ["--data.context", "16", "--model.transformer.dim", "16", "--model.transformer.heads", "2"]
+    small += ["--data.files", "x.txt", "--trainer.fast_dev_run", "true", "--threads", "1"]
+    line = ["text", "fit", "--config", "shakespeare-char-cpu", *small, "--model.transformer.mixer", "gru"]
+    assert main(line) == 0
+    assert "without the recipe's qk_norm head, which gru does not have" in " ".join(capsys.readouterr().out.split())
+    assert main([*line, "--model.transformer.qk_norm", "head"]) == 2
+    assert "qk_norm is 'head', but must be none" in capsys.readouterr().err
