@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--labels", type=Path, metavar="TABLE", help="table of labels: list those that neighbours contradict"
     )
     p.add_argument("--target", metavar="COLUMN", help="of --labels: the label")
-    p.add_argument("--key", metavar="COLUMN", default="name", help="of --labels: the name in the index (default: name)")
+    p.add_argument("--key", metavar="COLUMN", help="of --labels: the name in the index (default: name)")
     p.add_argument("--output", type=Path, help="JSON file to write")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     return p
@@ -63,7 +63,7 @@ def main(args: list[str]) -> int:
     if options.duplicates:
         found, text = duplicates(index, 0.98 if options.threshold is None else options.threshold)
     elif options.labels:
-        found, text = doubts(index, options.labels, options.key, options.target, options.k or 10)
+        found, text = doubts(index, options.labels, options.key or "name", options.target, options.k or 10)
     else:
         found, text = neighbours(index, options.queries, options.k or 5)
     print(text)
@@ -88,6 +88,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--k is of QUERY and --labels, and --duplicates lists all pairs; leave it out.")
     if bool(options.labels) != bool(options.target):
         raise UserError("--labels and --target belong together: a table, and the column of the label; give both.")
+    if options.key is not None and not options.labels:
+        raise UserError("--key is of --labels, the column with the names of the index; give both, or leave it out.")
     if options.output:
         if options.output.suffix != ".json":
             raise UserError(f"--output is '{options.output}', but must end in .json; give such a name.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import read_json, write_json
+from .lock import NAME, Lock
 from .version import __version__
 
 FORMAT = 1
@@ -75,8 +76,10 @@ def altered(file: Path) -> UserError:
     )
 
 
-def begin(folder: Path, identity: str, start: dict[str, Any]) -> dict[str, Any] | None:
-    """How far an earlier call has come, `start` for none; None when it has finished.
+@contextlib.contextmanager
+def begin(folder: Path, identity: str, start: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """How far an earlier call has come, `start` for none; None when it has finished. Within it no other process writes
+    into the folder.
 
     Args:
         folder: to write.
@@ -84,20 +87,43 @@ def begin(folder: Path, identity: str, start: dict[str, Any]) -> dict[str, Any] 
         start: the notes of a call that begins.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or another process writes into it.
     """
-    for name in (MANIFEST, PROGRESS):
-        if (folder / name).is_file():
-            found = read_json(folder / name)
-            if found.get("identity") == identity:
-                return None if name == MANIFEST else found
-            raise UserError(f"'{folder}' holds shards of other files or settings; give a new folder.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder / MANIFEST).is_file():
+        _check(folder, read_json(folder / MANIFEST), identity)
+        yield None
+        return
+    known = folder / PROGRESS
+    if not known.is_file() and folder.exists() and (not folder.is_dir() or _names(folder) - {NAME}):
         raise UserError(f"'{folder}' exists and is no folder of shards; give a new folder.")
+    lock = Lock(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    found = json.loads(json.dumps({"identity": identity, **start}))
-    note(folder, found)
+        lock.take(
+            lambda owner: (
+                f"'{folder}' is being written by another process{owner}; wait until it has ended, or give another"
+                " folder."
+            )
+        )
+    try:
+        if known.is_file():
+            yield _check(folder, read_json(known), identity)
+        else:
+            found = json.loads(json.dumps({"identity": identity, **start}))
+            note(folder, found)
+            yield found
+    finally:
+        lock.release()
+
+
+def _names(folder: Path) -> set[str]:
+    return {child.name for child in folder.iterdir()}
+
+
+def _check(folder: Path, found: dict[str, Any], identity: str) -> dict[str, Any]:
+    """The notes or manifest of the same shards. Raises UserError for others."""
+    if found.get("identity") != identity:
+        raise UserError(f"'{folder}' holds shards of other files or settings; give a new folder.")
     return found
 
 

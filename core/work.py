@@ -9,11 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .errors import UserError
+
 
 def cache_folder(chosen: str | None) -> Path:
-    """The folder for caches: `chosen`, else $TRIUNE_CACHE, else `triune` in the user's cache folder."""
+    """The folder for caches: `chosen`, else $TRIUNE_CACHE, else `triune` in the user's cache folder.
+
+    Raises:
+        UserError: what stands there is no folder.
+    """
     if named := chosen or os.environ.get("TRIUNE_CACHE"):
-        return Path(named).expanduser()
+        folder = Path(named).expanduser()
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"The cache '{named}' is no folder, but must be one, or a new name; give another.")
+        return folder
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
 
 

@@ -18,7 +18,7 @@ TASK = Task(
         ),
         "check": Verb(
             "list copies, leaks and doubtful labels among the sequences of a table",
-            "triune.protein.language.labels:check",
+            "triune.protein.language.labelled:check",
         ),
         "dca": Verb(
             "predict contacts from an alignment alone, by mean-field direct couplings",
@@ -31,13 +31,13 @@ TASK = Task(
             ("pretrain",),
         ),
         **training(*_PAIR, names=("validate", "test")),
-        "predict": Verb("answer new proteins with a model of a table", "triune.protein.language.labels:predict"),
+        "predict": Verb("answer new proteins with a model of a table", "triune.protein.language.labelled:predict"),
         "contacts": Verb(
             "draw, write and score the contact maps of sequences and alignments with a trained model",
             "triune.protein.predict.contacts:main",
         ),
         "probe": Verb(
-            "judge a checkpoint's frozen vectors on the labels of a table", "triune.protein.language.labels:probe"
+            "judge a checkpoint's frozen vectors on the labels of a table", "triune.protein.language.labelled:probe"
         ),
         "mutations": Verb(
             "score every substitution of a sequence with a masked language model",
@@ -57,7 +57,7 @@ TASK = Task(
     architectures=("SequenceModel",),
     own=("PairModel", "ProteinPredictor"),
     lens="triune.protein.lens.open:open_subject",
-    modality="triune.protein.language.labels:MODALITY",
+    modality="triune.protein.language.labelled:MODALITY",
     libraries={"hf": "transformers", "fair-esm": "fair-esm"},
     demo="triune.protein.demo:main",
     smallest=(

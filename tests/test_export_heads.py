@@ -15,10 +15,10 @@ from triune.core.errors import UserError
 from triune.core.heads.base import HeadSpec
 from triune.core.labelled.export import PROBLEMS, write_head
 from triune.core.labelled.model import LabelledConfig
-from triune.protein.language import labels as protein
+from triune.protein.language import labelled as protein
 from triune.protein.language.checkpoints import pretrained as protein_room
 from triune.protein.language.model import SequenceConfig, SequenceModel, esm_transformer
-from triune.text import labels as text
+from triune.text import labelled as text
 from triune.text.encoder import BERT, TextEncoder, TextEncoderConfig
 from triune.text.tokenizer import Tokenizer
 

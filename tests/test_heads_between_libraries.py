@@ -19,14 +19,15 @@ from triune.core.heads.keep import keep
 from triune.core.heads.registry import make_head
 from triune.core.labelled.export import write_head
 from triune.core.training.run.cli import run_task
-from triune.protein.language import labels as protein
+from triune.protein.language import labelled as protein
 from triune.protein.language.checkpoints import pretrained as protein_room
 from triune.protein.language.model import VOCABULARY
-from triune.text import labels as text
+from triune.text import labelled as text
 from triune.text.checkpoints import pretrained as text_room
 from triune.text.tokenizer import Tokenizer
-from triune.vision import labels as vision
+from triune.vision import labelled as vision
 from triune.vision.checkpoints import pretrained as vision_room
+from triune.vision.labels import ImageLabels, ImageTable
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -233,7 +234,7 @@ def test_a_classifier_answers_is_scored_and_is_trained_further(
         tmp_path / "run",
     ]
     words = [str(word) for word in options]
-    run_task("vision", "fit", words, vision.ImageLabels, vision.ImageTable, "triune.vision")
+    run_task("vision", "fit", words, ImageLabels, ImageTable, "triune.vision")
     assert "the checkpoint's head for 3 of 3 names" in capsys.readouterr().out.replace("\n           ", " ")
     kept: Any = vision.ImagePredictor.from_pretrained(tmp_path / "run" / "model")
     assert list(kept.head.spec.names) == ["ant", "owl", "zebra"]

@@ -81,3 +81,8 @@ def test_mistakes(index: Path, capsys: pytest.CaptureFixture[str], options: str,
     shown = capsys.readouterr()
     assert words in shown.err and shown.err.startswith("error: ") and "\n" not in shown.err.strip()
     assert sorted(path.name for path in index.parent.iterdir() if path.suffix == ".json") == ["v.json"]
+
+
+def test_an_option_of_another_question_is_refused(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nearest", "--index", "v.npz", "--duplicates", "--key", "none"]) == 2
+    assert capsys.readouterr().err.startswith("error: --key is of --labels, ")

@@ -19,8 +19,8 @@ from triune.core.heads.registry import make_head, prepare
 from triune.core.labelled import probe as core
 from triune.core.labelled.classifiers import Vectors, fit_linear, linear_outputs, neighbour_outputs
 from triune.core.labels.targets import Target
-from triune.protein.language.labels import MODALITY as PROTEIN
-from triune.text.labels import MODALITY
+from triune.protein.language.labelled import MODALITY as PROTEIN
+from triune.text.labelled import MODALITY
 
 
 def test_the_linear_layer_is_that_of_scikit_learn() -> None:

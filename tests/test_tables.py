@@ -18,8 +18,10 @@ from triune.core.errors import UserError
 from triune.core.labelled.evaluate import Listed, judge_tables
 from triune.core.labelled.predict import answers, opened
 from triune.core.labelled.run import Inputs
+from triune.core.task import named
 from triune.core.training.run.cli import run_task
 from triune.protein.language import labels as protein
+from triune.tasks import tasks
 from triune.text import labels as text
 from triune.text.tokenizer import Tokenizer
 from triune.vision import labels as vision
@@ -31,7 +33,7 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "vision": (vision.ImageLabels, vision.ImageTable),
     "protein": (protein.ProteinLabels, protein.ProteinTable),
 }
-MODALITIES = {"text": text.MODALITY, "vision": vision.MODALITY, "protein": protein.MODALITY}
+MODALITIES = {name: named(task.modality) for name, task in tasks().items()}
 ROWS = 60
 
 
@@ -159,11 +161,11 @@ def test_a_label_for_each_residue(tmp_path: Path) -> None:
     summary = fit("protein", where, "tags", "--data.kind", "tag", "--data.split", "side")
     rows = [row for row in read(where) if row["side"] == "val"]
     assert summary["judged"]["count"] == sum(len(row["what"]) for row in rows)
-    model, reader = opened(protein.MODALITY, str(tmp_path / "run"), "cpu")
+    model, reader = opened(MODALITIES["protein"], str(tmp_path / "run"), "cpu")
     cells = [row["what"] for row in rows]
     found, _ = answers(model, reader, Inputs(cells, cells), {}, 4)
     assert [len(row["label"]) for row in found] == [len(cell) for cell in cells]
-    judged = judge_tables(protein.MODALITY, str(tmp_path / "run"), [Listed(str(where), name="x")], device="cpu")[0]
+    judged = judge_tables(MODALITIES["protein"], str(tmp_path / "run"), [Listed(str(where), name="x")], device="cpu")[0]
     assert judged.judgement.count == sum(len(row["what"]) for row in read(where)) and not judged.failed
     right = np.mean([a == b for row, known in zip(found, rows) for a, b in zip(row["label"], known["tags"])])
     assert summary["val_accuracy"] == pytest.approx(right)

@@ -15,7 +15,7 @@ TASK = Task(
         **training(*_LANGUAGE, names=("validate", "test", "predict")),
         "check": Verb("show what training reads and learns from files", "triune.text.check:main"),
         "shard": Verb("write texts as tokens in shards, for more than memory holds", "triune.text.shard:main"),
-        "probe": Verb("judge a checkpoint's frozen vectors on the labels of a table", "triune.text.labels:probe"),
+        "probe": Verb("judge a checkpoint's frozen vectors on the labels of a table", "triune.text.labelled:probe"),
         "generate": Verb("continue a text with a trained model", "triune.text.generate:main"),
         "chat": Verb("talk with a trained model in the terminal", "triune.text.chat:main"),
         "serve": Verb("serve a trained model to OpenAI's clients", "triune.text.serve:main"),
@@ -24,7 +24,7 @@ TASK = Task(
         "data.pairs": training("triune.text.seq2seq.task:PairTask", "triune.text.seq2seq.data:PairData"),
         "data.table": {
             **training("triune.text.labels:TextLabels", "triune.text.labels:TextTable"),
-            "predict": Verb("answer new inputs with the best weights of a run", "triune.text.labels:predict"),
+            "predict": Verb("answer new inputs with the best weights of a run", "triune.text.labelled:predict"),
         },
     },
     examples="""\
@@ -40,7 +40,7 @@ TASK = Task(
     architectures=("LanguageModel", "TextEncoder"),
     own=("EncoderDecoder", "TextPredictor"),
     lens="triune.text.lens:open_subject",
-    modality="triune.text.labels:MODALITY",
+    modality="triune.text.labelled:MODALITY",
     libraries={"hf": "transformers", "gguf": "llama.cpp"},
     demo="triune.text.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

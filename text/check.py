@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
 
     if asked_for(args):
         from ..core.labelled.check import main as of_table
-        from .labels import MODALITY
+        from .labelled import MODALITY
 
         return of_table(MODALITY, args)
     from ..core.shards import is_shards

@@ -26,8 +26,8 @@ TASK = Task(
     also={
         "data.table": {
             **training("triune.vision.labels:ImageLabels", "triune.vision.labels:ImageTable"),
-            "predict": Verb("answer new images with the best weights of a run", "triune.vision.labels:predict"),
-            "probe": Verb("judge frozen features on the labels of a table", "triune.vision.labels:probe"),
+            "predict": Verb("answer new images with the best weights of a run", "triune.vision.labelled:predict"),
+            "probe": Verb("judge frozen features on the labels of a table", "triune.vision.labelled:probe"),
         }
     },
     examples="""\
@@ -43,7 +43,7 @@ TASK = Task(
     architectures=("VisionTransformer",),
     own=("ImagePredictor",),
     lens="triune.vision.lens:open_subject",
-    modality="triune.vision.labels:MODALITY",
+    modality="triune.vision.labelled:MODALITY",
     libraries={"hf": "transformers", "timm": "timm", "torchvision": "torchvision"},
     demo="triune.vision.demo:main",
     smallest=("--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--model.transformer.depth", "1"),

@@ -86,7 +86,7 @@ def main(args: list[str]) -> int:
     """
     if asked_for(args):
         from ..core.labelled.check import main as of_table
-        from .labels import MODALITY
+        from .labelled import MODALITY
 
         return of_table(MODALITY, args, described_file, BY)
     parser = Parser(prog="triune vision check", description=__doc__, epilog=OF_TABLES)

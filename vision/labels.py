@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.labelled.headed import with_head
-from ..core.labelled.model import OWN, LabelledModel, for_vectors
+from ..core.labelled.model import OWN
 from ..core.labelled.rows import Rows
-from ..core.labelled.run import Modality
 from ..core.labelled.table import FromTable, drawn
 from ..core.labelled.task import LabelTask
 from ..core.training.data import Batches, Draw, Source
-from ..core.training.run.folder import RunFolder, model_folder
+from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start
 from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
@@ -29,14 +27,15 @@ from .data.gather import Settings, gather
 from .data.loader import Shuffled
 from .data.module import ImageData
 from .data.names import mirrors
-from .heads import open_with_head, whole_trunk
-from .model import VisionTransformer, VisionTransformerConfig
+from .heads import open_with_head
+from .labelled import seen_in
+from .model import VisionTransformer, VisionTransformerConfig, checked_patch
 from .patches import patch_for
-from .predictor import ImagePredictor, ImageReader
+from .predictor import ImagePredictor
 from .preprocessing import Preprocessing
 from .task import SMALL
 from .views import SHORT as VIEWS
-from .views import Views, averaged, check_use, check_views, read_calibration, said, store_calibration
+from .views import Views, check_use, check_views, read_calibration, said, store_calibration
 
 
 class ImageTable(FromTable, ImageData):
@@ -181,7 +180,7 @@ class ImageLabels(LabelTask):
         self, transformer: TransformerConfig = SMALL, patch_size: int | None = None, tta: Views = "none", **options: Any
     ) -> None:
         super().__init__(transformer=transformer, **options)
-        self.patch_size, self.tta = patch_size, tta
+        self.patch_size, self.tta = checked_patch(patch_size), tta
         self._said: list[str] = []
         check_views(tta, mirrors=True)
 
@@ -216,9 +215,10 @@ class ImageLabels(LabelTask):
 
     def new_trunk(self, data: Any) -> VisionTransformer:
         size = list(data.image_size)
+        patch = patch_for(data.image_size) if self.patch_size is None else self.patch_size
         return VisionTransformer(
             VisionTransformerConfig(
-                image_size=size, patch_size=self.patch_size or patch_for(data.image_size), channels=data.channels,
+                image_size=size, patch_size=patch, channels=data.channels,
                 classes=0, transformer=self.transformer_config, preprocessing=data.preprocessing,
             )
         )  # fmt: skip
@@ -242,69 +242,3 @@ class ImageLabels(LabelTask):
         if not isinstance(data, ImageTable):
             return ""
         return data.adopt(model.config.preprocessing, model.config.input_size, model.config.channels, start.source)
-
-
-def seen_in(model: LabelledModel, views: str) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The outputs for a batch, averaged over views of its images."""
-
-    def call(batch: dict[str, Tensor]) -> Tensor:
-        return averaged(lambda images: model(batch | {"images": images}), batch["images"], views, model.head.over_views)
-
-    return call
-
-
-def several_views(model: LabelledModel, kind: str, run: str) -> tuple[Any, list[str]]:
-    """What `triune vision predict --tta` calls, and a sentence about it; the head gets the calibration of the means.
-
-    Raises:
-        UserError: mirror images may be of another class.
-    """
-    check_views(kind, mirrors(model.head.spec.words))
-    folder = model_folder(run, "vision")
-    known = read_calibration(folder, kind)
-    if known is not None:
-        model.head.spec = model.head.spec.calibrated(known)
-    return seen_in(model, kind), said(kind, known is not None, run)
-
-
-def _reader(model: LabelledModel, folder: Path) -> ImageReader:
-    return ImageReader(model.trunk.config)  # type: ignore[attr-defined]
-
-
-def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Files, and all images below folders."""
-    from .classify import collect
-
-    files, problems = collect(words)
-    if problems:
-        raise UserError(problems[0])
-    return [(file, file) for file in files]
-
-
-def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
-    from .checkpoints.pretrained import load
-
-    model: Any = load(name).model
-    return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
-
-
-def _headed(name: str) -> tuple[LabelledModel, ImageReader] | None:
-    found = open_with_head(name)
-    return None if found is None else (found.model, ImageReader(found.model.trunk.config))
-
-
-MODALITY = Modality("vision", ImagePredictor, _reader, _expand, _trunk, ImageTable, whole_trunk, _headed, several_views)
-
-
-def predict(args: list[str]) -> int:
-    """Runs `triune vision predict` for a model with a head."""
-    from ..core.labelled.predict import main
-
-    return main(MODALITY, args)
-
-
-def probe(args: list[str]) -> int:
-    """Runs `triune vision probe` for a table."""
-    from ..core.labelled.probe import main
-
-    return main(MODALITY, args)

@@ -235,6 +235,13 @@ def pair(value: int | list[int] | tuple[int, ...], name: str) -> list[int]:
     return sides
 
 
+def checked_patch(value: Any) -> Any:
+    """The option `model.patch_size` as it is, None included. Raises UserError for what no patch can be."""
+    if value is not None:
+        pair(value, "model.patch_size")
+    return value
+
+
 def _check_multiple(size: Grid, patch: Grid, what: str) -> None:
     if size[0] % patch[0] == 0 and size[1] % patch[1] == 0:
         return

@@ -30,7 +30,7 @@ from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majo
 from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
 from .evaluate.metrics import IGNORED, judge
 from .evaluate.table import NO_TEST, table
-from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, new_head, pair
+from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, checked_patch, new_head, pair
 from .patches import Stem
 from .patches import patch_for as patch_for
 from .positions import Coordinates, Resample
@@ -111,7 +111,7 @@ class VisionTask(TrainingModule):
             raise UserError(f"logit_adjustment is {logit_adjustment}, but must be 0 to 10, and 0 with binary true.")
         self.label_smoothing, self.binary, self.logit_adjustment = label_smoothing, binary, logit_adjustment
         self._adjustment: Tensor | None = None
-        self.transformer_config, self.patch_size = transformer, patch_size
+        self.transformer_config, self.patch_size = transformer, checked_patch(patch_size)
         self.options: dict[str, Any] = {
             "stem": stem, "class_token": class_token, "registers": registers, "pool": pool, "position": position,
             "position_covers_class": position_covers_class, "resample": resample,

@@ -9,7 +9,7 @@ from .made import Case
 
 def all_cases() -> Iterator[Case]:
     """The cases of every room, in a fixed order."""
-    from . import commands, images, models, proteins, text, values, weights
+    from . import commands, images, labelled, models, newer, proteins, text, values, weights
 
-    for room in (text, images, proteins, models, weights, values, commands):
+    for room in (text, images, proteins, models, weights, values, commands, labelled, newer):
         yield from room.cases()

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from . import all_cases
-from .run import make_good, run
+from .run import make_good, make_runs, run
 
 HEAD = """\
 # Inputs that are refused
@@ -30,6 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["TRIUNE_CACHE"] = f"{name}/cache"
         make_good(Path(name, "good"))
+        make_runs(Path(name, "good"))
         for number, case in enumerate(case for case in all_cases() if wanted in case.room):
             place = Path(name, str(number))
             place.mkdir()

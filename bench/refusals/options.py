@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import os
+import shlex
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,35 +18,7 @@ from triune import cli
 from triune.core.training.run import cli as training
 from triune.core.training.run.arguments import RUN_VARIABLE
 
-GOOD = {
-    ("text", "fit"): "--run run --data.files ok/ok.txt --data.tokenizer bytes --data.cache cache",
-    ("text", "pretrain"): "--run run --data.files ok/ok.txt --data.tokenizer bytes --data.cache cache",
-    ("vision", "fit"): "--run run --data.root ok/img --data.cache cache",
-    ("vision", "pretrain"): "--run run --data.root ok/img --data.cache cache",
-    ("protein", "fit"): "--run run",
-    ("protein", "pretrain"): "--run run --data.files ok/many.fasta",
-    ("vision", "check"): "ok/img --cache cache",
-    ("vision", "probe"): "--model ok/vit --data.root ok/img --data.cache cache",
-    ("vision", "classify"): "ok/a.png --run ok/vit",
-    ("vision", "export"): "ok/vit --torch-export out.pt2",
-    ("protein", "prepare"): "set --arrays ok/chains.npz --no-mmseqs --val 0.3",
-    ("protein", "dca"): "ok/ok.a3m --force",
-    ("protein", "contacts"): "ok/ok.a3m --run ok/pair --no-png",
-    ("text", "check"): "ok/ok.txt --data.tokenizer bytes",
-    ("text", "generate"): "ok/lm --prompt a --max-tokens 2",
-    ("info",): "ok/lm",
-    ("convert",): "ok/lm out --to triune",
-    ("demo",): "--smallest --run demo",
-    ("lens", "heads"): "ok/lm",
-    ("lens", "ablate"): "ok/lm --controls 1 --top 1",
-    ("lens", "patch"): "ok/lm abc abd",
-    ("lens", "depth"): "ok/lm abc",
-    ("lens", "attention"): "ok/lm abc",
-    ("lens", "birth"): "--steps 1",
-    ("recall",): "--steps 1 --mixer gru --pairs 2 --length 16",
-    ("scaling",): "ok/runs.csv",
-}
-"""A command line of each verb that works; verbs that score take the options of `fit`."""
+from .lines import GOOD, Words
 
 BAD = {
     int: ("-1", "0", "1000000000000000000", "nan", "inf", "1.5", "x", "", "[1, 2]", "{a: 1}"),
@@ -59,6 +32,7 @@ MEANINGFUL = {
     "--trainer.max_epochs=-1": "no bound on the epochs",
     "--trainer.max_steps=-1": "no bound on the steps",
     "--trainer.num_sanity_val_steps=-1": "the whole validation set",
+    "--first=-1": "residues are numbered from below 0, too",
     "--prompt=": "what a text begins with",
     "--stop=": "no text to stop at",
 }
@@ -76,6 +50,8 @@ NAMES = (
 )
 """Options that name a file or folder to make, for which these texts are names like any other:"""
 ANY_NAME = ("-1", "nan")
+TEXTS = ("--prompt", "--system", "--stop", "--api-key", "--name", "--answer", "--against")
+"""Options whose value is a text, which may be anything but empty or what no file can hold."""
 
 
 def judge(option: str, value: str, code: Any, sentence: str) -> str:
@@ -84,6 +60,8 @@ def judge(option: str, value: str, code: Any, sentence: str) -> str:
         return "" if "error: " in sentence and "Traceback" not in sentence else "no sentence"
     if code not in (0, 1) or "Traceback" in sentence:
         return "it broke"
+    if option in TEXTS and value and value.isprintable():
+        return ""
     if option in NAMES and value in ANY_NAME:
         return ""
     return "nonsense was taken" if value in NONSENSE and f"{option}={value}" not in MEANINGFUL else ""
@@ -93,8 +71,13 @@ class Captured(BaseException):
     """Holds the parser of a verb, which is all that is wanted of it."""
 
 
-def parser_of(words: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The parser that a verb uses."""
+def line_of(words: Words) -> list[str]:
+    """The whole of a command line that works."""
+    return [*words, *shlex.split(GOOD[words])]
+
+
+def parser_of(words: Words, place: Path) -> argparse.ArgumentParser:
+    """The parser that a verb uses; its line is read in `place`, where `ok` is."""
 
     def capture(parser: Any, *_: Any, **__: Any) -> Any:
         raise Captured(parser)
@@ -106,12 +89,15 @@ def parser_of(words: tuple[str, ...]) -> argparse.ArgumentParser:
         mock.patch.object(argparse.ArgumentParser, "parse_args", capture),
         mock.patch.object(training.TaskParser, "parse_args", capture),
         mock.patch.object(training.TaskCLI, "parse_arguments", of_training),
+        contextlib.chdir(place),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         try:
-            cli.main([*words, "--run", "none"] if words[-1] in ("fit", "pretrain") else list(words))
+            cli.main(line_of(words))
         except Captured as captured:
             return captured.args[0]
+        finally:
+            os.environ.pop(RUN_VARIABLE, None)
     raise AssertionError(f"{words} has no parser")
 
 
@@ -135,30 +121,27 @@ def _inside(hint: Any) -> set[Any]:
     return {hint}.union(*map(_inside, typing.get_args(hint))) if typing.get_args(hint) else {hint}
 
 
-def pairs(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Each option of a verb with each bad value for its types."""
+def pairs(words: Words, place: Path) -> list[tuple[str, str]]:
+    """Each option of a verb with each bad value for its types; `place` is as for `parser_of`."""
     found = []
-    for option, kinds in leaves(parser_of(words)):
+    for option, kinds in leaves(parser_of(words, place)):
         values = dict.fromkeys(value for kind in kinds for value in BAD[kind])
         found += [(option, value) for value in values]
     return found
 
 
-def verbs() -> list[tuple[str, ...]]:
-    """All commands whose options are tried; `demo` trains for a minute and has no option with a value but --run."""
-    return [words for words in GOOD if words != ("demo",)]
-
-
-def attempt(
-    words: tuple[str, ...], option: str, value: str, place: Path, settings: list[str] | None = None
-) -> tuple[Any, str]:
-    """Exit code and last line on standard error of a verb with one bad value; without training, unless `settings` say
-    how.
+def attempt(words: Words, option: str, value: str, place: Path, settings: list[str] | None = None) -> tuple[Any, str]:
+    """Exit code and last line on standard error of a verb with one bad value; without training, scoring or serving,
+    unless `settings` say how to train.
     """
-    shown = io.StringIO()
-    line = [*words, *GOOD[words].split(), *(settings or []), f"{option}={value}"]
+    shown, work = io.StringIO(), contextlib.ExitStack()
+    if settings is None:
+        for name in ("_fit", "_evaluate"):
+            work.enter_context(mock.patch.object(training, name, return_value={}))
+        work.enter_context(mock.patch("triune.text.serve._serve", return_value=0))
+    line = [*line_of(words), *(settings or []), f"{option}={value}"]
     with (
-        mock.patch.object(training, "_fit", return_value={}) if settings is None else contextlib.nullcontext(),
+        work,
         contextlib.chdir(place),
         contextlib.redirect_stderr(shown),
         contextlib.redirect_stdout(io.StringIO()),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 from triune import cli
 from triune.core.config import TransformerConfig
+from triune.core.training.run.arguments import RUN_VARIABLE
+from triune.protein.language.model import SequenceConfig, SequenceModel, esm_transformer
 from triune.protein.pair.config import PairConfig
 from triune.protein.pair.model import PairModel
 from triune.text.model import LanguageModel, LanguageModelConfig
@@ -51,7 +54,53 @@ def make_good(place: Path) -> None:
         sequence=np.frombuffer("".join(letters.reshape(-1)).encode(), np.uint8), profile=np.zeros((480, 20), np.uint8),
         backbone=np.random.default_rng(0).integers(-9999, 9999, (480, 3, 3)).astype(np.int16),
     )  # fmt: skip
+    SequenceModel(SequenceConfig(esm_transformer("tiny"))).save_pretrained(place / "esm")
+    _tables(place, ["".join(row) for row in letters])
     lay(place, PICTURES | {"a.png": PICTURES["img/a/0.png"]})
+
+
+def _tables(place: Path, chains: list[str]) -> None:
+    """Twelve inputs of each task with a label, a table of vectors, and pairs of texts."""
+    names = "abcdefghijkl"
+    texts = [f"a {'good' if n % 2 else 'bad'} day number {n}" for n in range(12)]
+    pictures = [f"img/{'ab'[n % 2]}/{n // 2}.png" for n in range(8)]
+    for name, column, cells in (
+        ("texts", "text", texts), ("images", "image", pictures), ("chains", "sequence", chains),
+    ):  # fmt: skip
+        rows = "".join(f"{names[n]},{cell},{'xy'[n % 2]},{n / 10}\n" for n, cell in enumerate(cells))
+        (place / f"{name}.csv").write_text(f"name,{column},label,value\n{rows}")
+    (place / "pairs.tsv").write_text("".join(f"{text}\t{text[::-1]}\n" for text in texts))
+    np.savez(place / "vectors.npz", name=list(names), vector=np.random.default_rng(0).normal(size=(12, 4)))
+
+
+RUNS = {
+    "run-text": "text fit --data.files {0}/ok.txt --data.tokenizer bytes --data.context 16 --data.batch_size 2",
+    "run-texts": "text fit --data.table {0}/texts.csv --data.input text --data.target label --data.tokenizer bytes",
+    "run-vision": "vision fit --data.root {0}/img --data.batch_size 2 --model.patch_size 4",
+    "run-images": "vision fit --data.table {0}/images.csv --data.input image --data.target label --data.batch_size 2"
+    " --model.patch_size 4",
+    "run-protein": "protein fit --data.crop 16 --data.batch_size 1 --model.preset tiny",
+    "run-chains": "protein fit --data.table {0}/chains.csv --data.input sequence --data.target label",
+}
+"""Trainings of one step, by the name of their folder in `ok`."""
+ONE_STEP = "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu --threads 1"
+SMALL = "--model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2"
+
+
+def make_runs(place: Path, names: Iterable[str] = tuple(RUNS)) -> None:
+    """Runs of one step beside what `make_good` made; those that are there are kept."""
+    for name in names:
+        if (place / name).exists():
+            continue
+        small = "" if name == "run-protein" else SMALL
+        words = f"{RUNS[name].format(place)} --run {place / name} --data.cache {place}/cache {ONE_STEP} {small}"
+        if name in ("run-chains", "run-protein", "run-texts"):
+            words = words.replace(f"--data.cache {place}/cache ", "")
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            code = cli.main(words.split())
+        os.environ.pop(RUN_VARIABLE, None)
+        assert code == 0, shown.getvalue()
 
 
 def lay(place: Path, given: Mapping[str, Content]) -> None:

@@ -12,6 +12,8 @@ import contextlib
 import io
 import os
 import resource
+import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -20,32 +22,48 @@ from pathlib import Path
 from triune import cli
 
 from ..kills.server import Ended, exit_code
-from .options import attempt, judge, pairs, verbs
-from .run import make_good
+from .lines import FOREVER, GOOD, Words
+from .options import attempt, judge, pairs
+from .run import make_good, make_runs
 
 QUICK = (
     "--trainer.max_steps=2 --trainer.limit_val_batches=1 --trainer.logger=false --trainer.accelerator=cpu --threads=1"
 )
 SMALL = "--model.transformer.dim=16 --model.transformer.depth=1 --model.transformer.heads=2"
-SETTINGS: dict[tuple[str, ...], str] = {
-    ("text", "fit"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
-    ("text", "pretrain"): f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2",
-    ("vision", "fit"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
-    ("vision", "pretrain"): f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4",
+IMAGES = f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4"
+TEXT = f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2"
+SCORE = "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.accelerator=cpu --threads=1"
+SETTINGS: dict[tuple[str, str], str] = {
+    ("text", "fit"): TEXT,
+    ("text", "pretrain"): TEXT,
+    ("vision", "fit"): IMAGES,
+    ("vision", "pretrain"): IMAGES,
     ("protein", "fit"): f"{QUICK} --data.crop=16 --data.batch_size=1 --model.preset=tiny",
-    (
-        "protein",
-        "pretrain",
-    ): f"{QUICK} --data.context=16 --data.batch_size=2 --model.size=tiny --model.structures=ok/set",
+    ("protein", "pretrain"): f"{QUICK} --data.context=16 --data.batch_size=2 --model.size=tiny "
+    "--model.structures=ok/set",
     ("vision", "probe"): "--data.batch_size=2",
 }
-FOREVER = ("--trainer.max_steps=-1", "--trainer.max_steps=1000000000000000000")
+TABLES = f"{QUICK} {SMALL} --data.batch_size=2"
+
+
+def settings_of(words: Words) -> list[str]:
+    """Further options that make a line of a verb that trains or scores a matter of a second."""
+    if words[1:2] in (("validate",), ("test",)):
+        return SCORE.split()
+    if words[1:2] == ("fit",) and len(words) > 2:
+        return TABLES.split() + (["--model.patch_size=4"] if words[0] == "vision" else [])
+    return SETTINGS.get(words[:2], "").split() if len(words) == 2 else []
+
+
+ENDLESS = ("--trainer.max_steps=-1", "--trainer.max_steps=1000000000000000000")
 """These train until somebody stops them."""
+SERVES, SECONDS, HANGS = 4, 120, 99
+"""For a verb that does not end by itself, which counts as done, and for any other, which counts as a fault."""
 BYTES = 24 << 30
 """Address space of a command: a size that no memory holds must be refused, not be tried."""
 
 
-def in_a_process(words: tuple[str, ...], option: str, value: str, place: Path) -> Ended:
+def in_a_process(words: Words, option: str, value: str, place: Path) -> Ended:
     """Run a verb with one bad value."""
     shown = place / ".shown"
     child = os.fork()
@@ -55,8 +73,10 @@ def in_a_process(words: tuple[str, ...], option: str, value: str, place: Path) -
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
             resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(0 if words in FOREVER else HANGS))
+            signal.alarm(SERVES if words in FOREVER else SECONDS)
             try:
-                ended, sentence = attempt(words, option, value, place, SETTINGS.get(words, "").split())
+                ended, sentence = attempt(words, option, value, place, settings_of(words))
                 file.write(f"Traceback of {sentence}" if ended == "traceback" else sentence)
                 code = ended if isinstance(ended, int) else 1
             except BaseException:
@@ -77,17 +97,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m triune.bench.refusals.sweep")
     parser.add_argument("verb", nargs="*", help="such as: text fit; all by default")
     parser.add_argument("--accepted", type=Path, help="a file that lists what was done")
+    parser.add_argument("--every", type=int, default=1, help="only one of so many values")
     parser.add_argument("--only", default="", help="a part of the names of the options")
     chosen = parser.parse_args()
-    wanted = [words for words in verbs() if not chosen.verb or words == tuple(chosen.verb)]
+    wanted = [words for words in GOOD if words[: len(chosen.verb)] == tuple(chosen.verb)]
     tried = faults = 0
     with tempfile.TemporaryDirectory() as name, (chosen.accepted or Path(os.devnull)).open("w") as accepted:
         os.environ["TRIUNE_CACHE"] = f"{name}/cache"
         make_good(Path(name, "good"))
         _prepare(Path(name, "good"))
+        make_runs(Path(name, "good"))
+        Path(name, "ok").symlink_to("good")
         for words in wanted:
-            for option, value in pairs(words):
-                if chosen.only not in option or f"{option}={value}" in FOREVER:
+            counted = tried
+            for option, value in pairs(words, Path(name))[:: chosen.every]:
+                if chosen.only not in option or f"{option}={value}" in ENDLESS:
                     continue
                 place = Path(name, str(tried))
                 place.mkdir()
@@ -100,6 +124,8 @@ def main() -> int:
                     print(f"{fault}: {line}", flush=True)
                 elif ended.code != 2:
                     print(line, file=accepted, flush=True)
+                shutil.rmtree(place)
+            print(f"{' '.join(words)}: {tried - counted} values", flush=True)
     print(f"{tried} values tried, {faults} faults")
     return min(faults, 1)
 

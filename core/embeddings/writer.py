@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import check_new, few, parsing, read_json, refuse_special, write_json, written_whole
+from ..lock import Lock
 from .store import check_ending, check_finite, files_of, write_vectors
 
 ABOUT = "about.json"
@@ -34,6 +35,7 @@ class Writer:
         self._mark = mark
         self.path, self.about = Path(path), json.loads(json.dumps(dict(about)))
         self.folder = self.path.with_name(self.path.name + ".parts")
+        self._lock = Lock(self.folder)
         self.done: set[str] = set()
         self._parts: list[Path] = []
         self._dim: int | None = None
@@ -56,23 +58,37 @@ class Writer:
         writer = cls(check_ending(path), about, mark)
         # Parts of the same vectors say that a run was to write the file, and may have ended while it did.
         check_new(files_of(writer.path), overwrite or writer._before() == writer.about)
-        if writer.folder.exists() or writer.folder.is_symlink():
-            writer._take(overwrite)
+        writer._check_folder()
         writer.folder.mkdir(parents=True, exist_ok=True)
-        write_json(writer.folder / ABOUT, writer.about)
+        writer._lock.take(
+            lambda owner: (
+                f"'{path}' is being written by another process{owner}; wait until it has ended, or give another name."
+            )
+        )
+        try:
+            writer._take(overwrite)
+            write_json(writer.folder / ABOUT, writer.about)
+        except BaseException:
+            writer._lock.release()
+            raise
         return writer
 
     def _before(self) -> dict[str, Any] | None:
         """What made the parts that are there; None where that is not said."""
         return read_json(self.folder / ABOUT) if (self.folder / ABOUT).is_file() else None
 
-    def _take(self, overwrite: bool) -> None:
-        """Takes the parts of before, once they are sure to be of the same vectors."""
+    def _check_folder(self) -> None:
+        """Raises UserError where something else has the place of the parts."""
+        if not self.folder.exists() and not self.folder.is_symlink():
+            return
         if not self.folder.is_dir() or self.folder.is_symlink():
             raise UserError(f"'{self.folder}' is no folder, but parts of '{self.path}' would lie there; remove it.")
         odd = [p.name for p in self.folder.iterdir() if p.name != ABOUT and not p.name.startswith((".", "part-"))]
         if odd:
             raise UserError(f"'{self.folder}' holds {few(sorted(odd))}, which are no parts of vectors; move them away.")
+
+    def _take(self, overwrite: bool) -> None:
+        """Takes the parts of before, once they are sure to be of the same vectors."""
         before = self._before()
         if before != self.about:
             if not overwrite and before is not None:
@@ -82,7 +98,7 @@ class Writer:
                     f"'{self.folder}' holds parts of vectors with another {key} ({before.get(key)!r}, now "
                     f"{self.about.get(key)!r}); remove it, or begin anew with --overwrite."
                 )
-            shutil.rmtree(self.folder)
+            self._clear()
             return
         for part in sorted(self.folder.glob("part-*.npz")):
             with parsing(part, "a part of vectors"), np.load(part, allow_pickle=False) as arrays:
@@ -96,10 +112,16 @@ class Writer:
                         f"'{changed}' has changed since its vector was made, which is in '{self.folder}'; begin anew "
                         "with --overwrite."
                     )
-                shutil.rmtree(self.folder)
+                self._clear()
                 self.done, self._parts, self._dim = set(), [], None
                 return
             self._parts.append(part)
+
+    def _clear(self) -> None:
+        """Removes the parts of before."""
+        for file in self.folder.iterdir():
+            if file != self._lock.path:
+                file.unlink()
 
     def add(self, names: Sequence[str], values: np.ndarray, places: Mapping[str, np.ndarray] | None = None) -> None:
         """Writes one part: all rows of these inputs. What was added survives the end of the process.
@@ -170,4 +192,5 @@ class Writer:
         write_vectors(self.path, [names[i] for i in kept], values, found, self.about)
         del values
         shutil.rmtree(self.folder)
+        self._lock.release()
         return len(kept)

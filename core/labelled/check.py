@@ -80,6 +80,8 @@ def main(
         raise UserError("--data.table is given without --neighbours, the only check of a table; give both.")
     if options.run and options.pretrained:
         raise UserError("--run and --pretrained are both given; give one.")
+    if options.device is not None and not (options.run or options.pretrained):
+        raise UserError("--device is given without a model to run there (--run or --pretrained); leave it out.")
     if options.out is not None:
         if options.out.suffix not in ENDINGS:
             raise UserError(f"--out is '{options.out}', but must end in one of {', '.join(ENDINGS)}.")

@@ -133,7 +133,7 @@ def judge_tables(
                 "`table`, `input` and `target`."
             )
         columns = Columns(one.table, str(column), names, missing=tuple(chosen.get("missing") or ()), skip=skip,
-                          words=modality.table.WORDS)  # fmt: skip
+                          words=modality.words)  # fmt: skip
         asked.append((one, read_rows(columns, spec, "test")))
     for one, rows in asked:
         beside = rows.table.path.parent

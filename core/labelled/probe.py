@@ -29,6 +29,7 @@ from ..labels.guess import parsed_kinds
 from ..labels.targets import Target
 from ..losses import IGNORED
 from ..options import Parser, whole
+from ..task import named
 from ..work import cache_folder
 from .classifiers import NEIGHBOURS, Vectors, linear_outputs, neighbour_outputs
 from .opened import opened_vectors, weights_hash
@@ -149,11 +150,12 @@ class Probe:
         order = tuple(part.strip() for part in options.order.split(",")) if options.order else None
         columns = Columns(
             options.table, options.input, names, parsed_kinds(options.kind), order, split=options.split,
-            group=options.group, seed=options.seed, skip=options.on_error == "skip", words=self.modality.table.WORDS,
+            group=options.group, seed=options.seed, skip=options.on_error == "skip",
+            words=self.modality.words,
         )  # fmt: skip
         resolve = None
         if getattr(options, "fasta", None):
-            resolve = self.modality.table(
+            resolve = named(self.modality.table)(
                 table=options.table, input=options.input, target=options.target, fasta=options.fasta,
                 on_error=options.on_error,
             ).resolve  # fmt: skip

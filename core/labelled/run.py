@@ -32,13 +32,14 @@ class Modality:
         reader: what reads the inputs of a model that was saved in a folder.
         expand: inputs (what to read, and its name) of the words of a command line.
         trunk: opens a checkpoint without a head, for its vectors: a model whose head does not matter, and the reader.
-        table: the class of its data modules that read tables.
+        table: "module:class" of its data modules that read tables; whoever uses a model has no need of it.
         whole_trunk: makes, of a model with a head and the name of a library, its trunk as that library's format holds
             it, with the head where this belongs to the trunk there.
         headed: opens a classifier of another library with its head: a model, and the reader of its inputs; None for a
             checkpoint that is none.
         views: makes, of a model, a kind of `--tta` and the name of its run, what gives the outputs for a batch as means
             over views of each input, and sentences about that; None for inputs without views.
+        words: whether an input has words, of which each can have a label.
     """
 
     task: str
@@ -46,10 +47,11 @@ class Modality:
     reader: Callable[[LabelledModel, Path], Reader]
     expand: Callable[[Sequence[str]], list[tuple[str, str]]]
     trunk: Callable[[str, str | None], tuple[LabelledModel, Reader]]
-    table: type[Any]
+    table: str
     whole_trunk: Callable[[Any, str], Any] | None = None
     headed: Callable[[str], tuple[LabelledModel, Reader] | None] | None = None
     views: Callable[[Any, str, str], tuple[Any, list[str]]] | None = None
+    words: bool = False
 
 
 @dataclass

@@ -52,7 +52,7 @@ def _read(path: Path, columns: list[str], on_error: OnError | None, quoting: Any
         said = re.fullmatch(r"sep=([,;\t|])\s*", start)  # a line of Excel's
         start = text.readline(MOST_CELL) if said else start
         separator, notes = (said[1], []) if said else _separator(path, start, columns)
-        lines = _Lines(start, text)
+        lines = _Lines(path, start, text)
         reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         try:
             header = [name.strip().strip("\ufeff") for name in next(reader)]
@@ -101,12 +101,18 @@ class Cells:
 class _Lines:
     """The lines of a file behind its first, which is known already; counts them."""
 
-    def __init__(self, start: str, text: IO[str]) -> None:
-        self._start, self._text = start, text
+    def __init__(self, path: Path, start: str, text: IO[str]) -> None:
+        self._path, self._start, self._text = path, start, text
 
     def __iter__(self) -> Iterator[str]:
         yield self._start
-        yield from self._text
+        for line in self._text:
+            if "\0" in line:
+                raise UserError(
+                    f"'{self._path}' is no text: a line holds a NUL character, as binary and damaged files do; remove"
+                    " it, or restore the file."
+                )
+            yield line
 
 
 class _Rows:

@@ -78,7 +78,10 @@ def split(
         return _by_column(column, units, keys, labels, groups, val_fraction, seed, rows, where, notes)
     side = _sides(units, keys, labels, {"test": test_fraction, "val": val_fraction}, seed, where)
     if labels is not None:
-        notes.append("each side has the classes in the same parts" + (", as far as groups allow" if groups else ""))
+        limits = ["groups"] if groups else []
+        limits += ["classes of few rows"] if _few(labels, bool(val_fraction) + bool(test_fraction)) else []
+        allowed = f", as far as {' and '.join(limits)} allow" if limits else ""
+        notes.append(f"each side has the classes in the same parts{allowed}")
     found = {name: np.flatnonzero(side == code) for code, name in enumerate(("train", "val", "test"))}
     shares = ", ".join(f"{len(part):,} {name}" for name, part in found.items() if len(part))
     by = "group" if groups is not None else "hash of the input" if inputs is not None else "row"
@@ -114,6 +117,12 @@ def mixed(values: np.ndarray, seed: int) -> np.ndarray:
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         return x ^ (x >> np.uint64(31))
+
+
+def _few(labels: np.ndarray, held: int) -> bool:
+    """Whether a class has too few rows to be on every side, of which `held` are not for training."""
+    counts = np.unique(np.asarray(labels)[np.asarray(labels) >= 0], return_counts=True)[1]
+    return bool(len(counts)) and int(counts.min()) <= held
 
 
 def _units(count: int, groups: Sequence[Any] | None, inputs: Any) -> tuple[np.ndarray, np.ndarray, list[str]]:

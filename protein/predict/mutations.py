@@ -48,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--run", help="a run of `triune protein pretrain`, or its model folder")
     model.add_argument("--pretrained", metavar="NAME_OR_PATH", help="ESM-2 or ESM-1b of fair-esm or Hugging Face")
     p.add_argument("--sites", metavar="10-20,35", help="positions to score (default: all)")
-    p.add_argument("--first", type=int, default=1, metavar="N", help="number of the first residue (default: 1)")
+    p.add_argument(
+        "--first",
+        type=whole(-100_000, 1_000_000),
+        default=1,
+        metavar="N",
+        help="number of the first residue (default: 1)",
+    )
     p.add_argument(
         "--method", choices=METHODS, default="masked",
         help="masked: each site masked, a pass each (default); wildtype: one pass over the sequence as it is",

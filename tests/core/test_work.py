@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from triune.core import work
+from triune.core.errors import UserError
 
 
 def test_the_cache_folder(monkeypatch):
@@ -14,6 +17,8 @@ def test_the_cache_folder(monkeypatch):
     assert work.cache_folder("here") == Path("here")
     monkeypatch.setenv("TRIUNE_CACHE", "/y")
     assert work.cache_folder(None) == Path("/y")
+    with pytest.raises(UserError, match=r"^The cache '/dev/null' is no folder, but must be one"):
+        work.cache_folder("/dev/null")
 
 
 def test_without_a_terminal_only_long_work_says_a_line(capsys, monkeypatch):

@@ -9,57 +9,60 @@ from pathlib import Path
 
 import pytest
 
-from triune.bench.refusals.options import GOOD, attempt, judge, leaves, pairs, parser_of, verbs
-from triune.bench.refusals.run import make_good
+from triune.bench.refusals.lines import GOOD, missing
+from triune.bench.refusals.options import attempt, judge, leaves, line_of, pairs, parser_of
+from triune.bench.refusals.run import make_good, make_runs
 from triune.core.errors import UserError
 from triune.core.options import Parser, number, whole
 
-TRAINING = {
-    ("text", "fit"),
-    ("vision", "fit"),
-    ("protein", "fit"),
-    ("protein", "pretrain"),
-    ("vision", "pretrain"),
-    ("text", "pretrain"),
-    ("vision", "probe"),
-}
+SAMPLE = 4
+"""Values of each verb without --slow."""
+SCORING = ("validate", "test")
+"""Their options are those of `fit`, so that they are tried with --slow only."""
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where `ok` holds what the lines name."""
     place = tmp_path_factory.mktemp("good")
-    make_good(place)
+    make_good(place / "ok")
     return place
 
 
-@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+def test_every_verb_is_tried() -> None:
+    assert missing() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=pytest.mark.slow if words[1:2] and words[1] in SCORING else ()) for words in GOOD],
+    ids=" ".join,
+)
 def test_bad_values_are_refused_in_one_sentence(
-    words: tuple[str, ...], good: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], place: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIUNE_CACHE", str(tmp_path / "cache"))
-    found = pairs(words)
-    stride = 1 if request.config.getoption("--slow") else max(1, len(found) // (6 if words in TRAINING else 12))
+    make_runs(place / "ok", [word.removeprefix("ok/") for word in line_of(words) if word.startswith("ok/run-")])
+    found = pairs(words, place)
+    stride = 1 if request.config.getoption("--slow") else max(1, len(found) // SAMPLE)
     faults = []
-    for count, (option, value) in enumerate(found[::stride]):
-        place = tmp_path / str(count)
-        place.mkdir()
-        (place / "ok").symlink_to(good)
-        code, sentence = attempt(words, option, value, place)
+    for count, (option, value) in enumerate(found[list(GOOD).index(words) % stride :: stride]):
+        here = tmp_path / str(count)
+        here.mkdir()
+        (here / "ok").symlink_to(place / "ok")
+        code, sentence = attempt(words, option, value, here)
         if fault := judge(option, value, code, sentence):
             faults.append(f"{fault}: {option}={value!r}: {code} {sentence}")
     assert faults == []
 
 
-def test_the_sweep_finds_options_of_both_kinds_of_parser() -> None:
-    assert ("--top", (int, float)) in list(leaves(parser_of(("protein", "dca")))) or ("--top", (int,)) in list(
-        leaves(parser_of(("protein", "dca")))
-    )
-    options = dict(leaves(parser_of(("text", "fit"))))
+def test_the_sweep_finds_options_of_both_kinds_of_parser(place: Path) -> None:
+    assert dict(leaves(parser_of(("protein", "dca"), place)))["--top"] in ((int,), (int, float))
+    options = dict(leaves(parser_of(("text", "fit"), place)))
     assert options["--model.optimizer.weight_decay"] == (float,)
     assert options["--data.batch_size"] == (int,)
     assert {"--trainer.max_steps", "--model.compile", "--threads"} <= options.keys()
     assert len(options) > 100
-    assert ("vision", "check") in GOOD
 
 
 def _parser() -> Parser:

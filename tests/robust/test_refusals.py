@@ -9,7 +9,7 @@ import pytest
 
 from triune.bench.refusals import all_cases
 from triune.bench.refusals.made import Case
-from triune.bench.refusals.run import make_good, run
+from triune.bench.refusals.run import make_good, make_runs, run
 
 SAMPLE = 4
 """One case of so many runs without --slow; those that open a model's room cost up to a second each."""
@@ -19,6 +19,7 @@ SAMPLE = 4
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("good")
     make_good(place)
+    make_runs(place, ("run-text", "run-texts", "run-images", "run-chains"))
     return place
 
 

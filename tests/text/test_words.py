@@ -17,7 +17,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from triune.cli import main
 from triune.core.errors import UserError
 from triune.core.training.run.cli import run_task
-from triune.text.labels import TextLabels, TextTable, WordReader
+from triune.text.labelled import WordReader
+from triune.text.labels import TextLabels, TextTable
 from triune.text.tokenizer import Tokenizer
 from triune.text.words import first_tokens
 

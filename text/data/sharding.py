@@ -32,20 +32,25 @@ def write_shards(sides: Sides, tokenizer: Tokenizer, folder: Path, size: int, ab
     """
     identity = f"{sides.fingerprint[:24]}-{tokenizer.fingerprint[:24]}-{size}"
     start = {"shards": [], "groups": 0, "document": [False, False, 0], "over": False}
-    done = core.begin(folder, identity, {"sides": dict.fromkeys(SIDES, start)})
-    if done is None:
-        return read_manifest(folder)
+    with core.begin(folder, identity, {"sides": dict.fromkeys(SIDES, start)}) as done:
+        if done is not None:
+            _write(sides, tokenizer, folder, size, done, about)
+    return read_manifest(folder)
+
+
+def _write(
+    sides: Sides, tokenizer: Tokenizer, folder: Path, size: int, done: dict[str, Any], about: dict[str, Any]
+) -> None:
     with core.writing(folder):
         tokenizer.save(folder / TOKENIZER)
     for side in SIDES:
         _write_side(sides, side, tokenizer, folder, size, done)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32).str
     content: dict[str, Any] = {
-        "identity": identity, "tokenizer": tokenizer.fingerprint, "dtype": dtype, "about": about,
+        "identity": done["identity"], "tokenizer": tokenizer.fingerprint, "dtype": dtype, "about": about,
         "sides": {side: done["sides"][side]["shards"] for side in SIDES},
     }  # fmt: skip
     core.finish(folder, KIND, content)
-    return read_manifest(folder)
 
 
 def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, size: int, done: dict[str, Any]) -> None:

@@ -18,6 +18,10 @@ TABLES = {".tsv": "\t", ".csv": ","}
 ROWS = (".jsonl", ".json", ".jsonl.gz")
 
 
+NAMES = ("source", "target")
+"""Columns, where no others are asked for."""
+
+
 def read_pairs(files: Iterable[str], source: str, target: str) -> tuple[list[Pair], str]:
     """All pairs of some files, and a remark on how their columns were read.
 
@@ -68,6 +72,11 @@ def _table(file: Path, source: str, target: str) -> tuple[bool, Iterator[Pair]]:
         raise UserError(
             f"'{file}' has the columns {few(head)}, but must have {source} and {target}; name them with --data.source "
             "and --data.target, or give two columns without a header."
+        )
+    if (source, target) != NAMES and not {source, target} & set(head):
+        raise UserError(
+            f"'{file}' begins with {few(head)}, but must have the columns {source} and {target}, which are asked for;"
+            " correct --data.source and --data.target, or leave both out for two columns without a header."
         )
     if source in head or target in head:
         raise UserError(

@@ -45,20 +45,27 @@ def write_shards(
     """
     identity = _identity(collection, rows)
     start = {side: {"shards": [], "over": 0, "skipped": 0} for side in collection.sides}
-    done = core.begin(folder, identity, {"sides": start})
-    if done is None:
-        return {}
+    with core.begin(folder, identity, {"sides": start}) as done:
+        return {} if done is None else _write_sides(collection, folder, rows, skip, decoding, done, about)
+
+
+def _write_sides(
+    collection: Collection, folder: Path, rows: int, skip: bool, decoding: Decoding, done: dict[str, Any],
+    about: dict[str, Any],
+) -> dict[str, int]:  # fmt: skip
     for side, images in collection.sides.items():
         state = done["sides"][side]
         with progress(f"writing {side} images", len(images) - state["over"], "images") as advance:
             for first in range(state["over"], len(images), rows):
                 part = images.select(np.arange(first, min(first + rows, len(images))))
                 found = _contents(part, decoding, skip, advance)
-                state["shards"].append(list(_write(folder, f"{side}-{len(state['shards']):05d}", found)))
+                with core.writing(folder):
+                    shard = _write(folder, f"{side}-{len(state['shards']):05d}", found)
+                state["shards"].append(list(shard))
                 state["over"], state["skipped"] = first + len(part), state["skipped"] + len(part) - len(found)
                 core.note(folder, done)
     content = {
-        "identity": identity, "classes": collection.classes, "numbered": collection.numbered,
+        "identity": done["identity"], "classes": collection.classes, "numbered": collection.numbered,
         "mirror": collection.mirror, "labelled": collection.labelled, "about": about,
         "sides": {side: state["shards"] for side, state in done["sides"].items()},
     }  # fmt: skip

@@ -19,7 +19,7 @@ from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
 from ...core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..data.trained import read_trained
-from ..model import Position, VisionTransformer, VisionTransformerConfig, pair
+from ..model import Position, VisionTransformer, VisionTransformerConfig, checked_patch, pair
 from ..positions import Coordinates
 from ..task import SMALL, patch_for
 from .data import PlainImages
@@ -80,7 +80,7 @@ class MaskedTask(TrainingModule):
         super().__init__(**training)
         if probe < 0:
             raise UserError(f"model.probe is {probe}, but must be a number of images, or 0 for no probe.")
-        self.transformer_config, self.decoder_config, self.patch_size = transformer, decoder, patch_size
+        self.transformer_config, self.decoder_config, self.patch_size = transformer, decoder, checked_patch(patch_size)
         self.options: dict[str, Any] = {
             "class_token": class_token, "registers": registers, "pool": pool, "position": position,
             "rotary_coordinates": rotary_coordinates,

@@ -167,9 +167,14 @@ def verb_of(task: Task, verb: str, args: list[str], package: str) -> Verb:
 
 
 def _has(option: str, verb: str, args: list[str], package: str) -> bool:
-    """Whether an option such as `data.pairs` stands on a command line or in a configuration that it names."""
+    """Whether an option such as `data.pairs` stands on a command line or in a configuration that it names.
+
+    Raises:
+        UserError: a run that is to be scored was trained without it.
+    """
     known, rest = run_and_configs(verb, args)
-    if any(word.split("=")[0].rstrip("+") == f"--{option}" for word in rest):
+    given = any(word.split("=")[0].rstrip("+") == f"--{option}" for word in rest)
+    if given and not (known.run and verb in SCORING):
         return True
     files = [find_config(name, package) for name in known.config if name is not None]
     if known.run and (verb in SCORING or known.resume == "true"):
@@ -177,7 +182,13 @@ def _has(option: str, verb: str, args: list[str], package: str) -> bool:
     section, _, name = option.partition(".")
     contents = [read_yaml(path, f"--config {path}") for path in files]
     parts = [content.get(section) for content in contents if isinstance(content, dict)]
-    return any(isinstance(part, dict) and part.get(name) is not None for part in parts)
+    found = any(isinstance(part, dict) and part.get(name) is not None for part in parts)
+    if given and not found:
+        raise UserError(
+            f"--{option} is given, but {known.run} was trained without it; leave it out, or name a run that was trained"
+            " with it."
+        )
+    return found
 
 
 def check_yaml(path: Path) -> Path:

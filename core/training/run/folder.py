@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -10,13 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from ...errors import UserError
-from ...files import naming, read_json, refuse_special, write_atomic, write_json
+from ...files import naming, read_json, write_atomic, write_json
+from ...lock import Lock
 
 ROOT = Path("runs")
 
@@ -57,7 +52,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.summary = self.path / "summary.json"
         self.validation = self.path / "validation.json"
-        self._lock: int | None = None  # no file object, which would be closed with this one
+        self._lock = Lock(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -183,30 +178,16 @@ class RunFolder:
         Raises:
             UserError: another process does, or what should be the lock is no regular file.
         """
-        if fcntl is None or self._lock is not None:  # fcntl is missing on Windows
-            return
-        refuse_special(self.path / ".lock")
-        file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Not `flock`, which the processes of a loader would inherit, and hold when this one is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(file, 20).decode(errors="replace").strip()
-            os.close(file)
-            raise UserError(
-                f"--run {self} is being trained by another process{f' ({owner})' if owner else ''}; wait until it has"
-                " ended, stop it, or choose another folder."
-            ) from None
-        os.truncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
-        self._lock = file
+        self._lock.take(
+            lambda owner: (
+                f"--run {self} is being trained by another process{owner}; wait until it has ended, stop it, or choose"
+                " another folder."
+            )
+        )
 
     def unlock(self) -> None:
         """Gives the lock back."""
-        if self._lock is not None:
-            (self.path / ".lock").unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def export(self, write: Callable[[Path], Any]) -> None:
         """Lets `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from triune.core.errors import UserError
-from triune.protein.language.labels import ProteinLabels, ProteinPredictor
+from triune.protein.language.labelled import ProteinPredictor
+from triune.protein.language.labels import ProteinLabels
 from triune.protein.language.model import VOCABULARY
 from triune.protein.language.profile_input import FEATURES, FLOOR, ProfileInput
 from triune.protein.read.alphabet import AMINO_ACIDS
