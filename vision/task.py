@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checkpoints.family import Pretrained
 from ..core.checkpoints.native import CONFIG
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
-from ..core.initialise import uninitialised
-from ..core.training.module import Loss, TrainingModule
+from ..core.training.module import Loss
 from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from .data.module import ImageData
@@ -34,6 +32,7 @@ from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, c
 from .patches import Stem
 from .patches import patch_for as patch_for
 from .positions import Coordinates, Resample
+from .training import ImageTraining
 from .views import SHORT as VIEWS
 from .views import Views, averaged, check_use, check_views, read_calibration, said, store_calibration
 
@@ -44,7 +43,7 @@ SMALL = TransformerConfig(
 RMSNorm, QK-norm and rotary positions."""
 
 
-class VisionTask(TrainingModule):
+class VisionTask(ImageTraining):
     """A Vision Transformer that names what is in an image.
 
     Image size, channels and class names come from the data. Validation and test score the softmax cross-entropy of the
@@ -160,24 +159,6 @@ class VisionTask(TrainingModule):
 
         assert self.model is not None
         return in_training(self.model, batch["images"][:16])
-
-    def load_pretrained(self, source: str) -> Pretrained:
-        from .checkpoints.pretrained import load
-
-        return load(source)
-
-    def read_start(self, folder: Path) -> Start:
-        settings = VisionTransformer.read_settings(folder)
-        with uninitialised():
-            return Start.read(settings, VisionTransformer.from_settings(settings))
-
-    def adopt(self, start: Start, data: Any) -> str:
-        """The images become what the checkpoint was trained on."""
-        assert isinstance(start.model, VisionTransformer)
-        config = start.model.config
-        if not isinstance(data, ImageData):
-            return ""
-        return data.adopt(config.preprocessing, config.input_size, config.channels, start.source)
 
     def adapt_model(self, start: Start, data: Any) -> VisionTransformer:
         """The checkpoint's model at the size of the data's images, with a head for their classes."""

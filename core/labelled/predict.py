@@ -14,6 +14,7 @@ from ..checkpoints.native import CONFIG
 from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, read_json, written_whole
 from ..options import Parser, whole
+from ..shown import print_table
 from ..training.run.folder import ROOT, model_folder
 from ..views import ABOUT, KINDS
 from .model import LabelledModel
@@ -221,19 +222,8 @@ def _write_parquet(rows: list[dict[str, Any]], names: list[str], path: Path) -> 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints the first rows as a table; probabilities of classes beyond the named one only in files."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     names = [name for name in columns_of(rows) if not name.rpartition(".")[2].startswith("p_")]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(escape(name), overflow="fold")
-    for row in rows[:MOST_SHOWN]:
-        table.add_row(*(escape(_short(row.get(name))) for name in names))
-    console = Console()
-    (console if console.is_terminal else Console(width=10_000)).print(table)
+    print_table(names, ([_short(row.get(name)) for name in names] for row in rows[:MOST_SHOWN]), None)
     if len(rows) > MOST_SHOWN:
         print(f"… and {len(rows) - MOST_SHOWN:,} more; --out FILE writes all, with the probability of every class.")
 

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.checkpoints.family import Pretrained
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
-from ...core.initialise import uninitialised
-from ...core.training.module import Loss, TrainingModule
+from ...core.training.module import Loss
 from ...core.training.run.folder import RunFolder
 from ...core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
 from ..data.trained import read_trained
 from ..model import Position, VisionTransformer, VisionTransformerConfig, checked_patch, pair
 from ..positions import Coordinates
 from ..task import SMALL, patch_for
+from ..training import ImageTraining
 from .data import PlainImages
 from .model import DECODER, AutoencoderConfig, MaskedAutoencoder
 from .pictures import reconstructions
@@ -33,7 +32,7 @@ SHOWN = 8
 """Images of the picture of reconstructions."""
 
 
-class MaskedTask(TrainingModule):
+class MaskedTask(ImageTraining):
     """An image encoder that learns from images without labels: a decoder must paint the patches that it does not see.
 
     He et al. 2021. The run's model is the encoder alone, for `triune vision fit --model.pretrained RUN`, `probe`,
@@ -119,24 +118,6 @@ class MaskedTask(TrainingModule):
         rows, columns = config.grid(*config.size)
         data.patches = rows * columns
         return MaskedAutoencoder(whole, encoder)
-
-    def load_pretrained(self, source: str) -> Pretrained:
-        from ..checkpoints.pretrained import load
-
-        return load(source)
-
-    def read_start(self, folder: Path) -> Start:
-        settings = VisionTransformer.read_settings(folder)
-        with uninitialised():
-            return Start.read(settings, VisionTransformer.from_settings(settings))
-
-    def adopt(self, start: Start, data: Any) -> str:
-        """The images become what the checkpoint was trained on."""
-        assert isinstance(start.model, VisionTransformer)
-        config = start.model.config
-        if not isinstance(data, PlainImages):
-            return ""
-        return data.adopt(config.preprocessing, config.input_size, config.channels, start.source)
 
     def adapt_model(self, start: Start, data: Any) -> MaskedAutoencoder:
         """The checkpoint's encoder at the size of the data's images, with a new decoder."""

@@ -89,7 +89,7 @@ def test_mistakes_are_one_sentence(
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 @pytest.mark.filterwarnings("ignore")
 def test_services_log_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(name)
+    pytest.importorskip(name, reason=f"{name} is not installed; pip install '.[test,loggers]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
