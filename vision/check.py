@@ -26,6 +26,7 @@ from .data.gather import settle_range
 from .data.images import MAX_PIXELS, Decoding
 from .data.packed import check_shards
 from .data.scan import Record, scan
+from .data.split import hold_out
 from .estimate import estimate
 from .neighbours import BY, add_options, check_options, described_file, neighbours
 from .shard import described
@@ -154,8 +155,8 @@ def examine(
         if (values := [getattr(record, axis) for record in known])
     }
     findings = [
-        *_unreadable(collection, records), *_classes(collection, counts), *_copies(collection, records),
-        *_remarks(collection, records),
+        *_unreadable(collection, records), *_classes(collection, counts), *_held_out(collection, records),
+        *_copies(collection, records), *_remarks(collection, records),
     ]  # fmt: skip
     if collection.others:
         kinds = _tally(dict(collection.others.most_common(6)))
@@ -200,15 +201,21 @@ def _classes(collection: Collection, counts: dict[str, dict[str, int]]) -> list[
         findings.append(Finding("imbalance", False, text))
     few = [label for label, count in train.items() if count < 10]
     if few:
-        findings.append(
-            Finding(
-                "few images",
-                False,
-                f"{_many(len(few), 'class', 'classes')}: fewer than 10 for training.",
-                few[:MOST_LISTED],
-            )
-        )
+        text = f"{_many(len(few), 'class', 'classes')}: fewer than 10 for training."
+        findings.append(Finding("few images", False, text, few[:MOST_LISTED]))
     return findings
+
+
+def _held_out(collection: Collection, records: dict[str, list[Record]]) -> list[Finding]:
+    """What keeps training from holding out images for validation, where no side is for that."""
+    if "val" in collection.sides or collection.empty or len(collection.classes) < 2:
+        return []
+    good = [i for i, record in enumerate(records["train"]) if not record.problem]
+    try:
+        hold_out([records["train"][i].digest for i in good], collection.sides["train"].labels[good], 0.1, 0)
+    except UserError as error:
+        return [Finding("validation", True, str(error).replace("--data.val_root", "--val (--data.val_root of fit)"))]
+    return []
 
 
 def _copies(collection: Collection, records: dict[str, list[Record]]) -> list[Finding]:
@@ -227,9 +234,8 @@ def _copies(collection: Collection, records: dict[str, list[Record]]) -> list[Fi
         text = f"{_many(len(apart))}: the same pixels in training, validation or test; training leaves its copies out."
         findings.append(Finding("on two sides", True, text, _pairs(apart)))
     if quarrels:
-        findings.append(
-            Finding("two labels", True, f"{_many(len(quarrels))}: the same pixels in two classes.", _pairs(quarrels))
-        )
+        text = f"{_many(len(quarrels))}: the same pixels in two classes."
+        findings.append(Finding("two labels", True, text, _pairs(quarrels)))
     if within:
         copies = [group for group in shared if len({side for side, _, _ in group}) < len(group)]
         text = (
@@ -267,8 +273,7 @@ def _remarks(collection: Collection, records: dict[str, list[Record]]) -> list[F
     ]
 
 
-# --- for people
-# -----------------------------------------------------------------------------------------------------------
+# --- for people -------------------------------------------------------------------------------------------------------
 
 
 def show(report: Report, console: Any = None) -> None:

@@ -154,6 +154,16 @@ def test_single_and_empty_classes(tmp_path: Path, cache: Path, capsys: pytest.Ca
         main([str(tmp_path / "no")])
 
 
+def test_what_cannot_be_split_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label, shade in (("cat", 0), ("dog", 90)):
+        for name in "ab":  # copies stay on one side
+            save(tmp_path / "data" / label / f"{name}.png", shade)
+    assert main([str(tmp_path / "data")]) == 1
+    assert "No image can be held out" in capsys.readouterr().out
+    save(tmp_path / "data" / "dog" / "c.png", 180)
+    assert main([str(tmp_path / "data")]) == 0
+
+
 def test_digits_without_a_folder(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "1,797 images in 10 classes" in capsys.readouterr().out
