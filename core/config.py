@@ -204,9 +204,16 @@ class TransformerConfig:
     def canonical(self) -> TransformerConfig:
         """The same function in one spelling: two configs describe the same function where these are equal.
 
+        It is made once: a model is compared with those of all families of other libraries.
+
         What is computed is written out, what has no effect gets its default, and so do `TRAINING_ONLY` settings. A
         gain of one and no gain are the same function, and so are all initial values of a learned `layer_scale`.
         """
+        if (known := self.__dict__.get("_one")) is None:
+            known = self.__dict__["_one"] = self._canonical()
+        return known
+
+    def _canonical(self) -> TransformerConfig:
         full, plain = self.resolved(), TransformerConfig()
         rotary = [r and r.canonical(full.head_dim or 0) for r in map(full.rotary_at, range(full.depth))]
         turned = any(rotary)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import importlib.util
 import json
 import os
@@ -27,6 +28,16 @@ SECONDS, GRACE = 600, 60
 """For a command, and for the other processes of a training once one of them has ended with an error: as the agent of
 torchrun does, it then ends them.
 """
+
+
+LOADED = (
+    "triune.core.training.run.cli", "triune.core.training.run.plot", "triune.core.training.run.page",
+    "triune.protein.language.task", "triune.protein.pair.task", "triune.text.task", "triune.vision.task",
+    # what a training loads when it needs it
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "matplotlib.ticker", "torch.utils.tensorboard",
+    "lightning.pytorch.loggers.tensorboard", "safetensors.torch", "triune.text.checkpoints.pretrained",
+)  # fmt: skip
+"""What the processes have from the server, and need not load."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,8 @@ def serve() -> None:
     """The server's side: run the jobs until an empty line, or until the input ends."""
     import gc
 
-    import triune.protein.language.task
-    import triune.protein.pair.task
-    import triune.text.task
-    import triune.vision.task  # noqa: F401
-    from triune.core.training.run import cli  # noqa: F401
+    for name in LOADED:
+        importlib.import_module(name)
 
     gc.freeze()  # else the first collection of each process copies all that is shared
     for line in sys.stdin:

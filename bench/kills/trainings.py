@@ -104,11 +104,11 @@ MASKED = (
 )
 
 TRAININGS: dict[str, Training] = {
-    "text": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 30, make_text),
-    "text-workers": Training("text fit", TEXT + ACCUMULATED + TWO, 30, make_text),
-    "text-two-processes": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 20, make_text, ranks=2),
+    "text": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 18, make_text),
+    "text-workers": Training("text fit", TEXT + ACCUMULATED + TWO, 18, make_text),
+    "text-two-processes": Training("text fit", TEXT + " --model.ema 0.9" + ACCUMULATED, 14, make_text, ranks=2),
     "text-bf16": Training(
-        "text fit", TEXT + " --model.ema 0.9 --trainer.precision bf16-mixed" + ACCUMULATED, 30, make_text
+        "text fit", TEXT + " --model.ema 0.9 --trainer.precision bf16-mixed" + ACCUMULATED, 18, make_text
     ),
     "experts": Training(
         "text fit", TEXT + ' --model.transformer.experts {"count":4,"active":2} --model.ema 0.9' + ACCUMULATED, 20,
@@ -124,13 +124,13 @@ TRAININGS: dict[str, Training] = {
         "text fit",
         "--data.files text.txt --data.cache cache --data.context 16 --data.batch_size 4 --model.pretrained start"
         " --model.lora.rank 2 --model.ema 0.9" + ACCUMULATED,
-        30,
+        18,
         make_start,
     ),
-    "vision": Training("vision fit", IMAGES + " --model.ema 0.9 --trainer.val_check_interval 7", 30, make_images),
+    "vision": Training("vision fit", IMAGES + " --model.ema 0.9 --trainer.val_check_interval 7", 21, make_images),
     "vision-workers": Training("vision fit", IMAGES + ACCUMULATED + TWO, 20, make_images),
     "contacts": Training("protein fit", CONTACTS, 12, make_proteins),
-    "pretrain": Training("protein pretrain", MASKED + ACCUMULATED, 20, make_proteins),
+    "pretrain": Training("protein pretrain", MASKED + ACCUMULATED, 14, make_proteins),
     "pretrain-workers": Training(
         "protein pretrain", MASKED + " --trainer.val_check_interval 6" + TWO, 20, make_proteins
     ),

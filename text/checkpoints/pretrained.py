@@ -249,28 +249,34 @@ def _family_for(model: LanguageModel | TextEncoder, own: Any) -> TextFamily:
     for family in HF_FAMILIES:
         if family.represents(model.config):
             return family
-    nearest = _nearest(model.config)
+    nearest, odd = _nearest(model.config)
     raise UserError(
         f"Hugging Face has no counterpart to this model: the nearest of {', '.join(f.name for f in HF_FAMILIES)} is "
-        f"{nearest.name}, which has no {', no '.join(nearest.unlike(model.config))}; keep it in triune's format, or "
+        f"{nearest.name}, which has no {', no '.join(odd)}; keep it in triune's format, or "
         "train with the settings of triune text fit without --config, which has one."
     )
 
 
-def _nearest(config: LanguageModelConfig | TextEncoderConfig) -> TextFamily:
-    kinds = [family for family in HF_FAMILIES if type(config).__name__ not in family.unlike(config)]
+def _nearest(config: LanguageModelConfig | TextEncoderConfig) -> tuple[TextFamily, list[str]]:
+    """The family that lacks the fewest settings of a model, and these settings; the first that lacks none."""
+    kinds = []
+    for family in HF_FAMILIES:
+        odd = family.unlike(config)
+        if not odd:
+            return family, []
+        if type(config).__name__ not in odd:
+            kinds.append((family, odd))
 
-    def distance(family: TextFamily) -> tuple[bool, int]:
-        """Whether the family refuses the model as a whole, in a sentence, and the settings that it lacks."""
-        found = family.unlike(config)
-        return any(name.endswith(".") for name in found), len(found)
+    def distance(found: tuple[TextFamily, list[str]]) -> tuple[bool, int]:
+        """Whether the family refuses the model as a whole, in a sentence, and the number of settings that it lacks."""
+        return any(name.endswith(".") for name in found[1]), len(found[1])
 
     return min(kinds, key=distance)
 
 
 def lacking(config: LanguageModelConfig | TextEncoderConfig) -> list[str]:
     """The settings of a model that the nearest class of Hugging Face does not have; none where one has all."""
-    return _nearest(config).unlike(config)
+    return _nearest(config)[1]
 
 
 def _token_ids(tokenizer: Tokenizer | None, kept: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Agreement(Callback):
         self.session = session
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size == 1:
+            return
         options = leaves(yaml.safe_load(self.session.config_text))
         same = {name: value for name, value in options.items() if not any(fnmatch(name, own) for own in OWN)}
         code = {"triune's code": code_sum(), **{f"the version of {name}": v for name, v in versions().items()}}

@@ -157,8 +157,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     number: signal.Signals, trained: Callable[[str], Killed]
 ) -> None:
     killed = trained("text-two-processes")
-    run = f"one-{number.name}"
-    ended = killed.servers[0].run(killed.place, killed.training.command(run), 700, number, ranks=2, rank=1)
+    run, at = f"one-{number.name}", killed.moment("optimizer_step", 0.6)
+    ended = killed.servers[0].run(killed.place, killed.training.command(run), at, number, ranks=2, rank=1)
     assert ended.code == 128 + number, ended.printed
     killed.check(killed.train(1, ["text", "fit", "--run", run, "--resume", "true"]), {0})
     assert differences(killed.place / "whole", killed.place / run) == []
