@@ -225,7 +225,13 @@ def class_counts(values: Any, names: Sequence[str]) -> list[int]:
     if not len(values):
         raise UserError("All targets of the training rows are missing; there is nothing to learn.")
     check_classes(torch.from_numpy(values), len(names))
-    return np.bincount(values.astype(np.int64), minlength=len(names)).tolist()
+    counts = np.bincount(values.astype(np.int64), minlength=len(names))
+    if (counts > 0).sum() < 2:
+        raise UserError(
+            f"All training rows are of one class, '{names[int(counts.argmax())]}', and others are held out alone; hold "
+            "out other rows."
+        )
+    return counts.tolist()
 
 
 def check_classes(labels: Tensor, classes: int) -> None:

@@ -172,6 +172,8 @@ def guess_several(wanted: Wanted) -> tuple[str, str]:
         if there <= set(YES_NO):
             yes_no.append(column)
         elif read.bad is not None and len(read.present):
+            if wanted.ignore and read.bad_count < len(read.present):
+                continue  # a few mistakes among numbers, which are left out
             raise wanted.refuse(
                 column, read.bad,
                 *must_be_number(cells[read.bad], f"{KIND} {column}=classify takes all cells as classes"),
