@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,19 @@ Arrays = np.ndarray | Tensor
 """Values in either library."""
 Parts = list[tuple[Tensor, dict[str, Any]]]
 """Numbers of examples, and the calibration that is applied to them."""
+
+
+class Judged(NamedTuple):
+    """What a judgement is of.
+
+    Args:
+        outputs, targets: of the examples that have a target.
+        calibration: as given to `judge`.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    calibration: dict[str, Any] | None
 
 
 class Labelled(Protocol):
@@ -173,7 +186,28 @@ class Head(nn.Module, ABC):
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
         """What makes probabilities, decisions or intervals honest, fitted on validation rows; values for JSON."""
 
-    @abstractmethod
+    def kept(
+        self, outputs: Tensor, targets: Arrays, groups: Sequence[Any] | np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor, np.ndarray | None]:
+        """What `judge` looks at: outputs in float64, targets and groups of the examples that have a target; see `kept`
+        below.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement kept(), or judge() as a whole.")
+
+    def said_of(self, outputs: Tensor, targets: Tensor, parts: Parts) -> Any:
+        """The answers to examples with targets, as trained and, by `parts`, calibrated: what the figures are made
+        of.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement said_of(), or judge() as a whole.")
+
+    def figures_of(self, said: Any) -> dict[str, float]:
+        """The figures of a whole set."""
+        raise NotImplementedError(f"{type(self).__name__} must implement figures_of(), or judge() as a whole.")
+
+    def judged(self, said: Any, metrics: dict[str, float], drawn: Resamples, about: Judged) -> Judgement:
+        """All that is known of a whole set: intervals, the constant answer, rows, notes, what pictures need."""
+        raise NotImplementedError(f"{type(self).__name__} must implement judged(), or judge() as a whole.")
+
     def judge(
         self,
         outputs: Tensor,
@@ -197,6 +231,13 @@ class Head(nn.Module, ABC):
         Raises:
             UserError: shapes disagree, an output is not finite, or all targets are missing.
         """
+        outputs, targets, group = self.kept(outputs, targets, groups)
+        said = self.said_of(outputs, targets, self.parts(outputs, targets, calibration, group, resamples))
+        metrics = self.figures_of(said)
+        drawn = resampled(len(targets), group, resamples)
+        if drawn is None:
+            return Judgement(self.kind, len(targets), metrics)
+        return self.judged(said, metrics, drawn, Judged(outputs, targets, calibration))
 
     # --- what kinds share ---------------------------------------------------------------------------------------------
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..checks import check, check_types
 from ..errors import UserError
 from ..evaluate import classification as figures
-from ..evaluate.bootstrap import RESAMPLES, Resamples
+from ..evaluate.bootstrap import Resamples
 from ..evaluate.calibration import fit_temperature
 from ..evaluate.judgement import Judgement
 from ..files import few
 from ..losses import IGNORED
-from .base import Arrays, Head, HeadSpec, Labelled, Monitor, kept, resampled
+from .base import Arrays, Head, HeadSpec, Judged, Labelled, Monitor, Parts, kept
 from .losses import Sums, balanced_weights, cross_entropy
 
 NEIGHBOURS_PRIOR = 0.02
@@ -67,10 +67,6 @@ class OneClass(Head):
         """The class that is named, int64 `[...]`."""
 
     @abstractmethod
-    def figures_of(self, answers: figures.Answers) -> dict[str, float]:
-        """The figures of a whole set."""
-
-    @abstractmethod
     def intervals_of(self, answers: figures.Answers, drawn: Resamples) -> Any:
         """Their intervals."""
 
@@ -82,40 +78,29 @@ class OneClass(Head):
     def baseline(self, labels: np.ndarray) -> dict[str, float]:
         """The figures of the best constant answer to the training rows."""
 
-    def judge(
-        self,
-        outputs: Tensor,
-        targets: Arrays,
-        calibration: dict[str, Any] | None = None,
-        groups: Sequence[Any] | np.ndarray | None = None,
-        resamples: int = RESAMPLES,
-    ) -> Judgement:
-        outputs, labels, group = self._kept(outputs, targets, groups)
-        log_p = self.log_p(outputs, {})
-        calibrated = None
-        if parts := self.parts(outputs, labels, calibration, group, resamples):
-            calibrated = torch.empty_like(log_p)
+    def said_of(self, outputs: Tensor, targets: Tensor, parts: Parts) -> figures.Answers:
+        log_p, calibrated = self.log_p(outputs, {}), None
+        if parts:
+            found = torch.empty_like(log_p)
             for rows, fitted in parts:
-                calibrated[rows] = self.log_p(outputs[rows], fitted)
-            calibrated = calibrated.numpy()
-        answers = figures.Answers(labels.numpy(), self.named(outputs), log_p.numpy(), calibrated)
-        metrics = self.figures_of(answers)
-        drawn = resampled(len(labels), group, resamples)
-        if drawn is None:
-            return Judgement(self.kind, len(labels), metrics)
+                found[rows] = self.log_p(outputs[rows], fitted)
+            calibrated = found.numpy()
+        return figures.Answers(targets.numpy(), self.named(outputs), log_p.numpy(), calibrated)
+
+    def judged(self, said: figures.Answers, metrics: dict[str, float], drawn: Resamples, about: Judged) -> Judgement:
         return Judgement(
             self.kind,
-            len(labels),
+            len(about.targets),
             metrics,
-            self.intervals_of(answers, drawn),
-            self.baseline(answers.labels),
-            self.rows_of(answers),
-            [drawn.said(), *absent(answers.labels, self.spec.names)],
-            figures.confusion(answers, self.spec.names),
-            figures.panels(answers, metrics),
+            self.intervals_of(said, drawn),
+            self.baseline(said.labels),
+            self.rows_of(said),
+            [drawn.said(), *absent(said.labels, self.spec.names)],
+            figures.confusion(said, self.spec.names),
+            figures.panels(said, metrics),
         )
 
-    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    def kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
         outputs, labels, group = kept(outputs, targets, lambda t: t != IGNORED, groups)
         check_classes(labels, len(self.spec.names))
         return outputs, labels.long(), group
@@ -194,14 +179,14 @@ class Classify(OneClass):
         return class_columns(self.spec.names, p, named)
 
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
-        outputs, labels, _ = self._kept(outputs, targets)
+        outputs, labels, _ = self.kept(outputs, targets)
         return {"temperature": fit_temperature(self.honest(outputs), labels)}
 
     def named(self, outputs: Tensor) -> np.ndarray:
         return outputs.argmax(dim=-1).numpy()
 
-    def figures_of(self, answers: figures.Answers) -> dict[str, float]:
-        return figures.classify_metrics(answers)
+    def figures_of(self, said: figures.Answers) -> dict[str, float]:
+        return figures.classify_metrics(said)
 
     def intervals_of(self, answers: figures.Answers, drawn: Resamples) -> Any:
         return figures.classify_intervals(answers, drawn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -14,11 +13,11 @@ from torch import Tensor
 from ..checks import check, check_types
 from ..errors import UserError
 from ..evaluate import multilabel as figures
-from ..evaluate.bootstrap import RESAMPLES
+from ..evaluate.bootstrap import Resamples
 from ..evaluate.calibration import best_threshold, platt
 from ..evaluate.judgement import Judgement, Panel
 from ..files import few
-from .base import Arrays, Head, HeadSpec, Labelled, Monitor, as_tensor, kept, resampled
+from .base import Arrays, Head, HeadSpec, Judged, Labelled, Monitor, Parts, as_tensor, kept
 from .classify import NEIGHBOURS_PRIOR
 from .losses import Sums, binary, positive_weights
 
@@ -156,7 +155,7 @@ class Multilabel(Head):
 
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
         """Scale and shift of the log odds of each label, and the threshold of its probability with the best F1."""
-        outputs, labels, _ = self._kept(outputs, targets)
+        outputs, labels, _ = self.kept(outputs, targets)
         columns = list(zip(self.log_odds(outputs, {}).numpy().T, labels.numpy().T, strict=True))
         pairs = [platt(odds[~np.isnan(truth)], truth[~np.isnan(truth)]) for odds, truth in columns]
         found: dict[str, Any] = {"scale": [scale for scale, _ in pairs], "shift": [shift for _, shift in pairs]}
@@ -166,39 +165,34 @@ class Multilabel(Head):
             "thresholds": [best_threshold(p[held, c], labels.numpy()[held, c]) for c, held in enumerate(real.T)]
         }
 
-    def judge(
-        self,
-        outputs: Tensor,
-        targets: Arrays,
-        calibration: dict[str, Any] | None = None,
-        groups: Sequence[Any] | np.ndarray | None = None,
-        resamples: int = RESAMPLES,
-    ) -> Judgement:
-        outputs, targets, group = self._kept(outputs, targets, groups)
+    def said_of(self, outputs: Tensor, targets: Tensor, parts: Parts) -> figures.Decisions:
         odds, given = self.log_odds(outputs, {}), self.given(outputs, {})
         real, truth = (~targets.isnan()).numpy(), (targets == 1).numpy()
         said = figures.Decisions(truth, real, odds.numpy(), given.numpy())
-        if parts := self.parts(outputs, targets, calibration, group, resamples):
-            calibrated, chosen = torch.empty_like(odds), torch.empty_like(given)
-            for rows, fitted in parts:
-                calibrated[rows], chosen[rows] = self.log_odds(outputs[rows], fitted), self.given(outputs[rows], fitted)
-            said = replace(said, calibrated=calibrated.numpy(), given_calibrated=chosen.numpy())
-        metrics = figures.multilabel_metrics(said)
-        drawn = resampled(len(targets), group, resamples)
-        if drawn is None:
-            return Judgement(self.kind, len(targets), metrics)
+        if not parts:
+            return said
+        calibrated, chosen = torch.empty_like(odds), torch.empty_like(given)
+        for rows, fitted in parts:
+            calibrated[rows], chosen[rows] = self.log_odds(outputs[rows], fitted), self.given(outputs[rows], fitted)
+        return replace(said, calibrated=calibrated.numpy(), given_calibrated=chosen.numpy())
+
+    def figures_of(self, said: figures.Decisions) -> dict[str, float]:
+        return figures.multilabel_metrics(said)
+
+    def judged(self, said: figures.Decisions, metrics: dict[str, float], drawn: Resamples, about: Judged) -> Judgement:
+        truth, real = said.truth, said.real
         panels = [
             Panel(title, figures.reliability(log_odds, truth, real), metrics[f"nll{name}"], *CELLS)
             for title, (name, log_odds, _) in zip(("as trained", "calibrated"), said.versions())
         ]
-        thresholds = (self.calibrate(outputs, targets) if calibration is None else calibration).get("thresholds")
+        fitted = self.calibrate(about.outputs, about.targets) if about.calibration is None else about.calibration
         return Judgement(
             self.kind,
-            len(targets),
+            len(about.targets),
             metrics,
             figures.multilabel_intervals(said, drawn),
             self._baseline(truth, real),
-            figures.label_rows(said, self.spec.names, thresholds),
+            figures.label_rows(said, self.spec.names, fitted.get("thresholds")),
             [drawn.said(), *self._unseen(truth & real)],
             panels=panels,
         )
@@ -214,7 +208,7 @@ class Multilabel(Head):
             return []
         return [f"No example here has {len(missing)} of {self.width} labels ({few(missing)}); means leave them out."]
 
-    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    def kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
         targets = as_tensor(targets).double()
         if targets.shape != outputs.shape:
             raise UserError(

@@ -105,7 +105,7 @@ class Ordinal(OneClass):
 
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
         """A temperature for the log odds, with targets smoothed as in `fit_temperature`; the median stays."""
-        outputs, labels, _ = self._kept(outputs, targets)
+        outputs, labels, _ = self.kept(outputs, targets)
         rate = 1 / (len(labels) + 2)
 
         def slope(temperature: float) -> float:
@@ -121,8 +121,8 @@ class Ordinal(OneClass):
     def named(self, outputs: Tensor) -> np.ndarray:
         return median(outputs)
 
-    def figures_of(self, answers: classification.Answers) -> dict[str, float]:
-        return ordinal.ordinal_metrics(answers)
+    def figures_of(self, said: classification.Answers) -> dict[str, float]:
+        return ordinal.ordinal_metrics(said)
 
     def intervals_of(self, answers: classification.Answers, drawn: Resamples) -> Any:
         return ordinal.ordinal_intervals(answers, drawn)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from ..checks import check_types
 from ..errors import UserError
 from ..evaluate import regression as figures
-from ..evaluate.bootstrap import RESAMPLES, percentiles
+from ..evaluate.bootstrap import Resamples, percentiles
 from ..evaluate.calibration import LEVEL, conformal
 from ..evaluate.judgement import Judgement
-from .base import Arrays, Head, HeadSpec, Labelled, Monitor, as_tensor, kept, resampled
+from .base import Arrays, Head, HeadSpec, Judged, Labelled, Monitor, Parts, as_tensor, kept
 from .losses import Sums, absolute, at_least_float32, gaussian, pinball, squared
 
 LEVELS = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
@@ -197,7 +196,7 @@ class Regress(Head):
 
     def calibrate(self, outputs: Tensor, targets: Arrays) -> dict[str, Any]:
         """margin: one for each target, None for one with too few validation rows."""
-        outputs, values, _ = self._kept(outputs, targets)
+        outputs, values, _ = self.kept(outputs, targets)
         split, aims = self.split(outputs), self.standard(values)
         if self.options.distribution == "quantile":
             scores = torch.maximum(split[..., 0] - aims, aims - split[..., 2])
@@ -209,18 +208,10 @@ class Regress(Head):
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
-    def judge(
-        self,
-        outputs: Tensor,
-        targets: Arrays,
-        calibration: dict[str, Any] | None = None,
-        groups: Sequence[Any] | np.ndarray | None = None,
-        resamples: int = RESAMPLES,
-    ) -> Judgement:
-        outputs, targets, group = self._kept(outputs, targets, groups)
+    def said_of(self, outputs: Tensor, targets: Tensor, parts: Parts) -> list[figures.Numbers]:
         values, *raw = self.answers(outputs, {})
         low, high = (torch.full_like(values, math.nan) for _ in range(2))
-        for rows, fitted in self.parts(outputs, targets, calibration, group, resamples):
+        for rows, fitted in parts:
             _, a, b = self.answers(outputs[rows], fitted)
             if a is None or b is None:
                 continue
@@ -228,25 +219,29 @@ class Regress(Head):
             low[rows], high[rows] = torch.where(known, a, math.nan), torch.where(known, b, math.nan)
         ends = {"": (raw[0], raw[1]), "_calibrated": (low, high)}
         each = [self._numbers(t, outputs, targets, values, ends) for t in range(self.targets)]
-        each = [numbers for numbers in each if len(numbers.true)]
-        rows = [figures.regress_metrics(numbers) for numbers in each]
-        metrics = figures.averaged(rows)
-        drawn = resampled(len(targets), group, resamples)
-        if drawn is None:
-            return Judgement(self.kind, len(targets), metrics)
-        real = ~targets.isnan().numpy()
+        return [numbers for numbers in each if len(numbers.true)]
+
+    def figures_of(self, said: list[figures.Numbers]) -> dict[str, float]:
+        return figures.averaged([figures.regress_metrics(numbers) for numbers in said])
+
+    def judged(
+        self, said: list[figures.Numbers], metrics: dict[str, float], drawn: Resamples, about: Judged
+    ) -> Judgement:
+        count, real = len(about.targets), ~about.targets.isnan().numpy()
         found = [
-            figures.regress_resamples(n, np.flatnonzero(real[:, self.spec.names.index(n.name)]), len(targets), drawn)
-            for n in each
+            figures.regress_resamples(n, np.flatnonzero(real[:, self.spec.names.index(n.name)]), count, drawn)
+            for n in said
         ]
-        intervals, baseline = percentiles(figures.averaged_resamples(found)), figures.averaged(self._constant(targets))
+        intervals = percentiles(figures.averaged_resamples(found))
+        baseline = figures.averaged(self._constant(about.targets))
+        rows = [figures.regress_metrics(numbers) for numbers in said]
         keys = dict.fromkeys(key for row in rows for key in row)
         per_class = [
-            {"name": n.name, "count": len(n.true), **{key: row.get(key) for key in keys}} for n, row in zip(each, rows)
+            {"name": n.name, "count": len(n.true), **{key: row.get(key) for key in keys}} for n, row in zip(said, rows)
         ]
         return Judgement(
-            self.kind, len(targets), metrics, intervals, baseline, per_class, [drawn.said(), *self._said(each)],
-            scatters=[numbers.scatter() for numbers in each],
+            self.kind, count, metrics, intervals, baseline, per_class, [drawn.said(), *self._said(said)],
+            scatters=[numbers.scatter() for numbers in said],
         )  # fmt: skip
 
     def _numbers(
@@ -297,7 +292,7 @@ class Regress(Head):
         missing = [name for name in self.spec.names if name not in {numbers.name for numbers in each}]
         return [f"No example has the target {name!r}." for name in missing]
 
-    def _kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    def kept(self, outputs: Tensor, targets: Arrays, groups: Any = None) -> tuple[Tensor, Tensor, np.ndarray | None]:
         targets = self.shaped(outputs, as_tensor(targets)).double()
         if targets.dim() == 2 and targets.shape[1] != self.targets:
             raise UserError(f"There are {targets.shape[1]} columns of targets, but the head has {self.targets}.")

@@ -66,7 +66,7 @@ def main(modality: Modality, args: list[str]) -> int:
     for note in reader.notes():
         print(f"{note}.", file=sys.stderr)
     if not model.head.spec.calibration:
-        print("The answers are not calibrated: this model was saved before a validation.", file=sys.stderr)
+        print("The answers are not calibrated: no calibration is stored with this model.", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -107,8 +107,8 @@ def opened(modality: Modality, run_or_folder: str, device: str | None = None) ->
     found = modality.headed(run_or_folder) if modality.headed else None
     if found is None:
         raise UserError(
-            f"'{run_or_folder}' has no head for labels; train one: triune {modality.task} fit --data.table FILE "
-            f"--model.pretrained {run_or_folder}."
+            f"'{run_or_folder}' has no head for labels of {modality.task} inputs; train one: triune "
+            f"{modality.task} fit --data.table FILE --model.pretrained {run_or_folder}."
         )
     return found[0].to(device_of(device)), found[1]
 
