@@ -38,7 +38,8 @@ TASKS = {
     ),
     "contacts": (
         "protein fit",
-        '--data.crop 24 --model.preset tiny --model.settings {"depth":1,"sequence_depth":0,"dropout_pair":0.0}',
+        "--data.crop 24 --model.preset tiny --model.settings"
+        ' {"depth":1,"sequence_depth":0,"dropout_pair":0,"dropout_msa":0}',
         make_proteins,
     ),
     "protein pretrain": (

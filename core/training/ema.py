@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.native import whole
 from ..errors import UserError
 from .guard import at_hand
+from .sharded import cut_like, let_go, part
 
 
 class EMA:
@@ -41,6 +43,7 @@ class EMA:
         self._names: list[str] = []
         self._params: list[Tensor] = []
         self._averages: list[Tensor] = []
+        self._model: nn.Module | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Follows the parameters of `model`, starting from their values or from what `load_state_dict` brought."""
@@ -53,8 +56,10 @@ class EMA:
         # whose tensors could not be changed later.
         with torch.inference_mode(False):
             self._averages = [
-                known.get(n, p).detach().to(device=p.device, dtype=torch.float32, copy=True) for n, p in named
+                cut_like(known.get(n, p).detach(), p).to(device=p.device, dtype=torch.float32, copy=True)
+                for n, p in named
             ]
+        self._model = model
 
     @property
     def attached(self) -> bool:
@@ -73,18 +78,21 @@ class EMA:
             if left_out:
                 return
             left_out = None
-        weights = [p.float() for p in self._params]
+        weights, averages = [part(p).float() for p in self._params], [part(a) for a in self._averages]
         if left_out is not None:  # not read: chosen on the device
-            weights = [torch.where(left_out, a, w) for a, w in zip(self._averages, weights, strict=True)]
-        torch._foreach_lerp_(self._averages, weights, 1 - decay)
+            weights = [torch.where(left_out, a, w) for a, w in zip(averages, weights, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges weights and averages, in place."""
-        kept = [p.clone() for p in self._params]
-        torch._foreach_copy_(self._params, self._averages)
+        if self._model is not None:
+            let_go(self._model)
+        params, averages = [part(p) for p in self._params], [part(a) for a in self._averages]
+        kept = [p.clone() for p in params]
+        torch._foreach_copy_(params, averages)
         # Weights of a lower precision survive the way through float32 and back unchanged.
-        torch._foreach_copy_(self._averages, kept)
+        torch._foreach_copy_(averages, kept)
         self.swapped = not self.swapped
 
     def averaged(self) -> dict[str, Tensor]:
@@ -92,8 +100,8 @@ class EMA:
         return dict(zip(self._names, self._params if self.swapped else self._averages))
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of updates and averages, for a checkpoint."""
-        return {"steps": self.steps, "averages": self.averaged()}
+        """Number of updates and averages, for a checkpoint; where they are cut over processes, all must call this."""
+        return {"steps": self.steps, "averages": {name: whole(a) for name, a in self.averaged().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict()`; the averages reach a model with `attach`."""

@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import subprocess_script
+
+from .sharded import check
 
 PLAIN = ("_current_fx_name",)
 """Attributes that Lightning sets nearly fifty times a step, to note the running hook. They go into the module's
@@ -51,11 +54,12 @@ def close_process_group_at_exit(trainer: Trainer) -> None:
 class FSDP2(ModelParallelStrategy):
     """`--trainer.strategy fsdp2`: the weights are cut over all devices (FSDP2), and checkpoints are single files.
 
-    Lightning's own strategy would cut the layers over the devices of a machine (tensor parallelism) by default.
+    `fsdp2_sharded` writes folders of which each process writes its part. Lightning's own strategy would cut the layers
+    over the devices of a machine (tensor parallelism) by default.
     """
 
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+    def __init__(self, sharded: bool = False) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=sharded)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -65,6 +69,8 @@ class FSDP2(ModelParallelStrategy):
         # Lightning asks for the optimizer's states where only weights are to be scored, too.
         optimizers = self.optimizers
         module = self.lightning_module
+        if Path(checkpoint_path).is_dir():
+            check(Path(checkpoint_path))
         if module is not None and module.trainer.state.fn != "fit":
             self.optimizers = []
         try:
@@ -74,6 +80,9 @@ class FSDP2(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="weights cut over all devices", override=True)
+StrategyRegistry.register(
+    "fsdp2_sharded", FSDP2, description="the same, with checkpoints in parts", override=True, sharded=True
+)
 
 
 def requeue_signal(trainer: Any) -> int | None:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from ..adapt.lora import LoRAConfig, merged_state
 from ..again import keep_inputs_only
 from ..checkpoints.native import whole
-from ..compiled import blocks_of, compile_blocks
+from ..compiled import compile_blocks
 from ..errors import UserError
 from ..experts import balance_experts, balance_loss
 from . import lightning_fixes
@@ -32,6 +32,7 @@ from .guard import Guard, at_hand, settled
 from .optimizers import OptimizerConfig
 from .resume import Resume
 from .schedules import ScheduleConfig, factor
+from .sharded import cut
 from .task import Loss as Loss
 from .task import Sums, TaskModule, summed
 from .tuning import Tuning
@@ -134,17 +135,12 @@ class TrainingModule(TaskModule):
         if self.compile_blocks:
             compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)
         if self.device_mesh is not None:
-            if self.ema is not None or (self.tuning and self.tuning.lora):
+            if self.tuning and self.tuning.lora:
                 raise UserError(
-                    "--trainer.strategy fsdp2 cuts the weights over the devices, which averages (model.ema) and LoRA"
-                    " (model.lora) cannot follow; leave them out, or take ddp."
+                    "--trainer.strategy fsdp2 cuts the weights over the devices, which LoRA (model.lora) cannot follow;"
+                    " leave it out, or take ddp."
                 )
-            from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-            for module in [*blocks_of(self.model), self.model]:
-                fully_shard(module, mesh=self.device_mesh["data_parallel"])
-            if hasattr(self.model, "loss"):  # a method that is called in the place of `forward`
-                register_fsdp_forward_method(self.model, "loss")
+            cut(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert self.model is not None, "configure_optimizers before configure_model"

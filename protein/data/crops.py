@@ -26,6 +26,7 @@ class Crops:
         has_profile     bool `[batch]`
         neff            float32 `[batch]`, of the whole alignment, NaN without one
         name            list of str, "" where there is no chain
+        recycling       in training, list of float, one number in [0, 1) for all processes: how many passes are made
 
     and with `rows`, for chains without an alignment only the chain itself:
 
@@ -49,7 +50,11 @@ class Crops:
                 self._fill(batch, slot, chain, np.random.default_rng(key))
         names = [str(self.chains.names[chain]) if chain >= 0 else "" for chain in draw.chains.tolist()]
         batch["mask"] = batch["tokens"] != PAD
-        return {name: torch.from_numpy(array) for name, array in batch.items()} | {"name": names}
+        found = {name: torch.from_numpy(array) for name, array in batch.items()} | {"name": names}
+        if draw.position is not None:
+            share = float(np.random.default_rng((self.seed, 2, draw.position)).random())
+            found["recycling"] = [share] * len(names)
+        return found
 
     def _empty(self, batch: int, size: int) -> dict[str, np.ndarray]:
         arrays = {

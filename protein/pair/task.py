@@ -116,7 +116,11 @@ class PairTask(TrainingModule):
     def forward(self, batch: dict[str, Any]) -> PairOutput:
         assert self.model is not None, "forward before configure_model"
         keys = ("tokens", "profile", "msa", "residue_index", "mask")
-        return self.model(**{key: batch[key] for key in keys if key in batch})
+        inputs = {key: batch[key] for key in keys if key in batch}
+        if self.training and (share := batch.get("recycling")):
+            # Not drawn here, where each process would draw its own.
+            inputs["recycles"] = int(share[0] * (self.config.recycles + 1))
+        return self.model(**inputs)
 
     def loss(self, batch: dict[str, Any]) -> Loss:
         """Summed over the known pairs i != j, both directions; a pair that is close in sequence counts

@@ -15,8 +15,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ...errors import Stopped, UserError
+from .. import sharded
 from ..guard import ADVICE, weights_are_finite
 from ..lightning_fixes import validation_follows, within_window
+from ..sharded import REST
 from ..task import TaskModule
 from .folder import RunFolder
 from .telemetry import Telemetry, total_steps
@@ -128,6 +130,9 @@ class Checkpoints(Checkpoint):
                 f" saved before stays: {ADVICE}."
             )
         part = path.with_name(path.stem + ".part.ckpt")
+        if trainer.is_global_zero and part.is_dir():  # of one that was killed
+            shutil.rmtree(part)
+        trainer.strategy.barrier("Checkpoints")
         try:
             trainer.save_checkpoint(part, weights_only=weights_only)
         except OSError:
@@ -135,12 +140,14 @@ class Checkpoints(Checkpoint):
                 part.unlink()
             raise
         if trainer.is_global_zero:
-            # Sharded checkpoints are folders, and a folder does not replace another.
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path == self.run.last:
-                _keep(path, self.run.previous)
-            part.replace(path)
+            if part.is_dir():
+                _replace(part, path, self.run.previous if path == self.run.last else None)
+            else:
+                if path.is_dir():  # of a sharded training that goes on as another
+                    shutil.rmtree(path)
+                elif path == self.run.last:
+                    _keep(path, self.run.previous)
+                part.replace(path)
         trainer.strategy.barrier("Checkpoints")
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,6 +166,24 @@ def _keep(path: Path, name: Path) -> None:
         spare.replace(name)
 
 
+def _replace(part: Path, path: Path, name: Path | None) -> None:
+    """Moves a folder to its place; what is there becomes `name`, or goes. A folder does not replace another."""
+    aside = path.with_name(f"{path.stem}.old.ckpt") if name is None else name
+    _remove(aside)
+    if path.exists():
+        path.replace(aside)
+    part.replace(path)
+    if name is None:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _is_over(trainer: Trainer) -> bool:
     """Whether all steps that were asked for are taken."""
     return trainer.global_step == total_steps(trainer)
@@ -169,6 +194,7 @@ def recorded_config(run: RunFolder) -> str | None:
     version, one in a folder).
     """
     for path in (run.last, run.previous):
+        path = path / REST if path.is_dir() else path
         if not path.is_file():
             continue
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:  # a damaged one is reported by `damage`
@@ -180,7 +206,7 @@ def recorded_config(run: RunFolder) -> str | None:
 
 def recorded_data(path: Path, data: Any) -> dict[str, Any]:
     """The settings of the order of training that a good checkpoint holds for a data module; empty where it has none."""
-    file = path / "meta.pt" if path.is_dir() else path
+    file = path / REST if path.is_dir() else path
     content = torch.load(file, map_location="meta", weights_only=True, mmap=path.is_file())
     return content.get(type(data).__qualname__, {}).get("settings", {})
 
@@ -196,8 +222,8 @@ def damage(path: Path) -> str:
 
     PyTorch writes a checksum beside every tensor and does not look at it when it reads.
     """
-    if path.is_dir():  # a sharded checkpoint, whose reader looks for itself
-        return "" if (path / ".metadata").is_file() else "it is a folder that holds no checkpoint"
+    if path.is_dir():
+        return sharded.damage(path)
     if not path.is_file():
         return "it is no regular file"
     try:

@@ -7,7 +7,8 @@ from typing import Any
 from ...errors import UserError
 
 NAMES = (
-    "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2"
+    "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2",
+    "fsdp2_sharded",
 )  # fmt: skip
 OTHERS = {"ModelParallelStrategy": "fsdp2", "DDPStrategy": "ddp", "FSDP2": "fsdp2"}
 """Names of classes, for the strategies that they are here."""
@@ -18,7 +19,8 @@ STARTS = ("spawn", "fork", "forkserver")
 def usable(value: Any) -> Any:
     """The strategy to give to Lightning for what was asked for: a name, or a class path with its arguments.
 
-    `ModelParallelStrategy` is `fsdp2`, which cuts the weights over all devices and no layer over several.
+    `ModelParallelStrategy` is `fsdp2`, which cuts the weights over all devices and no layer over several; with
+    `save_distributed_checkpoint` it is `fsdp2_sharded`.
 
     Raises:
         UserError: trainings cannot use it.
@@ -34,7 +36,7 @@ def usable(value: Any) -> Any:
     name = path.rsplit(".", 1)[-1]
     if name == "ModelParallelStrategy":
         _check_cuts(arguments)
-        return "fsdp2"
+        return "fsdp2_sharded" if arguments.get("save_distributed_checkpoint") is True else "fsdp2"
     ours = path.startswith(("lightning.", "pytorch_lightning."))
     if arguments.get("start_method") in STARTS:
         raise UserError(_sentence(f"{path} with start_method {arguments['start_method']}"))
@@ -61,6 +63,6 @@ def _sentence(value: str) -> str:
     elif "fsdp" in value.lower():
         why = ", because it flattens the weights, which matrix optimizers and clipping cannot use"
     return (
-        f"--trainer.strategy is {value}, but must be auto, ddp (the whole model on each device) or fsdp2 (cut over all"
-        f" devices){why}; choose one of these."
+        f"--trainer.strategy is {value}, but must be auto, ddp (the whole model on each device), fsdp2 (cut over all"
+        f" devices) or fsdp2_sharded (with checkpoints in parts){why}; choose one of these."
     )

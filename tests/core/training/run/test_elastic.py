@@ -18,5 +18,6 @@ def test_killed_and_going_on(task: str, ways: tuple[tuple[int, int], ...], tmp_p
     elastic = Elastic(task, tmp_path, server, "64-true")
     for before, after in ways:
         losses, weights = apart(elastic.one, elastic.killed(before, after))
-        assert losses <= 1e-6, (before, after)
-        assert weights <= 1e-12, (before, after)
+        assert losses <= 5e-6, (before, after)  # metrics.csv has six figures
+        # Images are changed in float32, in parts whose sizes depend on the processes.
+        assert weights <= (1e-6 if task == "vision" else 1e-12), (before, after)

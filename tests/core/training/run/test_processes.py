@@ -113,10 +113,34 @@ def test_model_parallel_strategy_is_fsdp2(one: Path, server: Server) -> None:
     assert "strategy: ModelParallelStrategy" in shown
 
 
+EXACT = ["--trainer.precision", "64-true", "--model.ema", "0.5"]
+
+
+def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
+    """Each of two processes writes its part; one goes on from them, as one process that was left alone."""
+    forked(server, one, *fit("exact"), *EXACT, "--data.batch_size", "4")
+    forked(server, one, "text", "fit", "--run", "exact", *AGAIN)
+    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2_sharded", "--data.batch_size", "2"]
+    forked(server, one, *fit("parts"), *EXACT, *two, ranks=2)
+    last = one / "parts" / "checkpoints" / "last.ckpt"
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt"} == {path.name for path in last.iterdir()}
+    shutil.copytree(one / "parts", one / "on-one")
+    forked(server, one, "text", "fit", "--run", "on-one", *AGAIN, "--trainer.devices", "1")
+    ours, theirs = (load_file(one / run / "model" / "model.safetensors") for run in ("on-one", "exact"))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6)
+    assert losses(one / "on-one") == pytest.approx(losses(one / "exact"), rel=1e-6)
+    (last / "__1_0.distcp").unlink()
+    shutil.rmtree(one / "parts" / "checkpoints" / "previous.ckpt", ignore_errors=True)
+    ended = server.run(one, ["text", "fit", "--run", "parts", *AGAIN, "--trainer.devices", "1"])
+    assert ended.code == 2
+    assert "last.ckpt is damaged (__1_0.distcp is missing)" in " ".join(ended.printed.split())
+
+
 @pytest.mark.slow
-def test_averages_of_cut_weights_are_refused_in_one_sentence(one: Path) -> None:
-    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--model.ema", "0.9"]
-    assert "model.ema" in triune(one, *fit("refused"), *two, code=2)
+def test_lora_of_cut_weights_is_refused_in_one_sentence(one: Path) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--model.lora.rank", "2"]
+    assert "model.lora" in triune(one, *fit("refused"), *two, "--model.pretrained", "one", code=2)
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ def path(name: str, **arguments: Any) -> Namespace:
         ("auto", "auto"), ("ddp", "ddp"), ("DDP", "DDP"), ("fsdp2", "fsdp2"), ("DDPStrategy", "ddp"),
         ("ModelParallelStrategy", "fsdp2"), (PATH + "ModelParallelStrategy", "fsdp2"), (PATH + "DDPStrategy", "ddp"),
         (path("ModelParallelStrategy", tensor_parallel_size=1, data_parallel_size="auto"), "fsdp2"),
-        (path("ModelParallelStrategy", tensor_parallel_size="auto"), "fsdp2"),
+        (path("ModelParallelStrategy", tensor_parallel_size="auto"), "fsdp2"), ("fsdp2_sharded", "fsdp2_sharded"),
+        (path("ModelParallelStrategy", save_distributed_checkpoint=True), "fsdp2_sharded"),
     ],
 )  # fmt: skip
 def test_what_trains(given: Any, taken: str) -> None:

@@ -1,0 +1,110 @@
+"""Weights that are cut over processes (FSDP2): cutting them, their averages, and checkpoints in parts.
+
+A sharded checkpoint is a folder of `torch.distributed.checkpoint`: `.metadata` says which tensor lies where, each
+process wrote one `.distcp` file, and `meta.pt` holds all that is no weight and no state of the optimizer. Any number of
+processes can read it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..compiled import blocks_of
+from ..errors import UserError
+
+METADATA, REST = ".metadata", "meta.pt"
+MOST = 2**30
+"""Bytes of a list of tensors that is read, at most."""
+ALLOWED = {
+    "collections": ("OrderedDict",),
+    "pathlib": ("PosixPath", "WindowsPath", "Path", "PurePosixPath", "PureWindowsPath"),
+    "torch": ("Size", "device", "float64", "float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool"),
+    "torch._utils": ("_rebuild_tensor_v2",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+}  # fmt: skip
+"""Names that the list of tensors may use."""
+
+
+def cut(model: nn.Module, mesh: Any) -> None:
+    """Cuts the weights over the processes of a device mesh, each block by itself."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for module in [*blocks_of(model), model]:
+        fully_shard(module, mesh=mesh["data_parallel"])
+    if hasattr(model, "loss"):  # a method that is called in the place of `forward`
+        register_fsdp_forward_method(model, "loss")
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all, where it is not cut. It shares the memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which all processes have, cut as `like` is, if that is cut and it is not."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def let_go(model: nn.Module) -> None:
+    """Gives up what a pass without a backward pass has put together: the parts may change now."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # pyright: ignore[reportCallIssue]
+
+
+class _Named(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def check(folder: Path) -> None:
+    """Raises UserError where a sharded checkpoint is damaged, see `damage`. PyTorch reads its list of tensors as it is,
+    whatever that runs.
+    """
+    if found := damage(folder):
+        raise UserError(f"{folder} is damaged ({found}); go on from another checkpoint, or start anew.")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a sharded checkpoint, in words; empty for a good one. Weights are not read."""
+    path = folder / METADATA
+    if not path.is_file() or not (folder / REST).is_file():
+        return "it is a folder that holds no checkpoint"
+    try:
+        if path.stat().st_size > MOST:
+            return f"its {METADATA} is too large"
+        listed = _Named(io.BytesIO(path.read_bytes())).load()
+        ends: dict[str, int] = {}
+        for place in listed.storage_data.values():
+            name = str(place.relative_path)
+            if Path(name).name != name:
+                return f"its {METADATA} names the file {name}"
+            ends[name] = max(ends.get(name, 0), int(place.offset) + int(place.length))
+        torch.load(folder / REST, map_location="meta", weights_only=True)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except Exception as error:  # whatever a file made by somebody else raises
+        return f"its list of tensors or {REST} holds something else ({str(error).splitlines()[0][:80]})"
+    for name, end in sorted(ends.items()):
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size < end:
+            return f"{name} is cut short"
+    return ""
