@@ -50,7 +50,8 @@ class Crops:
                 self._fill(batch, slot, chain, np.random.default_rng(key))
         names = [str(self.chains.names[chain]) if chain >= 0 else "" for chain in draw.chains.tolist()]
         batch["mask"] = batch["tokens"] != PAD
-        found = {name: torch.from_numpy(array) for name, array in batch.items()} | {"name": names}
+        found: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+        found["name"] = names
         if draw.position is not None:
             share = float(np.random.default_rng((self.seed, 2, draw.position)).random())
             found["recycling"] = [share] * len(names)
