@@ -160,6 +160,9 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
     elif question is None and names["prompt"] in row and names["completion"] in row:
         raise UserError(f"{where}: `{names['prompt']}` is null, but must be a text; remove the row.")
     if question is None or (answer is None and names["completion"] not in row):
+        if other := next((name for name in LISTS if row.get(name) is not None), None):
+            kind = type(row[other]).__name__
+            raise UserError(f"{where}: `{other}` is a {kind}, but must be a list of messages (role, content).")
         raise UserError(f"{where} has {few(list(map(str, row)), 6) or 'nothing'}, but must have {FORMS}.{_hint(row)}")
     if answer is None:
         raise UserError(f"{where}: `{names['completion']}` is null, but must be a text; remove the row.")

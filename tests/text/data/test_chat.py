@@ -100,6 +100,7 @@ def test_compressed_rows(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('{"text": "hello"}', "x.jsonl:1 has text, but must have `messages`"),
+        ('{"messages": "[]"}', "x.jsonl:1: `messages` is a str, but must be a list of messages"),
         ("[1]", "x.jsonl:1 holds a int"),
         ("{", "x.jsonl:1 is not valid JSON"),
         ('{"messages": [{"role": "user", "content": "q"}]}', "x.jsonl:1 has no answer"),
