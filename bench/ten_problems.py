@@ -605,7 +605,7 @@ def write_documentation() -> None:
     page = ROOT / "docs" / "tables.md"
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    said = f"{content['device']}, {content['results'][0]['threads']} threads (`bench/results/ten_problems.json`):"
+    said = f"{content['device']}, {content['rows'][0]['threads']} threads (`bench/results/ten_problems.json`):"
     table = markdown(content["rows"])
     page.write_text(f"{before}{BEGIN}\n{said}\n\n{table}\n{END}{after}")
 
