@@ -76,7 +76,7 @@ class Decoder:
     def __init__(self, model: LanguageModel, compiled: bool = False) -> None:
         if why := unfit(model):
             raise UserError(f"The model has {why}; leave out --lookup and --compile.")
-        self.model, self.length = model, 0
+        self.model, self.length, self.compiled = model, 0, compiled
         self._storage: list[_Storage] = []
         self._first: Tensor | None = None
         mixed = any(isinstance(module, Experts) for module in model.modules())  # their sizes depend on the data
@@ -149,7 +149,13 @@ class Decoder:
         return {block.attn.key: block.attn for block in self.model.transformer.blocks}  # type: ignore[union-attr]
 
     def _prepare(self, attn: Attention, slots: Tensor, first: Tensor | None, dtype: torch.dtype) -> tuple[Any, ...]:
-        """As `Attention.prepare`, for storage of which a part is filled."""
+        """As `Attention.prepare`, for storage of which a part is filled: without a compiler, each token as if alone."""
+        rotation = None if attn.rotary is None else attn.rotary(slots, dtype)
+        if not self.compiled and first is None:
+            # Sums in another order would decide between tokens that are almost equally likely.
+            ends = range(self.length + 1, self.length + 1 + len(slots))
+            spans = [(0 if attn.window is None else max(0, end - attn.window), end) for end in ends]
+            return Plan("alone", "guesses", MASK, softcap=attn.softcap, spans=spans), rotation, None, None
         keys = torch.arange(self.capacity, device=slots.device)
         distance = slots[:, None] - keys
         allowed = distance >= 0
@@ -158,4 +164,4 @@ class Decoder:
         allowed = allowed[None] if first is None else allowed[None] & (keys >= first[:, None, None])
         kernel = "masked" if attn.softcap is None else "reference"
         plan = Plan(kernel, "storage of a fixed size", MASK, allowed=allowed[:, None], softcap=attn.softcap)
-        return plan, None if attn.rotary is None else attn.rotary(slots, dtype), None, None
+        return plan, rotation, None, None

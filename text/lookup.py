@@ -9,8 +9,14 @@ with a draft whose chances are 0 and 1; Saxena 2023 for the look-up.)
 
 from __future__ import annotations
 
+import math
+
 LONGEST, SHORTEST = 3, 2
 """Tokens that must stand before, at most and at least."""
+COST = 0.25
+"""What reading one more guess costs of a step: measured for 4-bit weights on a CPU (`bench/generation.py`)."""
+FIRST, KEPT = (2.0, 3.0), 0.9
+"""Guesses that were right, and all that were judged, before the first one; and what is kept of both with each."""
 
 
 class Lookup:
@@ -24,8 +30,8 @@ class Lookup:
     def __init__(self, tokens: list[int], most: int) -> None:
         self.tokens: list[int] = []
         self.most = most
-        self.size = most
-        """Guesses of the next round: fewer where they turned out wrong, since each costs a little."""
+        self.right, self.judged = FIRST
+        """Of the guesses of late: how many were right, and how many were compared with what was drawn."""
         self._after: dict[tuple[int, ...], int] = {}
         for token in tokens:
             self.add(token)
@@ -44,12 +50,23 @@ class Lookup:
         for length in range(LONGEST, SHORTEST - 1, -1):
             at = self._after.get(tuple(self.tokens[-length:])) if len(self.tokens) >= length else None
             if at is not None:
-                known = self.tokens[at : at + min(self.size, room)]
-                return [known[i % len(known)] for i in range(min(self.size, room))]
+                known = self.tokens[at : at + (count := min(self.size, room))]
+                return [known[i % len(known)] for i in range(count)]
         return []
 
+    @property
+    def size(self) -> int:
+        """Guesses of the next round: as many as are likelier to be right, all up to that one, than they cost.
+
+        At least one, which costs next to nothing, and finds out where guesses are right again.
+        """
+        rate = self.right / self.judged
+        most = self.most if rate >= COST ** (1 / self.most) else int(math.log(COST) / math.log(max(rate, 1e-9)))
+        return max(1, most)
+
     def learn(self, guessed: int, right: int) -> None:
-        """Adapts the number of guesses: twice as many after a round in which all were right, else one more than were
-        right."""
+        """Notes that the first `right` of `guessed` tokens were those that were drawn; the one behind them was not."""
         if guessed:
-            self.size = min(self.most, 2 * self.size if right == guessed else right + 1)
+            judged = min(guessed, right + 1)
+            kept = KEPT**judged
+            self.right, self.judged = kept * self.right + right, kept * self.judged + judged

@@ -20,6 +20,8 @@ from .model import LanguageModel
 COLDEST = 1e-30
 """Lower temperatures draw what this one does: the likeliest token, or one of those that are exactly as likely."""
 LARGEST_SEED = 2**63 - 1
+FEW_SHAPES = (2,)
+"""Numbers of guesses for which a compiled step is made, beside none and all of them."""
 PROMPT = 1024
 """Tokens of a prompt that are read at once."""
 
@@ -243,12 +245,18 @@ class Views:
         if self.decoder is None:
             tokens = torch.tensor(last, device=self.device)
             return self.model.logits(self.model.hidden(tokens, cache=self._cache)[:, -1:])
-        # One number of guesses for all rounds that have some: a compiled step is made for its shapes.
-        filled = [0] * (self.lookup - len(guesses)) if guesses else []
+        filled = [0] * (self._shape(len(guesses)) - len(guesses))
         tokens = torch.tensor([[*ids, *guesses, *filled] for ids in last], device=self.device)
         found = self.decoder.step(tokens)
         self.decoder.length -= tokens.shape[1] - 1
         return found[self._places(), : 1 + len(guesses)]
+
+    def _shape(self, guesses: int) -> int:
+        """Guesses that are read for so many: a compiled step is made for its shapes, so that it has three."""
+        assert self.decoder is not None
+        if not self.decoder.compiled or guesses == 0:
+            return guesses
+        return next((size for size in FEW_SHAPES if guesses <= size <= self.lookup), self.lookup)
 
     def _read(self, steps_left: int) -> Tensor:
         """Reads all that is in view, in a new cache; vectors `[rows, tokens, dim]` of the last block at least."""

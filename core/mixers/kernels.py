@@ -9,6 +9,7 @@
 | banded    | a window much shorter than the sequence                    | tokens x window          |
 | blocked   | blocks, or a window with global tokens; no bias            | tokens x what is seen    |
 | masked    | documents, padding, a bias, prefix, behind a cache         | tokens²                  |
+| alone     | guesses of generation: each query as a step of its own     | tokens x keys            |
 | flex      | on CUDA: all masks and soft cap; no bias, no dropout       | only the blocks in sight |
 | reference | soft-capped scores elsewhere                               | tokens², scores stored   |
 
@@ -61,6 +62,8 @@ class Plan:
     softcap: float | None = None
     block_mask: Any = None
     blocks: Blocks | None = None
+    spans: list[tuple[int, int]] | None = None
+    """For `alone`: the first key that each query sees, and the one behind the last."""
 
     def __str__(self) -> str:
         size = f" {self.mask.window} of {self.keys} tokens" if self.kernel == "banded" and self.why != FORCED else ""
@@ -160,6 +163,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
     q.
     """
     grouped = q.shape[1] != k.shape[1]
+    if plan.spans is not None:
+        one = replace(plan, kernel="sdpa" if plan.softcap is None else "reference", spans=None)
+        each = [(q[:, :, i : i + 1], k[:, :, a:b], v[:, :, a:b]) for i, (a, b) in enumerate(plan.spans)]
+        return torch.cat([attend(*parts, one, scale, dropout) for parts in each], dim=2)
     if plan.kernel == "sdpa" and grouped and q.shape[2] == 1 and not plan.causal:
         # One query a head: those that share keys are as good as several queries of one head, and read the keys once.
         together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
