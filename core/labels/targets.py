@@ -236,6 +236,8 @@ def _or(words: Sequence[str]) -> str:
 def _one(wanted: Wanted, kind: str | None) -> Target:
     column = wanted.columns[0]
     cells = wanted.cells(column)
+    if kind is not None:
+        _check_order(wanted, kind)
     if kind == "tag":
         values, names, are_numbers = code_tags(wanted)
         what = "numbers" if are_numbers else f"{len(names)} classes ({few([clipped(name) for name in names], 8)})"
@@ -248,6 +250,7 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
         read = numbers_of(cells) if not any(isinstance(cell, list) for cell in cells) else None
     if kind is None:
         kind, because, texts = guess_one(wanted, read)
+        _check_order(wanted, kind)
     if kind == "regress":
         return _regress(wanted, because)
     if kind == "multilabel":
@@ -258,6 +261,15 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
     listed = few([clipped(name) for name in names], 8)
     what = f"{len(names)} {'classes' if kind == 'classify' else 'steps in order'} ({listed})"
     return _checked(wanted, Target(kind, [column], names, values, said=_said(column, kind, what, because)))
+
+
+def _check_order(wanted: Wanted, kind: str) -> None:
+    """Raises UserError for an order of what has none."""
+    if wanted.order is not None and kind != "ordinal":
+        raise UserError(
+            f"An order of classes is given ({few(list(wanted.order))}), but '{wanted.columns[0]}' is read as {kind},"
+            f" which has none; leave it out, or ask for kind ordinal ({KIND} ordinal)."
+        )
 
 
 def _several(wanted: Wanted, kind: str, because: str = "") -> Target:

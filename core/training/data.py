@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .permutation import Arrangement, permutation
+from .permutation import VERSION, Arrangement, check_version, permutation
 from .run.machine import default_workers
 
 
@@ -76,6 +76,11 @@ class Shuffled:
         self._seed, self._position = seed, position
         self._served = 0
         self._epoch: tuple[int, Arrangement] | None = None
+
+    @property
+    def count(self) -> int:
+        """Examples of an epoch, also of the part of a batch that is left out."""
+        return self._count
 
     def permutation(self, epoch: int) -> Arrangement:
         """All that an epoch visits, in order: int64 `[examples]`, or what gives them by place. Tasks override it."""
@@ -253,6 +258,7 @@ class ResumableData(DataModule):
     def __init__(self) -> None:
         super().__init__()
         self._resumed: dict[str, Any] | None = None
+        self._version = VERSION
 
     def order_settings(self) -> dict[str, Any]:
         """Plain values that the order of batches depends on; they are saved, and compared on resume."""
@@ -264,8 +270,12 @@ class ResumableData(DataModule):
 
     def samples(self, position: int) -> list[str]:
         """See `DataModule`."""
-        order = getattr(getattr(self.trainer, "train_dataloader", None), "order", None)
+        order = self._order()
         return self.names_of(order.take(position)) if isinstance(order, Shuffled) else []
+
+    def _order(self) -> Any:
+        """The order of the loader that the trainer uses; None without one."""
+        return getattr(getattr(self.trainer, "train_dataloader", None), "order", None)
 
     def position(self) -> int | None:
         """How many batches went into the weights, over all epochs; None outside of `fit`.
@@ -305,10 +315,10 @@ class ResumableData(DataModule):
         return default_workers(self.ranks()[1], most) if without_gpu or self.pin else 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"settings": self.order_settings()}
+        return {"settings": self.order_settings(), "order": VERSION}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict["settings"]
+        self._resumed, self._version = state_dict["settings"], state_dict.get("order", 1)
 
     def continue_with(self, settings: dict[str, Any], world: int) -> str:
         """See `DataModule`: the batch of all processes together stays what it was."""
@@ -343,6 +353,8 @@ class ResumableData(DataModule):
         if saved and _whole(saved) == _whole(now):
             names = [name for name in names if name not in SHARES]
         changed = [f"{name} was {saved[name]}, now {now[name]}" for name in names if saved]
+        if saved and isinstance(order := self._order(), Shuffled):
+            check_version(self._version, order.count)
         if changed:
             raise UserError(
                 f"The data are not those that this run was trained on ({'; '.join(changed)}), so its batches would be"

@@ -7,9 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import UserError
+
 IN_MEMORY = 1 << 22
 """Up to so many examples the order lies in memory (8 bytes each), drawn by NumPy."""
 ROUNDS = 8
+VERSION = 2
+"""Of the orders; version 1 drew those of more than `IN_MEMORY` examples as it draws the others."""
 
 
 class Arrangement(Protocol):
@@ -26,6 +30,22 @@ def permutation(count: int, generator: np.random.Generator) -> Arrangement:
         generator: draws the order.
     """
     return generator.permutation(count) if count <= IN_MEMORY else Feistel(count, generator)
+
+
+def check_version(version: int, count: int) -> None:
+    """Raises UserError where a run that began with a version of the orders would see its examples in another one.
+
+    Args:
+        version: recorded in its checkpoint; 1 where there is none.
+        count: its training examples.
+    """
+    if version > VERSION or (version < VERSION and count > IN_MEMORY):
+        newer = "a newer" if version > VERSION else "an earlier"
+        raise UserError(
+            f"This run began with {newer} version of triune, which drew the order of its {count:,} examples in another"
+            " way, so its batches would be others; continue it with that version, or start a new run"
+            " (--model.pretrained takes the weights of one)."
+        )
 
 
 class Feistel:

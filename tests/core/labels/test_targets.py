@@ -292,3 +292,11 @@ def test_from_files_of_every_kind(tmp_path: Path) -> None:
         found = infer(read_table(tmp_path / name, ["y"]), ["y"])
         assert found.names == ["1", "2"] and list(found.values) == [0, 1, -100, 0]
         assert found.take(np.array([1, 0])).values.tolist() == [1, 0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [None, "classify", "multilabel"])
+def test_an_order_of_what_has_none_is_refused(tmp_path: Path, kind: str | None) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
+    with pytest.raises(UserError, match=r"^An order of classes is given \(y, x\), but 'label' is read as "):
+        infer(read_table(path, ["label"]), ["label"], kind, order=["y", "x"])

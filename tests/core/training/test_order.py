@@ -152,3 +152,33 @@ def test_other_shares_of_the_same_batch_are_the_same_data() -> None:
     data.load_state_dict({"settings": SAVED})
     with pytest.raises(UserError, match="devices was 2, now 1"):
         data.check_resumed()
+
+
+class Loads:
+    """As much of a trainer as says which order its loader has."""
+
+    def __init__(self, count: int) -> None:
+        self.train_dataloader = Batches(Squares(), Shuffled(count, 6, 0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "saved", "words"),
+    [
+        (orders.IN_MEMORY, {}, ""),
+        (orders.IN_MEMORY + 1, {}, "an earlier version of triune, which drew the order of its 4,194,305 examples"),
+        (orders.IN_MEMORY + 1, {"order": orders.VERSION}, ""),
+        (10, {"order": orders.VERSION + 1}, "a newer version of triune, which drew the order of its 10 examples"),
+    ],
+)
+def test_an_order_of_another_version_is_not_taken_for_that_of_the_run(
+    count: int, saved: dict[str, int], words: str
+) -> None:
+    data: Any = Toy(6)
+    assert data.state_dict()["order"] == orders.VERSION
+    data.trainer = Loads(count)
+    data.load_state_dict({"settings": data.order_settings()} | saved)
+    if not words:
+        data.check_resumed()
+        return
+    with pytest.raises(UserError, match=f"^This run began with {words} in another way"):
+        data.check_resumed()
