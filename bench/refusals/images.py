@@ -32,9 +32,12 @@ PLAIN_CASES: list[tuple[str, str, dict[str, Content], str]] = [
     ("an empty folder", "x", {"x": folder}, "no images at any depth"),
     ("one image", "x", {"x/1.png": GOOD}, "held out|one training image"),
     ("a cut image", "x", {"x/1.png": GOOD, "x/2.png": picture(colour=9), "x/3.png": GOOD[:40]}, "cut short|damaged"),
-    ("names of classes", "x --data.labels [a,b]", {"x/1.png": GOOD, "x/2.png": picture(colour=9)}, "data.labels"),
-    ("all is hidden", "x --model.masked 1", {"x/1.png": GOOD, "x/2.png": picture(colour=9)}, "between 0 and 1"),
-    ("a decoder that turns", "x --model.decoder.position rotary", {"x/1.png": GOOD}, "position none"),
+]
+PLAIN_OPTIONS: list[tuple[str, str, str]] = [
+    ("names of classes", "--data.labels [a,b]", "labels"),
+    ("all is hidden", "--model.masked 1", "between 0 and 1"),
+    ("a decoder that turns", "--model.decoder.position rotary", "position none"),
+    ("patches of -1 pixels", "--model.patch_size=-1", "patch_size"),
 ]
 PLACES = [
     ("no such folder", "none", {}, "does not exist"),
@@ -180,5 +183,8 @@ def cases() -> Iterator[Case]:
     yield from table("classify", CLASSIFY, CLASSIFIED)
     yield from table("shards", IMAGES, SHARDS)
     yield from table("images without labels", PLAIN, PLAIN_CASES)
+    two: dict[str, Content] = {"x/1.png": GOOD, "x/2.png": picture(colour=9)}
+    for about, option, words in PLAIN_OPTIONS:
+        yield Case("images without labels", about, f"{PLAIN.format('x')} {option}", two, words)
     for about, command, words in WORDS:
         yield Case("image options", about, command, {}, words)

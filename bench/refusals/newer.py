@@ -62,7 +62,7 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("GGUF out", "a model of images", "convert ok/vit out.gguf", "GGUF|gguf"),
     ("GGUF out", "a model of proteins", "convert ok/esm out.gguf", "GGUF|gguf"),
     ("GGUF out", "a model with a head", "convert ok/run-texts out.gguf", "head|GGUF|gguf|TextPredictor"),
-    ("heads out", "a head of an image", "convert ok/run-images out --to hf", "image|vision|head"),
+    ("heads out", "a head of an image", "convert ok/run-images out --to hf", "cannot be written"),
     ("heads out", "a pool that they do not have", "convert ok/run-texts out --to hf", "no counterpart"),
     ("heads out", "another library", "convert ok/run-chains out --to timm", "timm|head|ProteinPredictor"),
     ("compare", "one run", "compare ok/run-text", "at least 2"),

@@ -63,7 +63,7 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("numbers", "a validation part of -0.1", IMAGES + "--data.val_fraction -0.1", "val_fraction"),
     ("numbers", "a list for a number", TEXT + "--trainer.max_steps '[1, 2]'", "max_steps"),
     ("numbers", "a mapping for a number", IMAGES + "--data.batch_size '{a: 1}'", "batch_size"),
-    ("numbers", "a whole number of 10^18 layers", TEXT + "--model.transformer.depth 1000000000000000000", "depth"),
+    ("numbers", "10^18 layers", TEXT + "--model.transformer.depth 1000000000000000000", "depth"),
     ("numbers", "a seed of -1", TEXT + "--seed_everything -1", "seed"),
     ("numbers", "workers of -1", IMAGES + "--data.workers -1", "workers"),
     ("numbers", "more workers than processes", IMAGES + "--data.workers 100000", "workers"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...config import TransformerConfig
+from ...config import MOST_LAYERS, TransformerConfig
 from ...errors import UserError
 from ...mixers import options as mixers
 from ...yaml_files import read_yaml
@@ -43,7 +43,7 @@ def leave_out(config: Any, args: list[str], package: str) -> str:
     if not transformer or transformer.get("mixer") is None:
         return ""
     try:
-        if "attention" in (names := mixers.expand(transformer.mixer, transformer.depth)):
+        if "attention" in (names := mixers.expand(transformer.mixer, min(transformer.depth, MOST_LAYERS))):
             return ""
     except UserError:  # the model's config says it
         return ""
