@@ -378,10 +378,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged.") from None
 
 
+LONGEST = 300
+"""Characters of a name in a message; the header of a table may be one of ten million."""
+
+
 def few(names: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more there are: "a, b, c, d and 3 more"."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names[:most]) + rest
 
 
 def listing(folder: Path) -> str:

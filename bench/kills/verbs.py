@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "text shard": ("text shard ok/ok.txt out --tokenizer bytes --rows 300", "out"),
     "vision shard": ("vision shard ok/img out --rows 3", "out"),
     "export": ("vision export ok/vit --torch-export out.pt2", "out.pt2"),
-    "gguf": ("convert ok/lm out.gguf", "out.gguf"),
+    "gguf": ("convert ok/llama out.gguf", "out.gguf"),
     "convert": ("convert ok/lm out --to triune", "out"),
 }
 """A command line each, and the file or folder that it writes."""

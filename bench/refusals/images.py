@@ -183,8 +183,8 @@ def cases() -> Iterator[Case]:
     yield from table("classify", CLASSIFY, CLASSIFIED)
     yield from table("shards", IMAGES, SHARDS)
     yield from table("images without labels", PLAIN, PLAIN_CASES)
-    two: dict[str, Content] = {"x/1.png": GOOD, "x/2.png": picture(colour=9)}
+    four: dict[str, Content] = {f"x/{n}.png": picture(colour=9 * n) for n in range(4)}
     for about, option, words in PLAIN_OPTIONS:
-        yield Case("images without labels", about, f"{PLAIN.format('x')} {option}", two, words)
+        yield Case("images without labels", about, f"{PLAIN.format('x')} {option}", four, words)
     for about, command, words in WORDS:
         yield Case("image options", about, command, {}, words)

@@ -67,7 +67,7 @@ GOOD: dict[Words, str] = {
     ("report",): "ok/run-text --out page.html",
     ("info",): "ok/lm",
     ("convert",): "ok/lm out --to triune",
-    ("convert", "--to=gguf"): "ok/lm out.gguf",
+    ("convert", "--to=gguf"): "ok/llama out.gguf",
     ("lens", "heads"): "ok/lm",
     ("lens", "ablate"): "ok/lm --controls 1 --top 1",
     ("lens", "patch"): "ok/lm abc abd",

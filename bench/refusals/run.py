@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from .made import A3M, PICTURES, Case, Content
 
 SECONDS = 120
+LONGEST = 3000
+"""Characters of a sentence."""
 
 
 def make_good(place: Path) -> None:
@@ -35,6 +38,9 @@ def make_good(place: Path) -> None:
     small = TransformerConfig(dim=16, depth=1, heads=2, context=32, causal=True)
     LanguageModel(LanguageModelConfig(vocab_size=257, transformer=small)).save_pretrained(place / "lm")
     Tokenizer.bytes().save(place / "lm")
+    llama = replace(small, dim=32, norm="rmsnorm", norm_eps=1e-6, ffn="swiglu", bias=False)
+    LanguageModel(LanguageModelConfig(vocab_size=257, transformer=llama)).save_pretrained(place / "llama")
+    Tokenizer.bytes().save(place / "llama")
     blocks = TransformerConfig(dim=16, depth=1, heads=2, position="none")
     config = VisionTransformerConfig(
         image_size=8, patch_size=4, channels=1, classes=2, labels=["a", "b"], transformer=blocks

@@ -51,7 +51,7 @@ def settings_of(words: Words) -> list[str]:
     if words[1:2] in (("validate",), ("test",)):
         return SCORE.split()
     if words[1:2] == ("fit",) and len(words) > 2:
-        return TABLES.split() + (["--model.patch_size=4"] if words[0] == "vision" else [])
+        return [*TABLES.split(), *(["--model.patch_size=4"] if words[0] == "vision" else [])]
     return SETTINGS.get(words[:2], "").split() if len(words) == 2 else []
 
 

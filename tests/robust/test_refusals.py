@@ -9,7 +9,7 @@ import pytest
 
 from triune.bench.refusals import all_cases
 from triune.bench.refusals.made import Case
-from triune.bench.refusals.run import make_good, make_runs, run
+from triune.bench.refusals.run import LONGEST, make_good, make_runs, run
 
 SAMPLE = 4
 """One case of so many runs without --slow; those that open a model's room cost up to a second each."""
@@ -37,4 +37,5 @@ def test_one_sentence_exit_code_2_and_nothing_overwritten(
     (tmp_path / "ok").symlink_to(good)
     code, sentence = run(case, tmp_path)
     assert code == 2, sentence
+    assert len(sentence) <= LONGEST
     assert re.search(case.words, sentence, re.IGNORECASE), sentence
