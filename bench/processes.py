@@ -31,6 +31,8 @@ WHOLE_SET = {"protein contacts": 1.0}
 BY_PLACE = ("text pretrain",)
 """Tasks that hide tokens by their place in the batch: turned round, a batch is another."""
 
+NOTE = "Rows of tasks that the command does not name are of an earlier run of it."
+
 
 def small(**more: Any) -> Any:
     from triune.core.config import TransformerConfig
@@ -264,7 +266,7 @@ def main() -> None:
                             row["failed"] = str(error)
                         print(row, flush=True)
                         rows.append(row)
-            record("processes", rows, steps=options.steps, asked={"32-true": 1e-5, "64-true": 1e-12})
+            record("processes", rows, steps=options.steps, asked={"32-true": 1e-5, "64-true": 1e-12}, note=NOTE)
     print(table(rows))
 
 

@@ -136,7 +136,7 @@ def main() -> None:
                         found = apart(one.one, one.killed(before, after))
                         rows.append(row | dict(zip(("losses", "weights"), found, strict=True)))
                         print(rows[-1], flush=True)
-    record("elastic", rows, asked=1e-6, steps=STEPS)
+                record("elastic", rows, asked=1e-6, steps=STEPS)
     print(table(rows))
 
 
