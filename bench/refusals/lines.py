@@ -58,6 +58,7 @@ GOOD: dict[Words, str] = {
     ("protein", "probe"): f"--model ok/esm --data.table ok/chains.csv {CHAINS} --cache cache",
     ("protein", "mutations"): "MKVLAAGIVGLLLAQWERTY --run ok/esm --no-png",
     ("check", "text"): f"{FILES} --data.context 16 --data.batch_size 2",
+    ("plan", "text"): f"{FILES} --data.context 16 --data.batch_size 2",
     ("compare",): "ok/run-text ok/run-texts",
     ("embed",): "'a good day' --run ok/run-texts --out v.npz",
     ("nearest", "a"): "--index ok/vectors.npz",
@@ -92,7 +93,8 @@ FOREVER = (("text", "serve"),)
 
 def missing() -> list[Words]:
     """The verbs, and the further classes of verbs that train (`Task.also`), that have no line."""
-    found: list[Words] = [(name,) for name in COMMANDS if name not in ("lens", "check")]
+    found: list[Words] = [(name,) for name in COMMANDS if name not in ("lens", "check", "plan")]
+    found += [(name, "text") for name in ("check", "plan")]
     found += [("lens", question) for question in (*QUESTIONS, "birth")]
     for name, task in tasks().items():
         found += [(name, verb) for verb in task.verbs]
