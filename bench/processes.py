@@ -134,7 +134,7 @@ def train(
 
 
 def _one(
-    task: str, folder: Path, rank: int, world: int, port: int, strategy: str, precision: str, steps: int,
+    task: str, folder: Path, rank: int, world: int, port: int, strategy: str, precision: Any, steps: int,
     backwards: bool, out: Path,
 ) -> None:  # fmt: skip
     if world > 1:
@@ -153,19 +153,19 @@ def _one(
         def __init__(self, path: Path, backwards: bool) -> None:
             self.path, self.backwards = path, backwards
 
-        def on_fit_start(self, trainer: Any, module: Any) -> None:
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             if not self.path.exists() and trainer.world_size == 1:
-                torch.save(module.model.state_dict(), self.path)
+                torch.save(pl_module.model.state_dict(), self.path)
             first = torch.load(self.path, weights_only=True)
             with torch.no_grad():
-                for name, value in module.model.state_dict().items():
+                for name, value in pl_module.model.state_dict().items():
                     new = first[name].to(value.dtype)
                     if isinstance(value, DTensor):
                         new = distribute_tensor(new, value.device_mesh, value.placements)
                     value.copy_(new)
             if self.backwards:
-                step = module.training_step
-                module.training_step = lambda batch, batch_idx: step(_turned(batch), batch_idx)
+                step = pl_module.training_step
+                pl_module.training_step = lambda batch, batch_idx: step(_turned(batch), batch_idx)
 
     quiet()
     warnings.simplefilter("ignore")  # those of the libraries about each other, which a test would make errors

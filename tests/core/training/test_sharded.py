@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from triune.core.errors import UserError
 from triune.core.training.sharded import METADATA, REST, check, damage
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     state = {"state_dict": {"a": torch.arange(5.0), "b": torch.ones(3, dtype=torch.float64)}, "step": 3}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process
-        dcp.save(state, checkpoint_id=place, no_dist=True)
+        save(state, checkpoint_id=place, no_dist=True)
     torch.save({"epoch": 1}, place / REST)
     return place
 
