@@ -58,7 +58,7 @@ class Stopped:
     def __init__(self, verb: str, place: Path, server: Server) -> None:
         self.verb, self.place, self.server = verb, place, server
         self.words, self.out = VERBS[verb][0].split(), VERBS[verb][1]
-        whole = self._folder("whole")
+        whole = self._folder("here")  # the notes of shards hold its name
         names = place / "names"
         ended = server.run(whole, self.words, names=names)
         assert ended.code == 0, ended.printed
@@ -72,7 +72,7 @@ class Stopped:
 
     def stop(self, at: int, number: int) -> list[str]:
         """Is stopped at a moment, and called again: what is wrong, in words."""
-        folder, found = self._folder(f"{at}-{number}"), []
+        folder, found = self._folder("here"), []
         ended = self.server.run(folder, self.words, at, number)
         if ended.code not in CODES[number] or "Traceback" in ended.printed:  # type: ignore[index]
             found.append(f"exit code {ended.code}: {ended.printed[-400:]}")
