@@ -21,7 +21,10 @@ def cache_folder(chosen: str | None) -> Path:
     if named := chosen or os.environ.get("TRIUNE_CACHE"):
         folder = Path(named).expanduser()
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"The cache '{named}' is no folder, but must be one, or a new name; give another.")
+            raise UserError(
+                f"The cache '{named}' is no folder, but must be one, or a new name; give another with --data.cache"
+                " (--cache of probe)."
+            )
         return folder
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
 

@@ -44,7 +44,7 @@ def read(path: Path, columns: list[str], on_error: OnError | None) -> Table:
 
 
 def _read(path: Path, columns: list[str], on_error: OnError | None, quoting: Any) -> Table:
-    with _opened(path) as (text, raw), _cells_of(MOST_CELL):
+    with _opened(path) as (text, raw), cells_of(MOST_CELL):
         start = text.readline(MOST_CELL)
         while start and not start.strip("\r\n"):
             start = text.readline(MOST_CELL)
@@ -196,7 +196,8 @@ class _Rows:
 
 
 @contextmanager
-def _cells_of(most: int) -> Iterator[None]:
+def cells_of(most: int) -> Iterator[None]:
+    """Lets Python's tables have cells of so many characters, and puts its limit back."""
     before = csv.field_size_limit(most)
     try:
         yield

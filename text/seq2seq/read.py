@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.labels.delimited import cells_of
 from ...core.labels.rows import rows
 from ..data.corpus import matching
 from ..data.reading import read_text
@@ -16,8 +17,8 @@ from .rules import Pair
 
 TABLES = {".tsv": "\t", ".csv": ","}
 ROWS = (".jsonl", ".json", ".jsonl.gz")
-
-
+LONGEST = sys.maxsize >> 1 if sys.maxsize > 1 << 31 else sys.maxsize
+"""Characters of a cell; what a whole file may hold is the bound."""
 NAMES = ("source", "target")
 """Columns, where no others are asked for."""
 
@@ -39,7 +40,9 @@ def read_pairs(files: Iterable[str], source: str, target: str) -> tuple[list[Pai
         if file.is_dir():
             raise UserError(f"'{file}' is a folder; name its files of pairs, such as '{file}/*.tsv'.")
         if file.suffix in TABLES:
-            header, several = _table(file, source, target)
+            with cells_of(LONGEST):
+                header, pairs = _table(file, source, target)
+                several = list(pairs)
             bare += [] if header else [str(file)]
         elif file.name.endswith(ROWS):
             several = _rows(file, source, target)
@@ -58,7 +61,6 @@ def read_pairs(files: Iterable[str], source: str, target: str) -> tuple[list[Pai
 def _table(file: Path, source: str, target: str) -> tuple[bool, Iterator[Pair]]:
     """Whether the table has a header, and its pairs."""
     delimiter = TABLES[file.suffix]
-    csv.field_size_limit(sys.maxsize >> 1 if sys.maxsize > 1 << 31 else sys.maxsize)
     # In a .tsv a quotation mark is a character like others, as tables of texts are commonly written.
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     table = csv.reader(_lines(read_text(file)), delimiter=delimiter, quoting=quoting, strict=True)

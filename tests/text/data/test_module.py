@@ -399,7 +399,7 @@ def test_a_file_that_changes_between_the_two_walks_is_noticed(tmp_path, data, mo
 
 def test_a_cache_that_cannot_be_written(tmp_path, data):
     write(tmp_path / "occupied", "a file")
-    with pytest.raises(UserError, match=r"occupied' cannot be written.*--data.cache"):
+    with pytest.raises(UserError, match=r"occupied' is no folder.*--data.cache"):
         data(write(tmp_path / "a.txt", FOX * 20), cache=str(tmp_path / "occupied")).setup()
 
 
