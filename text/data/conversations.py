@@ -146,8 +146,12 @@ class PreparedChats:
         found, rejected = usable(read_conversations(files, columns), template, on_error)
         parts = dict(zip(SIDES, split(found, fraction, seed), strict=True))
         tokenizer.chat_template = template.source
-        if template.is_plain and tokenizer.eos_id is not None:
-            tokenizer.names["eos_token"] = tokenizer.backend.id_to_token(tokenizer.eos_id)
+        if (
+            template.is_plain
+            and tokenizer.eos_id is not None
+            and (end := tokenizer.backend.id_to_token(tokenizer.eos_id))
+        ):
+            tokenizer.names["eos_token"] = end
         tokenizer.add_ends(token for one in found for sample in one.samples for token in _last_tokens(sample))
         sides: dict[Side, ChatRows] = {
             side: ChatRows(join((sample for one in several for sample in one.samples), tokenizer, context), context)
