@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,12 @@ def test_weights_meet_targets_by_their_names() -> None:
     assert keep(new, old) == ["y"]
     np.testing.assert_allclose(new.predict(new(x))["value"], old.predict(old(x))["value_y"], rtol=1e-5)
     assert keep(made("multilabel", ("a",), positive=[1], negative=[1]), old) == []
+    number = made("regress", ("score",), mean=[3.0], std=[2.0], quantiles=[[-1, 0, 1]])
+    for columns, kept in ((("size",), ["size"]), (("size", "score"), ["score"]), (("size", "age"), [])):
+        parts = {name: replace(number.spec, names=(name,)).to_dict() for name in columns}
+        layout = {name: {"cells": 1, "flat": True, "codes": False, "units": 1.0} for name in columns}
+        several = make_head(HeadSpec("several", columns, {}, {"heads": parts, "layout": layout}), 4)
+        assert keep(several, number) == kept  # by name, or where one column alone could be meant
     assert keep(made("classify", ("a", "b"), counts=[1, 1]), made("classify", ("u", "v"), counts=[1, 1])) == []
 
 

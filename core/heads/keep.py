@@ -19,13 +19,15 @@ def keep(new: Head, old: Head) -> list[str]:
 
     Classes, labels and numbers (of one distribution, a point) keep what they answer: weights of classes that one of the
     trainings has and the other not are taken into account, and so is another unit of numbers. Names that only the new
-    head has stay at their start. Of other kinds nothing is kept.
+    head has stay at their start. Of other kinds nothing is kept, and neither where several columns could be meant.
     """
     if isinstance(new, Several):
         parts: dict[str, Head] = dict(old.columns) if isinstance(old, Several) else {}
         if not parts:
-            match = next((name for name, head in new.columns if head.kind == old.kind), None)
-            parts = {} if match is None else {match: old}
+            alike = [(name, head) for name, head in new.columns if head.kind == old.kind]
+            shared = [name for name, head in alike if set(head.spec.names) & set(old.spec.names)]
+            known = shared or [name for name, _ in alike]
+            parts = {known[0]: old} if len(known) == 1 else {}
         return [word for name, head in new.columns if name in parts for word in keep(head, parts[name])]
     a, b = (head.each if isinstance(head, Tag) else head for head in (new, old))
     if type(a) is not type(b) or isinstance(new, Tag) != isinstance(old, Tag) or a.dim != b.dim:

@@ -79,8 +79,8 @@ def _add_memory(found: Plan, step: Step, world: int, cut: bool) -> None:
     memory["optimizer"] = step.state / pieces
     formulas["optimizer"] = f"{step.size} bytes a number of Muon's matrices, twice that of AdamW's{over}"
     if step.averages:
-        memory["averages"] = step.averages
-        formulas["averages"] = "a copy of what trains"
+        memory["averages"] = step.averages / pieces
+        formulas["averages"] = f"a copy of what trains, 4 bytes a number{over}"
     if cut:
         memory["gradients"] = step.trained / pieces
         formulas["gradients"] = f"as the weights that train{over}"

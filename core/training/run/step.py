@@ -24,6 +24,7 @@ from .cli import TaskCLI
 from .companions import Companions
 from .devices import Devices
 from .faults import Line
+from .precision import AUTO
 from .probe import own_memory
 from .trace import Pass, trace
 
@@ -86,7 +87,8 @@ def look(kind: Kind, args: list[str], devices: Devices) -> tuple[Step, str, str]
     if wrong:
         raise UserError(wrong[0])
     strategy = str(_value(line, "trainer.strategy") or "ddp")
-    precision = str(_value(line, "trainer.precision") or devices.precision)
+    asked = _value(line, "trainer.precision")
+    precision = devices.precision if asked in (None, AUTO) else str(asked)
     strategy = "fsdp2" if "fsdp2" in strategy.lower() or "ModelParallel" in strategy else "ddp"
     for name in (*OWN, "run", "resume"):
         line = line.without(name)
@@ -206,7 +208,7 @@ def _sizes(model: nn.Module, optimizer: Any, averaged: bool) -> dict[str, Any]:
         "weights": nbytes(model.parameters()) + nbytes(model.buffers()),
         "trained": nbytes(trained),
         "state": 2 * nbytes(trained) - nbytes(muon),
-        "averages": nbytes(trained) if averaged else 0,
+        "averages": 4 * sum(p.numel() for p in trained) if averaged else 0,  # float32 in any precision
         "matrices": matrices,
         "tensors": len(trained),
         "block": max([*parts, rest]),

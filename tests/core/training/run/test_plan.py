@@ -93,6 +93,9 @@ def test_several_devices() -> None:
     }  # fmt: skip
     assert cut.sent == pytest.approx(3 / 4 * (2 * (2 * 1_000 + 1_000) + 2 * 400))
     assert cut.flops == 2 * 4 * 1e6
+    averaged = step(averages=800)
+    assert plan(averaged, devices(4), "fsdp2", RATES).memory["averages"] == 200  # cut as the weights are
+    assert plan(averaged, devices(4), "ddp", RATES).memory["averages"] == 800
     assert plan(step(), devices(1), "fsdp2", RATES).memory == plan(step(), devices(1), "ddp", RATES).memory
 
 
@@ -148,7 +151,8 @@ def line(tmp_path: Path) -> list[str]:
 def test_command(line: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([*line, "--devices", "8xH100", "--trainer.strategy", "fsdp2", "--run", "mine"]) == 0
+    own = ["--trainer.precision", "auto", "--run", "mine"]
+    assert main([*line, "--devices", "8xH100", "--trainer.strategy", "fsdp2", *own]) == 0
     said = capsys.readouterr().out
     assert "8 x H100, fsdp2, bf16-mixed" in said
     number = re.search(r"weights +([\d.]+) (k?)B = ([\d.]+)k parameters x 4 bytes / 8 devices", said)
