@@ -107,18 +107,21 @@ def main() -> None:
     clock = time.process_time if options.processor_time else time.perf_counter
     expected = all_ways["plain"](ids)
     same = {name: way(ids) == expected for name, way in all_ways.items()}  # and warms up, and compiles
-    seconds: dict[str, list[float]] = {name: [] for name in ("prompt", *all_ways)}
-    one = ways(model, 1, 0, False)["plain"]
+    prompts = {"prompt": ways(model, 1, 0, False)["plain"]}
+    if options.llama:
+        prompts["prompt, llama.cpp"] = llama(options.llama, 1, options.threads)
+        prompts["prompt, llama.cpp"](ids)
+    seconds: dict[str, list[float]] = {name: [] for name in (*prompts, *all_ways)}
     for _ in range(options.rounds):
-        for name, way in {"prompt": one, **all_ways}.items():
+        for name, way in {**prompts, **all_ways}.items():
             start = clock()
             way(ids)
             seconds[name].append(clock() - start)
-    prompt = min(seconds["prompt"])
-    rows = [{"way": "prompt alone", "seconds": prompt, "tokens/s": len(ids) / prompt}]
-    plain = min(seconds["plain"]) - prompt
+    alone = {name: min(seconds[name]) for name in prompts}
+    rows = [{"way": name, "seconds": took, "tokens/s": len(ids) / took} for name, took in alone.items()]
+    plain = min(seconds["plain"]) - alone["prompt"]
     for name in all_ways:
-        took = min(seconds[name]) - prompt
+        took = min(seconds[name]) - alone["prompt, llama.cpp" if name == "llama.cpp" else "prompt"]
         rows.append(
             {"way": name, "seconds": took, "tokens/s": (options.tokens - 1) / took, "x plain": plain / took,
              "same tokens": same[name]}
