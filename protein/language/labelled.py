@@ -19,7 +19,7 @@ from ...core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_ve
 from ...core.labelled.reader import TokenReader, side_by_side
 from ...core.labelled.run import Modality
 from ..read.alphabet import AMINO_ACIDS, GAP, check_protein, encode
-from ..read.inputs import read_input
+from ..read.inputs import Content, read_input
 from ..read.profile import profile
 from .model import CLS, EOS, PAD, VOCABULARY, SequenceModel, esm_tokens
 from .profile_input import ProfileInput
@@ -109,6 +109,7 @@ class ProteinReader(TokenReader):
         path = beside / Path(cell).expanduser()
         if "." in cell[-12:] and path.suffix and not path.is_dir():
             content = read_input(path)
+            refuse_complex(content, path)
             found = [a.tokens for a in content.alignments] + [encode(s.letters)[None] for s in content.sequences]
             if len(found) != 1:
                 raise UserError(f"'{path}' in {name} holds {len(found)} proteins, but must hold one, alone or aligned.")
@@ -164,6 +165,13 @@ def letters_of(cell: str) -> str:
     return "".join(cell.split()).upper().removesuffix("*")
 
 
+def refuse_complex(content: Content, file: str | Path) -> None:
+    """Raises UserError when a file holds chains of a complex, which a model of single proteins would read as one."""
+    for found in (*content.sequences, *content.alignments):
+        if found.chains:
+            raise UserError(f"{found.name} of '{file}' is a complex; give its chains by themselves.")
+
+
 def _reader(model: LabelledModel, folder: Path) -> ProteinReader:
     reads = model.config.reads
     return ProteinReader(int(reads["context"]), bool(reads.get("profile")))
@@ -177,6 +185,7 @@ def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
             found.append((word, word if len(word) <= 60 else f"{word[:40]}…"))
             continue
         content = read_input(word)
+        refuse_complex(content, word)
         if len(content.sequences) == 0:
             found.append((word, word))
         found += [(record.letters, record.name) for record in content.sequences]

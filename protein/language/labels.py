@@ -13,8 +13,8 @@ from ...core.labelled.rows import Rows
 from ...core.labelled.task import LabelTask
 from ...core.labelled.tokens import TokenTable
 from ...core.labels.table import Table
-from ..read.inputs import read_sequences
-from .labelled import ProteinPredictor, ProteinReader, open_with_head
+from ..read.inputs import Content, read_sequences
+from .labelled import ProteinPredictor, ProteinReader, open_with_head, refuse_complex
 from .model import SequenceConfig, SequenceModel
 
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, position="rotary", norm_eps=1e-5, ffn="gelu", context=1026)
@@ -47,7 +47,9 @@ class ProteinTable(TokenTable):
         """The sequence of each name, where they stand in a file of their own; empty for a name that it lacks."""
         if self.fasta is None:
             return cells
-        known = {record.name: record.letters for record in read_sequences(self.fasta)}
+        records = read_sequences(self.fasta)
+        refuse_complex(Content(sequences=records), self.fasta)
+        known = {record.name: record.letters for record in records}
         lacking = [row for row, name in enumerate(cells) if name.strip() not in known]
         if len(lacking) == len(cells):
             raise UserError(

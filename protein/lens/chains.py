@@ -18,7 +18,8 @@ from ..data.store import builtin_set
 from ..predict.metrics import contact_targets, precisions
 from ..predict.queries import Queries
 from ..read.alphabet import decode
-from ..read.structure import read_chains, select_chain
+from ..read.select import select_chain
+from ..read.structure import read_chains
 
 BUILTIN, SHORTEST, LONGEST = 8, 60, 128
 """Chains of the built-in validation set that stand in for none, and the residues they have."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ..read.complexes import separations, spans
-from ..read.structure import Chain, read_chains, select_chain, select_complex, structure_files
+from ..read.select import select_chain, select_complex
+from ..read.structure import Chain, read_chains, structure_files
 from .metrics import COMPLEX_RANGES, RANGES, contact_targets, precisions
 from .queries import Query, named
 

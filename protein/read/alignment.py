@@ -29,12 +29,14 @@ MAX_ROWS = 20_000
 
 
 class Block(NamedTuple):
-    """The rows of one alignment, its name ("" for none), the lengths of its chains (none for one), and notes."""
+    """The rows of one alignment, its name ("" for none), the lengths of its chains (none where the file does not say
+    them), and how many copies there are of each.
+    """
 
     records: list[Record]
     name: str = ""
     chains: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    copies: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,15 +167,11 @@ def _clustal(text: str) -> list[Record]:
 def _marked(file: str | Path, text: str) -> list[Block]:
     """FASTA, A2M and A3M, with what ColabFold adds: a first line `#lengths<tab>copies`, and NUL characters between
     the parts of its databases and of its queries."""
-    chains: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    chains, copies = (), ()
     if match := COLABFOLD.match(text):
         chains, copies = _lengths_and_copies(file, match[1], match[2])
-        chains = chains if len(chains) > 1 else ()
-        if max(copies, default=1) > 1:
-            notes = ("of a chain in several copies one is read: contacts between copies look like contacts within one",)
     if "\0" not in text:
-        return [Block(list(fasta_records(file, text)), "", chains, notes)]
+        return [Block(list(fasta_records(file, text)), "", chains, copies)]
     parts = [part for part in re.split(r"\0\s*", text) if part.strip()]
     if not parts or not all(re.match(r"[>#]", part) for part in parts):
         refuse_nul(file, text)
@@ -184,7 +182,7 @@ def _marked(file: str | Path, text: str) -> list[Block]:
         if records:
             rows = queries.setdefault(records[0].letters, [])
             rows += records[1:] if rows else records
-    return [Block(rows, rows[0].name, chains, notes) for rows in queries.values()]
+    return [Block(rows, rows[0].name, chains, copies) for rows in queries.values()]
 
 
 def _lengths_and_copies(file: str | Path, lengths: str, copies: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -208,7 +206,7 @@ def alignment_of(file: str | Path, block: Block, format: Format, max_rows: int =
     records = [record for record in block.records if not is_annotation(record)]
     if not records:
         raise UserError(f"'{file}' holds no row of an alignment.")
-    notes = list(block.notes)
+    notes: list[str] = []
     if len(records) > max_rows:
         notes.append(f"'{file}' has {len(records):,} rows; the first {max_rows:,} are used")
         records = records[:max_rows]
@@ -219,14 +217,35 @@ def alignment_of(file: str | Path, block: Block, format: Format, max_rows: int =
     records = _stops_read(records, has_case, notes)
     alignment = _with_case(file, records) if has_case else _without_case(file, records)
     columns = alignment.tokens.shape[1]
-    chains = separated or block.chains
-    if chains and sum(chains) != columns:
-        raise UserError(
-            f"'{file}': its first line gives chains of {', '.join(map(str, chains))} residues, together {sum(chains)}, "
-            f"but the query has {columns}."
-        )
+    chains = separated or stated_chains(file, block, columns, notes)
     name = block.name or alignment.names[0]
     return replace(alignment, chains=chains, name=name, notes=tuple(notes))
+
+
+def stated_chains(file: str | Path, block: Block, columns: int, notes: list[str]) -> tuple[int, ...]:
+    """Returns the chains that the first line of a file tells, none for one: each once, or as often as there are copies.
+
+    Args:
+        file: for messages.
+        block: the rows.
+        columns: residues of the query.
+        notes: what is said of copies is added to them.
+
+    Raises:
+        UserError: they do not add up to `columns`.
+    """
+    once = block.chains
+    each = tuple(length for length, copies in zip(once, block.copies) for _ in range(min(copies, columns + 1)))
+    if once and columns not in (sum(once), sum(each)):
+        raise UserError(
+            f"'{file}': its first line gives chains of {', '.join(map(str, once))} residues, together {sum(once)}, "
+            f"but the query has {columns}."
+        )
+    if sum(once) != columns:
+        return each
+    if max(block.copies, default=1) > 1:
+        notes.append("of a chain in several copies one is read: contacts between copies look like contacts within one")
+    return once if len(once) > 1 else ()
 
 
 def _columns(letters: str, has_case: bool) -> str:

@@ -53,6 +53,9 @@ TELLING = {"HSE": "CE1", "HIX": "CE1", "GLH": "OE2", "GLZ": "OE2"}
 """An atom of what molecular dynamics means by a name, which the bank's component does not have. Programs such as OpenMM
 write HETATM for each name that is not one of the twenty, so the record alone does not tell the two apart."""
 
+UNNAMED = "_"
+"""The name of a chain that has none in a PDB file."""
+
 WATER = ("HOH", "WAT", "DOD")
 NOTHING = (".", "?", "")
 
@@ -86,10 +89,16 @@ class Residue(NamedTuple):
 
 
 class Atoms(NamedTuple):
-    """What a file holds; `sequences` names all residues of a chain, seen or not, where the file gives them."""
+    """What a file holds.
+
+    atoms: in the order of the file.
+    sequences: names of all residues of a chain, seen or not, where the file gives them.
+    ends: numbers of the atoms before which a TER record stands.
+    """
 
     atoms: list[Atom]
     sequences: dict[str, list[str]]
+    ends: frozenset[int] = frozenset()
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -98,15 +107,14 @@ class Atoms(NamedTuple):
 def read_pdb(text: str) -> Atoms:
     """Parses the PDB format; residue numbers may be hybrid-36.
 
-    A chain without a name has that of its segment, as molecular dynamics writes it, or `_`. Where the numbers of a
-    chain start anew, another molecule of the same name begins, called A-2.
+    A chain without a name has that of its segment, as molecular dynamics writes it, or `UNNAMED`.
 
     Raises:
         UserError: a line of an atom does not hold numbers where the format has them.
     """
     atoms: list[Atom] = []
     sequences: dict[str, list[str]] = {}
-    model, molecules = 1, Molecules()
+    model, ends = 1, set()
     sites: list[object] = []
     told: set[object] = set()
     for number, line in enumerate(text.splitlines(), 1):
@@ -114,43 +122,22 @@ def read_pdb(text: str) -> Atoms:
         if record in ("ATOM", "HETATM"):
             name, site = line[12:16].strip(), (model, line[17:27], line[72:76])
             if name in ATOMS and (atom := _pdb_atom(line, number, model)) is not None:
-                atoms.append(atom._replace(chain=molecules.name(atom)))
+                atoms.append(atom)
                 sites.append(site)
             elif name == TELLING.get(line[17:20].strip()):
                 told.add(site)
         elif record == "MODEL":
             model = int(line[6:].strip()) if line[6:].strip().isdigit() else model + bool(atoms)
-            molecules = Molecules()
+        elif record == "TER":
+            ends.add(len(atoms))
         elif record == "SEQRES":
-            sequences.setdefault(line[11:12].strip() or "_", []).extend(line[19:70].split())
-    return Atoms(_as_told(atoms, sites, told), sequences)
+            sequences.setdefault(line[11:12].strip() or UNNAMED, []).extend(line[19:70].split())
+    return Atoms(_as_told(atoms, sites, told), sequences, frozenset(ends))
 
 
 def _as_told(atoms: list[Atom], sites: list[object], told: set[object]) -> list[Atom]:
     """Returns the atoms, those of the residues in `told` as of ATOM records; `sites` says of which residue each is."""
     return [atom._replace(standard=True) if site in told else atom for atom, site in zip(atoms, sites)]
-
-
-class Molecules:
-    """Tells molecules apart that carry the same name in a PDB file, by numbers that come again."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, set[tuple[int, str]]] = {}
-        self._last: dict[str, tuple[int, str]] = {}
-        self._count: dict[str, int] = {}
-
-    def name(self, atom: Atom) -> str:
-        """The name of the molecule that an atom belongs to."""
-        site = (atom.number, atom.insertion)
-        seen = self._seen.setdefault(atom.chain, set())
-        # The alternatives of a residue may stand behind the others.
-        if site in seen and site != self._last[atom.chain] and atom.standard and not atom.alternative:
-            self._count[atom.chain] = self._count.get(atom.chain, 1) + 1
-            seen.clear()
-        seen.add(site)
-        self._last[atom.chain] = site
-        count = self._count.get(atom.chain, 1)
-        return atom.chain if count == 1 else f"{atom.chain}-{count}"
 
 
 def _pdb_atom(line: str, number: int, model: int) -> Atom | None:
@@ -171,7 +158,7 @@ def _pdb_atom(line: str, number: int, model: int) -> Atom | None:
     standard = line.startswith("ATOM")
     return Atom(
         model=model,
-        chain=line[21:22].strip() or line[72:76].strip() or "_",
+        chain=line[21:22].strip() or line[72:76].strip() or UNNAMED,
         position=None,
         number=residue,
         insertion=insertion,
@@ -240,17 +227,21 @@ def read_mmcif(text: str) -> Atoms:
         column("occupancy", "1"),
         zip(column("Cartn_x"), column("Cartn_y"), column("Cartn_z")),
         column("label_entity_id"),
+        column("label_asym_id"),
     )
+    copies = Copies()
     atoms: list[Atom] = []
     sequences: dict[str, list[str]] = {}
     sites: list[object] = []
     told: set[object] = set()
-    for model, chain, label, number, insertion, residue, group, name, alternative, occupancy, xyz, entity in columns:
+    for row in columns:
+        model, chain, label, number, insertion, residue, group, name, alternative, occupancy, xyz, entity, asym = row
         site = (model, chain, label, number, insertion)
         if name == TELLING.get(residue):
             told.add(site)
         if name not in ATOMS or residue in WATER or (polymers and (entity not in polymers or label in NOTHING)):
             continue
+        chain = copies.name(chain, asym, group == "ATOM" and label not in NOTHING)
         if polymers:
             sequences.setdefault(chain, polymers[entity])
         x, y, z = map(float, xyz)
@@ -272,6 +263,21 @@ def read_mmcif(text: str) -> Atoms:
         )
         sites.append(site)
     return Atoms(_as_told(atoms, sites, told), sequences)
+
+
+class Copies:
+    """Tells the polymers of an mmCIF file apart to which the authors gave one name: the second of A is called A-2."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], str] = {}
+        self._count: dict[str, int] = {}
+
+    def name(self, chain: str, asym: str, polymer: bool) -> str:
+        """The name of the molecule `asym` of a chain; one that is no polymer has the chain's name."""
+        if polymer and (chain, asym) not in self._names:
+            count = self._count[chain] = self._count.get(chain, 0) + 1
+            self._names[chain, asym] = chain if count == 1 else f"{chain}-{count}"
+        return self._names.get((chain, asym), chain)
 
 
 def _polymers(table: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ...core.errors import UserError
-from .alignment import SEPARATORS, Alignment, alignment_of, blocks_of
+from .alignment import SEPARATORS, Alignment, alignment_of, blocks_of, stated_chains
 from .alphabet import encode
 from .formats import Format, arrangement, format_of
 from .text import MAX_BYTES, Record, fasta_records, is_annotation, read_content, refuse_nul, text_of
@@ -124,12 +127,26 @@ def _several(file: str | Path, text: str, format: Format, on_error: OnError | No
 
 def _rows_as_records(file: str | Path, text: str, format: Format) -> list[Record]:
     """The rows of alignments, with their insertions and without their gaps."""
-    return [
-        record._replace(letters=re.sub(r"[-.]", "", record.letters))
-        for block in blocks_of(file, text, format)
-        for record in block.records
-        if not is_annotation(record)
-    ]
+    found = []
+    for block in blocks_of(file, text, format):
+        rows = [record for record in block.records if not is_annotation(record)]
+        chains = stated_chains(file, block, len(_columns(rows[0].letters)), []) if rows else ()
+        found += [row._replace(letters=_by_chains(row.letters, chains)) for row in rows]
+    return found
+
+
+def _columns(letters: str) -> list[int]:
+    """Where the columns of a row of A3M stand: all but lower-case letters and dots."""
+    return [at for at, letter in enumerate(letters) if not ("a" <= letter <= "z" or letter == ".")]
+
+
+def _by_chains(letters: str, chains: tuple[int, ...]) -> str:
+    """A row without its gaps, with `:` between the residues of two of `chains`."""
+    columns = _columns(letters)
+    ends = [end for end in np.cumsum(chains).tolist() if end < len(columns)]
+    cuts = [0, *(columns[end] for end in ends), len(letters)] if chains else [0, len(letters)]
+    parts = (re.sub(r"[-.]", "", letters[start:end]) for start, end in pairwise(cuts))
+    return ":".join(part for part in parts if part)
 
 
 def _sequences(file: str | Path, records: list[Record], on_error: OnError | None) -> list[Sequence]:

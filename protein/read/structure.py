@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import few
-from .atoms import BACKBONE, PEPTIDE_BOND, Atom, Residue, is_modified, letter_of, read_mmcif, read_pdb, residues_of
+from .atoms import (
+    BACKBONE,
+    PEPTIDE_BOND,
+    UNNAMED,
+    Atom,
+    Residue,
+    is_modified,
+    letter_of,
+    read_mmcif,
+    read_pdb,
+    residues_of,
+)
 from .matching import Placement, place
+from .molecules import parted
 from .text import read_content, text_of
 
 BROKEN = 3.0
@@ -42,6 +53,7 @@ class Chain:
         broken: residues behind which no bond follows, where only those that were seen are known.
         notes: what was decided in reading.
         file: it was read from; chains of one file can be put together.
+        shared: of a molecule that shares its name with others, all of them as one chain.
     """
 
     name: str
@@ -55,6 +67,7 @@ class Chain:
     broken: tuple[int, ...] = ()
     file: str = ""
     notes: list[str] = field(default_factory=list)
+    shared: Chain | None = field(default=None, repr=False)
 
     @property
     def resolved(self) -> np.ndarray:
@@ -136,29 +149,33 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
     is_mmcif = name.lower().endswith((".cif", ".mmcif")) or re.match(r"(#.*\s+)*data_", text) is not None
     format = "mmCIF" if is_mmcif else "PDB"
     try:
-        atoms, sequences = read_mmcif(text) if is_mmcif else read_pdb(text)
+        found, sequences, ends = read_mmcif(text) if is_mmcif else read_pdb(text)
     except UserError as error:
         raise UserError(f"'{file}' cannot be read as {format}: {error}") from error
     except Exception as error:  # Biopython raises what it meets: KeyError, ValueError, its own
         raise UserError(
             f"'{file}' cannot be read as {format}: {type(error).__name__}: {str(error).rstrip('.')}."
         ) from error
-    if not atoms:
+    if not found:
         raise UserError(f"'{file}' holds no protein: no N, CA, C or CB atom was found in it (read as {format}).")
     notes: list[str] = []
-    atoms = _one_model(file, atoms, model, notes)
-    by_chain: dict[str, list[Atom]] = {}
-    for atom in atoms:
-        by_chain.setdefault(atom.chain, []).append(atom)
-    residues = {key: found for key, rows in by_chain.items() if (found := residues_of(rows))}
+    atoms, shared = (found, {}) if found[0].position is not None else parted(found, ends, sequences)
+    residues = _by_chain(_one_model(file, atoms, model, notes))
     if chain is not None and chain not in residues:
         raise UserError(f"there is no protein chain '{chain}' in '{file}'; its chains are {_list(residues)}.")
     stem = Path(name).stem
     chains = [
-        replace(_chain(f"{stem}_{key}", found, sequences.get(key, []), notes), file=str(file))
-        for key, found in residues.items()
+        replace(_chain(f"{stem}_{key}", rows, sequences.get(key, []), notes), file=str(file))
+        for key, rows in residues.items()
         if chain in (None, key)
     ]
+    if shared and chain is None:
+        joined = _by_chain(_one_model(file, found, model, []))
+        whole = {
+            key: replace(_chain(f"{stem}_{key}", joined[key], [], []), file=str(file))
+            for key in {*shared.values()} & {*joined}
+        }
+        chains = [_told_apart(one, key, shared, whole, residues) for one, key in zip(chains, residues)]
     seen = [one for one in chains if one.resolved.any()]
     if not seen:
         raise UserError(
@@ -167,75 +184,26 @@ def read_chains(file: str | Path, chain: str | None = None, model: int | None = 
     return seen
 
 
-def select_chain(chains: list[Chain], sequence: str) -> Chain:
-    """Returns the chain that is the protein of `sequence`, laid on it: of several the one that differs least, then the
-    one of which most was seen, then the first; a note names the others.
-
-    Raises:
-        UserError: none is; the alignment with the one that comes closest in length is shown.
-    """
-    fitting: list[tuple[int, int, Chain]] = []
-    problems: dict[str, UserError] = {}
-    for one in chains:
-        try:
-            placement = one.place_on(sequence)
-        except UserError as error:
-            problems[one.name] = UserError(f"chain {one.name} (query) does not match the sequence (target): {error}")
-            continue
-        laid = one if one.sequence == sequence else one.laid(placement, sequence)
-        fitting.append((len(placement.substituted), -int(laid.resolved.sum()), laid))
-    if not fitting:
-        closest = min(chains, key=lambda one: abs(len(one.sequence) - len(sequence)))
-        raise problems[closest.name]
-    fitting.sort(key=lambda found: found[:2])
-    best = fitting[0][2]
-    others = [chain.name for _, _, chain in fitting[1:]]
-    if not others:
-        return best
-    return replace(best, notes=[*best.notes, f"{few(others)} fit the sequence, too; {best.name} is used"])
+def _by_chain(atoms: Iterable[Atom]) -> dict[str, list[Residue]]:
+    """The residues of each chain that has some, by its name."""
+    rows: dict[str, list[Atom]] = {}
+    for atom in atoms:
+        rows.setdefault(atom.chain, []).append(atom)
+    return {key: found for key, atoms in rows.items() if (found := residues_of(atoms))}
 
 
-def select_complex(chains: list[Chain], sequences: list[str]) -> Chain:
-    """Returns the chains of one file that are the proteins of `sequences`, each laid on its own and all joined.
-
-    Args:
-        chains: of one file or several.
-        sequences: of the chains of the complex; two that are the same take two chains.
-
-    Raises:
-        UserError: no file has all of them; what the first lacks is said.
-    """
-    problem: UserError | None = None
-    for file in dict.fromkeys(chain.file for chain in chains):
-        left = [chain for chain in chains if chain.file == file]
-        parts: list[Chain] = []
-        try:
-            for number, sequence in enumerate(sequences, 1):
-                if not left:
-                    raise UserError(
-                        f"there are {len(sequences)} chains in the complex, but only {number - 1} in '{file}'."
-                    )
-                parts.append(select_chain(left, sequence))
-                left = [chain for chain in left if chain.name != parts[-1].name]
-        except UserError as error:
-            problem = problem or error
-            continue
-        return _joined(parts)
-    assert problem is not None
-    raise problem
-
-
-def _joined(parts: list[Chain]) -> Chain:
-    lengths = [len(part.sequence) for part in parts]
-    index = np.concatenate([part.residue_index + start for part, start in zip(parts, np.cumsum([0, *lengths[:-1]]))])
-    return Chain(
-        name="+".join(part.name for part in parts),
-        sequence="".join(part.sequence for part in parts),
-        backbone=np.concatenate([part.backbone for part in parts]),
-        cbeta=np.concatenate([part.cbeta for part in parts]),
-        residue_index=index,
-        file=parts[0].file,
-        notes=[f"{part.name}: {note}" for part in parts for note in part.notes],
+def _told_apart(
+    one: Chain, key: str, shared: dict[str, str], whole: dict[str, Chain], residues: Collection[str]
+) -> Chain:
+    """A chain with a word about the others of its name, where there are any."""
+    twins = [name for name in residues if shared.get(name) == shared.get(key)]
+    if key not in shared or len(twins) < 2:
+        return one
+    named = "atoms without a chain's name" if shared[key] == UNNAMED else f"the atoms of chain {shared[key]}"
+    return replace(
+        one,
+        shared=whole[shared[key]],
+        notes=[*one.notes, f"{named} are read as {len(twins)} molecules: by TER records, or numbers that start anew"],
     )
 
 

@@ -16,7 +16,7 @@ from ...read.alignment import Alignment, parse_alignment
 from ...read.alphabet import GAP, TABLE, UNKNOWN, decode, encode
 from ...read.complexes import parts
 from ...read.formats import SUFFIXES as ALIGNMENT_SUFFIXES
-from ...read.matching import place
+from ...read.matching import Placement, place
 from ...read.profile import chosen_rows, effective_sequences, profile
 from ...read.structure import Chain, imputed_cbeta, read_chains
 from ...read.text import read_content
@@ -204,17 +204,22 @@ def with_alignment(found: Found, name: str, content: Path | bytes, rows: int, se
 
 def _laid_on(alignment: Alignment, found: Found, name: str) -> tuple[Alignment, list[str]]:
     """The alignment with the columns of a chain, of a complex that of the chain that fits, and what to say of it."""
-    sequence, problems = decode(found.entry.tokens), []
+    sequence = decode(found.entry.tokens)
+    problems: list[UserError] = []
+    fitting: list[tuple[Alignment, Placement]] = []
     for part in parts(alignment):
         try:
             placement = place(sequence, part.query, found.entry.positions, found.first, found.complete)
+            fitting.append((part, placement))
         except UserError as error:
             problems.append(error)
-            continue
-        here, where = placement.where >= 0, placement.where
-        tokens = np.full((len(part.names), len(sequence)), GAP, dtype=np.uint8)
-        deletions = np.zeros_like(tokens)
-        tokens[:, here], deletions[:, here] = part.tokens[:, where[here]], part.deletions[:, where[here]]
-        tokens[0] = found.entry.tokens
-        return replace(part, tokens=tokens, deletions=deletions), [*alignment.notes, *placement.notes]
-    raise UserError(f"'{name}': the query does not match the chain: {problems[0]}") from None
+    if not fitting:
+        raise UserError(f"'{name}': the query does not match the chain: {problems[0]}") from None
+    # Of two chains that are relatives the one that differs least.
+    part, placement = min(fitting, key=lambda fit: (len(fit[1].substituted), (fit[1].where < 0).sum()))
+    here, where = placement.where >= 0, placement.where
+    tokens = np.full((len(part.names), len(sequence)), GAP, dtype=np.uint8)
+    deletions = np.zeros_like(tokens)
+    tokens[:, here], deletions[:, here] = part.tokens[:, where[here]], part.deletions[:, where[here]]
+    tokens[0] = found.entry.tokens
+    return replace(part, tokens=tokens, deletions=deletions), [*alignment.notes, *placement.notes]

@@ -7,7 +7,8 @@ import pytest
 
 from triune.core.errors import UserError
 from triune.protein.read.atoms import letter_of, residue_number
-from triune.protein.read.structure import read_chains, select_chain, select_complex
+from triune.protein.read.select import select_chain, select_complex
+from triune.protein.read.structure import read_chains
 
 SEQUENCE = "MKVLAGDWTRESHIFQNPYCMKWDE"
 

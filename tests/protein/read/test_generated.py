@@ -10,7 +10,8 @@ import pytest
 from triune.core.errors import UserError
 from triune.protein.read.alphabet import AMINO_ACIDS, GAP, decode, encode
 from triune.protein.read.inputs import read_input
-from triune.protein.read.structure import read_chains, select_chain
+from triune.protein.read.select import select_chain
+from triune.protein.read.structure import read_chains
 
 CASES = 160
 

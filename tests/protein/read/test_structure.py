@@ -7,7 +7,8 @@ import pytest
 
 from triune.core.errors import UserError
 from triune.protein.read.matching import place, positions
-from triune.protein.read.structure import imputed_cbeta, read_chains, select_chain
+from triune.protein.read.select import select_chain
+from triune.protein.read.structure import imputed_cbeta, read_chains
 
 SEQUENCE = "MKVLAGDWTRESHIFQNPYCMKWDE"
 
