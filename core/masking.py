@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .losses import IGNORED
 
+VERSION = 1
+"""Of what `hide_tokens` draws, and in which order; see training/versions.py."""
 SHARE = 0.15
 """Part of the tokens that are to be guessed."""
 

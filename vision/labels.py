@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,10 @@ class ImageTable(FromTable, ImageData):
     def _settings(self) -> Settings:
         return replace(super()._settings(), bits=self.preprocessing.grey_bits if self.scores else None)
 
+    def learned(self) -> Iterable[str | bytes]:
+        """See `ResumableData`: rows and the pixels of their images."""
+        return chain(super().learned(), self._digests)
+
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
         if rows.target.per_token:
             raise UserError("A target of kind tag is not known for an image; take another kind (--data.kind).")
@@ -90,6 +96,7 @@ class ImageTable(FromTable, ImageData):
         found = gather(collection, self._settings(), cache_folder(self.cache), lambda content: None)
         (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
         self._pixels, self._images, self._content = found.pixels, collection.sides, found.content
+        self._digests = found.learned
         self._mirror = mirrors(rows.target.words)
         self.names = {side: images.names for side, images in self._images.items()}
         if found.skipped:

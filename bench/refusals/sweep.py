@@ -98,24 +98,32 @@ def main() -> int:
     parser.add_argument("verb", nargs="*", help="such as: text fit; all by default")
     parser.add_argument("--accepted", type=Path, help="a file that lists what was done")
     parser.add_argument("--every", type=int, default=1, help="only one of so many values")
+    parser.add_argument("--start", type=int, default=0, help="the place of the first of them")
+    parser.add_argument("--once", action="store_true", help="a value of an option at the first line that has it only")
+    parser.add_argument("--good", type=Path, help="a folder for the models and data, made where it is not there")
     parser.add_argument("--only", default="", help="a part of the names of the options")
     chosen = parser.parse_args()
     wanted = [words for words in GOOD if words[: len(chosen.verb)] == tuple(chosen.verb)]
     tried = faults = 0
+    seen: set[tuple[str, str]] = set()
     with tempfile.TemporaryDirectory() as name, (chosen.accepted or Path(os.devnull)).open("w") as accepted:
         os.environ["TRIUNE_CACHE"] = f"{name}/cache"
-        make_good(Path(name, "good"))
-        _prepare(Path(name, "good"))
-        make_runs(Path(name, "good"))
-        Path(name, "ok").symlink_to("good")
+        good = (chosen.good or Path(name, "good")).absolute()
+        if not good.exists():
+            make_good(good)
+            _prepare(good)
+        make_runs(good)
+        Path(name, "ok").symlink_to(good)
         for words in wanted:
             counted = tried
-            for option, value in pairs(words, Path(name))[:: chosen.every]:
+            found = [pair for pair in pairs(words, Path(name)) if not (chosen.once and pair in seen)]
+            seen.update(found)
+            for option, value in found[chosen.start :: chosen.every]:
                 if chosen.only not in option or f"{option}={value}" in ENDLESS:
                     continue
                 place = Path(name, str(tried))
                 place.mkdir()
-                (place / "ok").symlink_to(Path(name, "good"))
+                (place / "ok").symlink_to(good)
                 tried += 1
                 ended = in_a_process(words, option, value, place)
                 line = f"{' '.join(words)} {option}={value!r}: {ended.code} {ended.printed.strip()[-300:]}"

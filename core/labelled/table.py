@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ..labels.targets import Target
 from ..losses import IGNORED
 from ..training.data import ResumableData
 from .rows import SIDES, Columns, Rows, read_rows
+
+VERSION = 1
+"""Of `drawn` with classes; see the core's versions.py."""
 
 
 class FromTable(ResumableData):
@@ -182,13 +186,22 @@ class FromTable(ResumableData):
         """Rows of a side, int64."""
         return self._known.sides.get(name, np.zeros(0, np.int64))
 
+    def _cells(self, side: str) -> Iterator[str]:
+        table, names = self._known.table, self._known.target.columns
+        for row in self.side(side).tolist():
+            yield "\0".join([self._known.inputs[row], *(f"{name}={table.columns[name][row]}" for name in names)])
+
     def held_out(self) -> list[str]:
         """See `DataModule`: inputs and cells of the targets."""
-        table, names = self._known.table, self._known.target.columns
-        return [
-            "\0".join([self._known.inputs[row], *(f"{name}={table.columns[name][row]}" for name in names)])
-            for row in self.side("val").tolist()
-        ]
+        return list(self._cells("val"))
+
+    def learned(self) -> Iterable[str | bytes]:
+        """See `ResumableData`: inputs and cells of the targets."""
+        return self._cells("train")
+
+    def draws(self) -> Mapping[str, int]:
+        """See `ResumableData`."""
+        return {**super().draws(), **({"classes that are equally likely": VERSION} if self.balanced else {})}
 
     def target_of(self, side: str) -> Target:
         """The targets of a side, in its order."""

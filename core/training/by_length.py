@@ -9,6 +9,8 @@ import numpy as np
 
 from .data import Draw, InOrder, Shuffled
 
+VERSION = 1
+"""Of the order that `PooledByLength` draws; see versions.py."""
 POOL = 64
 """Batches among which sequences are sorted by length: little padding, and still a random order."""
 

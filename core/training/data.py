@@ -17,7 +17,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from ..errors import UserError
 from .permutation import VERSION, Arrangement, check_version, permutation
 from .run.machine import default_workers
+from .versions import check_draws
 
 
 class Draw(NamedTuple):
@@ -238,10 +239,14 @@ class DataModule(LightningDataModule):
         return None
 
 
-def content_of(examples: Iterable[str | bytes]) -> str:
-    """A hash of examples, whatever their order."""
+def content_of(examples: Iterable[str | bytes], ordered: bool = False) -> str:
+    """A hash of examples, whatever their order unless it is `ordered`."""
     parts = (part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in examples)
     every = hashlib.blake2b(digest_size=16)
+    if ordered:
+        for part in parts:
+            every.update(len(part).to_bytes(8, "little") + part)
+        return every.hexdigest()
     for digest in sorted(hashlib.blake2b(part, digest_size=16).digest() for part in parts):
         every.update(digest)
     return every.hexdigest()
@@ -258,11 +263,22 @@ class ResumableData(DataModule):
     def __init__(self) -> None:
         super().__init__()
         self._resumed: dict[str, Any] | None = None
-        self._version = VERSION
+        self._version, self._drawn, self._learned = VERSION, {}, ""
+        self._hashed: str | None = None
 
     def order_settings(self) -> dict[str, Any]:
         """Plain values that the order of batches depends on; they are saved, and compared on resume."""
         raise NotImplementedError(f"{type(self).__name__} must implement order_settings().")
+
+    def learned(self) -> Iterable[str | bytes] | None:
+        """What each training example and its target is, in the order of their numbers; None where `order_settings`
+        says it already.
+        """
+        return None
+
+    def draws(self) -> Mapping[str, int]:
+        """What of a batch is drawn beside its order ("the hidden tokens"), and the version of the code that does."""
+        return {}
 
     def names_of(self, taken: np.ndarray) -> list[str]:
         """Names of what `Shuffled.take` gives."""
@@ -315,10 +331,19 @@ class ResumableData(DataModule):
         return default_workers(self.ranks()[1], most) if without_gpu or self.pin else 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"settings": self.order_settings(), "order": VERSION}
+        found = {"settings": self.order_settings(), "order": VERSION, "draws": dict(self.draws())}
+        return found | {"learned": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed, self._version = state_dict["settings"], state_dict.get("order", 1)
+        self._drawn, self._learned = state_dict.get("draws", {}), state_dict.get("learned", "")
+
+    def _identity(self) -> str:
+        """A hash of what `learned` gives; empty where that is not known."""
+        if self._hashed is None:
+            examples = self.learned()
+            self._hashed = "" if examples is None else content_of(examples, ordered=True)
+        return self._hashed
 
     def continue_with(self, settings: dict[str, Any], world: int) -> str:
         """See `DataModule`: the batch of all processes together stays what it was."""
@@ -349,12 +374,16 @@ class ResumableData(DataModule):
     def check_resumed(self) -> None:
         saved, self._resumed = self._resumed, None
         now = self.order_settings()
-        names = [name for name in now if saved and saved[name] != now[name]]
+        names = [name for name in now if saved and name in saved and saved[name] != now[name]]
         if saved and _whole(saved) == _whole(now):
             names = [name for name in names if name not in SHARES]
         changed = [f"{name} was {saved[name]}, now {now[name]}" for name in names if saved]
         if saved and isinstance(order := self._order(), Shuffled):
             check_version(self._version, order.count)
+        if saved:
+            check_draws(self._drawn, self.draws())
+        if saved and not changed and self._learned not in ("", self._identity()):
+            changed = ["the same number of training examples, but not the same ones, or in another order"]
         if changed:
             raise UserError(
                 f"The data are not those that this run was trained on ({'; '.join(changed)}), so its batches would be"

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import UserError
+from .versions import other_version
 
 IN_MEMORY = 1 << 22
 """Up to so many examples the order lies in memory (8 bytes each), drawn by NumPy."""
@@ -40,12 +40,7 @@ def check_version(version: int, count: int) -> None:
         count: its training examples.
     """
     if version > VERSION or (version < VERSION and count > IN_MEMORY):
-        newer = "a newer" if version > VERSION else "an earlier"
-        raise UserError(
-            f"This run began with {newer} version of triune, which drew the order of its {count:,} examples in another"
-            " way, so its batches would be others; continue it with that version, or start a new run"
-            " (--model.pretrained takes the weights of one)."
-        )
+        raise other_version(version > VERSION, f"the order of its {count:,} examples")
 
 
 class Feistel:

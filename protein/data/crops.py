@@ -11,6 +11,9 @@ from ..read.alphabet import AMINO_ACIDS, PAD
 from .loader import Draw
 from .store import ChainSet
 
+VERSION = 1
+"""Of the stretches and rows that `Crops` draws; see the core's versions.py."""
+
 
 class Crops:
     """Batches of a set: `crops[draw]`.

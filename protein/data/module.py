@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.training.data import ResumableData
-from .crops import Crops
+from .crops import VERSION, Crops
 from .loader import Batches, ChainsByLength, ShuffledChains
 from .store import ChainSet, builtin_set, open_set
 
@@ -164,6 +165,19 @@ class ProteinData(ResumableData):
         """See `DataModule`: names and lengths of chains."""
         chains, val = self._set(), self._sides["val"]
         return [f"{name}\0{length}" for name, length in zip(chains.names[val], chains.lengths[val])]
+
+    def learned(self) -> Iterator[bytes]:
+        """See `ResumableData`: names, residues, profiles and coordinates of chains."""
+        chains = self._set()
+        for chain in self._sides["train"]:
+            here = slice(int(chains.start[chain]), int(chains.start[chain + 1]))
+            yield str(chains.names[chain]).encode("utf-8", "surrogatepass")
+            for name in ("tokens", "positions", "profile", "cb"):
+                yield np.ascontiguousarray(chains.arrays[name][here]).tobytes()
+
+    def draws(self) -> dict[str, int]:
+        """See `ResumableData`."""
+        return {"the crops of chains and the rows of their alignments": VERSION}
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

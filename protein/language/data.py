@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core import masking
 from ...core.errors import UserError
 from ...core.files import few
 from ...core.losses import IGNORED
+from ...core.training import by_length
 from ...core.training.by_length import PooledByLength, SequencesByLength
 from ...core.training.data import Batches, Draw, InOrder, ResumableData, Shuffled
 from ..data.store import builtin_set
@@ -22,6 +24,8 @@ from ..read.complexes import spans
 from ..read.inputs import read_sequences
 from .model import PAD, esm_tokens, mask_tokens
 
+VERSION = 1
+"""Of the crops that `Masked` draws; see the core's versions.py."""
 MULTIPLE = 32
 """Widths of batches are multiples of this, so that a compiled model sees few shapes."""
 
@@ -183,6 +187,15 @@ class SequenceData(ResumableData):
     def held_out(self) -> list[bytes]:
         """See `DataModule`: sequences."""
         return [chain.tobytes() for chain in self.sides["val"]]
+
+    def learned(self) -> list[bytes]:
+        """See `ResumableData`: sequences."""
+        return [chain.tobytes() for chain in self.sides["train"]]
+
+    def draws(self) -> dict[str, int]:
+        """See `ResumableData`."""
+        order = {"the order of batches by length": by_length.VERSION}
+        return order | {"the crops of sequences": VERSION, "the hidden residues": masking.VERSION}
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

@@ -165,6 +165,10 @@ class PreparedChats:
     def held_out(self) -> list[bytes]:
         return self.kept
 
+    def learned(self) -> list[bytes]:
+        chats = self.sides["train"].chats
+        return [array.tobytes() for array in (chats.tokens, chats.answers, chats.borders)]
+
     def describe(self) -> str:
         c = self.counts()
         parts = [

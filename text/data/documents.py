@@ -54,6 +54,9 @@ class PreparedDocuments:
     def held_out(self) -> list[bytes]:
         return [*self.sides.split.held_out, repr(self.sides.split.cut).encode()]
 
+    def learned(self) -> None:
+        return None
+
     def _check_lengths(self) -> None:
         train, val = self.arrays["train"].tokens, self.arrays["val"].tokens
         if train <= self.context:

@@ -290,6 +290,10 @@ class TextData(ResumableData):
         """See `DataModule`: documents or conversations."""
         return self.prepared.held_out()
 
+    def learned(self) -> list[bytes] | None:
+        """See `ResumableData`."""
+        return self.prepared.learned()
+
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""
         return {

@@ -47,6 +47,10 @@ class Prepared(Protocol):
         """What each document or conversation of the validation side is."""
         ...
 
+    def learned(self) -> list[bytes] | None:
+        """What is trained on, in its order; None where `identity` says it."""
+        ...
+
     def batches(self, side: Side) -> Source:
         """What makes a batch of a draw."""
         ...

@@ -66,6 +66,9 @@ class PreparedShards:
     def held_out(self) -> list[bytes]:
         return [manifest.identity.encode() for manifest in self.manifests]
 
+    def learned(self) -> None:
+        return None
+
     def describe(self) -> str:
         c = self.counts()
         parts = [

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core import masking
 from ...core.errors import UserError
 from ...core.losses import IGNORED
 from ...core.masking import hide_tokens
@@ -56,6 +57,10 @@ class MaskedText(TextData):
                 )
             self.tokenizer = Tokenizer(with_mask(self.tokenizer.backend))
             self.vocab_size = self.tokenizer.vocab_size
+
+    def draws(self) -> dict[str, int]:
+        """See `ResumableData`."""
+        return {"the hidden tokens": masking.VERSION}
 
     def _masked(self, side: Any) -> MaskedWindows:
         prepared = self.prepared

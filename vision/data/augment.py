@@ -20,6 +20,8 @@ from ...core.errors import UserError
 from . import colours
 
 Policy = Literal["none", "three", "rand", "trivial"]
+VERSION = 1
+"""Of all that is drawn here and in `colours`, and in which order; see the core's versions.py."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from ..preprocessing import Preprocessing
+from . import augment
 from .augment import AugmentConfig, change_pixels, erase, mix
 
 T = TypeVar("T")
+DRAWS = {"the random changes of images": augment.VERSION}
+"""See `ResumableData.draws`."""
 
 
 class Draws:
@@ -82,3 +86,10 @@ def augmented(
         return batch | {"images": images}
     images, labels = mix(images, batch["labels"], classes, config, rng)
     return {**batch, "index": batch["index"][-own:], "images": images[-own:], "labels": labels[-own:]}
+
+
+def as_precise(batch: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """In float64 for --trainer.precision 64-true; Lightning saw to it before the images were floats."""
+    double = bool(trainer) and str(trainer.precision) == "64-true"
+    floats = {n: v for n, v in batch.items() if double and isinstance(v, Tensor) and v.is_floating_point()}
+    return batch | {name: value.double() for name, value in floats.items()}

@@ -84,6 +84,7 @@ class Gathered:
     Args:
         pixels: uint8 `[images, channels, height, width]` of each side; empty if they are not kept in memory.
         content: hash of the images to train and validate on.
+        learned: hashes of the training images, in their order.
     """
 
     collection: Collection
@@ -95,6 +96,7 @@ class Gathered:
     leaked: int
     duplicates: int
     content: str
+    learned: list[str]
 
 
 def gather(collection: Collection, settings: Settings, cache: Path, changed: Callable[[str], None]) -> Gathered:
@@ -131,7 +133,8 @@ def gather(collection: Collection, settings: Settings, cache: Path, changed: Cal
             pixels[side] = pixels_in_memory(images, size, channels, preprocessing, cache, label, kept)
     if not settings.fitted:
         preprocessing = _normalised(preprocessing, settings.statistics, channels, pixels.get("train"))
-    return Gathered(collection, records, shape, preprocessing, pixels, skipped, leaked, duplicates, content)
+    learned = [record.digest for record in records.get("train", ())]
+    return Gathered(collection, records, shape, preprocessing, pixels, skipped, leaked, duplicates, content, learned)
 
 
 def _normalised(preprocessing: Preprocessing, statistics: str, channels: int, pixels: Tensor | None) -> Preprocessing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from ..preprocessing import Interpolation, Preprocessing
 from .augment import AugmentConfig
 from .batches import FromFiles, InMemory, load
 from .collection import SIDES, Collection, Images, Side
-from .draws import augmented
+from .draws import DRAWS, as_precise, augmented
 from .find import Where, find
 from .gather import Settings, colour_note, gather
 from .images import MAX_PIXELS
@@ -121,7 +122,7 @@ class ImageData(ResumableData):
         self._chosen = {name: value for name, value in chosen.items() if value is not None}
         check_options(self)
         self.preprocessing = Preprocessing(**self._chosen)
-        self._adopted, self._content, self._numbered = False, "", False
+        self._adopted, self._content, self._numbered, self._digests = False, "", False, []
         self._trained: Trained | None = None
         self._keys: list[str] | None = None
         self.notes: list[str] = []
@@ -199,7 +200,7 @@ class ImageData(ResumableData):
 
         found = gather(collection, self._settings(), cache, changed)
         (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
-        self._pixels, self._content = found.pixels, found.content
+        self._pixels, self._content, self._digests = found.pixels, found.content, found.learned
         self.skipped, self.leaked, self.duplicates = found.skipped, found.leaked, found.duplicates
         self._images, self._mirror, self.notes = collection.sides, bool(collection.mirror), collection.notes
         self.labels, self.classes, self._keys = collection.classes, len(collection.classes), collection.keys
@@ -319,8 +320,6 @@ class ImageData(ResumableData):
             "leaked": self.leaked,
         }
 
-    # -- batches ------------------------------------------------------------------------------------------------------
-
     def train_dataloader(self) -> Batches:
         """Batches of training; each iteration is one epoch, or what is left of it after a resume.
 
@@ -368,29 +367,29 @@ class ImageData(ResumableData):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
         """On the device: change the images at random (training only), normalise, mix."""
         if (position := batch.get("position")) is None:
-            return self._as_precise(batch | {"images": self.preprocessing.normalise(batch["images"])})
+            return as_precise(batch | {"images": self.preprocessing.normalise(batch["images"])}, self.trainer)
         cropped = self.augment.crop == "resized" and not self._pixels
         batch = augmented(
             batch, self.augment, self.preprocessing, [self.seed, 1, 0, position], self.batch,
             self.batch * self.ranks()[1], self._mirror, cropped, self.classes,
         )  # fmt: skip
-        return self._as_precise(batch)
-
-    def _as_precise(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """In float64 for --trainer.precision 64-true; Lightning saw to it before the images were floats."""
-        double = bool(self.trainer) and str(self.trainer.precision) == "64-true"
-        floats = {n: v for n, v in batch.items() if double and isinstance(v, Tensor) and v.is_floating_point()}
-        return batch | {name: value.double() for name, value in floats.items()}
+        return as_precise(batch, self.trainer)
 
     @property
     def _workers(self) -> int:
-        if self._pixels:
-            return 0
-        return self.loader_workers(most=8, without_gpu=True)
+        return 0 if self._pixels else self.loader_workers(most=8, without_gpu=True)
 
     def names_of(self, taken: np.ndarray) -> list[str]:
         """Files, or the names that an archive or a data set gives its images."""
         return [self.names["train"][index] for index in taken.tolist()]
+
+    def learned(self) -> Iterable[str | bytes]:
+        """See `ResumableData`: images and their classes."""
+        return [*self._digests, self._images["train"].labels.tobytes()]
+
+    def draws(self) -> Mapping[str, int]:
+        """See `ResumableData`."""
+        return DRAWS
 
     def order_settings(self) -> dict[str, Any]:
         """See `ResumableData`."""

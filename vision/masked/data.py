@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from ..data.folders import descend, folders, is_image, walk
 from ..data.module import ImageData
 from ..data.names import mirrors
 
+VERSION = 1
+"""Of the noise that hides patches; see the core's versions.py."""
 NONE = -1
 """The label of an image whose class is not known."""
 
@@ -80,6 +82,14 @@ class PlainImages(ImageData):
         """See `DataModule`: names of images, whose classes count for nothing."""
         return list(self._images["val"].names)
 
+    def learned(self) -> Iterable[str | bytes]:
+        """See `ResumableData`: images, whose classes count for nothing."""
+        return self._digests
+
+    def draws(self) -> Mapping[str, int]:
+        """See `ResumableData`."""
+        return {**super().draws(), "the hidden patches": VERSION}
+
     def labelled(self, side: Side, most: int) -> np.ndarray:
         """Up to `most` images of a side with a class, drawn by the seed: int64 `[images]`, their numbers."""
         known = np.flatnonzero(self._images[side].labels >= 0) if side in self._images else np.zeros(0, np.int64)
@@ -98,10 +108,14 @@ class PlainImages(ImageData):
             noise = np.stack(rows)
         else:
             whole, first = self.batch * self.ranks()[1], batch["slot"]
-            noise = np.random.default_rng([self.seed, 3, 0, position]).random((whole, self.patches))
-            noise = noise[first : first + len(index)]
+            noise = noise_at(self.seed, position, whole, self.patches)[first : first + len(index)]
         found = super().on_after_batch_transfer(batch, dataloader_idx)
         return found | {"noise": torch.from_numpy(noise.astype(np.float32)).to(found["images"].device)}
+
+
+def noise_at(seed: int, position: int, whole: int, patches: int) -> np.ndarray:
+    """What decides which patches of the global training batch at a position are hidden, float64 `[whole, patches]`."""
+    return np.random.default_rng([seed, 3, 0, position]).random((whole, patches))
 
 
 def find_all(where: Where, cache: Path) -> Collection:

@@ -29,6 +29,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "data.workers": (0, 1024),
 }
 """Least and largest value of options; -1 stands for no bound, or for all. Each worker is a process."""
+ANY_SIZE = ("seed", "seed_everything", "max_steps", "max_epochs")
+"""Whole numbers that may be of any size; nothing that is counted otherwise reaches `MOST`."""
 OURS = {
     "trainer.default_root_dir": "--run names the folder",
     "trainer.model_registry": "--run names the folder",
@@ -50,6 +52,8 @@ def check(config: Any, verb: str = "fit") -> None:
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, float) and not abs(part) <= MOST:
                 raise UserError(f"--{name} is {part}, but must be a finite number of at most {MOST:,} in size.")
+            if isinstance(part, int) and abs(part) > MOST and name.rpartition(".")[2] not in ANY_SIZE:
+                raise UserError(f"--{name} is {part}, but must be a whole number of at most {MOST:,} in size.")
             # An empty text is the default of several options of other libraries' classes, such as loggers.
             if isinstance(part, str) and not part.strip() and ".init_args." not in name:
                 raise UserError(f"--{name} is empty, but must have a value; leave it out for the default.")

@@ -22,6 +22,11 @@ from triune.core.training.run import bounds
         ("gradient_clip_val", -1.0, "--trainer.gradient_clip_val is -1.0, but must be at least 0"),
         ("gradient_clip_val", float("nan"), "--trainer.gradient_clip_val is nan, but must be a finite number"),
         ("val_check_interval", 1e30, "a finite number of at most 1,000,000,000 in size."),
+        (
+            "limit_val_batches",
+            10**18,
+            "is 1000000000000000000, but must be a whole number of at most 1,000,000,000 in s",
+        ),
         ("default_root_dir", "x", "--trainer.default_root_dir is given, but is not used here; --run names the folder."),
         ("enable_progress_bar", True, "--trainer.enable_progress_bar is given, but is not used here"),
     ],
@@ -36,7 +41,7 @@ def test_values_with_a_use_are_taken() -> None:
     bounds.check(
         Namespace(
             trainer=Namespace(
-                max_steps=-1, max_epochs=-1, limit_train_batches=0.5, fast_dev_run=False, default_root_dir=None
+                max_steps=10**18, max_epochs=-1, limit_train_batches=0.5, fast_dev_run=False, default_root_dir=None
             )
         )
     )
