@@ -182,6 +182,15 @@ class Subject(ABC):
             raise UserError("--answer and --against name tokens or classes, which this model does not have.")
         return None
 
+    @staticmethod
+    def told_apart(right: int, wrong: int | None, name: Callable[[int], str]) -> None:
+        """Raises UserError where an answer is held against itself, which measures nothing."""
+        if right == wrong:
+            raise UserError(
+                f"The answer and the one it is held against are both {name(right)}, so that nothing tells them apart; "
+                "name two different ones with --answer and --against (left out, they are the model's own answers)."
+            )
+
     def effects(self, scope: Scope, group: int) -> tuple[Tensor, str]:
         """What moves each place, float64 `[places, tokens]`, and how it was found, in a sentence."""
         found = hidden_tokens(self.model, self.answers, len(self.labels), scope=scope, group=group)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SEGMENT, COPIES, ROWS = 50, 2, 4
 """Random tokens that are repeated, how often they stand there, and rows of them (Crosbie and Shutova 2024; the stripe
 protocol of TransformerLens has 50 twice)."""
+FILES = ".txt .md .json .jsonl .csv .html .pdf .png .jpg .jpeg .fasta .fa .a3m .pdb .cif"
+"""One word that ends so is meant as a file."""
 SHOWN = 24
 """Positions of a text in the table of depths."""
 
@@ -127,6 +129,7 @@ class TextSubject(Subject):
             logits = self.model(ids)[0, -1]
             return logits[right] - (logits.mean() if wrong is None else logits[wrong])
 
+        self.told_apart(right, wrong, self.name)
         less = "the mean of all" if wrong is None else f"that of {self.name(wrong)}"
         return direct(self.model, score), f"logit of {self.name(right)} less {less}"
 
@@ -152,11 +155,7 @@ class TextSubject(Subject):
             said = self.run()[:, -1].argmax(-1).tolist()
         right = said[0] if answer is None else self._one(answer, "--answer")
         wrong = said[1] if against is None else self._one(against, "--against")
-        if right == wrong:
-            raise UserError(
-                f"The model answers {self.name(right)} to both texts, so that nothing tells them apart; name other "
-                "tokens with --answer and --against."
-            )
+        self.told_apart(right, wrong, self.name)
         labels = [f"*{label}" if at in changed else label for at, label in enumerate(self.labels)]
         about = f"log-probability of {self.name(right)} minus that of {self.name(wrong)}, at the end"
         return Contrast(
@@ -344,6 +343,11 @@ def _text(word: str, about: list[str]) -> str:
     except (OSError, ValueError):  # a text can be too long for a name
         there = False
     if not there:
+        if Path(word).suffix.lower() in FILES.split() and len(word.split()) == 1:
+            raise UserError(
+                f"'{word}' is named like a file, but there is none; name a file that exists, or write a text of "
+                "several words."
+            )
         return word
     from .data.reading import read_text
 

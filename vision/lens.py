@@ -217,6 +217,7 @@ class ImageSubject(Subject):
             logits = model(self.images[:1])[0]
             return logits[right] - (logits.mean() if wrong is None else logits[wrong])
 
+        self.told_apart(right, wrong, lambda number: repr(self.names[number]))
         less = "the mean of all" if wrong is None else f"that of {self.names[wrong]!r}"
         return direct(model, score), f"logit of {self.names[right]!r} less {less}"
 
@@ -230,11 +231,7 @@ class ImageSubject(Subject):
         own = self.whole.argmax(-1).tolist()
         right = own[0] if answer is None else self._class(answer, "--answer")
         wrong = own[1] if against is None else self._class(against, "--against")
-        if right == wrong:
-            raise UserError(
-                f"Both images are of class {self.names[right]!r} to the model, so that nothing tells them apart; name "
-                "other classes with --answer and --against."
-            )
+        self.told_apart(right, wrong, lambda number: repr(self.names[number]))
         about = f"logit of {self.names[right]!r} minus that of {self.names[wrong]!r}"
         return Contrast(
             self.images[:1], self.images[1:], lambda logits: logits[0, right] - logits[0, wrong], about, self.labels
