@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,8 +139,16 @@ def _reader(model: LabelledModel, folder: Path) -> TextReader:
 
 
 def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Each word is a text."""
-    return [(word, f"text {number}" if len(word) > 60 else word) for number, word in enumerate(words, 1)]
+    """Each word is a text, or the name of a text file."""
+    from .data.reading import text_of
+
+    found = []
+    for number, word in enumerate(words, 1):
+        text, read = text_of(word, "pass it as --table FILE --input COLUMN")
+        if read:
+            print(f"'{word}' is a file, and its content is the text.", file=sys.stderr)
+        found.append((text, f"text {number}" if len(word) > 60 else word))
+    return found
 
 
 def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, TextReader]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 SEGMENT, COPIES, ROWS = 50, 2, 4
 """Random tokens that are repeated, how often they stand there, and rows of them (Crosbie and Shutova 2024; the stripe
 protocol of TransformerLens has 50 twice)."""
-FILES = ".txt .md .json .jsonl .csv .html .pdf .png .jpg .jpeg .fasta .fa .a3m .pdb .cif"
-"""One word that ends so is meant as a file."""
 SHOWN = 24
 """Positions of a text in the table of depths."""
 
@@ -337,22 +334,12 @@ def _repeats(model: LanguageModel, tokenizer: Tokenizer, about: list[str], optio
 
 
 def _text(word: str, about: list[str]) -> str:
-    path = Path(word)
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a text can be too long for a name
-        there = False
-    if not there:
-        if Path(word).suffix.lower() in FILES.split() and len(word.split()) == 1:
-            raise UserError(
-                f"'{word}' is named like a file, but there is none; name a file that exists, or write a text of "
-                "several words."
-            )
-        return word
-    from .data.reading import read_text
+    from .data.reading import text_of
 
-    about.append(f"'{word}' is a file, and its content is the text")
-    return read_text(path)
+    text, read = text_of(word, "write its text into a file of its own")
+    if read:
+        about.append(f"'{word}' is a file, and its content is the text")
+    return text
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:

@@ -88,11 +88,15 @@ def inputs_of(
         cells = ["" if cell is None else str(cell) for cell in found.columns[column]]
         names = [found.where(row) for row in range(len(found))]
         return Inputs(cells, names, found.path.parent), found.columns
-    if list(words) == ["-"]:
+    piped = list(words) == ["-"]
+    if piped:
         words = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not words:
         raise UserError("No input is given; give some, - for standard input, or --table FILE --input COLUMN.")
-    pairs = modality.expand(words)
+    if piped and modality.words:
+        pairs = [(line, f"text {number}" if len(line) > 60 else line) for number, line in enumerate(words, 1)]
+    else:
+        pairs = modality.expand(words)
     return Inputs([cell for cell, _ in pairs], [name for _, name in pairs]), {"input": [name for _, name in pairs]}
 
 

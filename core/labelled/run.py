@@ -39,7 +39,8 @@ class Modality:
             checkpoint that is none.
         views: makes, of a model, a kind of `--tta` and the name of its run, what gives the outputs for a batch as means
             over views of each input, and sentences about that; None for inputs without views.
-        words: whether an input has words, of which each can have a label.
+        words: whether an input is a text, whose words can have a label each; lines of standard input are such inputs,
+            never names of files.
     """
 
     task: str

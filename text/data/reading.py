@@ -15,6 +15,11 @@ BLOCK = 1 << 20
 """Bytes that are read at once."""
 
 
+FILES = ".txt .md .json .csv .html .pdf .png .jpg .jpeg .fasta .fa .a3m .pdb .cif"
+TABLES = ".csv .tsv .parquet .jsonl"
+"""One word that ends so is meant as a file; of a table, somebody has to say which column holds the texts."""
+
+
 class NotText(UserError):
     """A file that is no text; `kind` says why in a word or two."""
 
@@ -26,6 +31,34 @@ class NotText(UserError):
 def read_text(file: Path) -> str:
     """Returns the content of a text file as a whole; see `read_blocks`."""
     return "".join(read_blocks(file))
+
+
+def text_of(word: str, tables: str) -> tuple[str, bool]:
+    """A word of a command line as a text, and whether it is that of a file.
+
+    Args:
+        word: a text, or the name of a text file.
+        tables: what to do with the name of a table, the end of a sentence.
+
+    Raises:
+        UserError: the word is named like a file, but there is none, or it is a table; NotText: see `read_blocks`.
+    """
+    path = Path(word)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a text can be too long for a name
+        there = False
+    ending = path.suffix.lower() if len(word.split()) == 1 else ""
+    if there and ending in TABLES.split():
+        raise UserError(f"'{word}' is a table, not a text; {tables}.")
+    if there:
+        return read_text(path), True
+    if ending and ending in (FILES + " " + TABLES).split():
+        raise UserError(
+            f"'{word}' is named like a file, but there is none; name a file that exists, or write a text of several "
+            "words."
+        )
+    return word, False
 
 
 def read_blocks(file: Path) -> Iterator[str]:
