@@ -81,6 +81,9 @@ def main(args: list[str] | None = None) -> int:
         if refused and not flushes(sys.stdout):
             discard(sys.stdout.fileno())
         return 2
+    finally:
+        if locks := sys.modules.get("triune.core.lock"):
+            locks.give_back()
 
 
 def _first_to_say(text: str) -> bool:

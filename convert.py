@@ -18,6 +18,7 @@ from .core.checkpoints.source import Source, open_source
 from .core.config import TransformerConfig
 from .core.errors import UserError
 from .core.files import read_json
+from .core.lock import claim
 from .core.options import Parser
 from .core.rotary import RotaryConfig
 from .core.task import named
@@ -106,6 +107,7 @@ def _check_target(options: argparse.Namespace) -> None:
         )
     if options.type is not None and options.to != "gguf":
         raise UserError("--type is given, but only --to gguf uses it; leave it out.")
+    claim([options.folder])
     if options.folder.exists() and not options.overwrite:
         raise UserError(f"'{options.folder}' exists already; give a new name, or --overwrite to replace it.")
     if options.to == "gguf" and options.folder.is_dir():

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import UserError
+from .lock import claim
+from .special import kind_of, refuse_special
 
 if TYPE_CHECKING:
     from zipfile import ZipInfo
@@ -43,34 +44,19 @@ def umask() -> int:
     return mask
 
 
-def kind_of(mode: int) -> str:
-    """What a file of this `st_mode` is, where it is no regular file: "a folder", "a pipe"; else an empty string."""
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def refuse_special(path: Path) -> None:
-    """Raises UserError when `path` exists and is no regular file: a folder, a device, a pipe or a socket."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # nothing there, or a link to nothing
-        return
-    if what := kind_of(mode):
-        raise UserError(f"'{path}' is {what}; give the name of a file to write.")
-
-
 def check_new(paths: Sequence[Path], overwrite: bool) -> None:
-    """Looks, before the work begins, at the files that a command will write.
+    """Looks, before the work begins, at the files that a command will write, and claims them (see `claim`).
 
     Raises:
-        UserError: one is something else than a regular file, lies below something that is no folder, or exists and may
-            not be replaced.
+        UserError: one is something else than a regular file, lies below something that is no folder, exists and may not
+            be replaced, or is being written by another process.
     """
     for path in paths:
         refuse_special(path)
         above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         if not above.is_dir():
             raise UserError(f"'{above}' is no folder, so '{path}' cannot be written; give another name.")
+    claim(paths)
     held = [] if overwrite else [f"'{path}'" for path in paths if path.exists()]
     if held:
         one = len(held) == 1

@@ -99,7 +99,7 @@ def main() -> int:
     parser.add_argument("--accepted", type=Path, help="a file that lists what was done")
     parser.add_argument("--every", type=int, default=1, help="only one of so many values")
     parser.add_argument("--start", type=int, default=0, help="the place of the first of them")
-    parser.add_argument("--once", action="store_true", help="a value of an option at the first line that has it only")
+    parser.add_argument("--once", action="store_true", help="a value of an option at the first line of all that has it")
     parser.add_argument("--good", type=Path, help="a folder for the models and data, made where it is not there")
     parser.add_argument("--only", default="", help="a part of the names of the options")
     chosen = parser.parse_args()
@@ -114,10 +114,12 @@ def main() -> int:
             _prepare(good)
         make_runs(good)
         Path(name, "ok").symlink_to(good)
-        for words in wanted:
+        for words in GOOD:
             counted = tried
             found = [pair for pair in pairs(words, Path(name)) if not (chosen.once and pair in seen)]
             seen.update(found)
+            if words not in wanted:
+                continue
             for option, value in found[chosen.start :: chosen.every]:
                 if chosen.only not in option or f"{option}={value}" in ENDLESS:
                     continue

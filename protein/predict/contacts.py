@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import read_arrays, read_json, write_json
+from ...core.lock import claimed
 from ...core.options import Parser, whole
 from ...core.training.run.folder import model_folder
 from ...core.work import progress
@@ -143,8 +144,9 @@ class Work:
         truth = matching(query, self.chains, self.problems)
         try:
             key = self._key(query, truth)
-            if (done := self._done(query, key)) is None:
-                done = self._one(query, truth, predictor, key)
+            with claimed(self.options.out / f"{query.name}.npz"):
+                if (done := self._done(query, key)) is None:
+                    done = self._one(query, truth, predictor, key)
             self.results.append(done)
         except UserError as error:
             self.problems.append(named(query, str(error)))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UserError
+from ...core.lock import claimed
 from ...core.options import Parser
 from ..read.alignment import Alignment
 from ..read.alphabet import GAP, UNKNOWN
@@ -247,7 +249,8 @@ def main(args: list[str]) -> int:
     for file in queries.files:
         for query in queries.of(file):
             try:
-                _one(query, matching(query, chains, problems), options)
+                with claimed(_files(query, options)["npz"]) if options.out else contextlib.nullcontext():
+                    _one(query, matching(query, chains, problems), options)
                 done += 1
             except UserError as error:
                 problems.append(f"'{query.source}': {error}" if str(query.source) not in str(error) else str(error))
@@ -261,6 +264,7 @@ def main(args: list[str]) -> int:
 def _one(query: Query, truth: Truth | None, options: argparse.Namespace) -> None:
     alignment = query.alignment
     sequence, chains = alignment.query, alignment.chains
+    _check_new(query, options)
     _check_size(query.source, alignment)
     found = rank(alignment.tokens, chains, 0.0 if options.force else LEAST_NEFF)
     depths = ", ".join(f"{depth:.1f}" for depth in found.depths)
@@ -321,14 +325,22 @@ def _print_precisions(found: dict[str, float], truth: Truth) -> None:
             print(f"  {name:8}{cells} {chance:8.3f} {ceiling:8.3f}")
 
 
+def _files(query: Query, options: argparse.Namespace) -> dict[str, Path]:
+    kinds = ["npz", "rr", *([] if options.no_png else ["png"])]
+    return {kind: options.out / f"{query.name}.dca.{kind}" for kind in kinds}
+
+
+def _check_new(query: Query, options: argparse.Namespace) -> None:
+    """Raises UserError where a file of this name is there and --overwrite is not given."""
+    there = [file for file in _files(query, options).values() if file.exists()] if options.out else []
+    if there and not options.overwrite:
+        raise UserError(f"'{there[0]}' is there already; --overwrite replaces it, or give another --out.")
+
+
 def _write(query: Query, found: Ranking, truth: Truth | None, options: argparse.Namespace) -> None:
     from .plots import contact_map
 
-    kinds = ["npz", "rr", *([] if options.no_png else ["png"])]
-    files = {kind: options.out / f"{query.name}.dca.{kind}" for kind in kinds}
-    there = [file for file in files.values() if file.exists()]
-    if there and not options.overwrite:
-        raise UserError(f"'{there[0]}' is there already; --overwrite replaces it, or give another --out.")
+    files = _files(query, options)
     sequence, chains, values = query.alignment.query, query.alignment.chains, found.scores
     write_arrays(
         files["npz"], name=query.name, scores=values.numpy(), sequence=sequence, neff=np.array(min(found.depths)),

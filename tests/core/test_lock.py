@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from triune.core import lock as lock_module
 from triune.core import shards
 from triune.core.embeddings.writer import Writer
 from triune.core.errors import UserError
-from triune.core.lock import NAME, Lock
+from triune.core.files import check_new
+from triune.core.lock import NAME, Lock, claim, claimed, give_back
 
 
 def in_another_process(call: Callable[[], object]) -> str:
@@ -93,3 +97,54 @@ def test_two_jobs_do_not_write_the_same_vectors(tmp_path: Path) -> None:
     assert in_another_process(second).startswith(said)
     assert in_another_process(lambda: second(overwrite=True)).startswith(said)
     first._lock.release()
+
+
+@pytest.fixture
+def free() -> Iterator[None]:
+    yield
+    give_back()
+
+
+def test_an_output_is_written_by_one_process(tmp_path: Path, free: None) -> None:
+    target = tmp_path / "new" / "x.csv"
+    check_new([target, tmp_path / "y.png"], overwrite=False)
+    check_new([target], overwrite=False)  # this process has it already
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in (target, tmp_path / "link" / "new" / "x.csv", tmp_path / "y.png"):
+        said = in_another_process(lambda name=name: check_new([name], overwrite=True))
+        assert said == (
+            f"'{name}' is being written by another process ({os.getpid()}); wait until it has ended, stop it, or give"
+            " another name."
+        )
+    assert in_another_process(lambda: check_new([tmp_path / "z.csv"], overwrite=False)) == ""
+    give_back()
+    (tmp_path / ".z.csv.lock").unlink()  # of a process that ended without a word
+    assert in_another_process(lambda: check_new([target], overwrite=False)) == ""
+    claim([target])  # what a killed process left is no claim
+    give_back()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link"]
+
+
+def test_a_claim_for_a_while(tmp_path: Path) -> None:
+    with claimed(tmp_path / ("x" * 250)):
+        assert "is being written" in in_another_process(lambda: claim([tmp_path / ("x" * 250)]))
+    assert in_another_process(lambda: claim([tmp_path / ("x" * 250)])) == ""
+
+
+def test_a_folder_that_cannot_be_written_is_said_by_the_name_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".x.csv.lock"))
+
+    monkeypatch.setattr(lock_module.os, "open", refuse)
+    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'x.csv'}'")):
+        claim([tmp_path / "x.csv"])
+
+
+def test_a_file_system_without_locks_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: None) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock_module.fcntl, "lockf", refuse)
+    claim([tmp_path / "x.csv"])

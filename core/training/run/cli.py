@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ...errors import Stopped, UserError
 from ...files import refuse_special, written_whole
+from ...lock import claim
 from ..data import DataModule
 from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
@@ -357,6 +358,7 @@ def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
 def _predict(session: Session, checkpoint: str) -> dict[str, Any]:
     target = (session.run.path if session.run else Path()) / "predictions.pt"
     refuse_special(target)
+    claim([target])
     # In its run it is that of the latest `predict`; elsewhere a file of this name may be anybody's.
     if session.run is None and target.exists() and not session.config.overwrite:
         raise UserError(f"'{target.absolute()}' exists already; move it, or replace it with --overwrite true.")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ....core.errors import UserError
 from ....core.files import replaced_folder
+from ....core.lock import claim
 from ....core.options import SEED, Parser, whole
 from ....core.training.run.machine import usable_cores
 from ....core.work import progress
@@ -282,6 +283,7 @@ def audit_text(found: Audit, rows: list[dict[str, Any]]) -> str:
 @contextlib.contextmanager
 def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Makes a folder beside `out` that takes its name when the block succeeds, and vanishes when it does not."""
+    claim([out])
     if out.exists():
         if not (out / "meta.json").is_file() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"'{out}' exists and is no set of chains; name another folder.")
