@@ -112,9 +112,11 @@ class TextLabels(LabelTask):
 
     def new_trunk(self, data: Any) -> TextEncoder:
         assert isinstance(data, TextTable) and data.tokenizer is not None
-        longest = data.context + sum(map(len, data.tokenizer.around))
-        transformer = replace(self.transformer_config, context=longest)
+        transformer = replace(self.transformer_config, context=data.context + self.around(data))
         return TextEncoder(TextEncoderConfig(data.tokenizer.vocab_size, transformer, segments=0))
+
+    def around(self, data: Any) -> int:
+        return sum(map(len, data.tokenizer.around))
 
     def default_pool(self, trunk: SavedModel, pretrained: bool) -> str:
         return "last" if isinstance(trunk, LanguageModel) else "mean"

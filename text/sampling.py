@@ -198,12 +198,14 @@ def _looking_ahead(
 
 @dataclass
 class Row:
-    """A text that grows: its number, its tokens, where its draws come from, and its first token in view."""
+    """A text that grows: its number, its tokens, where its draws come from, and its first token in view, which stays
+    where it was when others join; None before it was read for the first time.
+    """
 
     number: int
     tokens: list[int]
     generator: torch.Generator | None
-    start: int = 0
+    start: int | None = None
 
 
 class Views:
@@ -225,13 +227,15 @@ class Views:
         self._cache: KeyValueCache | None = None
         self._free = 0
         for row in rows:
-            row.start = max(0, len(row.tokens) - self.context)
+            if row.start is None:
+                row.start = max(0, len(row.tokens) - self.context)
 
     def logits(self, steps_left: int, guesses: Sequence[int] = ()) -> Tensor:
         """Logits behind the last tokens of the live rows and behind each guess, `[rows, 1 + guesses, vocabulary]`; of
         the last tokens alone where the cache is built anew.
         """
         for row in self.live:
+            assert row.start is not None
             if len(row.tokens) - row.start > self.context:
                 row.start, self._cache = len(row.tokens) - max(self.context // 2, 1), None
             now = len(row.tokens) - row.start

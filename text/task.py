@@ -18,8 +18,9 @@ from ..core.initialise import uninitialised
 from ..core.losses import IGNORED
 from ..core.training.module import Loss, TrainingModule
 from ..core.training.run.folder import RunFolder
-from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
+from ..core.training.start import Start, adapted_transformer, longer, rebuilt, refuse_contradictions
 from .data.module import TextData
+from .encoder import TextEncoder
 from .model import LanguageModel, LanguageModelConfig
 from .tokenizer import Tokenizer
 
@@ -39,21 +40,13 @@ MODERN = TransformerConfig(
 (nothing) is in docs/notebook.md."""
 
 
-def longer(config: LanguageModelConfig, context: int, source: str) -> LanguageModelConfig:
-    """The config of a model that is trained on longer texts than before: it sees and is exported for as many tokens.
-
-    Raises:
-        UserError: its positions are a table, which has no row for more.
-    """
-    known = config.transformer.context
-    if context <= known:
-        return config
-    if config.transformer.position == "learned":
-        raise UserError(
-            f"data.context is {context:,} tokens, but '{source}' has learned positions for {known:,}; give at most "
-            "that."
-        )
-    return replace(config, transformer=replace(config.transformer, context=context))
+def adopted(start: Start, context: int) -> str:
+    """What a training takes from a checkpoint, in words: its tokenizer, and the context that becomes longer."""
+    parts = [] if start.companion is None else [f"its tokenizer of {start.companion.vocab_size:,} tokens"]
+    if isinstance(start.model, LanguageModel | TextEncoder):
+        known = start.model.config.transformer.context
+        parts += [f"its context of {known:,} becomes {context:,}"] if context > known else []
+    return ", ".join(parts)
 
 
 class TextTask(TrainingModule):
@@ -126,10 +119,7 @@ class TextTask(TrainingModule):
         if not isinstance(data, TextData):
             return ""
         data.adopt(start.companion, start.source)
-        parts = [] if start.companion is None else [f"its tokenizer of {start.companion.vocab_size:,} tokens"]
-        if isinstance(start.model, LanguageModel) and data.context > start.model.config.transformer.context:
-            parts.append(f"its context of {start.model.config.transformer.context:,} becomes {data.context:,}")
-        return ", ".join(parts)
+        return adopted(start, data.context)
 
     def adapt_model(self, start: Start, data: Any) -> LanguageModel:
         """The checkpoint's model as it is, with the dropout that was asked for."""
@@ -145,7 +135,7 @@ class TextTask(TrainingModule):
                     f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they "
                     "do not belong together."
                 )
-            config = longer(config, data.context, source)
+            config = replace(config, transformer=longer(config.transformer, data.context, source))
         refuse_contradictions(TextTask, self.options, vars(config), source)
         transformer = adapted_transformer(self.transformer_config, MODERN, config.transformer, source)
         self.transformer_config = transformer

@@ -27,7 +27,7 @@ from ..initialise import uninitialised
 from ..losses import IGNORED
 from ..training.module import Loss, TrainingModule
 from ..training.run.folder import RunFolder
-from ..training.start import Start, adapted_transformer, rebuilt
+from ..training.start import Start, adapted_transformer, longer, rebuilt
 from .model import LabelledConfig, LabelledModel
 from .table import FromTable
 
@@ -89,6 +89,10 @@ class LabelTask(TrainingModule):
     def default_pool(self, trunk: SavedModel, pretrained: bool) -> str:
         """The pool without the option."""
         return "mean"
+
+    def around(self, data: Any) -> int | None:
+        """Tokens that stand around an input of `data.context` tokens; None where that is no option of the data."""
+        return None
 
     def fit_trunk(self, trunk: Any, data: Any) -> Any:
         """A checkpoint's trunk for the inputs of the data, such as images of another size."""
@@ -167,6 +171,8 @@ class LabelTask(TrainingModule):
             raise UserError(f"'{start.source}' is a {type(trunk).__name__}, but a head needs one of {known} below it.")
         config = trunk.config
         transformer = adapted_transformer(self.transformer_config, self.SMALL, config.transformer, start.source)
+        if (around := self.around(data)) is not None and transformer.position != "learned":  # short inputs fit a table
+            transformer = longer(transformer, data.context, start.source, around)
         if transformer != config.transformer:
             trunk = rebuilt(trunk, replace(config, transformer=transformer))
         self.transformer_config = transformer

@@ -123,6 +123,35 @@ def adapted_transformer(
     return dataclasses.replace(found, **changes)
 
 
+def longer(transformer: TransformerConfig, context: int, source: str, around: int = 0) -> TransformerConfig:
+    """The config of a checkpoint that is trained on longer inputs than before: it sees and is exported for as many.
+
+    Args:
+        transformer: of the checkpoint.
+        context: tokens of an input, `data.context`.
+        source: name of the checkpoint.
+        around: tokens that stand around an input.
+
+    Raises:
+        UserError: its positions are a table, which has no row for more, or stretch by what exceeds its context.
+    """
+    known, most = transformer.context, max(transformer.context - around, 0)
+    if context <= most:
+        return transformer
+    if transformer.position == "learned":
+        raise UserError(
+            f"data.context is {context:,} tokens, but '{source}' has learned positions for {most:,}; give at most that."
+        )
+    rotary = [one for layer in range(transformer.depth) if (one := transformer.rotary_at(layer)) is not None]
+    if any(one.scaling == "dynamic" and one.original_context == known for one in rotary):
+        raise UserError(
+            f"data.context is {context:,} tokens, but the rotary positions of '{source}' are stretched by what exceeds "
+            f"its context of {known:,} (dynamic), so that with another context it would be another model; give at most "
+            f"{most:,}."
+        )
+    return dataclasses.replace(transformer, context=context + around)
+
+
 def _contradiction(option: str, value: Any, own: Any, source: str) -> None:
     raise UserError(f"{option} is {value}, but '{source}' has {own}; leave the option out, the checkpoint decides it.")
 

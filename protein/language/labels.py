@@ -89,6 +89,9 @@ class ProteinLabels(LabelTask):
     def new_trunk(self, data: Any) -> SequenceModel:
         return SequenceModel(SequenceConfig(transformer=self.transformer_config, token_dropout=False))
 
+    def around(self, data: Any) -> int:
+        return 2  # the tokens that begin and end a protein
+
     def reads(self, data: Any) -> dict[str, Any]:
         if not data.profile:
             if self.window is not None:

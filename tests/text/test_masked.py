@@ -143,7 +143,8 @@ def test_a_head_is_fitted_on_the_encoder(files: str, tmp_path: Path) -> None:
     out = str(tmp_path / "v.npz")
     assert cli.main(["embed", "a cat", "a rat", "--run", str(tmp_path / "run"), "--task", "text", "--out", out]) == 0
     more = ["text", "pretrain", "--run", str(tmp_path / "more"), "--model.pretrained", str(tmp_path / "run")]
-    assert cli.main([*more, "--data.files", files, "--data.context", "32", "--trainer.max_steps", "1"]) == 0
+    assert cli.main([*more, "--data.files", files, "--data.context", "48", "--trainer.max_steps", "1"]) == 0
+    assert load(str(tmp_path / "more")).model.config.transformer.context == 48
 
 
 def test_a_mask_token_changes_nothing_about_text(tmp_path: Path) -> None:

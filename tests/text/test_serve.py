@@ -226,6 +226,25 @@ def test_one_joins_while_another_is_written(model):
     assert second.text == written(model, "xy", 4, SamplingConfig(0))
 
 
+@pytest.mark.parametrize("lengths", [(60, 3), (20, 90), (64, 64)])
+def test_who_joins_does_not_move_what_others_see(model, lengths):
+    """The first has outgrown the context of 64 by the time the second joins it, sixteen tokens later."""
+    engine, found = Engine(model, Tokenizer.bytes(), 2), ["", ""]
+
+    def answer(number: int) -> Answer:
+        def tell(event: Event) -> None:
+            found[number] += event.text
+
+        ids = [97 + (5 * at + number) % 26 for at in range(lengths[number])]
+        return Answer(Job(ids, "", 60, SamplingConfig(0), None, []), tell)
+
+    first, second = answer(0), answer(1)
+    batch = engine._joined([first])
+    engine.add(second)
+    engine._write(batch)
+    assert found == [written(model, bytes(one.job.ids).decode(), 60, SamplingConfig(0)) for one in (first, second)]
+
+
 def test_who_goes_away_is_left_out(model):
     engine = Engine(model, Tokenizer.bytes(), 2)
     gone = Answer(job("abc", 40), Listener())

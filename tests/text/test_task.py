@@ -16,12 +16,14 @@ from triune import cli
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.expert_options import ExpertsConfig
+from triune.core.rotary import RotaryConfig
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.run.cli import run_task
 from triune.core.training.run.folder import RunFolder, model_folder
+from triune.core.training.start import longer
 from triune.text.data.module import TextData
 from triune.text.model import LanguageModel, LanguageModelConfig
-from triune.text.task import TextTask, longer
+from triune.text.task import TextTask
 from triune.text.tokenizer import Tokenizer
 
 TINY = TransformerConfig(dim=32, depth=2, heads=2, bias=False, norm="rmsnorm")
@@ -152,10 +154,14 @@ def test_a_checkpoint_trained_on_longer_texts_is_exported_for_them(tmp_path: Pat
     assert "its context of 16 becomes 64" in capsys.readouterr().out
     exported = LanguageModel.from_pretrained(model_folder(tmp_path / "run", "text"))
     assert exported.config.transformer.context == 64
-    assert longer(model.config, 16, "x") == model.config
-    learned = replace(model.config, transformer=replace(config, position="learned"))
+    assert longer(config, 16, "x") == config
+    assert longer(config, 16, "x", around=2).context == 18
     with pytest.raises(UserError, match="learned positions for 16; give at most that"):
-        longer(learned, 17, "x")
+        longer(replace(config, position="learned"), 17, "x")
+    grows = RotaryConfig(scaling="dynamic", factor=2.0, original_context=16)
+    with pytest.raises(UserError, match=r"stretched by what exceeds its context of 16 \(dynamic\)"):
+        longer(replace(config, rotary=grows), 17, "x")
+    assert longer(replace(config, rotary=replace(grows, scaling="yarn")), 17, "x").context == 17
 
 
 def test_a_mixture_of_experts_is_trained_told_and_resumed(tmp_path, monkeypatch, capsys):

@@ -15,8 +15,9 @@ from ...core.errors import UserError
 from ...core.initialise import uninitialised
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
-from ...core.training.start import Start, adapted_transformer, rebuilt
+from ...core.training.start import Start, adapted_transformer, longer, rebuilt
 from ..encoder import TextEncoder, TextEncoderConfig
+from ..task import adopted
 from ..tokenizer import Tokenizer
 from .data import MaskedText
 
@@ -80,7 +81,7 @@ class MaskedTextTask(TrainingModule):
         if not isinstance(data, MaskedText):
             return ""
         data.adopt(start.companion, start.source)
-        return "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+        return adopted(start, data.context)
 
     def adapt_model(self, start: Start, data: Any) -> TextEncoder:
         """The checkpoint's model as it is, with the dropout that was asked for."""
@@ -92,23 +93,15 @@ class MaskedTextTask(TrainingModule):
             )
         config = model.config
         if isinstance(data, MaskedText):
-            self._check(config, data, source)
+            if data.vocab_size > config.vocab_size:
+                raise UserError(
+                    f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they "
+                    "do not belong together."
+                )
+            config = replace(config, transformer=longer(config.transformer, data.context, source))
         core = adapted_transformer(self.transformer_config, SHAPE, config.transformer, source)
         self.transformer_config = core
-        return model if core == config.transformer else rebuilt(model, replace(config, transformer=core))
-
-    @staticmethod
-    def _check(config: TextEncoderConfig, data: MaskedText, source: str) -> None:
-        if data.vocab_size > config.vocab_size:
-            raise UserError(
-                f"The tokenizer has {data.vocab_size:,} tokens, but '{source}' knows {config.vocab_size:,}; they do "
-                "not belong together."
-            )
-        if data.context > config.transformer.context and config.transformer.position == "learned":
-            raise UserError(
-                f"data.context is {data.context:,} tokens, but '{source}' has learned positions for "
-                f"{config.transformer.context:,}; give at most that."
-            )
+        return model if core == model.config.transformer else rebuilt(model, replace(config, transformer=core))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
