@@ -48,7 +48,7 @@ def manifest(folder: Path) -> Manifest:
 
 def read(folder: Path) -> Manifest:
     """`read_manifest` of text, without the files of the shards."""
-    content = core.read_manifest(folder, "text")
+    content = core.read_manifest(core.Folder(folder), "text")
     sides: Any = {side: [Shard(*entry) for entry in content["sides"][side]] for side in ("train", "val")}
     return Manifest(folder, content["tokenizer"], "<u2", content["identity"], sides, {})
 

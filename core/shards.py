@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from .errors import UserError
 from .files import read_json, write_json
 from .lock import NAME, Lock
+from .stores import Cache, Remote, found, is_url, local_path
 from .version import __version__
 
 FORMAT = 1
@@ -24,27 +26,120 @@ def sum_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_shards(folder: Path) -> bool:
-    """Whether a folder is one of shards, finished or not."""
-    return (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file()
+class Folder:
+    """A folder of shards on a disk or in a store.
+
+    Args:
+        name: its path or URL.
+        cache: for the files of a store; None for the usual one.
+
+    Raises:
+        UserError: there is nothing at the URL, or the store does not answer.
+    """
+
+    def __init__(self, name: str | Path, cache: Cache | None = None) -> None:
+        self._path = Path(name).expanduser() if not is_url(str(name)) else local_path(str(name))
+        self._shown, self.cache = str(name), cache or Cache.of(None)
+        self._remote: dict[str, Remote] = {}
+        if self._path is None:
+            at = self._shown.split("://", 1)[1].strip("/")
+            self._remote = {file.url.split(at, 1)[-1].strip("/"): file for file in found(self._shown)}
+
+    def __str__(self) -> str:
+        return self._shown
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return Path(self._shown).name
+
+    @property
+    def in_store(self) -> bool:
+        """Whether it is not on a disk of this machine."""
+        return self._path is None
+
+    def has(self, file: str) -> bool:
+        """Whether a file is there."""
+        return file in self._remote if self._path is None else (self._path / file).is_file()
+
+    def where(self, file: str) -> str:
+        """The whole name of a file, for messages."""
+        return f"{self._shown.rstrip('/')}/{file}"
+
+    def file(self, file: str) -> Path | Remote:
+        """One of its files. Raises UserError when a store has none of that name."""
+        if self._path is not None:
+            return self._path / file
+        if file not in self._remote:
+            raise missing(self.where(file))
+        return self._remote[file]
+
+    def local(self, file: str) -> Path:
+        """A file on a disk of this machine. Raises UserError when a store does not give it."""
+        one = self.file(file)
+        return one if isinstance(one, Path) else self.cache.whole(one)
+
+    @contextlib.contextmanager
+    def below(self, name: str) -> Iterator[Path]:
+        """A folder within it, on a disk of this machine."""
+        if self._path is not None:
+            yield self._path / name
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for file, remote in self._remote.items():
+                if file.startswith(f"{name}/") and "/" not in (rest := file.removeprefix(f"{name}/")):
+                    (Path(folder) / rest).write_bytes(self.cache.whole(remote).read_bytes())
+            yield Path(folder)
+
+    def check_size(self, file: str, size: int) -> None:
+        """Raises UserError when a file is missing or has another size in bytes than the manifest says."""
+        try:
+            one = self.file(file)
+            length = one.size if isinstance(one, Remote) else one.stat().st_size
+        except OSError:
+            raise missing(self.where(file)) from None
+        if length != size:
+            word = "is cut short" if length < size else "is too long"
+            raise UserError(
+                f"The shard '{self.where(file)}' {word} ({length:,} bytes, but the manifest says {size:,}); put the"
+                " original back, or write the shards again."
+            )
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+def as_folder(folder: Folder | Path) -> Folder:
+    """The same folder of shards; a path is one on a disk."""
+    return folder if isinstance(folder, Folder) else Folder(folder)
+
+
+def missing(file: str) -> UserError:
+    """What to raise for a file of a shard that is not there."""
+    return UserError(f"The shard '{file}' is missing; put it back, or write the shards again.")
+
+
+def is_shards(name: str | Path) -> bool:
+    """Whether a folder is one of shards, finished or not; of a URL, whether a manifest lies there."""
+    if is_url(str(name)) and local_path(str(name)) is None:
+        return any(file.name in (MANIFEST, PROGRESS) for file in found(str(name)))
+    path = local_path(str(name)) if is_url(str(name)) else Path(name).expanduser()
+    return path is not None and ((path / MANIFEST).is_file() or (path / PROGRESS).is_file())
+
+
+def read_manifest(folder: Folder, kind: str) -> dict[str, Any]:
     """The manifest of a folder of shards.
 
     Args:
         folder: of shards.
-        kind: "text" or "vision": the task that wrote them.
+        kind: "text", "vision" or "protein": the task that wrote them.
 
     Raises:
         UserError: there is none, it is unfinished, damaged or another task's.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        if (folder / PROGRESS).is_file():
+    path = folder.where(MANIFEST)
+    if not folder.has(MANIFEST):
+        if folder.has(PROGRESS):
             raise UserError(f"'{folder}' is not finished; the same `triune {kind} shard` command goes on with it.")
         raise UserError(f"'{folder}' has no {MANIFEST}; give a folder that `triune {kind} shard` wrote.")
-    content = read_json(path)
+    content = read_json(folder.local(MANIFEST))
     if content.get("kind") != f"triune {kind} shards" or content.get("format") != FORMAT:
         raise UserError(f"'{path}' is no manifest of {kind} in format {FORMAT}; write the shards with this version.")
     if content.get("sum") != sum_of(content):
@@ -54,21 +149,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def check_size(file: Path, size: int) -> None:
-    """Raises UserError when a file of a shard is missing or has another size in bytes than the manifest says."""
-    try:
-        found = file.stat().st_size
-    except OSError:
-        raise UserError(f"The shard '{file}' is missing; put it back, or write the shards again.") from None
-    if found != size:
-        word = "is cut short" if found < size else "is too long"
-        raise UserError(
-            f"The shard '{file}' {word} ({found:,} bytes, but the manifest says {size:,}); put the original back, or"
-            " write the shards again."
-        )
-
-
-def altered(file: Path) -> UserError:
+def altered(file: Path | str) -> UserError:
     """What to raise for a file whose content is not that of the manifest."""
     return UserError(
         f"The shard '{file}' was altered: its content does not match the manifest's checksum; put the original back, or"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
@@ -30,6 +29,7 @@ UNUSED: set[str | int] = {
     "cache",
     "shards",
     "weights",
+    "dataset",
 }
 """Options of the data that only training needs."""
 
@@ -71,13 +71,14 @@ def main(args: list[str]) -> int:
 
         return of_table(MODALITY, args)
     from ..core.shards import is_shards
+    from ..core.stores import Cache
     from ..core.training.run.arguments import given
     from .data.module import TextData
     from .shard import check
 
     options = parser().parse_args(args)
-    if len(options.files) == 1 and is_shards(Path(options.files[0])):
-        return check(options.files[0])
+    if len(options.files) == 1 and is_shards(options.files[0]):
+        return check(options.files[0], Cache.of(None, options.data.cache_gb))
     if options.files and options.data.files is not None:
         raise UserError("FILES and --data.files are both given; leave out one of them.")
     if options.files:
@@ -114,9 +115,7 @@ def _tokenizer(data: TextData, pretrained: str | None) -> Tokenizer:
 
 
 def _documents(data: TextData, tokenizer: Tokenizer, options: Any) -> int:
-    from .data.corpus import find
-
-    corpus = find(data.files, data.text_field, data.on_error == "skip")
+    corpus, _ = data.corpora()
     data.refuse_unused(corpus)
     surveyed, tokens = corpus.survey(), 0
     for number, (document, known) in enumerate(zip(corpus, surveyed)):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
 from ..core.options import SEED, Parser, number, whole
+
+if TYPE_CHECKING:
+    from ..core.stores import Cache
 
 ROWS = 1 << 27
 
@@ -18,8 +21,11 @@ def parser() -> Parser:
         description="Write texts as tokens into a folder of shards, which training reads in any order with little "
         "memory (--data.shards OUT). Interrupted, the same command goes on; `triune text check OUT` verifies it.",
     )
-    p.add_argument("inputs", nargs="+", metavar="INPUTS", help="text files, folders or globs, as for --data.files")
+    p.add_argument(
+        "inputs", nargs="*", metavar="INPUTS", help="text files, folders, globs or URLs, as for --data.files"
+    )
     p.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    p.add_argument("--dataset", default=None, help="instead of INPUTS, a data set with splits, as for --data.dataset")
     p.add_argument("--tokenizer", default="bpe", help="bpe, bytes, characters, or a path (default bpe)")
     p.add_argument("--vocab_size", type=whole(257), default=None, help="tokens of a BPE made here (default 4096)")
     p.add_argument("--rows", type=whole(1), default=ROWS, help=f"tokens of a shard (default {ROWS:,})")
@@ -30,7 +36,10 @@ def parser() -> Parser:
     p.add_argument("--text_field", default="text", help="the field of rows that holds the text (default text)")
     p.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="at rows that cannot be used")
     p.add_argument("--seed", type=SEED, default=0, help="chooses what is held out (default 0)")
-    p.add_argument("--cache", default=None, help="folder for a BPE that is made here")
+    p.add_argument("--cache", default=None, help="folder for a BPE that is made here, and for files of stores")
+    p.add_argument(
+        "--cache_gb", type=number(0.001, 1e9), default=None, help="10⁹ bytes that it keeps of files of stores (20)"
+    )
     return p
 
 
@@ -41,24 +50,41 @@ def main(args: list[str]) -> int:
         raise UserError("--vocab_size is given, but only a BPE that is made here has a size to choose; leave it out.")
     if options.val_files and options.val_fraction is not None:
         raise UserError("--val_fraction is given, but --val_files says what to validate on; leave one of them out.")
+    if bool(options.inputs) == bool(options.dataset):
+        both = "INPUTS and --dataset are both given" if options.inputs else "There is nothing to read"
+        raise UserError(f"{both}; give either INPUTS or --dataset NAME, and OUT behind them.")
+    if options.dataset and options.val_files:
+        raise UserError("--val_files is given, but --dataset has splits of its own; leave one of them out.")
     manifest = _write(options)
     print(f"{options.out}: {described(manifest)}. Train on it: triune text fit --data.shards {options.out}")
     return 0
 
 
 def _write(options: Any) -> Any:
+    from ..core.stores import Cache
     from ..core.work import cache_folder
     from .data.corpus import find
+    from .data.sets import find_set
     from .data.sharding import write_shards
     from .data.split import Sides
     from .data.tokens import make_tokenizer
 
     skip, fraction = options.on_error == "skip", options.val_fraction or 0.1
-    val = find(options.val_files, options.text_field, skip) if options.val_files else None
-    sides = Sides(find(options.inputs, options.text_field, skip), val, fraction, options.seed)
+    cache = Cache.of(options.cache, options.cache_gb)
+    if options.dataset:
+        corpus, val = find_set(options.dataset, options.text_field, skip, cache)
+        if val is not None and options.val_fraction is not None:
+            raise UserError(f"--val_fraction is given, but '{options.dataset}' has a validation split; leave it out.")
+    else:
+        corpus = find(options.inputs, options.text_field, skip, cache)
+        val = find(options.val_files, options.text_field, skip, cache) if options.val_files else None
+    if options.cache_gb is not None and not (corpus.remote or (val is not None and val.remote)):
+        raise UserError("--cache_gb is given, but no file lies in a store (a URL); leave it out.")
+    sides = Sides(corpus, val, fraction, options.seed)
     tokenizer = make_tokenizer(options.tokenizer, options.vocab_size or 4096, sides, cache_folder(options.cache))
     about = {
-        "inputs": options.inputs, "val_files": options.val_files, "val_fraction": fraction, "seed": options.seed,
+        "inputs": options.inputs or [options.dataset], "val_files": options.val_files, "val_fraction": fraction,
+        "seed": options.seed,
         "text": sides.fingerprint, "text_bytes": sides.bytes, "duplicates": sides.split.duplicates,
         "skipped": sides.skipped, "tokenizer": options.tokenizer,
     }  # fmt: skip
@@ -75,10 +101,11 @@ def described(manifest: Any) -> str:
     return "; ".join(parts)
 
 
-def check(folder: str) -> int:
+def check(folder: str, cache: Cache) -> int:
     """Verifies a folder of shards, for `triune text check`; returns the exit code. Raises UserError for any damage."""
+    from ..core.shards import Folder
     from .data.sharding import check_shards
 
-    manifest = check_shards(Path(folder))
+    manifest = check_shards(Folder(folder, cache))
     print(f"{folder}: {described(manifest)}. All is as the manifest says.")
     return 0

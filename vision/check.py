@@ -8,7 +8,6 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..core.errors import UserError
 from ..core.labelled.check import OF_TABLES, asked_for
 from ..core.labels.cells import natural
 from ..core.options import Parser, number, whole
-from ..core.shards import is_shards
+from ..core.shards import Folder, is_shards
 from ..core.training.run import machine
 from ..core.work import cache_folder
 from .data.collection import SIDES, Collection
@@ -112,8 +111,8 @@ def main(args: list[str]) -> int:
     machine.use_threads(machine.default_threads())
     machine.keep_memory()
     cache = cache_folder(options.cache)
-    if options.folder and is_shards(Path(options.folder)):
-        sides = check_shards(Path(options.folder))
+    if options.folder and is_shards(options.folder):
+        sides = check_shards(Folder(options.folder))
         if not options.json:
             print(f"{options.folder}: {described(sides)}. All is as the manifest says.")
     collection = find(Where(options.folder, options.val, options.test, options.dataset), cache)

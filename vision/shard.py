@@ -31,6 +31,7 @@ def parser() -> Parser:
 
 def main(args: list[str]) -> int:
     """Runs `triune vision shard` and returns its exit code."""
+    from ..core.shards import Folder
     from ..core.work import cache_folder
     from .data.find import Where, find
     from .data.images import MAX_PIXELS, Decoding
@@ -46,7 +47,7 @@ def main(args: list[str]) -> int:
     pixels = round(options.max_megapixels * 1e6) if options.max_megapixels else MAX_PIXELS
     about = {"inputs": [options.root, options.val_root, options.test_root], "max_pixels": pixels}
     skipped = write_shards(collection, options.out, options.rows, options.on_error == "skip", Decoding(pixels), about)
-    sides = read_shards(options.out)[1]
+    sides = read_shards(Folder(options.out))[1]
     left = sum(skipped.values())
     print(
         f"{options.out}: {described({side: sum(s.images for s in shards) for side, shards in sides.items()})}"

@@ -12,18 +12,20 @@ import hashlib
 import os
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...core.checkpoints.source import PACKAGE, in_package
 from ...core.errors import UserError, nearest
-from ...core.files import check_regular, few, parsing
+from ...core.files import few
 from ...core.labels.rows import Row, rows
+from ...core.stores import Cache, Remote, found, is_url, local_path, speaking_of
+from .columns import arrow_rows, parquet_rows, saved_set
 from .reading import NotText, read_blocks
 
-ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+ROWS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet", ".arrow")
 # What counts as text inside a folder. A file that is named itself is read whatever its name.
 TEXT = frozenset(
     [".txt", ".text", ".md", ".rst", ".org", ".tex", ".csv", ".tsv", ".html", ".htm", ".xml", ".json", ".yaml", ".yml"]
@@ -58,46 +60,70 @@ class Corpus:
 
     Args:
         files: pairs of a file and whether the user named it himself. A named file must be a readable text; one that was
-            found in a folder is passed over, and counted in `skipped`, when it is not.
+            found in a folder is passed over, and counted in `skipped`, when it is not. A file in a store is brought
+            into the cache when its turn comes.
         text_field: the field that holds the text in files of rows.
         skip_bad: rows that cannot be used are passed over and counted, instead of stopping at the first.
+        cache: of files in stores.
 
     Attributes:
         skipped: what is passed over, by reason, after `survey`.
         notes: how files are read that could be read in two ways, after `survey`.
     """
 
-    files: list[tuple[Path, bool]]
+    files: Sequence[tuple[Path | Remote, bool]]
     text_field: str = "text"
     skip_bad: bool = False
+    cache: Cache | None = None
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    _no_text: dict[Path, str] = field(default_factory=dict)
+    _no_text: dict[str, str] = field(default_factory=dict)
 
     @property
     def may_have_rows(self) -> bool:
         """Whether a file is of a kind that has rows, or may."""
         return any(file.name.lower().endswith((*ROWS, ".json")) for file, _ in self.files)
 
+    @property
+    def remote(self) -> bool:
+        """Whether a file lies in a store."""
+        return any(isinstance(file, Remote) for file, _ in self.files)
+
     def __iter__(self) -> Iterator[Document]:
         return self._walk(Counter(), [])
 
     def _walk(self, skipped: Counter[str], notes: list[str]) -> Iterator[Document]:
         for file, named in self.files:
-            kind = self._kind(file, named, notes)
-            if kind == "rows":
-                yield from self._rows(file, skipped)
-            elif kind == "text":
-                yield Document(str(file), read_blocks(file))
-            else:
-                skipped[kind] += 1
+            local = self._local(file)
+            for document in _told(self._documents(local, str(file), named, skipped, notes), file, local):
+                name, blocks = document
+                if local is not file:
+                    name, blocks = name.replace(str(local), str(file)), _told(iter(blocks), file, local)
+                yield Document(name, blocks)
 
-    def _kind(self, file: Path, named: bool, notes: list[str]) -> str:
+    def _local(self, file: Path | Remote) -> Path:
+        if isinstance(file, Path):
+            return file
+        assert self.cache is not None, "files in stores come with a cache"
+        return self.cache.whole(file)
+
+    def _documents(
+        self, file: Path, name: str, named: bool, skipped: Counter[str], notes: list[str]
+    ) -> Iterator[Document]:
+        kind = self._kind(file, name, named, notes)
+        if kind == "rows":
+            yield from self._rows(file, skipped)
+        elif kind == "text":
+            yield Document(str(file), read_blocks(file))
+        else:
+            skipped[kind] += 1
+
+    def _kind(self, file: Path, name: str, named: bool, notes: list[str]) -> str:
         """`rows`, `text`, or why a file that was found in a folder is no text."""
         if file.name.lower().endswith(ROWS):
             return "rows"
-        if not named and file in self._no_text:
-            return self._no_text[file]
+        if not named and name in self._no_text:
+            return self._no_text[name]
         try:
             first = next(read_blocks(file), "")
         except NotText as error:
@@ -125,10 +151,10 @@ class Corpus:
         return False
 
     def _rows(self, file: Path, skipped: Counter[str]) -> Iterator[Document]:
-        parquet = file.suffix.lower() == ".parquet"
-        for row in _parquet(file, self.text_field) if parquet else rows(file):
+        read = {".parquet": parquet_rows, ".arrow": arrow_rows}.get(file.suffix.lower())
+        for row in read(file, self.text_field) if read else rows(file):
             try:
-                text = _field(row, self.text_field)
+                text = field_of(row, self.text_field)
             except UserError:
                 if not self.skip_bad:
                     raise
@@ -153,7 +179,7 @@ class Corpus:
             except NotText as error:  # behind its first block; the second walk knows it by then
                 if document.name in named:
                     raise
-                self._no_text[Path(document.name)] = error.kind
+                self._no_text[document.name] = error.kind
                 skipped[error.kind] += 1
         self.skipped, self.notes = skipped, notes
         if not documents:
@@ -162,7 +188,21 @@ class Corpus:
         return documents
 
 
-FOUND_BY_NAME = ("hidden", "no text suffix")
+FOUND_BY_NAME = ("hidden", "no text suffix", "file of a test split")
+
+
+T = TypeVar("T")
+
+
+def _told(items: Iterator[T], file: Path | Remote, local: Path) -> Iterator[T]:
+    """The same items; a mistake in them names the file, not its local copy."""
+    while True:
+        with speaking_of(file, local):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 class Sum:
@@ -195,32 +235,66 @@ def survey(blocks: Iterable[str]) -> Survey:
 # -- finding files ----------------------------------------------------------------------------------------------------
 
 
-def find(patterns: str | Iterable[str] | None, text_field: str = "text", skip_bad: bool = False) -> Corpus:
-    """Returns the corpus of files, folders, globs and `package:NAME/PATH` (what an installed package brings); None is
-    the source of the Python standard library.
+def find(
+    patterns: str | Iterable[str] | None, text_field: str = "text", skip_bad: bool = False, cache: Cache | None = None
+) -> Corpus:
+    """Returns the corpus of files, folders, globs, URLs and `package:NAME/PATH` (what an installed package brings);
+    None is the source of the Python standard library.
 
     A file that is reached in two ways is read once; a folder is listed once.
 
+    Args:
+        patterns: what to read.
+        text_field, skip_bad: see `Corpus`.
+        cache: for files in stores; None for the usual one.
+
     Raises:
-        UserError: a file or folder does not exist, a glob matches nothing, a folder holds no text file.
+        UserError: a file or folder does not exist, a glob matches nothing, a folder holds no text file, a store does
+            not answer.
     """
     if patterns is None:
         return Corpus([(file, False) for file in standard_library()], text_field, skip_bad)
-    found: dict[Path, tuple[Path, bool]] = {}
+    known: dict[Path | str, tuple[Path | Remote, bool]] = {}
     skipped: Counter[str] = Counter()
     listed: set[Path] = set()
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise UserError("data.files is an empty list; name at least one file, folder or glob.")
-    for path in (path for pattern in patterns for path in matching(pattern)):
-        if path.is_dir():
-            if path.resolve() not in listed:
+    for pattern in patterns:
+        if is_url(pattern) and local_path(pattern) is None:
+            for file, named in _in_store(pattern, skipped):
+                known.setdefault(file.url, (file, named))
+            continue
+        for path in matching(str(local_path(pattern) or pattern)):
+            if not path.is_dir():
+                known[path.resolve()] = (path, True)
+            elif path.resolve() not in listed:
                 listed.add(path.resolve())
                 for file in _walk(path, skipped):
-                    found.setdefault(file.resolve(), (file, False))
+                    known.setdefault(file.resolve(), (file, False))
+    return Corpus(list(known.values()), text_field, skip_bad, cache or Cache.of(None), skipped)
+
+
+def _in_store(url: str, skipped: Counter[str]) -> list[tuple[Remote, bool]]:
+    """The text files that a URL means; one that is the URL itself is named."""
+    several = found(url)
+    if len(several) == 1 and several[0].url.rstrip("/").endswith(url.split("://", 1)[1].strip("/")):
+        return [(several[0], True)]
+    texts = []
+    for file in several:
+        if file.name.startswith("."):
+            skipped["hidden"] += 1
+        elif _is_text(file.name):
+            texts.append((file, False))
         else:
-            found[path.resolve()] = (path, True)
-    return Corpus(list(found.values()), text_field, skip_bad, skipped)
+            skipped["no text suffix"] += 1
+    if not texts:
+        raise UserError(f"'{url}' holds no text file (such as .txt, .md, .py or .jsonl); give another.")
+    return texts
+
+
+def _is_text(name: str) -> bool:
+    return Path(name).suffix.lower() in TEXT or name.lower().endswith(ROWS)
 
 
 def standard_library() -> list[Path]:
@@ -252,12 +326,14 @@ def matching(pattern: str) -> list[Path]:
 
 
 def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
+    if kind := saved_set(folder):
+        raise UserError(f"'{folder}' is {kind}, not a folder of texts; give it as --data.dataset.")
     files = []
     for place, folders, names in os.walk(folder):
         skipped["hidden"] += sum(name.startswith(".") for name in names)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
-            if Path(name).suffix.lower() in TEXT or name.lower().endswith(ROWS):
+            if _is_text(name):
                 files.append(Path(place, name))
             else:
                 skipped["no text suffix"] += 1
@@ -269,7 +345,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> list[Path]:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _field(row: Row, text_field: str) -> str:
+def field_of(row: Row, text_field: str) -> str:
     """The text of a row. Raises UserError when it has none."""
     if row.error:
         raise row.error
@@ -294,27 +370,3 @@ def _there(row: dict[str, Any]) -> str:
     there = f"; its fields are: {few(sorted(row), 8) or 'none'}"
     lists = [name for name in ("messages", "conversations") if isinstance(row.get(name), list)]
     return f"{there}; these are conversations, which --data.chats reads" if lists else there
-
-
-def _parquet(file: Path, text_field: str) -> Iterator[Row]:
-    try:
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"'{file}' needs pyarrow; install it with pip install 'triune[datasets]'.") from error
-    with parsing(file, "Parquet"):
-        table = parquet.ParquetFile(check_regular(file))
-    if text_field not in table.schema_arrow.names:
-        raise UserError(
-            f"'{file}' has no column '{text_field}'; its columns are: {few(table.schema_arrow.names, 8)}; choose one "
-            "with --data.text_field."
-        )
-    number, batches = 0, table.iter_batches(columns=[text_field])
-    while True:
-        with parsing(file, "Parquet"):
-            batch = next(batches, None)
-            texts = [] if batch is None else batch.column(0).to_pylist()
-        if batch is None:
-            return
-        for text in texts:
-            yield Row(f"{file}:{number}", {text_field: "" if text is None else text})
-            number += 1

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.stores import Cache, is_url, local_path
 from ...core.training.data import Batches, ResumableData
 from ...core.work import cache_folder
 from ..tokenizer import Tokenizer
@@ -14,6 +15,7 @@ from .conversations import OnError, PreparedChats
 from .corpus import Corpus, find
 from .documents import PreparedDocuments
 from .prepared import Place, Prepared
+from .sets import find_set
 from .sharded import PreparedShards
 
 
@@ -28,8 +30,9 @@ class TextData(ResumableData):
     scores the whole held-out text: every token but the first of each document is a target exactly once.
 
     Args:
-        files: text files, folders (searched for text files at any depth), globs, or files of rows (.jsonl, .jsonl.gz,
-            .parquet). Left out: the source code of the Python standard library, about 11 MB that is on every machine.
+        files: text files, folders (searched for text files at any depth), globs, URLs of stores (`s3://bucket/folder`),
+            or files of rows (.jsonl, .jsonl.gz, .parquet, .arrow). Left out: the source code of the Python standard
+            library, about 11 MB that is on every machine.
         chats: instead of `files`, conversations in JSON rows (.jsonl or .json; `messages`, or `prompt` and
             `completion`, …), written out by the chat template of the tokenizer and packed whole into rows; only the
             answers are learned and scored. `triune text check` shows what is learned.
@@ -48,10 +51,15 @@ class TextData(ResumableData):
         columns: for `chats` with other names than the usual: prompt, completion, context, system, tools, messages,
             role or content, each with the name that the rows use, such as `--data.columns.prompt question_text`.
         on_error: stop at rows that cannot be used, or skip them; they are counted and named.
-        shards: instead of `files`, folders that `triune text shard` wrote, for more text than memory or patience.
+        shards: instead of `files`, folders or URLs of folders that `triune text shard` wrote, for more text than memory
+            or patience.
         weights: of several folders of shards, their shares of the windows that training sees, such as 0.7 and 0.3.
             Left out: all their tokens alike.
         cache: folder for tokenised text. Left out: $TRIUNE_CACHE, or triune in the user's cache folder.
+        dataset: instead of `files`, a data set with splits: a name on the Hugging Face hub (owner/name, or
+            owner/name:configuration), a folder that `save_to_disk` wrote, Parquet files or a folder or URL of them.
+            Its validation split is for validation; a test split is left out.
+        cache_gb: 10⁹ bytes that the cache keeps of files in stores (`s3://…` and other URLs). Left out: 20.
 
     Attributes (after `setup`):
         tokenizer: the `Tokenizer`.
@@ -81,10 +89,15 @@ class TextData(ResumableData):
         on_error: OnError = "stop",
         shards: list[str] | str | None = None,
         weights: list[float] | None = None,
+        dataset: str | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__()
         self.shards, self.weights = [shards] if isinstance(shards, str) else shards, weights
-        self._check_shards(files, val_files, chats)
+        self.dataset, self.cache_gb = dataset, cache_gb
+        self._check_shards(files, val_files, chats, dataset)
+        if dataset is not None and (files is not None or val_files is not None or chats is not None):
+            raise UserError("data.dataset is given together with data.files, val_files or chats; give one of them.")
         if chats is not None and (files is not None or val_files is not None):
             raise UserError(
                 "data.chats is given together with data.files or data.val_files; train on conversations or on text."
@@ -131,7 +144,9 @@ class TextData(ResumableData):
                 " but must have one for each."
             )
         if self.shards is not None and any(other is not None for other in others):
-            raise UserError("data.shards is given together with data.files, val_files or chats; give one of them.")
+            raise UserError(
+                "data.shards is given together with data.files, val_files, chats or dataset; give one of them."
+            )
         if self.shards == []:
             raise UserError("data.shards is an empty list; name a folder that `triune text shard` wrote.")
 
@@ -169,6 +184,7 @@ class TextData(ResumableData):
             unused = {
                 "text_field": "the columns of conversations are named by --data.columns",
                 "vocab_size": "conversations need a tokenizer that exists",
+                "cache_gb": "conversations are read from local files",
             }
         else:
             has_rows = any(corpus.may_have_rows for corpus in corpora if corpus is not None)
@@ -176,8 +192,12 @@ class TextData(ResumableData):
                 unused = dict.fromkeys(
                     ("text_field", "on_error"), "none of the files has rows (.jsonl, .parquet, .json)"
                 )
+            if not any(corpus.remote for corpus in corpora if corpus is not None):
+                unused["cache_gb"] = "no file lies in a store (a URL such as s3://bucket/file)"
             if self.val_files is not None:
                 unused["val_fraction"] = "--data.val_files says what to validate on"
+            elif len([corpus for corpus in corpora if corpus is not None]) > 1:
+                unused["val_fraction"] = f"'{self.dataset}' has a validation split"
             if self._adopted is not None or self.tokenizer_kind not in (None, "bpe"):
                 unused["vocab_size"] = "only a BPE that is trained here has a size to choose"
         for name, why in unused.items():
@@ -208,24 +228,33 @@ class TextData(ResumableData):
         return self._read_documents() if self.chats is None else self._read_chats(self.chats)
 
     def _read_shards(self, folders: list[str]) -> PreparedShards:
-        for name in ("text_field", "vocab_size", "val_fraction", "on_error", "columns", "cache"):
+        remote = any(is_url(folder) and local_path(folder) is None for folder in folders)
+        of_stores = () if remote else ("cache", "cache_gb")
+        for name in ("text_field", "vocab_size", "val_fraction", "on_error", "columns", *of_stores):
             if name in self.given and getattr(self, name) is not None:
                 raise UserError(f"--data.{name} is given, but shards are finished tokens; leave it out.")
         tokenizer = self._adopted
         if tokenizer is None and self.tokenizer_kind is not None and "tokenizer" in self.given:
             kind = self.tokenizer_kind
             tokenizer = Tokenizer.bytes() if kind == "bytes" else Tokenizer.load(kind)
-        return PreparedShards(folders, self.weights, tokenizer, self.context)
+        cache = Cache.of(self.cache, self.cache_gb)
+        return PreparedShards(folders, self.weights, tokenizer, self.context, cache)
 
     def _read_documents(self) -> PreparedDocuments:
-        skip = self.on_error == "skip"
-        corpus = find(self.files, self.text_field, skip)
-        val = None if self.val_files is None else find(self.val_files, self.text_field, skip)
+        corpus, val = self.corpora()
         self.refuse_unused(corpus, val)
         return PreparedDocuments.read(
             corpus, val, self.val_fraction, self.seed, self._adopted, self.tokenizer_kind, self.vocab_size,
             self.context, cache_folder(self.cache),
         )  # fmt: skip
+
+    def corpora(self) -> tuple[Corpus, Corpus | None]:
+        """What text is read from for training, and for validation if that is named. Raises UserError as `find` does."""
+        skip, cache = self.on_error == "skip", Cache.of(self.cache, self.cache_gb)
+        if self.dataset is not None:
+            return find_set(self.dataset, self.text_field, skip, cache)
+        corpus = find(self.files, self.text_field, skip, cache)
+        return corpus, None if self.val_files is None else find(self.val_files, self.text_field, skip, cache)
 
     def _read_chats(self, files: list[str]) -> PreparedChats:
         self.refuse_unused()

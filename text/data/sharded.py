@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.shards import Folder
+from ...core.stores import Cache
 from ...core.training.data import Order
 from ...core.training.mixture import Mixture, whole_weights
 from ..tokenizer import Tokenizer
@@ -23,20 +24,22 @@ class PreparedShards:
     """Shards as token arrays; see `Prepared` for what the attributes and methods mean.
 
     Args:
-        folders: of shards.
+        folders: paths or URLs of folders of shards.
         weights: shares of the folders in the windows of training; None for those of their tokens.
         tokenizer: the one that the tokens must be of; None for any.
         context: tokens of a window.
+        cache: of folders in stores; None for the usual one.
 
     Raises:
         UserError: a folder is damaged, their tokenizers differ, or one side is too short.
     """
 
     def __init__(
-        self, folders: Sequence[str], weights: Sequence[float] | None, tokenizer: Tokenizer | None, context: int
-    ) -> None:
+        self, folders: Sequence[str], weights: Sequence[float] | None, tokenizer: Tokenizer | None, context: int,
+        cache: Cache | None = None,
+    ) -> None:  # fmt: skip
         self.context = context
-        manifests = [read_manifest(Path(folder)) for folder in folders]
+        manifests = [read_manifest(Folder(folder, cache)) for folder in folders]
         _check_tokenizers(manifests, tokenizer)
         self.tokenizer = tokenizer or manifests[0].load_tokenizer()
         self.manifests = manifests

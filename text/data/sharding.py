@@ -92,7 +92,7 @@ def _from(several: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
             advance(sum(len(step.part.text) for step in group))
 
 
-def check_shards(folder: Path) -> Manifest:
+def check_shards(folder: core.Folder) -> Manifest:
     """Reads all of a folder of shards, and compares it with its manifest.
 
     Raises:
@@ -104,9 +104,9 @@ def check_shards(folder: Path) -> Manifest:
     with progress("checking", sum(shard.tokens for shard in every), "tokens") as advance:
         for shard in every:
             for what, wanted in zip(("tokens", "starts"), shard.sums, strict=True):
-                file = folder / f"{shard.name}.{what}.npy"
-                if _sum(file) != wanted:
-                    raise core.altered(file)
+                file = f"{shard.name}.{what}.npy"
+                if _sum(folder.local(file)) != wanted:
+                    raise core.altered(folder.where(file))
             advance(shard.tokens)
     return manifest
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from ...core import shards as core
 from ...core.errors import UserError
+from ...core.stores import Remote
 from ..tokenizer import Tokenizer
 from .split import SIDES, Side
 
@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 class Manifest:
     """A folder of shards, whose manifest was read."""
 
-    folder: Path
+    folder: core.Folder
     tokenizer: str
     """The fingerprint of the tokenizer."""
     dtype: str
@@ -59,36 +59,38 @@ class Manifest:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder. Raises UserError when it is not the one that made the tokens."""
-        found = Tokenizer.load(self.folder / TOKENIZER)
+        with self.folder.below(TOKENIZER) as place:
+            found = Tokenizer.load(place)
         if found.fingerprint != self.tokenizer:
             raise UserError(
-                f"'{self.folder / TOKENIZER}' is not the tokenizer that made the tokens of '{self.folder}', as its"
+                f"'{self.folder.where(TOKENIZER)}' is not the tokenizer that made the tokens of '{self.folder}', as its"
                 " manifest says; put that one back, or write the shards again."
             )
         return found
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: core.Folder | Path) -> Manifest:
     """Reads the manifest and looks whether all files are there and as long as it says.
 
     Raises:
         UserError: something is missing, cut short, or not what the manifest says.
     """
+    folder = core.as_folder(folder)
     content = core.read_manifest(folder, KIND)
     sides: dict[Side, list[Shard]] = {side: [Shard(*entry) for entry in content["sides"][side]] for side in SIDES}
     found = Manifest(folder, content["tokenizer"], content["dtype"], content["identity"], sides, content["about"])
     for shard in (shard for shards in sides.values() for shard in shards):
         for file, size in _files(found, shard):
-            core.check_size(file, size)
+            folder.check_size(file, size)
     return found
 
 
-def _files(manifest: Manifest, shard: Shard) -> list[tuple[Path, int]]:
+def _files(manifest: Manifest, shard: Shard) -> list[tuple[str, int]]:
     """The files of a shard with their sizes in bytes."""
     width = np.dtype(manifest.dtype).itemsize
     return [
-        (manifest.folder / f"{shard.name}.tokens.npy", HEADER + width * shard.tokens),
-        (manifest.folder / f"{shard.name}.starts.npy", HEADER + 8 * shard.documents),
+        (f"{shard.name}.tokens.npy", HEADER + width * shard.tokens),
+        (f"{shard.name}.starts.npy", HEADER + 8 * shard.documents),
     ]
 
 
@@ -102,7 +104,7 @@ class ShardedTokens:
 
     def __init__(self, manifests: Sequence[Manifest], side: Side) -> None:
         self.folder, self.side = manifests[0].folder, side
-        self.shards = [(str(m.folder), np.dtype(m.dtype), shard) for m in manifests for shard in m.sides[side]]
+        self.shards = [(m.folder, np.dtype(m.dtype), shard) for m in manifests for shard in m.sides[side]]
         for name in ("tokens", "documents", "bytes", "first_bytes"):
             setattr(self, name, sum(getattr(shard, name) for _, _, shard in self.shards))
 
@@ -121,14 +123,15 @@ class Stream:
     """The tokens of shards, one behind the other, read with one system call for each run of them.
 
     Nothing is mapped or kept, so that a process needs the same memory for any number of shards; the system's cache of
-    files serves what was read before.
+    files serves what was read before. Of shards in a store the parts that a batch needs are fetched together.
     """
 
-    def __init__(self, shards: list[tuple[str, np.dtype, Shard]]) -> None:
+    def __init__(self, shards: list[tuple[core.Folder, np.dtype, Shard]]) -> None:
         self._shards = shards
         self._ends = np.cumsum([shard.tokens for _, _, shard in shards])
         self._documents = np.cumsum([0, *(shard.documents for _, _, shard in shards)])
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._starts: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -140,6 +143,7 @@ class Stream:
     def __getitem__(self, at: np.ndarray) -> np.ndarray:
         """Tokens int64 `[rows, tokens]` at places of that shape; a row is a run, of which the end may repeat."""
         found = np.empty(at.shape, dtype=np.int64)
+        self._prepare(at)
         for row, places in zip(found, at, strict=True):
             first, count = int(places[0]), int(places[-1]) - int(places[0]) + 1
             self._read(first, row[:count])
@@ -155,7 +159,7 @@ class Stream:
             for shard in range(shards[0], shards[1] + 1):
                 begin, end = self._begin(shard), self._ends[shard]
                 here = slice(None) if shards[0] == shards[1] else (places >= begin) & ((places < end) | (shard == last))
-                starts = self._starts[shard]
+                starts = self._starts_of(shard)
                 inside = np.searchsorted(starts, places[here] - begin, side="right")
                 row[here] = self._documents[shard] + inside - 1
         return found
@@ -163,24 +167,53 @@ class Stream:
     def _begin(self, shard: int) -> int:
         return int(self._ends[shard]) - self._shards[shard][2].tokens
 
-    @cached_property
-    def _starts(self) -> list[np.ndarray]:
-        return [
-            np.load(f"{folder}/{shard.name}.starts.npy", mmap_mode="r") if shard.documents else np.zeros(0, np.int64)
-            for folder, _, shard in self._shards
-        ]
+    def _starts_of(self, shard: int) -> np.ndarray:
+        if shard not in self._starts:
+            folder, _, about = self._shards[shard]
+            self._starts[shard] = (
+                np.load(folder.local(f"{about.name}.starts.npy"), mmap_mode="r")
+                if about.documents
+                else np.zeros(0, np.int64)
+            )
+        return self._starts[shard]
+
+    def _runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where tokens lie: shard, first token in it, number."""
+        shard = int(np.searchsorted(self._ends, first, side="right"))
+        while count > 0:
+            begin = first - self._begin(shard)
+            here = min(count, self._shards[shard][2].tokens - begin)
+            yield shard, begin, here
+            first, count, shard = first + here, count - here, shard + 1
+
+    def _prepare(self, at: np.ndarray) -> None:
+        """Has what a batch needs of stores fetched together."""
+        wanted: dict[int, tuple[Any, list[Any]]] = {}
+        for places in at if any(folder.in_store for folder, _, _ in self._shards) else ():
+            for shard, begin, count in self._runs(int(places[0]), int(places[-1]) - int(places[0]) + 1):
+                folder, dtype, about = self._shards[shard]
+                if folder.in_store:
+                    part = (folder.file(f"{about.name}.tokens.npy"), HEADER + begin * dtype.itemsize)
+                    cache, parts = wanted.setdefault(id(folder.cache), (folder.cache, []))
+                    parts.append((*part, count * dtype.itemsize))
+        for cache, parts in wanted.values():
+            cache.prepare(parts)
 
     def _read(self, first: int, into: np.ndarray) -> None:
-        shard, done = int(np.searchsorted(self._ends, first, side="right")), 0
-        while done < len(into):
-            _, dtype, about = self._shards[shard]
-            begin = first + done - self._begin(shard)
-            count = min(len(into) - done, about.tokens - begin)
-            content = os.pread(self._file(shard), count * dtype.itemsize, HEADER + begin * dtype.itemsize)
-            if len(content) != count * dtype.itemsize:
+        done = 0
+        for shard, begin, count in self._runs(first, len(into)):
+            folder, dtype, about = self._shards[shard]
+            at, size = HEADER + begin * dtype.itemsize, count * dtype.itemsize
+            if folder.in_store:
+                file = folder.file(f"{about.name}.tokens.npy")
+                assert isinstance(file, Remote)
+                content = folder.cache.read(file, at, size)
+            else:
+                content = os.pread(self._file(shard), size, at)
+            if len(content) != size:
                 raise UserError(f"The shard '{about.name}' was cut short while it was read; start again when complete.")
             into[done : done + count] = np.frombuffer(content, dtype)
-            done, shard = done + count, shard + 1
+            done += count
 
     def _file(self, shard: int) -> int:
         if shard in self._open:
@@ -190,9 +223,9 @@ class Stream:
             os.close(self._open.popitem(last=False)[1])
         folder, _, about = self._shards[shard]
         try:
-            self._open[shard] = os.open(f"{folder}/{about.name}.tokens.npy", os.O_RDONLY)
+            self._open[shard] = os.open(folder.local(f"{about.name}.tokens.npy"), os.O_RDONLY)
         except OSError as error:
             raise UserError(
-                f"The shard '{folder}/{about.name}.tokens.npy' cannot be read ({error.strerror}); put it back."
+                f"The shard '{folder.where(about.name)}.tokens.npy' cannot be read ({error.strerror}); put it back."
             ) from None
         return self._open[shard]

@@ -67,6 +67,7 @@ class FromFiles:
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         pixels = torch.zeros(len(draw.indices), self._channels, *self._size, dtype=torch.uint8)
+        self._images.prepare(draw.indices[draw.indices >= 0])
         for place, index in enumerate(draw.indices):
             if index >= 0:
                 pixels[place] = to_tensor(self._read(int(index), draw.position, draw.slot + place))

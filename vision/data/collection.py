@@ -94,6 +94,11 @@ class Images:
         assert self.encoded is not None
         return self.encoded[int(self.rows[index])]
 
+    def prepare(self, indices: np.ndarray) -> None:
+        """Has the files of some images fetched together, where they lie in a store."""
+        if (fetch := getattr(self.encoded, "prepare", None)) is not None:
+            fetch(self.rows[indices])
+
     def key(self, index: int) -> tuple[str, int, int] | None:
         """See `Encoded.key`."""
         return None if self.encoded is None else self.encoded.key(int(self.rows[index]))

@@ -11,7 +11,9 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.shards import Folder
 from ...core.shards import is_shards as is_packed
+from ...core.stores import Cache, is_url
 from . import archives, arrays, folders, names, rows, shards
 from .collection import Collection, Images, Side
 from .packed import packed
@@ -63,16 +65,20 @@ def find(where: Where, cache: Path) -> Collection:
 
 
 def at(name: str, cache: Path, option: str) -> Collection:
-    """The collection at a path: archive, shards, Parquet, IDX files or class folders.
+    """The collection at a path, or of shards at a URL: archive, shards, Parquet, IDX files or class folders.
 
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
+    if is_url(name):
+        if not is_packed(name):
+            raise UserError(f"{option} '{name}' holds no manifest.json; of stores only `triune vision shard` is read.")
+        return packed(Folder(name, Cache.of(str(cache))))
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(f"{option} '{path}' does not exist{_where(path)}; give a folder or an archive.")
     if is_packed(path):
-        return packed(path)
+        return packed(Folder(path))
     if shards.is_shards(path):
         return shards.shards(path)
     if archives.is_archive(path):

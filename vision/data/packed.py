@@ -20,6 +20,7 @@ import numpy as np
 from ...core import shards as core
 from ...core.errors import UserError
 from ...core.files import parsing, read_json
+from ...core.stores import Remote
 from .collection import Collection, Images, Side
 from .scan import Record
 
@@ -58,10 +59,10 @@ FILES = ("images", "index.npy", "names.json")
 class Packed:
     """The images of one side by number, each read with one system call and compared with its checksum."""
 
-    def __init__(self, folder: Path, identity: str, shards: list[Shard]) -> None:
+    def __init__(self, folder: core.Folder, identity: str, shards: list[Shard]) -> None:
         self._folder, self._identity, self._shards = folder, identity, shards
         self._ends = np.cumsum([shard.images for shard in shards])
-        parts = [np.load(folder / f"{shard.name}.index.npy") for shard in shards]
+        parts = [np.load(folder.local(f"{shard.name}.index.npy")) for shard in shards]
         if any(part.dtype != INDEX or len(part) != shard.images for part, shard in zip(parts, shards, strict=True)):
             raise UserError(f"An index in '{folder}' is not as its manifest says; write the shards again.")
         self.index = np.concatenate(parts) if parts else np.zeros(0, INDEX)
@@ -76,10 +77,24 @@ class Packed:
 
     def __getitem__(self, index: int) -> bytes:
         row, shard = self.index[index], int(np.searchsorted(self._ends, index, side="right"))
-        content = os.pread(self._file(shard), int(row["size"]), int(row["offset"]))
+        first, size = int(row["offset"]), int(row["size"])
+        if self._folder.in_store:
+            file = self._folder.file(self._name(shard))
+            assert isinstance(file, Remote)
+            content = self._folder.cache.read(file, first, size)
+        else:
+            content = os.pread(self._file(shard), size, first)
         if zlib.crc32(content) != row["sum"]:
-            raise core.altered(self._path(shard))
+            raise core.altered(self._folder.where(self._name(shard)))
         return content
+
+    def prepare(self, rows: np.ndarray) -> None:
+        """Has what some images need of a store fetched together."""
+        if self._folder.in_store:
+            shards = np.searchsorted(self._ends, rows, side="right").tolist()
+            files = [self._folder.file(self._name(shard)) for shard in shards]
+            parts = zip(files, self.index[rows]["offset"].tolist(), self.index[rows]["size"].tolist(), strict=True)
+            self._folder.cache.prepare(part for part in parts if isinstance(part[0], Remote))  # type: ignore[misc]
 
     def key(self, index: int) -> tuple[str, int, int] | None:
         row = self.index[index]
@@ -94,57 +109,65 @@ class Packed:
             "", remarks, int(row["peak"]), int(row["white"]),
         )  # fmt: skip
 
-    def _path(self, shard: int) -> Path:
-        return self._folder / f"{self._shards[shard].name}.images"
+    def _name(self, shard: int) -> str:
+        return f"{self._shards[shard].name}.images"
 
     def _file(self, shard: int) -> int:
         if shard not in self._open:
             try:
-                self._open[shard] = os.open(self._path(shard), os.O_RDONLY)
+                self._open[shard] = os.open(self._folder.local(self._name(shard)), os.O_RDONLY)
             except OSError as error:
-                raise UserError(f"The shard '{self._path(shard)}' cannot be read ({error.strerror}).") from None
+                raise UserError(
+                    f"The shard '{self._folder.where(self._name(shard))}' cannot be read ({error.strerror})."
+                ) from None
         return self._open[shard]
 
 
-def read_shards(folder: Path) -> tuple[dict[str, Any], dict[Side, list[Shard]]]:
+def read_shards(folder: core.Folder | Path) -> tuple[dict[str, Any], dict[Side, list[Shard]]]:
     """The manifest of a folder, and its shards by side, whose files are there and as long as it says.
 
     Raises:
         UserError: something is missing, cut short, or not what the manifest says.
     """
+    folder = core.as_folder(folder)
     content = core.read_manifest(folder, KIND)
     sides = {side: [Shard(*entry) for entry in entries] for side, entries in content["sides"].items()}
     for shard in (shard for shards in sides.values() for shard in shards):
         for name, size in zip(FILES, shard.sizes, strict=True):
-            core.check_size(folder / f"{shard.name}.{name}", size)
+            folder.check_size(f"{shard.name}.{name}", size)
     return content, sides
 
 
-def packed(folder: Path) -> Collection:
+def packed(folder: core.Folder | Path) -> Collection:
     """The images of a folder of shards. Raises UserError as `read_shards` does."""
+    folder = core.as_folder(folder)
     content, shards = read_shards(folder)
     sides: dict[Side, Images] = {}
     for side, several in shards.items():
         encoded = Packed(folder, f"{content['identity']}:{side}", several)
-        with parsing(folder, "a folder of shards"):
-            names = [name for shard in several for name in read_json(folder / f"{shard.name}.names.json")["names"]]
+        names = []
+        for shard in several:
+            file = folder.local(f"{shard.name}.names.json")
+            with parsing(file, "names of images"):
+                names += read_json(file)["names"]
         sides[side] = Images(names, encoded.index["label"].astype(np.int64), encoded)
     return Collection(content["classes"], sides, content["numbered"], content["mirror"], labelled=content["labelled"])
 
 
-def check_shards(folder: Path) -> dict[Side, int]:
+def check_shards(folder: core.Folder | Path) -> dict[Side, int]:
     """Reads all of a folder of shards, compares it with its manifest, and returns the images of each side.
 
     Raises:
         UserError: the first thing that is not as the manifest says.
     """
+    folder = core.as_folder(folder)
     _, sides = read_shards(folder)
     for shard in (shard for shards in sides.values() for shard in shards):
         for name, wanted in zip(FILES, shard.sums, strict=True):
-            file, found = folder / f"{shard.name}.{name}", 0
-            with file.open("rb") as opened:
+            file, found = f"{shard.name}.{name}", 0
+            with folder.local(file).open("rb") as opened:
                 while block := opened.read(1 << 24):
                     found = zlib.crc32(block, found)
             if found != wanted:
-                raise core.altered(file)
+                raise core.altered(folder.where(file))
     return {side: sum(shard.images for shard in shards) for side, shards in sides.items()}

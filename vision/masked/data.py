@@ -14,6 +14,7 @@ import torch
 from ...core.errors import UserError
 from ...core.labels.cells import same
 from ...core.shards import is_shards as is_packed
+from ...core.stores import is_url
 from ..data import archives, arrays, shards
 from ..data.collection import Collection, Images, Paths, Side, side_of
 from ..data.find import Where, at, find, side_in
@@ -160,7 +161,7 @@ def _joined(texts: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 def _at(name: str, cache: Path, option: str) -> Collection:
     """The collection at a path: a folder of whatever shape, or what `at` knows."""
     path = Path(name).expanduser()
-    if path.exists() and not shards.is_shards(path) and not is_packed(path):
+    if not is_url(name) and path.exists() and not shards.is_shards(path) and not is_packed(path):
         if archives.is_archive(path):
             path = archives.extract(path, cache)
         if path.is_dir() and not _of_many(path):

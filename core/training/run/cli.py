@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ...errors import Stopped, UserError
 from ...files import refuse_special, written_whole
 from ...lock import claim
+from ...stores import is_url
 from ..data import DataModule
 from ..lightning_fixes import quiet, rank
 from ..module import TrainingModule
@@ -140,7 +141,7 @@ class TaskCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Puts in what the user left open: threads and precision, and whole paths. All land in config.yaml."""
         for name in self.data_class.PATHS:
-            if (value := self.config.data.get(name)) is not None:
+            if (value := self.config.data.get(name)) is not None and not is_url(str(value)):
                 self.config.data[name] = str(Path(value).expanduser().absolute())
         config, trainer = self.config, self.config.trainer
         trainer.strategy = usable(trainer.strategy)

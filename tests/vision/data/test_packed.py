@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from PIL import Image
 
 from triune.cli import main
 from triune.core.errors import UserError
+from triune.core.shards import Folder
+from triune.core.stores import Cache
 from triune.vision.data import packing, scan
 from triune.vision.data.augment import AugmentConfig
 from triune.vision.data.module import ImageData
@@ -49,6 +52,26 @@ def test_batches_are_those_of_the_files(folder: Path, tmp_path: Path, options: d
         assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
     assert ours.labels == theirs.labels and ours.names == theirs.names
     assert ours.order_settings() == theirs.order_settings() and ours.trained.content == theirs.trained.content
+
+
+def test_shards_in_a_store(folder: Path, tmp_path: Path) -> None:
+    """The same batches; damage is named by its URL."""
+    store: Any = fsspec.filesystem("memory")
+    store.put(str(folder / "out"), "/packed", recursive=True)
+    options: dict[str, Any] = {"memory": 0.0, "augment": AugmentConfig(crop="resized")}
+    data = ImageData(root="memory://packed", image_size=16, batch_size=6, workers=0, cache=str(tmp_path), **options)
+    data.setup()
+    found = [*itertools.islice(data.train_dataloader(), 4), *data.val_dataloader()]
+    found = [data.on_after_batch_transfer(batch, 0) for batch in found]
+    for batch, wanted in zip(found, stream(folder / "out", tmp_path, **options)[1], strict=True):
+        assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
+    content = bytearray(store.cat_file("/packed/train-00000.images"))
+    content[50] ^= 1
+    store.pipe("/packed/train-00000.images", bytes(content))
+    encoded = packed(Folder("memory://packed", Cache(tmp_path / "new", 1e9))).sides["train"]
+    with pytest.raises(UserError, match=r"'memory://packed/train-00000\.images' was altered"):
+        encoded.source(0)
+    store.rm("/packed", recursive=True)
 
 
 def test_nothing_is_decoded_to_look_at_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
