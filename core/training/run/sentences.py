@@ -49,7 +49,7 @@ def parsing(message: str, parser: argparse.ArgumentParser, command: str) -> str:
     if match := re.search(r"Unable to load config [\"'](.+?)[\"']", message):
         key = (re.search(r'Parser key "([\w.]+)"', message) or ["", "config"])[1]
         return f"--{key} {match[1]}: no such file; give a YAML file, or single options (--{key}.NAME)."
-    return _bad_value(message, key)
+    return _bad_value(message, key, options)
 
 
 def _unknown_key(message: str, key: str) -> str:
@@ -61,10 +61,13 @@ def _unknown_key(message: str, key: str) -> str:
     return ""
 
 
-def _bad_value(message: str, key: str) -> str:
+def _bad_value(message: str, key: str, options: list[str]) -> str:
     inner = re.findall(r'Parser key "([\w.]+)"', message)
     name = ".".join(dict.fromkeys(inner)) if len(inner) > 1 and not inner[1].startswith(inner[0]) else key
     value = _given(message)
+    inside = [o for o in options if o.startswith(f"--{name}.") and not o.startswith(f"--{name}.help")]
+    if inside and value and value[1:2] != "{":
+        return f"--{name} is {value}, but is a group of settings; give single ones, such as {inside[0]}."
     kinds = re.findall(r"Expected a (<class '[^']+'>|typing\.Literal\[[^\]]*\])", message)
     choices = [part.strip() for kind in kinds if "Literal" in kind for part in kind.split("[")[1][:-1].split(",")]
     words = [_kind(kind) for kind in kinds if "Literal" not in kind]
@@ -90,6 +93,7 @@ def _kind(text: str) -> str:
     """A type as a person says it; "" for None, which is merely also allowed."""
     name = text.removeprefix("<class '").removesuffix("'>").split(".")[-1]
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+    words["dict"] = "a mapping, {NAME: VALUE}"
     return words.get(name, "" if name == "NoneType" else f"a {name}")
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import jsonargparse
 import pytest
 
 from triune.core.errors import UserError
+from triune.core.expert_options import ExpertsConfig
 from triune.core.training.module import TrainingModule
 from triune.core.training.run.arguments import check_yaml, command_line, given, use_own_words
+from triune.core.training.run.sentences import parsing
 
 
 class Task(TrainingModule):
@@ -71,3 +75,20 @@ def test_a_command_stands_on_one_line() -> None:
     """The first one of config.yaml, where a name with a line break would otherwise go on as YAML."""
     assert command_line(["triune", "text", "fit", "--run", "a b"]) == "triune text fit --run 'a b'"
     assert command_line(["fit", "a\ntrainer: 'x'\x00"]) == r"fit $'a\ntrainer: \'x\'\x00'"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--experts=3", "--experts is '3', but is a group of settings; give single ones, such as --experts.count."),
+        ("--experts.count=x", "--experts.count is 'x', but must be a whole number."),
+        ("--options.state=0", "--options is '0', but must be a mapping, {NAME: VALUE}."),
+    ],
+)
+def test_a_group_of_settings_is_no_single_value(line: str, sentence: str) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--experts", type=ExpertsConfig | None, default=None)
+    parser.add_argument("--options", type=dict[str, dict[str, Any]], default={})
+    with pytest.raises(jsonargparse.ArgumentError) as error:
+        parser.parse_args([line])
+    assert parsing(str(error.value), parser, "triune x") == sentence
