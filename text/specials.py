@@ -98,7 +98,7 @@ def _added(decoder: Any) -> dict[int, dict[str, Any]]:
     return {
         int(number): token
         for number, token in decoder.items()
-        if str(number).isdigit() and isinstance(token, dict) and _letters(token)
+        if str(number).isdecimal() and isinstance(token, dict) and _letters(token)
     }
 
 
@@ -108,7 +108,7 @@ def _templates(folder: Path, inside: Any) -> dict[str, str]:
     if (folder / TEMPLATE).is_file():
         files[DEFAULT] = folder / TEMPLATE
     if files:
-        return {name: read_bytes(path, MAX_JSON_BYTES).decode("utf-8") for name, path in files.items()}
+        return {name: _template(path) for name, path in files.items()}
     if isinstance(inside, list):
         return {
             str(one["name"]): str(one["template"])
@@ -116,6 +116,11 @@ def _templates(folder: Path, inside: Any) -> dict[str, str]:
             if isinstance(one, dict) and one.get("name") and one.get("template")
         }
     return {DEFAULT: inside} if isinstance(inside, str) and inside else {}
+
+
+def _template(path: Path) -> str:
+    with parsing(path, "a template of chats"):
+        return read_bytes(path, MAX_JSON_BYTES).decode("utf-8")
 
 
 def declare_tokens(backend: HFTokenizer, specials: Specials) -> None:

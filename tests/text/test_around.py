@@ -243,3 +243,10 @@ def test_marks_that_would_be_read_as_letters_are_refused(tmp_path):
     folder = folder_of(tmp_path, None, split_special_tokens=True, chat_template=CHATML)
     with pytest.raises(UserError, match="split_special_tokens = true"):
         ChatTemplate(Tokenizer.load(folder))
+
+
+def test_a_template_that_is_no_text_is_named(tmp_path):
+    folder = folder_of(tmp_path, None)
+    (folder / "chat_template.jinja").write_bytes("café {{ messages }}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"chat_template.jinja' cannot be read as a template of chats"):
+        Tokenizer.load(folder)
