@@ -112,12 +112,15 @@ def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
     where, value = row.where, row.value
     if not isinstance(value, Mapping):
         raise UserError(f"{where} holds a {type(value).__name__}, but must hold an object with {FORMS}.")
+    _refuse_media(value, where)
     found = _messages(value, where, columns)
     tools, system = _column(value, where, "tools", columns), _column(value, where, "system", columns)
     messages = [
         _message(message, f"{where}, message {number}", columns) for number, (message, _) in enumerate(found, 1)
     ]
-    learned = [learned and _wanted(message) for message, learned in found]
+    learned = [
+        learned and _wanted(message, f"{where}, message {number}") for number, (message, learned) in enumerate(found, 1)
+    ]
     if system is not None and system != "":
         if not isinstance(system, str):
             raise UserError(f"{where} has a `system` column that holds a {type(system).__name__}, but must be a text.")
@@ -205,6 +208,7 @@ def _message(message: Any, where: str, columns: Mapping[str, str]) -> Message:
     """A message with `role` and `content`, and what else a template may read."""
     if not isinstance(message, Mapping):
         raise UserError(f"{where} is a {type(message).__name__}, but must be an object with role and content.")
+    _refuse_media(message, where)
     role = _first(message, [columns["role"]] if "role" in columns else ["role", "from"])
     if not isinstance(role, str) or not role.strip():
         raise UserError(f"{where} has no role; say who speaks ({', '.join(USUAL_ROLES[:4])}).")
@@ -263,7 +267,17 @@ def _text(content: Any, where: str) -> str:
     return content
 
 
-def _wanted(message: Any) -> bool:
+def _wanted(message: Mapping[str, Any], where: str) -> bool:
     """Data sets may say which answers are learned: `weight` 0 or 1 (OpenAI), `train` or `training` true or false."""
-    marks = [message.get(key) for key in ("weight", "train", "training") if message.get(key) is not None]
-    return all(bool(mark) for mark in marks)
+    marks = {key: message[key] for key in ("weight", "train", "training") if message.get(key) is not None}
+    for key, mark in marks.items():
+        if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
+            raise UserError(f"{where} has the {key} {mark!r}, but must be 0 or 1, false or true: learned or not.")
+    return all(marks.values())
+
+
+def _refuse_media(held: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where a row or a message comes with pictures or sounds, beside its text."""
+    for key in ("image", "images", "audio", "audios", "video", "videos"):
+        if held.get(key) not in (None, "", []):
+            raise UserError(f"{where} has `{key}`, which a text model cannot read; remove the row.")

@@ -105,6 +105,16 @@ def test_compressed_rows(tmp_path: Path) -> None:
         ("{", "x.jsonl:1 is not valid JSON"),
         ('{"messages": [{"role": "user", "content": "q"}]}', "x.jsonl:1 has no answer"),
         ('{"prompt": 3, "completion": "a"}', "message 1 has a content that is a int"),
+        ('{"image": "a.png", "prompt": "<image> what?", "completion": "a"}', "has `image`, which a text model cannot"),
+        ('{"messages": [{"role": "user", "content": "q", "images": ["x"]}]}', "message 1 has `images`, which a text"),
+        (
+            '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": "0"}]}',
+            "message 2 has the weight '0', but must be 0 or 1",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": 0.5}]}',
+            "message 2 has the train 0.5, but must be 0 or 1",
+        ),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: str, said: str) -> None:
