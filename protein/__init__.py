@@ -16,9 +16,10 @@ TASK = Task(
         "prepare": Verb(
             "turn structures and alignments into a set to train on", "triune.protein.data.prepare.prepare:main"
         ),
+        "shard": Verb("write sequences in shards, for more than memory holds", "triune.protein.shard:main"),
         "check": Verb(
-            "list copies, leaks and doubtful labels among the sequences of a table",
-            "triune.protein.language.labelled:check",
+            "list copies, leaks and doubtful labels among the sequences of a table; verify a folder of shards",
+            "triune.protein.shard:check",
         ),
         "dca": Verb(
             "predict contacts from an alignment alone, by mean-field direct couplings",

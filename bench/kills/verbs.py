@@ -24,13 +24,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate ok/run-texts --tasks ok/texts.csv --out out.json", "out.json"),
     "mutations": ("protein mutations MKVLAAGIVGLL --run ok/esm --out out", "out"),
     "text shard": ("text shard ok/ok.txt out --tokenizer bytes --rows 300", "out"),
+    "protein shard": ("protein shard ok/many.fasta out --rows 40 --val_fraction 0.3", "out"),
     "vision shard": ("vision shard ok/img out --rows 3", "out"),
     "export": ("vision export ok/vit --torch-export out.pt2", "out.pt2"),
     "gguf": ("convert ok/llama out.gguf", "out.gguf"),
     "convert": ("convert ok/lm out --to triune", "out"),
 }
 """A command line each, and the file or folder that it writes."""
-GOES_ON = ("embed", "text shard", "vision shard")
+GOES_ON = ("embed", "text shard", "vision shard", "protein shard")
 """Verbs whose next call takes what the one before has left."""
 CODES = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, 0}, FULL_DISK: {2, 0}}
 """0: nothing was left to be done."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import zlib
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,16 @@ from torch import Tensor
 
 from ...core import masking
 from ...core.errors import UserError
-from ...core.files import few
 from ...core.losses import IGNORED
+from ...core.shards import Folder
+from ...core.stores import Cache, is_url, local_path
 from ...core.training import by_length
 from ...core.training.by_length import PooledByLength, SequencesByLength
 from ...core.training.data import Batches, Draw, InOrder, ResumableData, Shuffled
 from ..data.store import builtin_set
-from ..read import alphabet
-from ..read.complexes import spans
-from ..read.inputs import read_sequences
 from .model import PAD, esm_tokens, mask_tokens
+from .sequences import Distinct, is_held_out, named_files
+from .sharded import Packed, read_shards
 
 VERSION = 1
 """Of the crops that `Masked` draws; see the core's versions.py."""
@@ -42,13 +40,17 @@ class SequenceData(ResumableData):
     its loss says how well training goes, not how well the model does on new families.
 
     Args:
-        files: FASTA files or globs of such (.gz too). Left out: the few hundred small chains that come with the
+        files: FASTA files, globs or URLs of such (.gz too). Left out: the few hundred small chains that come with the
             package, enough to try the command, far too few for a language model.
         val_fraction: part of the distinct sequences to hold out; the built-in chains have a split of their own.
         context: residues of a crop; longer sequences are cropped at random.
         batch_size: sequences of a batch on one device.
         seed: chooses order, crops and masks.
         workers: processes that prepare batches. Left out: 1 beside a GPU on a machine of more than two cores, else 0.
+        shards: instead of `files`, a folder or the URL of one that `triune protein shard` wrote.
+        cache: folder for files of stores (`s3://…` and other URLs). Left out: $TRIUNE_CACHE, or triune in the user's
+            cache folder.
+        cache_gb: 10⁹ bytes that it keeps of them. Left out: 20.
 
     Attributes (after `setup`):
         sides: the sequences of `train` and `val`, numbers of `alphabet`.
@@ -63,8 +65,13 @@ class SequenceData(ResumableData):
         batch_size: int = 32,
         seed: int = 0,
         workers: int | None = None,
+        shards: str | None = None,
+        cache: str | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__()
+        if shards is not None and files is not None:
+            raise UserError("data.shards is given together with data.files; give one of them.")
         if not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}, but must be between 0 and 1, such as 0.05.")
         for name, value, least in (
@@ -78,7 +85,9 @@ class SequenceData(ResumableData):
         self.files = [files] if isinstance(files, str) else files
         self.val_fraction, self.context, self.batch_size = val_fraction, context, batch_size
         self.seed, self.workers = seed, workers
-        self.sides: dict[str, list[np.ndarray]] = {}
+        self.shards, self.cache, self.cache_gb = shards, cache, cache_gb
+        self.sides: dict[str, list[np.ndarray] | Packed] = {}
+        self.identity = ""
         self.names: list[str] = []
         self.duplicates = 0
         self.problems: list[str] = []
@@ -91,7 +100,11 @@ class SequenceData(ResumableData):
         """
         if self.sides:
             return
-        sides = self._builtin() if self.files is None else self._read(self.files)
+        self._refuse_unused()
+        if self.shards is not None:
+            sides = self._read_shards(self.shards)
+        else:
+            sides = self._builtin() if self.files is None else self._read(self.files)
         if len(sides["train"]) < self.batch_size or not sides["val"]:
             left_out = f"; left out: {self.problems[0]}" if self.problems else ""
             raise UserError(
@@ -101,7 +114,22 @@ class SequenceData(ResumableData):
             )
         self.sides = sides
 
-    def _builtin(self) -> dict[str, list[np.ndarray]]:
+    def _refuse_unused(self) -> None:
+        names = [self.shards] if self.shards else self.files or []
+        unused = {} if self.shards is None else {"val_fraction": "shards have sides already"}
+        if not any(is_url(name) and local_path(name) is None for name in names):
+            unused |= dict.fromkeys(("cache", "cache_gb"), "no file lies in a store (a URL such as s3://bucket/file)")
+        for name, why in unused.items():
+            if name in self.given and getattr(self, name) is not None:
+                raise UserError(f"--data.{name} is given, but {why}; leave it out.")
+
+    def _read_shards(self, name: str) -> dict[str, list[np.ndarray] | Packed]:
+        folder = Folder(name, Cache.of(self.cache, self.cache_gb))
+        content, shards = read_shards(folder)
+        self.identity, self.duplicates = content["identity"], content["about"]["duplicates"]
+        return {side: Packed(folder, several) for side, several in shards.items()}
+
+    def _builtin(self) -> dict[str, list[np.ndarray] | Packed]:
         chains = builtin_set()
         tokens = chains.arrays["tokens"]
         self.names = chains.names[chains.of("train")].tolist()
@@ -110,35 +138,17 @@ class SequenceData(ResumableData):
             for side in ("train", "val")
         }
 
-    def _read(self, files: list[str]) -> dict[str, list[np.ndarray]]:
-        paths = [path for name in files for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
-        if not paths:
-            raise UserError(f"data.files is {few(files)}, but no file matches; give FASTA files.")
-        problems: list[str] = []
-        records = [
-            record for path in paths for record in read_sequences(path, on_error=lambda e: problems.append(str(e)))
-        ]
-        # The chains of a complex are proteins of their own.
-        chains = {
-            record.letters[span]: record.name
-            for record in records
-            for span in spans(record.chains, len(record.letters))
-        }
-        count = sum(max(len(record.chains), 1) for record in records)
-        self.duplicates, self.problems = count - len(chains), problems
-        distinct: dict[str, np.ndarray] = {}
-        for letters, name in chains.items():
-            tokens = alphabet.encode(letters)
-            try:
-                alphabet.check_protein(tokens, f"the sequence '{name}'")
-                distinct[letters] = tokens
-            except UserError as error:
-                problems.append(str(error))
-        sides: dict[str, list[np.ndarray]] = {"train": [], "val": []}
-        for letters, tokens in distinct.items():
-            held_out = zlib.crc32(letters.encode()) < self.val_fraction * 2**32
-            sides["val" if held_out else "train"].append(tokens)
-            self.names += [] if held_out else [chains[letters]]
+    def _read(self, files: list[str]) -> dict[str, list[np.ndarray] | Packed]:
+        source = Distinct(named_files(files), Cache.of(self.cache, self.cache_gb))
+        sides: dict[str, list[np.ndarray] | Packed] = {}
+        train, val = sides["train"], sides["val"] = list[np.ndarray](), list[np.ndarray]()
+        for protein in source:
+            if is_held_out(protein.letters, self.val_fraction):
+                val.append(protein.tokens)
+            else:
+                train.append(protein.tokens)
+                self.names.append(protein.name)
+        self.duplicates, self.problems = source.duplicates, source.problems
         return sides
 
     def describe(self) -> str:
@@ -152,25 +162,25 @@ class SequenceData(ResumableData):
                 f"{f['sequences_train']:,} sequences to train and {f['sequences_val']:,} to validate on",
                 f"{f['residues_train']:,} residues",
                 *left_out,
-                "built in" if self.files is None else " ".join(self.files),
+                self.shards or ("built in" if self.files is None else " ".join(self.files)),
             ]
         )
 
     def figures(self) -> dict[str, Any]:
         """Sequences and residues of both sides, and the duplicates that were left out."""
         counts = {f"sequences_{side}": len(chains) for side, chains in self.sides.items()}
-        counts |= {f"residues_{side}": sum(map(len, chains)) for side, chains in self.sides.items()}
+        counts |= {f"residues_{side}": int(_lengths(chains).sum()) for side, chains in self.sides.items()}
         return counts | {"duplicates": self.duplicates}
 
     def train_dataloader(self) -> Batches:
         """Returns the batches of training; each iteration is one epoch, or what is left of it after a resume."""
-        lengths = np.array([len(chain) for chain in self.sides["train"]])
+        lengths = _lengths(self.sides["train"])
         order = PooledByLength(lengths, self.batch_size, *self.ranks(), self.seed, self.position)
         return self._batches("train", order, self.loader_workers(most=1))
 
     def val_dataloader(self) -> Batches:
         """Returns batches that hold every validation sequence once."""
-        lengths = np.array([len(chain) for chain in self.sides["val"]])
+        lengths = _lengths(self.sides["val"])
         return self._batches("val", SequencesByLength(lengths, self.batch_size, *self.ranks()), 0)
 
     def test_dataloader(self) -> Batches:
@@ -182,15 +192,21 @@ class SequenceData(ResumableData):
 
     def names_of(self, taken: np.ndarray) -> list[str]:
         """Sequences, as their file names them."""
-        return [self.names[index] for index in taken.tolist()]
+        train = self.sides["train"]
+        return train.names(taken.tolist()) if isinstance(train, Packed) else [self.names[i] for i in taken.tolist()]
 
     def held_out(self) -> list[bytes]:
         """See `DataModule`: sequences."""
-        return [chain.tobytes() for chain in self.sides["val"]]
+        return self._contents("val")
 
     def learned(self) -> list[bytes]:
         """See `ResumableData`: sequences."""
-        return [chain.tobytes() for chain in self.sides["train"]]
+        return self._contents("train")
+
+    def _contents(self, side: str) -> list[bytes]:
+        """Each sequence of a side; of shards a hash of all, which need not be read for it."""
+        chains = self.sides[side]
+        return [f"{side} {self.identity}".encode()] if self.shards else [chain.tobytes() for chain in chains]
 
     def draws(self) -> dict[str, int]:
         """See `ResumableData`."""
@@ -208,6 +224,11 @@ class SequenceData(ResumableData):
         }
 
 
+def _lengths(chains: list[np.ndarray] | Packed) -> np.ndarray:
+    """Residues of each sequence, int64 `[sequences]`."""
+    return chains.lengths if isinstance(chains, Packed) else np.array([len(chain) for chain in chains], np.int64)
+
+
 class Masked:
     """Batches of some sequences, cropped, masked and filled up: `masked[draw]`.
 
@@ -219,10 +240,12 @@ class Masked:
         seed: with the sequence and, in training, the position, it determines crop and mask.
     """
 
-    def __init__(self, chains: list[np.ndarray], context: int, seed: int) -> None:
+    def __init__(self, chains: list[np.ndarray] | Packed, context: int, seed: int) -> None:
         self.chains, self.context, self.seed = chains, context, seed
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        if isinstance(self.chains, Packed):
+            self.chains.prepare(draw.indices[draw.indices >= 0].tolist())
         rows = [self._row(int(index), draw.position) for index in draw.indices]
         width = -(-max(len(tokens) for tokens, _ in rows) // MULTIPLE) * MULTIPLE
         width = min(width, self.context + 2)
