@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import written_whole
 from ..core.labelled.model import OWN, LabelledModel, for_vectors
 from ..core.labelled.run import Modality
 from ..core.training.run.folder import model_folder
 from .data.names import mirrors
 from .heads import open_with_head, whole_trunk
+from .masks import MASKS, PALETTE, as_mask, size_of, value_of
 from .predictor import ImagePredictor, ImageReader
 from .views import averaged, check_views, read_calibration, said
 
@@ -33,12 +37,56 @@ def several_views(model: LabelledModel, kind: str, run: str) -> tuple[Any, list[
     Raises:
         UserError: mirror images may be of another class.
     """
+    if model.head.per_token:
+        raise refuse_views(kind)
     check_views(kind, mirrors(model.head.spec.words))
     folder = model_folder(run, "vision")
     known = read_calibration(folder, kind)
     if known is not None:
         model.head.spec = model.head.spec.calibrated(known)
     return seen_in(model, kind), said(kind, known is not None, run)
+
+
+def refuse_views(kind: str) -> UserError:
+    """What is said of views of images whose patches have answers."""
+    return UserError(f"tta is {kind}, but answers of patches are not averaged over views; leave it out.")
+
+
+def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dict[str, Any]], None]:
+    """What writes the answers to the patches of an image into a folder, as a mask of the size of the image.
+
+    Classes go into a PNG with a palette, under their own number where all names are whole numbers below 255, else under
+    their place among the names; 255 stands for pixels that were cut off. Numbers go into a TIFF of floats.
+
+    Raises:
+        UserError: the model has no head for patches.
+    """
+    head: Any = model.head
+    if not head.per_token:
+        raise UserError(
+            "--masks is given, but this model has one answer for an image, none for its parts; leave it out."
+        )
+    config: Any = model.trunk.config  # type: ignore[attr-defined]
+    names = list(head.spec.names)
+    numbers = value_of(names)
+    taken: set[str] = set()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def paint(name: str, cell: str, beside: Path, found: dict[str, Any]) -> None:
+        path, grid = beside / Path(cell).expanduser(), config.grid(*config.input_size)
+        values = np.array([numbers[label] for label in found["label"]]) if "label" in found else found["value"]
+        seen = as_mask(values.reshape(grid), size_of(path), config.preprocessing, config.input_size)
+        stem = next(s for i in range(1, len(taken) + 2) if (s := path.stem + (f"_{i}" if i > 1 else "")) not in taken)
+        taken.add(stem)
+        with written_whole(folder / f"{stem}.{'png' if 'label' in found else 'tif'}") as part:
+            if "label" in found:
+                image = Image.fromarray(np.where(np.isnan(seen), 255, seen).astype(np.uint8))
+                image.putpalette(PALETTE)
+                image.save(part, format="PNG")
+            else:
+                Image.fromarray(seen.astype(np.float32)).save(part, format="TIFF")
+
+    return paint
 
 
 def _reader(model: LabelledModel, folder: Path) -> ImageReader:
@@ -77,6 +125,8 @@ MODALITY = Modality(
     whole_trunk,
     _headed,
     several_views,
+    masks=MASKS,
+    painter=painter,
 )
 
 

@@ -16,10 +16,12 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
 from ..core.labelled.headed import with_head
-from ..core.labelled.model import OWN
+from ..core.labelled.model import OWN, LabelledModel
 from ..core.labelled.rows import Rows
 from ..core.labelled.table import FromTable, drawn
 from ..core.labelled.task import LabelTask
+from ..core.labels.targets import Target
+from ..core.losses import IGNORED
 from ..core.training.data import Batches, Draw, Source
 from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start
@@ -27,10 +29,13 @@ from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
 from .data.gather import Settings, gather
 from .data.loader import Shuffled
+from .data.masks import Masks, WithMasks
 from .data.module import ImageData
 from .data.names import mirrors
+from .evaluate.patches import MOST_SHOWN, Shown, draw_patches, mean_iou
 from .heads import open_with_head
-from .labelled import seen_in
+from .labelled import refuse_views, seen_in
+from .masks import MASKS, from_planes, patch_labels, with_prefix
 from .model import VisionTransformer, VisionTransformerConfig, checked_patch
 from .patches import patch_for
 from .predictor import ImagePredictor
@@ -41,13 +46,16 @@ from .views import Views, check_use, check_views, read_calibration, said, store_
 
 
 class ImageTable(FromTable, ImageData):
-    """Images with labels from a table, whose input column holds paths, relative to the table.
+    """Images with labels from a table, whose input column holds paths, relative to the table. A target may hold masks,
+    in files whose paths are relative to the table too, or as lists of rows that cover the image.
 
     Args:
         **others: see `FromTable` and `ImageData`, of which root, dataset and labels have no place here.
     """
 
     PATHS = ("table", "cache")
+    MASKS = MASKS
+    parts = "patches"
 
     def __init__(self, **others: Any) -> None:
         super().__init__(**others)
@@ -58,6 +66,9 @@ class ImageTable(FromTable, ImageData):
             raise UserError("data.labels is given beside data.table, whose cells are the names of the classes.")
         if self.augment.mixes:
             raise UserError("data.augment.mixup and cutmix mix classes, which a table need not have; set them to 0.")
+        self._masks: Masks | None = None
+        self._patches: VisionTransformerConfig | None = None
+        self._of_patches: dict[str, Target] = {}
 
     def continue_as(self, trained: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().continue_as(trained)
@@ -77,12 +88,11 @@ class ImageTable(FromTable, ImageData):
         return replace(super()._settings(), bits=self.preprocessing.grey_bits if self.scores else None)
 
     def learned(self) -> Iterable[str | bytes]:
-        """See `ResumableData`: rows and the pixels of their images."""
-        return chain(super().learned(), self._digests)
+        """See `ResumableData`: rows, the pixels of their images and of their masks."""
+        rows, masks = self.side("train").tolist(), self._masks
+        return chain(super().learned(), self._digests, (masks[row].numpy().tobytes() for row in rows if masks))
 
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
-        if rows.target.per_token:
-            raise UserError("A target of kind tag is not known for an image; take another kind (--data.kind).")
         paths = [str(rows.table.beside(cell)) for cell in rows.inputs]
         there = self._there(rows, paths)
         sides = {}
@@ -97,7 +107,9 @@ class ImageTable(FromTable, ImageData):
         (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
         self._pixels, self._images, self._content = found.pixels, collection.sides, found.content
         self._digests = found.learned
-        self._mirror = mirrors(rows.target.words)
+        self._mirror = rows.target.masked or mirrors(rows.target.words)
+        if rows.target.masked:
+            self._fit_masks(rows, paths)
         self.names = {side: images.names for side, images in self._images.items()}
         if found.skipped:
             rows.notes.append(f"{found.skipped:,} images cannot be read and are left out")
@@ -106,6 +118,39 @@ class ImageTable(FromTable, ImageData):
         rows.notes += [note.rstrip(".") for note in collection.notes]
         rows.notes.append(self._mirroring().removesuffix("."))
         return {side: images.labels for side, images in self._images.items()}
+
+    def _fit_masks(self, rows: Rows, paths: list[str]) -> None:
+        target: Any = rows.target
+        classes = None if target.numbers else len(target.names)
+        self._masks = Masks(target.values, paths, self.preprocessing, self.image_size, classes)
+        for side in self._pixels:
+            self._masks.remember(self._images[side].labels)
+        how = "the mean" if classes is None else "the commonest label"
+        rows.notes.append(
+            f"A patch has {how} of its pixels, and none where they have none; masks move with their images"
+        )
+
+    def label_patches(self, config: VisionTransformerConfig) -> None:
+        """Says whose patches have the labels of masks; call it after `setup`."""
+        self._patches = config
+        self._of_patches.clear()
+
+    def target_of(self, side: str) -> Target:
+        """The targets of a side, in its order; of masks those of patches."""
+        if self._masks is None or self._patches is None:
+            return super().target_of(side)
+        if side not in self._of_patches:
+            values: Any = self._masks.of_patches(self.side(side), self._patches.patch)
+            self._of_patches[side] = replace(super().target_of(side), values=values)
+        return self._of_patches[side]
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
+        if self._masks is None:
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        assert self._patches is not None, "label_patches comes first"
+        batch = super().on_after_batch_transfer(batch | {"masks": batch["masks"].float()}, dataloader_idx)
+        labels = patch_labels(from_planes(batch.pop("masks")), self._patches.patch, self._masks.classes)
+        return batch | {"targets": with_prefix(labels, self._patches.prefix)}
 
     def _there(self, rows: Rows, paths: list[str]) -> np.ndarray:
         """Whether the file of each row exists, bool `[rows]`. Raises UserError where one does not."""
@@ -129,7 +174,8 @@ class ImageTable(FromTable, ImageData):
         return f"{FromTable.describe(self)} Images of {height}×{width}×{self.channels}."
 
     def _source(self, side: str) -> Any:
-        return _WithTargets(super()._source(side), self)
+        source = super()._source(side)
+        return _WithTargets(source, self) if self._masks is None else WithMasks(source, self._masks)
 
     def train_dataloader(self) -> Batches:
         self.check_sides()
@@ -189,6 +235,7 @@ class ImageLabels(LabelTask):
         super().__init__(transformer=transformer, **options)
         self.patch_size, self.tta = checked_patch(patch_size), tta
         self._said: list[str] = []
+        self._shown: dict[int, Tensor] = {}  # outputs for some images whose patches have answers, by row
         check_views(tta, mirrors=True)
 
     # --- several views of each image ---------------------------------------------------------------------------------
@@ -210,15 +257,72 @@ class ImageLabels(LabelTask):
 
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         found = super().finalise(run)
+        if self.judgement is not None and (covered := self._covered()):
+            self.judgement.metrics.update(covered)
+            side = next(name for name in found if name.endswith("_accuracy")).removesuffix("_accuracy")
+            found |= {f"{side}_{name}": value for name, value in covered.items()}
         if self.tta != "none" and self.calibration and self.trainer.state.fn == "validate" and run is not None:
             store_calibration(run.model, self.tta, self.calibration)
             self._said = said(self.tta, True)
         return found
 
+    # --- labels of patches -------------------------------------------------------------------------------------------
+
+    def update_metrics(self, batch: dict[str, Tensor]) -> None:
+        outputs = self._outputs
+        if outputs is not None and outputs.dim() == 3:
+            for place, row in enumerate(batch["index"].tolist()):
+                if row >= 0 and (row in self._shown or len(self._shown) < MOST_SHOWN):
+                    self._shown[row] = outputs[place].float().cpu()
+        super().update_metrics(batch)
+
+    def compute_metrics(self) -> dict[str, float | Tensor]:
+        return super().compute_metrics() | self._covered()
+
+    def _covered(self) -> dict[str, float]:
+        """mean_iou of the patches just judged; nothing for other targets."""
+        model: Any = self.model
+        if self.judged is None or not model.head.per_token or model.head.spec.options["numbers"]:
+            return {}
+        outputs, targets, _ = self.judged
+        if not len(targets) or not bool(outputs.isfinite().all()):
+            return {}
+        return {"mean_iou": mean_iou(targets.numpy(), outputs.argmax(-1).numpy(), outputs.shape[1])}
+
+    def finish(self, run: RunFolder) -> None:
+        super().finish(run)
+        model, data = self.model, self.data
+        if not isinstance(model, ImagePredictor) or not self._shown or self.judgement is None:
+            return
+        config: Any = model.trunk.config
+        side, grid = data.scored_side if self.trainer.state.fn == "test" else "val", config.grid(*data.image_size)
+        place = {row: i for i, row in enumerate(data.side(side).tolist())}
+        true, numbers = data.target_of(side).values, bool(model.head.spec.options["numbers"])
+        shown = []
+        for row, outputs in self._shown.items():
+            found = model.head.predict(outputs[config.prefix :])
+            values = found["value"] if numbers else outputs[config.prefix :].argmax(-1).numpy()
+            labels = np.asarray(true[place[row]], np.float64)
+            image = data.picture(side, place[row]).permute(1, 2, 0).squeeze(-1).numpy()
+            labels = np.where(labels == IGNORED, np.nan, labels) if not numbers else labels
+            shown.append(Shown(image, labels.reshape(grid), np.asarray(values, np.float64).reshape(grid)))
+        names = None if numbers else list(model.head.spec.names)
+        draw_patches(
+            shown, names, run.path / "patches.png", f"{run.path.name}: {len(shown)} images that were not trained on"
+        )
+
     def table(self, metrics: dict[str, Any]) -> str:
         return "\n".join([super().table(metrics), *self._said])
 
     # --- the model ---------------------------------------------------------------------------------------------------
+
+    def _model(self, data: Any, trunk: Any, pretrained: bool) -> LabelledModel:
+        if isinstance(data, ImageTable):
+            data.label_patches(trunk.config)
+        model = super()._model(data, trunk, pretrained)
+        if model.head.per_token and self.tta != "none":
+            raise refuse_views(self.tta)
+        return model
 
     def new_trunk(self, data: Any) -> VisionTransformer:
         size = list(data.image_size)

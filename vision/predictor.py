@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.labelled.model import OWN, LabelledConfig, LabelledModel, Tokens
 from ..core.labelled.reader import Reader
 from .data.images import Decoding, read_image
+from .masks import labels_of
 from .model import VisionTransformer, VisionTransformerConfig
 
 
@@ -56,6 +58,8 @@ class ImageReader(Reader):
     """
 
     what = "image"
+    parts = "patches"
+    between = None
 
     def __init__(self, config: VisionTransformerConfig, max_pixels: int = 80_000_000) -> None:
         super().__init__()
@@ -66,6 +70,29 @@ class ImageReader(Reader):
         path = beside / Path(cell).expanduser()
         image = read_image(path, self.config.channels, str(path), self.decoding)
         return self.config.preprocessing.pixels(image, self.config.input_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.config.grid(*self.config.input_size)
+
+    def whole(self, cell: str, sample: Tensor) -> int:
+        """Patches of an image."""
+        return math.prod(self.grid)
+
+    def places(self, sample: Tensor) -> np.ndarray:
+        return np.arange(math.prod(self.grid)) + self.config.prefix
+
+    def labels(self, found: Any, cell: str, beside: Path) -> np.ndarray:
+        """The label of each patch, of a `Mask`."""
+        config = self.config
+        image = beside / Path(cell).expanduser()
+        return labels_of(found, image, config.preprocessing, config.input_size, config.patch)
+
+    def arranged(self, values: list[Any], sample: Tensor) -> list[Any]:
+        """A list of rows."""
+        columns = self.grid[1]
+        return [values[start : start + columns] for start in range(0, len(values), columns)]
 
     def plain(self, cell: str, sample: Tensor) -> np.ndarray:
         """The image averaged down to at most 16 x 16 pixels."""

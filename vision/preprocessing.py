@@ -79,17 +79,25 @@ class Preprocessing:
         height, width = size
         if image.size == (width, height) and self.crop_pct == 1:
             return image
-        method = resampling(self.interpolation)
+        scaled, (left, top) = self.placed(image.size, size)
+        if image.size != scaled or self.resize == "squash":
+            image = image.resize(scaled, resampling(self.interpolation))
+        return image.crop((left, top, left + width, top + height))
+
+    def placed(self, image: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What an image of (width, height) is resized to, as (width, height), and (left, top) of the part of `size`
+        (height, width) that is then cut out.
+        """
+        height, width = size
+        if image == (width, height) and self.crop_pct == 1:
+            return image, (0, 0)
         if self.resize == "squash":
-            image = image.resize((round(width / self.crop_pct), round(height / self.crop_pct)), method)
+            wide, high = round(width / self.crop_pct), round(height / self.crop_pct)
         else:
             target = (int(width / self.crop_pct), int(height / self.crop_pct))
-            factor = max(target[0] / image.width, target[1] / image.height)
-            scaled = [max(round(side * factor), least) for side, least in zip(image.size, target)]
-            if image.size != tuple(scaled):
-                image = image.resize((scaled[0], scaled[1]), method)
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        return image.crop((left, top, left + width, top + height))
+            factor = max(target[0] / image[0], target[1] / image[1])
+            wide, high = (max(round(side * factor), least) for side, least in zip(image, target))
+        return (wide, high), (round((wide - width) / 2), round((high - height) / 2))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 in [0, 255], or float in [0, 1], `[..., channels, height, width]` -> float32 model input."""

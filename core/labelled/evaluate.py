@@ -133,7 +133,7 @@ def judge_tables(
                 "`table`, `input` and `target`."
             )
         columns = Columns(one.table, str(column), names, missing=tuple(chosen.get("missing") or ()), skip=skip,
-                          words=modality.words)  # fmt: skip
+                          words=modality.words, masks=modality.masks)  # fmt: skip
         asked.append((one, read_rows(columns, spec, "test")))
     for one, rows in asked:
         beside = rows.table.path.parent
@@ -160,11 +160,13 @@ def _answers(
     Examples are rows, or the tokens of rows.
     """
     outputs, kept, problems, places = [], [], [], []
+    given: dict[int, np.ndarray] = {}
     values, per_token = rows.target.values, model.head.per_token
     for number, sample, output in run(model, reader, inputs, model, batch_size, f"answering {label}"):
         if isinstance(output, Tensor) and per_token:
-            labels, there = len(values[number]), reader.whole(inputs.cells[number], sample)
-            if labels and labels != there:
+            found = reader.labels(values[number], inputs.cells[number], inputs.beside)
+            given[number], there = found, reader.whole(inputs.cells[number], sample)
+            if (labels := len(found)) and labels != there:
                 must = f"{there} {reader.parts}, but must have one for each; mend it."
                 raise UserError(f"{rows.name(number)} has {labels} labels for {must}")
         if isinstance(output, UserError):
@@ -181,7 +183,7 @@ def _answers(
     if not per_token:
         assert isinstance(values, np.ndarray)
         return torch.cat(outputs), torch.from_numpy(values[kept]), np.asarray(kept), len(problems)
-    whole = [np.asarray(values[number])[: len(there)] for number, there in zip(kept, places)]
+    whole = [given[number][: len(there)] for number, there in zip(kept, places)]
     each = [part[there[: len(part)]] for part, there in zip(whole, places)]
     outputs = [output[: len(part)] for output, part in zip(outputs, each)]
     groups = np.repeat(kept, [len(part) for part in each])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ def parser(modality: Modality) -> Parser:
     p.add_argument("--out", type=Path, help=f"file to write: {', '.join(ENDINGS)}; left out: a table is printed")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
+    if modality.painter is not None:
+        masks = "also write the answers to the patches of each image as a mask of its size into this new folder"
+        p.add_argument("--masks", type=Path, metavar="FOLDER", help=masks)
     if modality.views is not None:
         p.add_argument("--tta", choices=KINDS, default="none", help=ABOUT)
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -51,23 +56,36 @@ def main(modality: Modality, args: list[str]) -> int:
         if options.out.suffix not in ENDINGS:
             raise UserError(f"--out is '{options.out}', but must end in one of {', '.join(ENDINGS)}.")
         check_new([options.out], options.overwrite)
+    if modality.painter is not None and options.masks is not None:
+        _check_folder(options.masks)
     inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
     model, reader = opened(modality, options.run, options.device)
     call: Any = model
     if modality.views is not None and options.tta != "none":
         call, notes = modality.views(model, options.tta, options.run)
         print("\n".join(notes), file=sys.stderr)
-    rows, failed = answers(model, reader, inputs, others, options.batch_size, call)
+    paint = None
+    if modality.painter is not None and options.masks is not None:
+        paint = modality.painter(model, options.masks)
+    rows, failed = answers(model, reader, inputs, others, options.batch_size, call, paint)
     if options.out is None:
         show(rows)
     else:
         write(rows, options.out)
         print(f"{len(rows) - failed:,} answers are in {options.out}.", file=sys.stderr)
+    if paint is not None:
+        print(f"{len(rows) - failed:,} masks are in {options.masks}.", file=sys.stderr)
     for note in reader.notes():
         print(f"{note}.", file=sys.stderr)
     if not model.head.spec.calibration:
         print("The answers are not calibrated: no calibration is stored with this model.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError where a folder is there and holds something, or where a file is."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--masks is '{folder}', which exists already; give the name of a new folder.")
 
 
 def inputs_of(
@@ -140,9 +158,11 @@ def answers(
     others: dict[str, list[Any]],
     batch_size: int,
     call: Any = None,
+    paint: Any = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """A row for each input: what is known of it, the answers, and a `problem` where it could not be read; and how many
-    could not. `call` gives the outputs for a batch in the place of the model.
+    could not. `call` gives the outputs for a batch in the place of the model, `paint` gets the answers to the parts of
+    each input; see `Modality.painter`.
     """
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -158,7 +178,12 @@ def answers(
         if per_token:
             places = reader.places(sample)
             found = model.head.predict(output[places])
-            cells = {name: _tagged(values, places >= 0, reader.between) for name, values in found.items()}
+            if paint is not None:
+                paint(inputs.names[number], inputs.cells[number], inputs.beside, found)
+            cells = {
+                name: _tagged(values, places >= 0, reader.between, partial(reader.arranged, sample=sample))
+                for name, values in found.items()
+            }
         else:
             cells = {name: _cell(values[0]) for name, values in model.head.predict(output[None]).items()}
         rows.append(row | renamed(cells, row))
@@ -174,15 +199,20 @@ def _cell(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _tagged(values: np.ndarray, known: np.ndarray, between: str) -> Any:
+def _tagged(values: np.ndarray, known: np.ndarray, between: str | None, arranged: Any) -> Any:
     """What a cell holds of the parts of one input: a text of their letters or words, or a list; None for a part without
     an answer.
     """
     listed = [_cell(value) if there else None for value, there in zip(values, known)]
     letters = [value for value in listed if isinstance(value, str)]
-    if letters and len(letters) == len(listed) and all(len(v.split() if between else v) == 1 for v in letters):
+    if (
+        between is not None
+        and letters
+        and len(letters) == len(listed)
+        and all(len(v.split() if between else v) == 1 for v in letters)
+    ):
         return between.join(letters)
-    return [round(value, 5) if isinstance(value, float) else value for value in listed]
+    return arranged([round(value, 5) if isinstance(value, float) else value for value in listed])
 
 
 def columns_of(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -232,8 +262,19 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"… and {len(rows) - MOST_SHOWN:,} more; --out FILE writes all, with the probability of every class.")
 
 
+def _summed_up(rows: list[list[Any]]) -> str:
+    """A grid in a few words: the part of each label, the commonest first, or the mean of its numbers."""
+    values, size = [value for row in rows for value in row], f"{len(rows)}×{len(rows[0])}"
+    if all(isinstance(value, float) for value in values):
+        return f"{size}, mean {sum(values) / len(values):.4g}"
+    parts = [f"{label} {count / len(values):.0%}" for label, count in Counter(values).most_common(4)]
+    return f"{size}: {', '.join(parts)}{', …' if len(set(values)) > 4 else ''}"
+
+
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list) and value and all(isinstance(row, list) for row in value):
+        return _summed_up(value)
     text = str(_text(value))
     return text if len(text) <= 80 else f"{text[:60]}…{text[-18:]}"

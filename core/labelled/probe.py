@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..task import named
 from ..work import cache_folder
 from .classifiers import NEIGHBOURS, Vectors, linear_outputs, neighbour_outputs
 from .opened import opened_vectors, weights_hash
+from .reader import Reader
 from .rows import Columns, Rows, read_rows
 from .run import Inputs, Modality, run
 
@@ -121,15 +122,18 @@ class Probe:
     def run(self) -> dict[str, Any]:
         """What was found, plain values. Raises UserError where table or checkpoint cannot be used."""
         options, rows = self.options, self._rows()
-        sides = {side: self._chosen(rows, side) for side in ("train", "test" if options.test else "val")}
-        train, judged = sides.values()
-        target = rows.target
-        spec = prepare(target.kind, target.take(train), {"numbers": True} if target.numbers else None)
-        model, reader = opened_vectors(self.modality, options.model, options.pool, options.device)
-        tags = target.per_token
+        tags = rows.target.per_token
         if tags and options.pool:
             raise UserError(f"--pool is {options.pool}, but a target of kind tag reads every token; leave it out.")
+        there = {side: self._there(rows, side) for side in ("train", "test" if options.test else "val")}
+        model, reader = opened_vectors(self.modality, options.model, options.pool, options.device)
         reader = reader.for_tags() if tags else reader
+        sides = {side: self._chosen(rows, side, found, reader) for side, found in there.items()}
+        train, judged = sides.values()
+        if rows.target.masked:
+            self._label_patches(rows, reader, (train, judged))
+        target = rows.target
+        spec = prepare(target.kind, target.take(train), {"numbers": True} if target.numbers else None)
         start = time.perf_counter()
         parts = [self._computed(model, reader, rows, some, tags) for some in (train, judged)]
         seconds = 0.0 if all(part.kept for part in parts) else time.perf_counter() - start
@@ -151,7 +155,7 @@ class Probe:
         columns = Columns(
             options.table, options.input, names, parsed_kinds(options.kind), order, split=options.split,
             group=options.group, seed=options.seed, skip=options.on_error == "skip",
-            words=self.modality.words,
+            words=self.modality.words, masks=self.modality.masks,
         )  # fmt: skip
         resolve = None
         if getattr(options, "fasta", None):
@@ -161,17 +165,34 @@ class Probe:
             ).resolve  # fmt: skip
         return read_rows(columns, resolve=resolve)
 
-    def _chosen(self, rows: Rows, side: str) -> np.ndarray:
-        """Rows of a side, drawn at random where there are more than are used."""
+    def _label_patches(self, rows: Rows, reader: Reader, chosen: tuple[np.ndarray, ...]) -> None:
+        """Puts the labels of patches in the place of masks, for the rows that are used."""
+        values: list[Any] = list(rows.target.values)
+        for row in np.concatenate(chosen).tolist():
+            try:
+                values[row] = reader.labels(values[row], rows.inputs[row], rows.table.path.parent)
+            except UserError as error:
+                if self.options.on_error == "stop":
+                    raise
+                self.notes.append(f"left out: {str(error).rstrip('.')}")
+                values[row] = np.zeros(0)
+        rows.target = replace(rows.target, values=values)
+
+    def _there(self, rows: Rows, side: str) -> np.ndarray:
+        """All rows of a side. Raises UserError where there is none."""
         found = rows.sides.get(side, np.zeros(0, np.int64))
         if not len(found):
             hint = "; give --data.split, or leave --test out" if side == "test" else "; give more rows"
             raise UserError(f"'{rows.table.path}' has no {side} row{hint}.")
+        return found
+
+    def _chosen(self, rows: Rows, side: str, found: np.ndarray, reader: Reader) -> np.ndarray:
+        """Rows of a side, drawn at random where there are more than are used."""
         order = np.random.default_rng(self.options.seed).permutation(found)
         most = self.options.limit if side == "train" else None
         values = rows.target.values
         if isinstance(values, list):
-            ends = np.cumsum([len(values[row]) for row in order])
+            ends = np.cumsum([reader.whole("", None) if rows.target.masked else len(values[row]) for row in order])
             order = order[: max(1, int(np.searchsorted(ends, MOST_TAGS, side="right")))]
         elif most is None and side == "train":
             most = MOST_ROWS

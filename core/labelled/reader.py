@@ -24,8 +24,8 @@ class Reader(ABC):
     """What an input is, for messages."""
     parts: ClassVar[str] = "tokens"
     """What of an input has a label each, for messages."""
-    between: ClassVar[str] = ""
-    """What stands between the labels of an input's parts in a text."""
+    between: ClassVar[str | None] = ""
+    """What stands between the labels of an input's parts in a text; None where they are always a list."""
 
     def __init__(self) -> None:
         self.cut = 0
@@ -72,6 +72,22 @@ class Reader(ABC):
         """
         raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
 
+    def whole(self, cell: str, sample: Any) -> int:
+        """Parts of an input that have a label each, what is cut off included. Raises UserError where none has."""
+        raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
+
+    def labels(self, found: Any, cell: str, beside: Path) -> np.ndarray:
+        """The labels of the parts of an input, `[parts]`, of what `Target.values` has for its row.
+
+        Raises:
+            UserError: they do not fit the input.
+        """
+        return np.asarray(found)
+
+    def arranged(self, values: list[Any], sample: Any) -> list[Any]:
+        """Answers to the parts of an input in the form in which a table holds them."""
+        return values
+
     def for_tags(self) -> Reader:
         """What reads the same inputs for labels of their parts."""
         return self
@@ -116,10 +132,6 @@ class TokenReader(Reader):
 
     def empty(self) -> Any:
         return np.zeros(0, np.int64)
-
-    def whole(self, cell: str, sample: Any) -> int:
-        """Parts of an input that have a label each, what is cut off included. Raises UserError where none has."""
-        raise UserError(f"A target of kind tag is not known for a {self.what}; take another kind.")
 
     def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
         return side_by_side(samples, self.PAD)

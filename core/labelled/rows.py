@@ -14,6 +14,7 @@ from ..heads.base import HeadSpec
 from ..labels.split import Split, split, strata
 from ..labels.table import Table, read_table
 from ..labels.targets import Target, infer
+from ..labels.wanted import MaskFiles
 
 SIDES = ("train", "val", "test")
 
@@ -36,6 +37,7 @@ class Columns:
         seed: of the split.
         skip: rows that cannot be used are left out and counted, rather than an error.
         words: labels of tokens are those of words, with spaces between them.
+        masks: labels of tokens are masks, in files that this reads.
     """
 
     table: str
@@ -52,6 +54,7 @@ class Columns:
     seed: int = 0
     skip: bool = False
     words: bool = False
+    masks: MaskFiles | None = None
 
 
 @dataclass
@@ -137,6 +140,7 @@ def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
     return infer(
         table, columns.target, kind, names, order=columns.order, missing=columns.missing, numbers=numbers,
         apart=columns.words, on_unseen="ignore" if columns.skip else "error", layouts=layouts,
+        masks=columns.masks,
     )  # fmt: skip
 
 

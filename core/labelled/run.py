@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..labels.wanted import MaskFiles
 from ..work import progress
 from .model import LabelledModel
 from .reader import Reader
@@ -41,6 +42,9 @@ class Modality:
             over views of each input, and sentences about that; None for inputs without views.
         words: whether an input is a text, whose words can have a label each; lines of standard input are such inputs,
             never names of files.
+        masks: how masks are read, of inputs whose parts have their labels there.
+        painter: makes, of a model and a folder, what writes the answers to the parts of each input as a picture into
+            it, given the name of the input, its cell, the folder beside it and the answers; None for inputs without.
     """
 
     task: str
@@ -53,6 +57,8 @@ class Modality:
     headed: Callable[[str], tuple[LabelledModel, Reader] | None] | None = None
     views: Callable[[Any, str, str], tuple[Any, list[str]]] | None = None
     words: bool = False
+    masks: MaskFiles | None = None
+    painter: Callable[[Any, Path], Callable[[str, str, Path, dict[str, Any]], None]] | None = None
 
 
 @dataclass

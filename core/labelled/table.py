@@ -17,6 +17,7 @@ from ..heads.base import HeadSpec
 from ..labels.guess import parsed_kinds
 from ..labels.table import Table
 from ..labels.targets import Target
+from ..labels.wanted import MaskFiles
 from ..losses import IGNORED
 from ..training.data import ResumableData
 from .rows import SIDES, Columns, Rows, read_rows
@@ -32,8 +33,9 @@ class FromTable(ResumableData):
         table: CSV, TSV, JSON lines or Parquet.
         input: the column of what the model reads.
         target: the column, or the columns (with commas between them), of what it learns.
-        kind: classify, multilabel, regress, ordinal or tag, or those of some columns (label=classify,size=regress),
-            which then have a head each; left out: what the cells call for, which is printed.
+        kind: classify, multilabel, regress, ordinal or tag (or tag:classes, tag:numbers), or those of some columns
+            (label=classify,size=regress), which then have a head each; left out: what the cells call for, which is
+            printed.
         order: the classes of an ordinal target from the lowest to the highest, where they are no numbers.
         missing: texts that stand for a missing target.
         split: a column that says train, val or test.
@@ -50,6 +52,8 @@ class FromTable(ResumableData):
     """What of an input has a label each, for messages."""
     WORDS = False
     """Labels of tokens are those of words, with spaces between them."""
+    MASKS: MaskFiles | None = None
+    """Labels of tokens are masks, in files that this reads."""
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class FromTable(ResumableData):
             seed=options.seed,
             skip=options.on_error == "skip",
             words=self.WORDS,
+            masks=self.MASKS,
         )
         other = self._is_other_table()
         verb = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else ""

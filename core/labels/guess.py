@@ -17,6 +17,8 @@ from .wanted import Wanted
 KINDS = ("classify", "multilabel", "regress", "ordinal", "tag")
 SEVERAL = "several"
 """Columns of different kinds, each with a head of its own."""
+OF_TOKENS = {"tag": None, "tag:classes": False, "tag:numbers": True}
+"""How the kind of tokens is said, and whether their labels are numbers; None lets the cells decide."""
 KIND = "--data.kind"
 """The option that says the kind."""
 MOST_STEPS = 20

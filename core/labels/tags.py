@@ -14,7 +14,7 @@ from ..errors import UserError, nearest
 from ..files import few
 from .cells import NUMBER, natural, number, shown, text_of
 from .classes import IGNORED, finder
-from .guess import MOST_STEPS, parsed_list
+from .guess import KIND, MOST_STEPS, parsed_list
 from .wanted import Wanted
 
 GAP = re.compile(r"\s*[,;]\s*|\s+")
@@ -87,7 +87,9 @@ def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type]) ->
         return wanted.names == [column] or not all(number(name) is not None for name in wanted.names)
     values = {part for parts in rows for part in parts if part is not None and part == part}
     if all(value == int(value) for value in values if math.isfinite(value)) and len(values) <= MOST_STEPS:
-        wanted.note(f"the {len(values)} whole numbers of '{column}' are classes; they can be asked for as numbers")
+        wanted.note(
+            f"the {len(values)} whole numbers of '{column}' are classes; {KIND} tag:numbers takes them as quantities"
+        )
         return False
     return True
 

@@ -13,11 +13,12 @@ from ..files import few
 from .cells import Numbers, Texts, clipped, numbers_of, texts_of
 from .classes import IGNORED, code_classes
 from .columns import Table
-from .guess import KIND, KINDS, SEVERAL, guess_one, guess_several
+from .guess import KIND, KINDS, OF_TOKENS, SEVERAL, guess_one, guess_several
 from .labelsets import code_columns, code_sets
+from .masks import Mask, are_masks, code_masks
 from .quantities import code_numbers
 from .tags import code_tags
-from .wanted import MOST_SAID, Wanted
+from .wanted import MOST_SAID, MaskFiles, Wanted
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Target:
             columns (regress, several).
         values: classify, ordinal: int64 `[rows]`, -100 where missing. multilabel: float32 `[rows, labels]`, NaN where
             missing. regress: float64 `[rows, targets]`, NaN where missing. tag: for each row int64 `[tokens]` (-100
-            where missing) or float64 `[tokens]` (NaN); an empty array where the row has none. several: float64
-            `[rows, cells]`, those of its parts side by side, or for each row `[tokens, cells]`; NaN where missing.
+            where missing) or float64 `[tokens]` (NaN); an empty array where the row has none; of images a `Mask` for
+            each row. several: float64 `[rows, cells]`, those of its parts side by side, or for each row `[tokens,
+            cells]`; NaN where missing.
         numbers: of tag: whether its values are numbers.
         said: one sentence: which kind was taken, why, and how to say otherwise.
         notes: what else was decided on the way, each a sentence without its full stop.
@@ -42,7 +44,7 @@ class Target:
     kind: str
     columns: list[str]
     names: list[str]
-    values: np.ndarray | list[np.ndarray]
+    values: np.ndarray | list[Any]
     numbers: bool = False
     said: str = ""
     notes: tuple[str, ...] = ()
@@ -67,8 +69,15 @@ class Target:
         return {"cells": 1 if flat else int(one.shape[1]), "codes": one.dtype.kind == "i", "flat": flat}
 
     @property
+    def masked(self) -> bool:
+        """Whether a row has a `Mask`."""
+        return isinstance(self.values, list) and bool(self.values) and isinstance(self.values[0], Mask)
+
+    @property
     def missing(self) -> np.ndarray:
         """Bool `[rows]`: whether a row has no target at all."""
+        if self.masked:
+            return np.array([mask.empty for mask in self.values], bool)
         if isinstance(self.values, list):
             absent = np.isnan if self.numbers or self.parts else lambda part: part == IGNORED
             return np.array([bool(absent(part).all()) for part in self.values], bool)
@@ -97,13 +106,14 @@ def infer(
     apart: bool = False,
     on_unseen: str = "error",
     layouts: Mapping[str, dict[str, Any]] | None = None,
+    masks: MaskFiles | None = None,
 ) -> Target:
     """Codes columns of a table as the target of a head.
 
     Without `kind`: one column of texts is classify; of 2 to 20 different whole numbers too; of other numbers regress;
     of lists, or texts joined by | or ;, multilabel. Several columns of 0 and 1 (true and false, yes and no) are
-    multilabel, of numbers regress; columns that differ are several, each read as if it stood alone. tag and ordinal
-    must be asked for.
+    multilabel, of numbers regress; columns that differ are several, each read as if it stood alone. Names of masks, or
+    lists of rows, are tag where `masks` is given; else tag and ordinal must be asked for.
 
     Args:
         table: with these columns.
@@ -121,6 +131,7 @@ def infer(
         on_unseen: "error", or "ignore" for labels that `names` lacks, and cells that cannot be read: they count as
             missing, and the notes name or count them.
         layouts: of all columns of a trained model for several: those that are not asked for, or empty, are missing.
+        masks: of images: labels of tokens are masks, in files that this reads, or lists of rows.
 
     Raises:
         UserError: the cells do not fit the kind, can be read in two ways, or say nothing: all are missing or equal.
@@ -131,6 +142,9 @@ def infer(
     if doubled := [name for name in columns if columns.count(name) > 1]:
         raise UserError(f"The target '{doubled[0]}' is named twice; name each column once.")
     each = dict(kind) if isinstance(kind, Mapping) else dict.fromkeys(columns, kind)
+    said = {name: OF_TOKENS[one] for name, one in each.items() if one in OF_TOKENS}
+    each = {name: "tag" if name in said else one for name, one in each.items()}
+    kind = "tag" if isinstance(kind, str) and kind in OF_TOKENS else kind
     for name, one in each.items():
         if name not in columns and layouts is None:
             raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
@@ -144,8 +158,8 @@ def infer(
         given = of.get(some[0])
         ordered = order if len(some) > 1 or each.get(some[0]) == "ordinal" or len(columns) == 1 else None
         return Wanted(
-            table, some, None if given is None else list(given), ordered, frozenset(missing), numbers,
-            on_unseen == "ignore", apart,
+            table, some, None if given is None else list(given), ordered, frozenset(missing),
+            said.get(some[0]) if numbers is None else numbers, on_unseen == "ignore", apart, masks,
         )  # fmt: skip
 
     if len(columns) == 1 and layouts is None:
@@ -190,6 +204,10 @@ def _each(table: Table, parts: Mapping[str, Target]) -> Target:
         raise UserError(
             f"{yes} of '{table.path}' has a label for each token and {no} one for the whole input, which one model "
             "does not learn together; train two."
+        )
+    if masked := [name for name, part in parts.items() if part.masked]:
+        raise UserError(
+            f"'{masked[0]}' of '{table.path}' holds masks, which go with no other target; train a model for it alone."
         )
     columns: list[Any] = [part.values for part in parts.values()]
     if kinds.pop():
@@ -238,14 +256,16 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
     cells = wanted.cells(column)
     if kind is not None:
         _check_order(wanted, kind)
-    if kind == "tag":
-        values, names, are_numbers = code_tags(wanted)
+    because = "it holds masks" if kind is None and are_masks(wanted) else ""
+    if kind == "tag" or because:
+        values, names, are_numbers = (code_tags if wanted.masks is None else code_masks)(wanted)
         what = "numbers" if are_numbers else f"{len(names)} classes ({few([clipped(name) for name in names], 8)})"
-        said = f"'{column}' gives each token one of {what}: kind tag was asked for."
+        each = "token" if wanted.masks is None else "pixel"
+        of = "a number" if are_numbers else f"one of {what}"
+        said = f"'{column}' gives each {each} {of}: kind tag{f', because {because}' if because else ' was asked for'}."
         return _checked(wanted, Target("tag", [column], names, values, are_numbers, said))
     read: Numbers | None = None
     texts: Texts | None = None
-    because = ""
     if kind is None or kind in ("classify", "ordinal", "regress"):
         read = numbers_of(cells) if not any(isinstance(cell, list) for cell in cells) else None
     if kind is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import UserError
 from .cells import refuse_cell
@@ -12,6 +15,32 @@ from .columns import Table
 
 MOST_SAID = 3
 """Cells with a mistake that are named; the others are counted."""
+
+
+class Raw(NamedTuple):
+    """What stands in the file of a mask, which has a label for each pixel of an image.
+
+    Args:
+        values: `[height, width]`, whole numbers of 8 or 16 bits, or floating-point ones.
+        palette: the file gives each number a colour, so that the numbers are names.
+        lossy: its compression changes values.
+    """
+
+    values: np.ndarray
+    palette: bool = False
+    lossy: bool = False
+
+
+class MaskFiles(NamedTuple):
+    """How a task reads masks.
+
+    Args:
+        named: whether a cell is the name of one.
+        read: a file. Raises UserError.
+    """
+
+    named: Callable[[str], bool]
+    read: Callable[[Path], Raw]
 
 
 @dataclass
@@ -26,6 +55,7 @@ class Wanted:
     numbers: bool | None = None
     ignore: bool = False
     apart: bool = False
+    masks: MaskFiles | None = None
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
 

@@ -99,28 +99,41 @@ def change_pixels(
         mirror: whether mirrored images are of the same class; decides where `config.flip` is None.
         cropped: the images were cropped at random when they were decoded.
     """
+    return change_both(pixels, None, config, rng, mirror, cropped)[0]
+
+
+def change_both(
+    pixels: Tensor, masks: Tensor | None, config: AugmentConfig, rng: np.random.Generator, mirror: bool, cropped: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `change_pixels`, of images and of what belongs to their pixels, float32 `[batch, planes, height, width]`: that
+    is moved with them, by the nearest pixel and with zeros outside, and is not coloured.
+    """
     batch, _, height, width = pixels.shape
     crop = "none" if cropped else config.crop
     padding = min(height, width) // 8 if config.padding is None else config.padding
     plans, rounds = colours.draw(config.policy, config.operations, config.magnitude, batch, rng)
     turns = config.rotate or config.zoom or crop == "resized" or any(name in colours.GEOMETRIC for name in plans)
     if crop == "pad" and padding and not turns:
-        pixels = _shift(pixels, rng.integers(0, 2 * padding + 1, (2, batch)), padding)
+        offsets = rng.integers(0, 2 * padding + 1, (2, batch))
+        pixels = _shift(pixels, offsets, padding)
+        masks = masks if masks is None else _shift(masks, offsets, padding)
     if mirror if config.flip is None else config.flip:
         flipped = _to(rng.random(batch) < 0.5, pixels)[:, None, None, None]
         pixels = torch.where(flipped, pixels.flip(-1), pixels)
+        masks = masks if masks is None else torch.where(flipped, masks.flip(-1), masks)
     x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     if turns:
         maps = _draw_maps(config, crop, padding, (height, width), batch, rng)
         for names, amounts in rounds:
             maps = _then(maps, colours.geometric_maps(names, amounts, config.policy, (height, width)))
         x = _warp(x, maps)
+        masks = masks if masks is None else _warp(masks, maps, "nearest")
     for names, amounts in rounds:
         x = colours.apply(x, names, amounts, config.policy)
     if config.color_jitter:
         low, high = 1 - config.color_jitter, 1 + config.color_jitter
         x = colours.jitter(x, _to(rng.uniform(low, high, (3, batch)), x))
-    return x
+    return x, masks
 
 
 def _to(values: np.ndarray, like: Tensor) -> Tensor:
@@ -171,14 +184,14 @@ def _draw_maps(
     return a, t
 
 
-def _warp(x: Tensor, maps: Maps) -> Tensor:
-    """Resamples float images by their maps, bilinear, with black outside."""
+def _warp(x: Tensor, maps: Maps, mode: str = "bilinear") -> Tensor:
+    """Resamples float images by their maps, with black outside."""
     height, width = x.shape[-2:]
     half = np.array([width / 2, height / 2])
     a, t = maps
     theta = np.concatenate([a * half / half[:, None], (t / half)[:, :, None]], axis=-1)
     grid = F.affine_grid(_to(theta, x), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -63,6 +63,7 @@ class FromFiles:
     ) -> None:  # fmt: skip
         self._images, self._size, self._channels = images, size, channels
         self._preprocessing, self._min_area = preprocessing, min_area
+        self.crops = min_area is not None
         self._seed, self._whole = seed, whole
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
@@ -76,12 +77,20 @@ class FromFiles:
 
     def _read(self, index: int, position: int | None, slot: int) -> Image.Image:
         image = load(self._images, index, self._channels)
-        if position is None or self._min_area is None:
+        box = self.box(image.size, position, slot)
+        if box is None:
             return self._preprocessing.fit(image, self._size)
-        rng = np.random.default_rng([self._seed, 2, position, slot % self._whole])
-        box = random_box(image.width, image.height, self._min_area, rng)
         height, width = self._size
         return image.resize((width, height), resampling(self._preprocessing.interpolation), box=box)
+
+    def box(self, size: tuple[int, int], position: int | None, slot: int) -> tuple[int, int, int, int] | None:
+        """The part of an image of (width, height) that a training batch sees: left, top, right, bottom; None where it
+        is fitted as in validation.
+        """
+        if position is None or self._min_area is None:
+            return None
+        rng = np.random.default_rng([self._seed, 2, position, slot % self._whole])
+        return random_box(*size, self._min_area, rng)
 
 
 def _batch(draw: Draw, pixels: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..preprocessing import Preprocessing
 from . import augment
-from .augment import AugmentConfig, change_pixels, erase, mix
+from .augment import AugmentConfig, change_both, erase, mix
 
 T = TypeVar("T")
 DRAWS = {"the random changes of images": augment.VERSION}
@@ -66,8 +66,9 @@ def augmented(
     """Changes the images of a training batch at random, normalises and mixes them, on their device.
 
     Args:
-        batch: as `InMemory` and `FromFiles` make it; its `slot` says which part of the global batch it is. With
-            several processes and mixing its first image is only there to be mixed into the second.
+        batch: as `InMemory` and `FromFiles` make it, perhaps with `masks` that move with the images; its `slot` says
+            which part of the global batch it is. With several processes and mixing its first image is only there to be
+            mixed into the second.
         key: of all random draws.
         own: images of this process.
         whole: images of the global batch.
@@ -79,7 +80,10 @@ def augmented(
     slots = (batch.pop("slot") + np.arange(len(batch["images"]))) % whole
     generator = np.random.default_rng(key)
     rng: Any = generator if own == whole else Draws(generator, whole, slots)
-    images = preprocessing.normalise(change_pixels(batch["images"], config, rng, mirror, cropped))
+    changed, masks = change_both(batch["images"], batch.get("masks"), config, rng, mirror, cropped)
+    images = preprocessing.normalise(changed)
+    if masks is not None:
+        batch["masks"] = masks
     if config.erasing:
         images = erase(images, config.erasing, rng)
     if not config.mixes:

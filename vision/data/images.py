@@ -103,9 +103,9 @@ def decode(opened: Opened, channels: int = 3, decoding: Decoding = Decoding()) -
     try:
         image.load()
         if is_wide(image.mode) or image.mode == "F":
-            grey = _from_wide(_upright(image), opened, decoding.grey_bits)
+            grey = _from_wide(upright(image), opened, decoding.grey_bits)
             return grey if channels == 1 else grey.convert("RGB")
-        return _convert(_upright(image), channels)
+        return _convert(upright(image), channels)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them into
@@ -231,7 +231,7 @@ def _reason(error: Exception) -> str:
     return f"is damaged ({text or type(error).__name__})"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data say nothing about the pixels

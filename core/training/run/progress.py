@@ -118,6 +118,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
+        self.unit = getattr(pl_module, "unit", self.unit)  # a head may count tokens, which it knows with its data
         if trainer.is_global_zero and self._terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
