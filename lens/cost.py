@@ -54,7 +54,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def signed(r: float) -> str:
-    return "undefined (one of them is constant)" if r != r else f"{r:+.2f}"
+    return "undefined (too few values, or one side all equal)" if r != r else f"{r:+.2f}"
 
 
 def part_named(subject: Subject, word: str) -> Part:
