@@ -198,7 +198,9 @@ def begin(folder: Path, identity: str, start: dict[str, Any]) -> Iterator[dict[s
 
 
 def _names(folder: Path) -> set[str]:
-    return {child.name for child in folder.iterdir()}
+    """What lies in a folder, but for what a call that was killed had begun to write: notes without their name yet."""
+    begun = f".{Path(PROGRESS).stem}."
+    return {child.name for child in folder.iterdir() if not child.name.startswith(begun)}
 
 
 def _check(folder: Path, found: dict[str, Any], identity: str) -> dict[str, Any]:

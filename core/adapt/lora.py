@@ -70,6 +70,7 @@ class LoRALinear(nn.Linear):
 
     `weight` is the sum W + scale · B A, differentiable in the factors, so that code which reads a layer's weight
     instead of calling the layer computes the same function (without the dropout); the parameter of that name is W.
+    While the weights lie cut over processes (FSDP2), `weight` is W, too.
 
     Args:
         base: the layer whose place this one takes.
@@ -91,7 +92,10 @@ class LoRALinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base_weight + self.scale * (self.lora_b @ self.lora_a)
+        base = self.base_weight
+        # Between two passes FSDP asks for a parameter by this name, and would keep the sum in its place; within a pass
+        # the parts are put together.
+        return base if hasattr(base, "full_tensor") else base + self.scale * (self.lora_b @ self.lora_a)
 
     @property
     def base_weight(self) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.native import whole as put_together
 from ..checkpoints.source import read_tensors
 from ..checkpoints.weights import Target, heads_interleaved
 from ..errors import UserError
@@ -40,7 +41,7 @@ class _Whole(NamedTuple):
 
 
 def export_peft(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None,
     model: nn.Module,
     targets: Mapping[str, Target],
     base: str = "",
@@ -49,7 +50,7 @@ def export_peft(
     """Writes the factors of `model` so that `peft.PeftModel.from_pretrained(original, folder)` computes what it does.
 
     Args:
-        folder: created if needed.
+        folder: created if needed; None where another process writes, and this one only brings its parts.
         model: with layers from `add_lora`.
         targets: where each linear layer of ours lies in the original model.
         base: name or path of the original model.
@@ -76,6 +77,8 @@ def export_peft(
             a, b = _joined(model, whole, adapted)
             tensors |= _named(module, a, b)
             ranks[module], scales[module] = len(a), layers[0].scale
+    if folder is None:
+        return
     write_atomic(Path(folder) / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
     transposed = any(targets[name].transposed for name in adapted)
     config = _config(ranks, scales, next(iter(adapted.values())).dropout, transposed, base, task_type)
@@ -135,9 +138,9 @@ def _joined(model: nn.Module, whole: _Whole, adapted: Mapping[str, LoRALinear]) 
     """A `[sum of ranks, in]` and block-diagonal B `[sum of rows, sum of ranks]`; rows of layers without factors are
     zero.
     """
-    a = [adapted[name].lora_a.detach().cpu() for name in whole.names if name in adapted]
+    a = [put_together(adapted[name].lora_a).cpu() for name in whole.names if name in adapted]
     blocks = [
-        adapted[name].lora_b.detach().cpu() if name in adapted else a[0].new_zeros(rows, 0)
+        put_together(adapted[name].lora_b).cpu() if name in adapted else a[0].new_zeros(rows, 0)
         for name, rows in zip(whole.names, _rows(model, whole), strict=True)
     ]
     b = torch.block_diag(*blocks)

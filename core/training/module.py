@@ -32,7 +32,7 @@ from .guard import Guard, at_hand, settled
 from .optimizers import OptimizerConfig
 from .resume import Resume
 from .schedules import ScheduleConfig, factor
-from .sharded import cut
+from .sharded import cut, let_go
 from .task import Loss as Loss
 from .task import Sums, TaskModule, summed
 from .tuning import Tuning
@@ -135,11 +135,6 @@ class TrainingModule(TaskModule):
         if self.compile_blocks:
             compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)
         if self.device_mesh is not None:
-            if self.tuning and self.tuning.lora:
-                raise UserError(
-                    "--trainer.strategy fsdp2 cuts the weights over the devices, which LoRA (model.lora) cannot follow;"
-                    " leave it out, or take ddp."
-                )
             cut(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -341,12 +336,16 @@ class TrainingModule(TaskModule):
         merged.
         """
         assert self.model is not None, "export_state before configure_model"
+        let_go(self.model)  # what a pass has put together may be older than the parts, where a checkpoint was loaded
         with self._weights(averaged=True):
             return {name: whole(tensor).cpu().clone() for name, tensor in merged_state(self.model).items()}
 
-    def export_adapter(self, folder: Path) -> bool:
-        """Writes LoRA's factors in PEFT's format, if it is of Hugging Face's; returns whether it did."""
+    def export_adapter(self, folder: Path | None) -> bool:
+        """Writes LoRA's factors in PEFT's format, if it is of Hugging Face's; returns whether it did. Where they are
+        cut over processes, all must call this; those that do not write give None.
+        """
         assert self.model is not None, "export_adapter before configure_model"
+        let_go(self.model)
         with self._weights(averaged=True):
             return self.tuning is not None and self.tuning.export(folder, self.model, self.task_type)
 

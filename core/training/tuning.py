@@ -133,8 +133,8 @@ class Tuning:
         about = f"{self.source}: {self.adopted}" if self.adopted else self.source
         return [("start", about), ("tuning", "; ".join([*parts, f"peak learning rates: {rates}"]))]
 
-    def export(self, folder: Path, model: nn.Module, task_type: str | None) -> bool:
-        """Writes LoRA's factors in PEFT's format; returns whether there are any.
+    def export(self, folder: Path | None, model: nn.Module, task_type: str | None) -> bool:
+        """Writes LoRA's factors in PEFT's format; returns whether there are any. See `TrainingModule.export_adapter`.
 
         Raises:
             UserError: PEFT cannot hold them, because the checkpoint or a layer is none of Hugging Face's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import textwrap
@@ -155,6 +156,8 @@ def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     summary = summarise(session, metrics)
     if not session.trainer.is_global_zero:
         session.model.export_state()  # weights that are cut over the processes are put together by all of them
+        with contextlib.suppress(UserError):  # the main process says it
+            session.model.export_adapter(None)
         return summary
     run.export(session.model.export)
     _write_adapter(session, run)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from triune.bench.kills.server import Server
+from triune.cli import main
 
 OPTIONS = [
     "--data.context", "16", "--data.tokenizer", "bytes", "--model.transformer.dim", "16", "--threads", "1",
@@ -137,10 +138,29 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
     assert "last.ckpt is damaged (__1_0.distcp is missing)" in " ".join(ended.printed.split())
 
 
-@pytest.mark.slow
-def test_lora_of_cut_weights_is_refused_in_one_sentence(one: Path) -> None:
-    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--model.lora.rank", "2"]
-    assert "model.lora" in triune(one, *fit("refused"), *two, "--model.pretrained", "one", code=2)
+def test_lora_of_cut_weights(one: Path, server: Server) -> None:
+    """Factors, merged weights and the adapter for PEFT are those of one process, also after going on; what is frozen
+    stays as it is.
+    """
+    assert main(["convert", str(one / "one"), str(one / "start"), "--to", "hf"]) == 0
+    start = ["--model.pretrained", "start", "--model.lora.rank", "3", "--model.ema", "0.5", "--data.context", "16"]
+    line = ["--data.files", "text.txt", "--data.cache", ".", *start, "--trainer.accelerator", "cpu", "--threads", "1"]
+    line += ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "2"]
+    two = ["--trainer.devices", "2", "--data.batch_size", "2", "--trainer.strategy", "fsdp2_sharded"]
+    forked(server, one, "text", "fit", "--run", "lora", *line, "--data.batch_size", "4")
+    forked(server, one, "text", "fit", "--run", "lora-cut", *line, *two, ranks=2)
+    for more in (False, True):
+        if more:
+            forked(server, one, "text", "fit", "--run", "lora", *AGAIN)
+            forked(server, one, "text", "fit", "--run", "lora-cut", *AGAIN, ranks=2)
+        for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+            ours, theirs = (load_file(one / run / file) for run in ("lora-cut", "lora"))
+            assert ours.keys() == theirs.keys()
+            for key, tensor in theirs.items():
+                torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6)
+    before, after = (load_file(one / run / "model" / "model.safetensors") for run in ("one", "lora-cut"))
+    moved = [key for key, tensor in before.items() if not torch.equal(tensor, after[key])]
+    assert moved and all(".attn." in key or ".ffn." in key for key in moved)
 
 
 @pytest.mark.slow
