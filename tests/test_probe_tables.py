@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from triune.core.errors import UserError
 from triune.core.heads.registry import make_head, prepare
 from triune.core.labelled import probe as core
 from triune.core.labelled.classifiers import Vectors, fit_linear, linear_outputs, neighbour_outputs
+from triune.core.labelled.solver import lbfgs
 from triune.core.labels.targets import Target
 from triune.protein.language.labelled import MODALITY as PROTEIN
 from triune.text.labelled import MODALITY
@@ -150,3 +153,37 @@ def test_a_table_without_test_rows_says_so(tmp_path: Path) -> None:
     words = ["--model", "none", "--data.table", str(where), "--data.input", "what", "--data.target", "kind", "--test"]
     with pytest.raises(UserError, match="no test row"):
         core.main(MODALITY, words)
+
+
+def test_the_solver_finds_what_a_formula_gives() -> None:
+    random = torch.Generator().manual_seed(0)
+    a = torch.randn(40, 12, generator=random, dtype=torch.float64) * torch.logspace(-0.5, 0.5, 12, dtype=torch.float64)
+    y = torch.randn(40, generator=random, dtype=torch.float64)
+    calls = 0
+
+    def value(x: torch.Tensor) -> tuple[float, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        left = a @ x - y
+        return float(left @ left + 0.1 * x @ x), 2 * (a.T @ left + 0.1 * x)
+
+    expected = torch.linalg.solve(a.T @ a + 0.1 * torch.eye(12, dtype=torch.float64), a.T @ y)
+    found = lbfgs(value, torch.zeros(12, dtype=torch.float64), 300, tolerance=1e-9)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert calls < 150
+
+
+def test_a_probe_loads_no_compiler_and_no_other_library(tmp_path: Path) -> None:
+    from triune.vision.model import VisionTransformer, VisionTransformerConfig
+
+    config = VisionTransformerConfig(image_size=[8, 8], patch_size=4, channels=1, classes=0)
+    VisionTransformer(config).save_pretrained(tmp_path / "model")
+    words = ["vision", "probe", "--model", str(tmp_path / "model"), "--data.table", str(images(tmp_path))]
+    words += ["--data.input", "what", "--data.target", "kind", "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+    code = (
+        "import sys, json; from triune.cli import main; code = main(json.loads(sys.argv[1])); "
+        "heavy = {'lightning', 'torch._dynamo', 'sklearn', 'scipy.stats', 'torchvision'}; "
+        "print(code, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(words)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr

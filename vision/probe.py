@@ -24,6 +24,10 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import OVERWRITE, check_new, write_atomic
+from ..core.heads.base import HeadSpec
+from ..core.heads.registry import prepare
+from ..core.labelled.classifiers import NEIGHBOURS, Vectors, linear_outputs, neighbour_outputs
+from ..core.labels.targets import Target
 from ..core.training.run.bounds import check
 from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
@@ -31,10 +35,6 @@ from .data.module import ImageData
 from .evaluate.baselines import Baseline, logistic_regression, majority
 from .model import VisionTransformer
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
-"""Of the nearest-neighbour vote, as DINO sets them."""
-STRENGTHS = (1e3, 1e2, 10.0, 1.0, 0.1, 1e-2, 1e-3)
-"""Inverse L2 regularisation of the linear probe; the best on a fifth of the training images is taken."""
 THUMBNAIL = 32
 """Side of the images that the baseline on pixels sees."""
 VERSION = 1
@@ -240,40 +240,29 @@ class Features:
 
 
 def linear_probe(train: Features, val: Features) -> Score:
-    """Multinomial logistic regression on standardised features; the regularisation is chosen on training images."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
+    """Multinomial logistic regression on standardised features, as `probe` of a table has it."""
     start = time.perf_counter()
-    mean, std = train.vectors.mean(dim=0), train.vectors.std(dim=0).clamp(min=1e-6)
-    x, judged = ((part.vectors - mean).div(std).numpy() for part in (train, val))
-    y, fit = train.labels.numpy(), len(train.labels) - len(train.labels) // 5
-
-    def trained(strength: float, count: int) -> LogisticRegression:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            # Theirs weighs the sum over the images against the penalty; ours the mean.
-            return LogisticRegression(C=strength / count, max_iter=300, tol=1e-3).fit(x[:count], y[:count])
-
-    if len(set(y[:fit].tolist())) < 2:
-        return Score("linear probe", None, 0.0, "the first training images are all of one class")
-    best = max(STRENGTHS, key=lambda strength: trained(strength, fit).score(x[fit:], y[fit:]))
-    top1 = float(np.mean(trained(best, len(y)).predict(judged) == val.labels.numpy()))
-    return Score("linear probe", top1, time.perf_counter() - start, f"L2 {1 / best:g}, chosen on training images")
+    outputs, penalty = linear_outputs(*_for_heads(train, val))
+    top1 = float((outputs.argmax(1) == val.labels).double().mean())
+    return Score("linear probe", top1, time.perf_counter() - start, f"L2 {penalty:g}, chosen on training images")
 
 
 def nearest_neighbours(train: Features, val: Features, classes: int) -> Score:
-    """Each of the `NEIGHBOURS` training images nearest by cosine votes for its class with weight exp(cosine / 0.07)."""
+    """The vote of the nearest training images by cosine, as `probe` of a table has it, among all of them."""
     start = time.perf_counter()
-    k = min(NEIGHBOURS, len(train.labels))
-    known, right = F.normalize(train.vectors, dim=1), 0
-    for vectors, labels in zip(val.vectors.split(512), val.labels.split(512)):
-        cosine, index = (F.normalize(vectors, dim=1) @ known.T).topk(k, dim=1)
-        votes = torch.zeros(len(labels), classes).scatter_add_(1, train.labels[index], (cosine / TEMPERATURE).exp())
-        right += int((votes.argmax(dim=1) == labels).sum())
-    return Score(f"k-NN (k = {k}, cosine)", right / len(val.labels), time.perf_counter() - start)
+    outputs = neighbour_outputs(*_for_heads(train, val, classes), most=None)
+    assert outputs is not None
+    right, k = float((outputs.argmax(1) == val.labels).double().mean()), min(NEIGHBOURS, len(train.labels))
+    return Score(f"k-NN (k = {k}, cosine)", right, time.perf_counter() - start)
+
+
+def _for_heads(train: Features, val: Features, classes: int | None = None) -> tuple[HeadSpec, Vectors, Vectors]:
+    """A head for the classes, and both sides as the core's classifiers take them."""
+    classes = classes or int(torch.cat([train.labels, val.labels]).max()) + 1
+    names = [str(number) for number in range(classes)]
+    spec = prepare("classify", Target("classify", ["class"], names, train.labels.numpy()))
+    sides = [Vectors(part.vectors.float(), part.labels, np.arange(len(part.labels))) for part in (train, val)]
+    return spec, sides[0], sides[1]
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

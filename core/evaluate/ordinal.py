@@ -14,16 +14,15 @@ def ordinal_metrics(answers: Answers) -> dict[str, float]:
     """accuracy, rank_mae (mean distance of ranks), quadratic_kappa (Cohen 1968; left out when all ranks are the same),
     spearman (of the true and the expected rank), nll, brier, ece, and the last three calibrated.
     """
-    from scipy.stats import spearmanr
-    from sklearn.metrics import cohen_kappa_score
-
     labels, predicted = answers.labels, answers.predicted
     metrics = {"accuracy": float((labels == predicted).mean()), "rank_mae": float(np.abs(labels - predicted).mean())}
     if len(np.unique(np.concatenate([labels, predicted]))) > 1:
-        metrics["quadratic_kappa"] = float(cohen_kappa_score(labels, predicted, weights="quadratic"))
+        ranks, named = (values.astype(np.float64) for values in (labels, predicted))
+        by_chance = np.square(ranks).mean() + np.square(named).mean() - 2 * ranks.mean() * named.mean()
+        metrics["quadratic_kappa"] = float(1 - np.square(ranks - named).mean() / by_chance)
     expected = expected_rank(answers)
     if np.ptp(labels) > 0 and np.ptp(expected) > 1e-12:
-        metrics["spearman"] = float(spearmanr(labels, expected)[0])  # pyright: ignore[reportArgumentType]
+        metrics["spearman"] = float(spearman(labels.astype(np.float64), expected, np.ones((1, len(labels))))[0])
     return metrics | probability_metrics(answers)
 
 

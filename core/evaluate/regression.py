@@ -52,17 +52,14 @@ def regress_metrics(numbers: Numbers) -> dict[str, float]:
     """mae, rmse, scaled_mae (mae over the standard deviation of the training targets), r2, spearman, losses, coverage
     and mean width of the intervals. r2 and spearman are left out where they are not defined (constant numbers).
     """
-    from scipy.stats import spearmanr
-    from sklearn.metrics import r2_score
-
     true, value = numbers.true, numbers.value
     means = {name: float(column.mean()) for name, column in numbers.columns().items()}
     mae = means.pop("mae")
     metrics = {"mae": mae, "rmse": float(np.sqrt(np.square(true - value).mean())), "scaled_mae": mae / numbers.scale}
     if len(true) > 1 and np.ptp(true) > 0:
-        metrics["r2"] = float(r2_score(true, value))
+        metrics["r2"] = float(1 - np.square(true - value).sum() / np.square(true - true.mean()).sum())
         if np.ptp(value) > 0:
-            metrics["spearman"] = float(spearmanr(true, value)[0])  # pyright: ignore[reportArgumentType]
+            metrics["spearman"] = float(spearman(true, value, np.ones((1, len(true))))[0])
     return metrics | means
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..heads.base import Head, HeadSpec
 from ..heads.registry import make_head
+from .solver import lbfgs
 
 PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 """L2 of the linear layer on the mean loss; the best on a fifth of the training rows is taken."""
@@ -42,19 +43,22 @@ def fit_linear(head: Head, x: Tensor, targets: Tensor, penalty: float, steps: in
     """Trains the head on vectors `[examples, dim]`: mean loss + penalty / 2 · |weights|², biases left free."""
     parameters = [p for p in head.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.dim() > 1]
-    solver = torch.optim.LBFGS(
-        parameters, max_iter=steps, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6
-    )
 
-    def closure() -> Tensor:
-        solver.zero_grad()
+    def put(vector: Tensor) -> None:
+        with torch.no_grad():
+            for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters])):
+                parameter.copy_(part.view_as(parameter))
+
+    def value(vector: Tensor) -> tuple[float, Tensor]:
+        put(vector)
         total, count = head.loss(head(x), targets)
-        value = total / count.clamp(min=1) + penalty / 2 * torch.stack([m.square().sum() for m in matrices]).sum()
-        value.backward()
-        return value
+        found = total / count.clamp(min=1) + penalty / 2 * torch.stack([m.square().sum() for m in matrices]).sum()
+        gradients = torch.autograd.grad(found, parameters)
+        return float(found.detach()), torch.cat([gradient.flatten() for gradient in gradients])
 
     with torch.enable_grad():
-        solver.step(closure)
+        start = torch.cat([p.detach().flatten() for p in parameters])
+        put(lbfgs(value, start, steps))
 
 
 def linear_outputs(spec: HeadSpec, train: Vectors, judged: Vectors) -> tuple[Tensor, float]:
@@ -77,12 +81,17 @@ def linear_outputs(spec: HeadSpec, train: Vectors, judged: Vectors) -> tuple[Ten
         return head((judged.vectors - mean) / std), best
 
 
-def neighbour_outputs(spec: HeadSpec, train: Vectors, judged: Vectors) -> Tensor | None:
+def neighbour_outputs(spec: HeadSpec, train: Vectors, judged: Vectors, most: int | None = MOST_KNOWN) -> Tensor | None:
     """Outputs `[examples, width]` of the `NEIGHBOURS` nearest training examples by cosine, each weighing
     exp(cosine / 0.07).
+
+    Args:
+        spec: of a head.
+        train, judged: the two sides.
+        most: training examples that are looked among; of more, as many are drawn. None for all.
     """
-    if len(train.vectors) > MOST_KNOWN:
-        drawn = torch.from_numpy(np.random.default_rng(0).permutation(len(train.vectors))[:MOST_KNOWN])
+    if most is not None and len(train.vectors) > most:
+        drawn = torch.from_numpy(np.random.default_rng(0).permutation(len(train.vectors))[:most])
         train = Vectors(train.vectors[drawn], train.targets[drawn], train.rows[drawn.numpy()])
     head, k = make_head(spec, train.vectors.shape[1]), min(NEIGHBOURS, len(train.vectors))
     known, found = F.normalize(train.vectors, dim=1), []
