@@ -135,6 +135,8 @@ def _units(count: int, groups: Sequence[Any] | None, inputs: Any) -> tuple[np.nd
         notes.append(f"{copies:,} rows have the input of another row, and are on its side")
     if groups is not None:
         units, keys = _grouped(units, keys, groups)
+        if without := sum(group is None or str(group).strip() == "" for group in groups):
+            notes.append(f"{without:,} rows have no group, and each of them is taken for a group of its own")
     order = np.full(int(units.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(order, units, keys)
     return units, order, notes

@@ -149,7 +149,8 @@ def infer(
         if name not in columns and layouts is None:
             raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
         if one is not None and one not in KINDS:
-            raise UserError(f"The kind of the target is '{one}'{nearest(one, KINDS)}, but must be {_or(KINDS)}.")
+            known = (*KINDS, *list(OF_TOKENS)[1:])
+            raise UserError(f"The kind of the target is '{one}'{nearest(one, known)}, but must be {_or(known)}.")
     if on_unseen not in ("error", "ignore"):
         raise ValueError(f"on_unseen is {on_unseen!r}")
     of = names if isinstance(names, Mapping) else dict.fromkeys(columns, names)

@@ -150,6 +150,12 @@ def test_a_column_that_leaks_is_said() -> None:
     assert any("1 inputs are on two sides" in note for note in sides.notes)
 
 
+def test_rows_without_a_group_are_counted() -> None:
+    sides = split(6, groups=["a", None, "b", " ", "b", "c"], val_fraction=0.4)
+    assert any("2 rows have no group" in note for note in sides.notes)
+    assert not any("no group" in note for note in split(4, groups=list("abcd"), val_fraction=0.4).notes)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
