@@ -45,8 +45,13 @@ def whole_trunk(model: LabelledModel, library: str) -> VisionTransformer:
     the mean of the patches beside it, whose weights are then zero.
 
     Raises:
-        UserError: the model was not trained with the trunk's own pool.
+        UserError: the model was not trained with the trunk's own pool, or answers for each patch.
     """
+    if model.head.per_token:
+        raise UserError(
+            "This model answers for each patch, which no classifier of other libraries that is written here does; use "
+            "`triune vision predict`."
+        )
     if model.config.pool != OWN or model.config.hidden is not None:
         raise UserError(
             f"This model was trained with pool {model.config.pool}"

@@ -22,6 +22,7 @@ from triune.core.training.run.cli import run_task
 from triune.vision.data.augment import AugmentConfig, change_both
 from triune.vision.data.masks import Masks
 from triune.vision.evaluate.patches import mean_iou
+from triune.vision.heads import whole_trunk
 from triune.vision.labels import ImageLabels, ImageTable
 from triune.vision.masks import (
     MASKS,
@@ -273,6 +274,8 @@ def test_masks_are_trained_scored_and_answered(tmp_path: Path, capsys: pytest.Ca
     figures = {row["figure"]: row["value"] for row in json.loads((tmp_path / "e.json").read_text())["figures"]}
     assert figures["accuracy"] == pytest.approx(summary["val_accuracy"], abs=1e-6)
     assert main(["vision", "predict", str(tmp_path / "run"), "0.png", "--tta", "flip"]) == 2
+    with pytest.raises(UserError, match="answers for each patch"):
+        whole_trunk(model, "hf")
     line = ["vision", "probe", "--model", str(tmp_path / "run"), "--data.table", str(where), "--data.input", "image",
             "--data.target", "mask", "--data.split", "side", "--cache", str(tmp_path / "cache"), "--json"]  # fmt: skip
     capsys.readouterr()
