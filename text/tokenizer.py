@@ -183,8 +183,10 @@ class Tokenizer:
         vouch(folder)
 
     def add_ends(self, tokens: Iterable[int]) -> None:
-        """Lets generation end at these tokens, too, as far as they are special ones."""
-        self.end_ids |= self.special_ids & frozenset(tokens)
+        """Lets generation end at these tokens, too, as far as they are special ones and do not stand for the unknown."""
+        model = self._json["model"]
+        unknown = {model.get("unk_id"), self.backend.token_to_id(model.get("unk_token") or ""), self.mask_id}
+        self.end_ids |= self.special_ids & frozenset(tokens) - unknown
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 

@@ -182,6 +182,17 @@ def test_what_was_learned_by_heart_comes_back(kind, template, tmp_path, capsys, 
     assert [answer.strip() for answer in answers] == [answer.strip() for answer in kept]
 
 
+@pytest.mark.parametrize("kind", ["unigram without that space", "gemma", "wordpiece"])
+def test_an_answer_that_ends_in_what_is_unknown_ends_no_other(kind):
+    tokenizer = KINDS[kind]()
+    unknown = tokenizer.backend.token_to_id("[UNK]" if kind == "wordpiece" else "<unk>")
+    tokenizer.backend.add_special_tokens(["[UNK]" if kind == "wordpiece" else "<unk>"])
+    end = tokenizer.backend.token_to_id("<|im_end|>")
+    known = tokenizer.end_ids
+    tokenizer.add_ends([unknown, end])
+    assert tokenizer.end_ids == known | {end}
+
+
 def test_tokens_that_were_added_stand_for_their_letters():
     """Indentation that GPT-NeoX writes, token by token, and letters that are no bytes of their own."""
     tokenizer = spaces()
