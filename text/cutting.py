@@ -17,7 +17,10 @@ between two of them, whatever stands around: a cut there never changes the token
 WORD_END = re.compile(r"(?<=\w)(?=[^\w'’])|(?<=\s)(?=\S)")
 """Where most words end, in any script; the next best."""
 
-
+LONG_WORD = re.compile(r"[^\W\d_]{1000,}|\d{1000,}|[^\w\s]{1000,}|\s{1000,}")
+"""What byte-level tokenizers take for one word where nothing parts it: a text without spaces, a line of dashes."""
+ENOUGH = 1 << 19
+"""Characters of such words that a tokenizer learns from: each of its merges reads all of them again."""
 LINE_START = re.compile(r"(?<=\n)(?=\S)")
 """Where tokenizers of other libraries are tried."""
 
@@ -67,3 +70,17 @@ def cut(
             start = end
         rest = rest[start:]
     yield rest
+
+
+def few_long_words(pieces: Iterable[str], enough: int = ENOUGH) -> Iterator[str]:
+    """The pieces of a text; of the words in `LONG_WORD` no more than the first `enough` characters of all."""
+    left = enough
+    for piece in pieces:
+        start = 0
+        for word in LONG_WORD.finditer(piece):
+            taken = min(left, len(word[0]))
+            left -= taken
+            if taken < len(word[0]):
+                yield piece[start : word.start() + taken]
+                start = word.end()
+        yield piece[start:] if start else piece

@@ -24,7 +24,7 @@ from ..core.checkpoints.checksums import check_companions, vouch
 from ..core.errors import UserError
 from ..core.files import parsing, write_atomic
 from .byte_level import END_OF_TEXT, byte_level, gpt2
-from .cutting import LINE_START, PIECE, Part, cut, usual_place
+from .cutting import LINE_START, PIECE, Part, cut, few_long_words, usual_place
 from .specials import DEFAULT, MASK_TOKENS, apply_specials, read_specials, refuse_doubled_tokens, write_specials
 from .streaming import BYTE_OF, StreamDecoder
 
@@ -111,7 +111,7 @@ class Tokenizer:
         `single_digits`, none of several digits.
 
         A short text may not hold enough pairs for all of them; `vocab_size` of the result says how many there are.
-        A text may come in blocks, so that memory does not grow with its length.
+        A text may come in blocks, so that memory does not grow with its length; see `few_long_words` for its words.
         """
         if vocab_size < 257:
             raise UserError(
@@ -127,7 +127,8 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator((piece for text in texts for piece in cut(text, TRAINING_PIECE)), trainer)
+        pieces = (piece for text in texts for piece in cut(text, TRAINING_PIECE))
+        backend.train_from_iterator(few_long_words(pieces), trainer)
         return cls(backend)
 
     @classmethod
@@ -183,7 +184,7 @@ class Tokenizer:
         vouch(folder)
 
     def add_ends(self, tokens: Iterable[int]) -> None:
-        """Lets generation end at these tokens, too, as far as they are special ones and do not stand for the unknown."""
+        """Lets generation end at these tokens, too: at special ones that do not stand for the unknown."""
         model = self._json["model"]
         unknown = {model.get("unk_id"), self.backend.token_to_id(model.get("unk_token") or ""), self.mask_id}
         self.end_ids |= self.special_ids & frozenset(tokens) - unknown

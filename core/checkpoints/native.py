@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import few, listing, read_json, read_safetensors, write_atomic
+from ..files import few, listing, read_json, write_atomic
 from .checksums import COMPANIONS, CONFIG, check_config, check_file, write_config
+from .stored import Stored
 
 WEIGHTS = "model.safetensors"
 FORMAT = 1
@@ -86,12 +87,12 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
     return config
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads `model.safetensors`. Raises UserError when it is missing or damaged."""
+def read_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of `model.safetensors`, read when asked for. Raises UserError when it is missing or damaged."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"'{folder}' has a {CONFIG} but no weights ({WEIGHTS}); it holds {listing(folder)}.")
-    return read_safetensors(path)
+    return Stored([path])
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import check_growth, check_regular, few, listing, parsing, read_arrays, read_json, read_safetensors
+from ..files import check_growth, check_regular, few, listing, parsing, read_arrays, read_json
 from .checksums import check_config, check_file
 from .native import CONFIG, WEIGHTS
+from .stored import Stored
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 FILES = (WEIGHTS, "open_clip_model.safetensors", "pytorch_model.bin")
@@ -85,11 +86,15 @@ class Source:
         """Whether triune wrote it."""
         return not self.file and self.config.get("library") == "triune"
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors under their own names, as stored. Raises UserError when weights are missing or damaged."""
-        return dict(self.once(self._read))
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors under their own names, as stored, those of safetensors files read when they are asked for.
 
-    def _read(self, path: Path) -> dict[str, Tensor]:
+        Raises:
+            UserError: weights are missing or damaged.
+        """
+        return self.once(self._read)
+
+    def _read(self, path: Path) -> Mapping[str, Tensor]:
         if self.file:
             return read_tensors(path)
         for name in INDEXES:
@@ -104,16 +109,20 @@ class Source:
             f"'{self.name}' has a {CONFIG} but no weights ({' or '.join(FILES)}); it holds {listing(self.path)}."
         )
 
-    def _shards(self, index: Path) -> dict[str, Tensor]:
+    def _shards(self, index: Path) -> Mapping[str, Tensor]:
         names: Any = read_json(index).get("weight_map")
         if not isinstance(names, Mapping) or not names:
             raise UserError(f"'{index}' lists no weights (weight_map); it was damaged or is another file.")
-        found: dict[str, Tensor] = {}
-        for shard in sorted(set(names.values())):
-            path = index.parent / str(shard)
+        paths = [index.parent / str(shard) for shard in sorted(set(names.values()))]
+        for path in paths:
             if path.parent != index.parent or not path.is_file():
-                raise UserError(f"'{index}' names the part '{shard}', which is not there; download it again.")
-            found |= read_tensors(path)
+                raise UserError(f"'{index}' names the part '{path.name}', which is not there; download it again.")
+        found: Mapping[str, Tensor] = {}
+        if all(path.suffix == ".safetensors" for path in paths):
+            found = Stored(paths)
+        else:
+            for path in paths:
+                found = {**found, **read_tensors(path)}
         absent = [name for name in names if name not in found]
         if absent:
             raise UserError(
@@ -212,14 +221,14 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one safetensors file, PyTorch pickle (`weights_only`) or NumPy archive.
 
     Raises:
         UserError: the file is damaged, is a pickle that would run code, or holds no tensors.
     """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return Stored([path])
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".gguf":

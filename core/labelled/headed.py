@@ -86,7 +86,7 @@ class Headless(Source):
         below = {"architectures": list(self.classes) or None}
         return Source(self.name, self.path).config | below | ({} if self.classes else {"tie_word_embeddings": True})
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         found = {name: tensor for name, tensor in super().tensors().items() if name not in self.head}
         config = super().config
         return found | {k: v for layer in self.lacks for k, v in _zeros(layer, config).items() if k not in found}

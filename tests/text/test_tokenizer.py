@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import string
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from triune.core.errors import UserError
 from triune.core.files import write_atomic
 from triune.text import tokenizer as module
-from triune.text.cutting import SAFE_CUT, cut
+from triune.text.cutting import SAFE_CUT, cut, few_long_words
 from triune.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SAMPLE = "def main():\n    print('hello, wörld')\n\nThe quick brown fox <|endoftext|> jumps. 😀 naïve\n" * 20
@@ -285,3 +287,15 @@ def test_parts_of_a_long_text_have_the_tokens_of_the_whole_for_other_tokenizers(
 @given(st.lists(st.text(st.sampled_from("ab1 \n.é茶"), max_size=30)), st.integers(1, 20), st.integers(1, 4))
 def test_a_text_in_blocks_is_cut_as_the_whole(blocks, piece, times):
     assert list(cut(blocks, piece, times * piece + 1)) == list(cut("".join(blocks), piece, times * piece + 1))
+
+
+def test_of_words_without_an_end_a_part_is_learned_from():
+    """Each merge reads all words again, so that a text without spaces would be read thousands of times."""
+    rng = random.Random(0)
+    endless = "".join(rng.choices(string.ascii_letters, k=5000))
+    pieces = ["a cat ", f"so {endless} it ", endless * 3, "-" * 2000, "the end " * 300]
+    kept = list(few_long_words(pieces, enough=6000))
+    assert "".join(kept) == f"a cat so {endless} it {endless[:1000]}{'the end ' * 300}"
+    assert list(few_long_words(pieces)) == pieces
+    spaced = "the cat sat on the mat " * 2000
+    assert list(few_long_words([spaced], enough=0)) == [spaced]

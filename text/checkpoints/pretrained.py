@@ -70,6 +70,7 @@ from ...core.checkpoints import native as checkpoint
 from ...core.checkpoints.family import Pretrained, described, recognise, replacing, write_folder
 from ...core.checkpoints.native import dtype_of, refuse_overflow
 from ...core.checkpoints.source import Source, open_source
+from ...core.checkpoints.stored import Renamed
 from ...core.checkpoints.weights import WeightMap
 from ...core.errors import UserError
 from ...core.files import write_atomic
@@ -155,12 +156,13 @@ def _modern(family: TextFamily, tensors: Mapping[str, Tensor]) -> Mapping[str, T
     bare = not any(name.startswith(family.prefix) for name in tensors)
     if not bare and not family.renames:
         return tensors
-    found = {}
-    for name, tensor in tensors.items():
+    names = {}
+    for name in tensors:
+        new = name
         for pattern, replacement in family.renames:
-            name = re.sub(pattern, replacement, name)
-        found[family.prefix + name if bare else name] = tensor
-    return found
+            new = re.sub(pattern, replacement, new)
+        names[family.prefix + new if bare else new] = name
+    return Renamed(tensors, names)
 
 
 def _tie(
@@ -176,7 +178,7 @@ def _tie(
         return config, tensors
     if not torch.equal(tensors[head], tensors[embedding]):
         return replace(config, tied=False), tensors
-    return config, {name: tensors[name] for name in tensors if name != head}
+    return config, Renamed(tensors, {name: name for name in tensors if name != head})
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class VisionFamily(Family):
     """
 
     table: Table = lambda config, names: WeightMap(())
-    read: Callable[[Source], dict[str, Tensor]] = Source.tensors
+    read: Callable[[Source], Mapping[str, Tensor]] = Source.tensors
     why_not: Callable[[VisionTransformerConfig], list[str]] = lambda config: ["all of it"]
     resample: Resample = "reference"
 

@@ -1,0 +1,90 @@
+"""Tensors of safetensors files, read when they are asked for, so that loading a model needs no second copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import check_regular
+
+AT_ONCE = 256 << 20
+"""Bytes of tensors that are read before what was mapped of the files is given back."""
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of safetensors files by name.
+
+    Args:
+        paths: the files; of a name in several the last counts.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._open: dict[Path, Any] = {}
+        self._read = 0
+        self._where = {name: path for path in paths for name in self._file(path).keys()}  # noqa: SIM118 (no mapping)
+
+    def _file(self, path: Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if path not in self._open:
+            check_regular(path)
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged."
+                ) from None
+        return self._open[path]
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import SafetensorError
+
+        path = self._where[name]
+        try:
+            tensor: Tensor = self._file(path).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"'{path}' cannot be read as safetensors ({error}); it was cut short or damaged.") from None
+        self._read += tensor.nbytes
+        if self._read > AT_ONCE:  # what is still in use stays mapped
+            self._open, self._read = {}, 0
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors of another mapping under other names, read when they are asked for.
+
+    Args:
+        tensors: under their own names.
+        names: the name there of each name here.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, dict(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
