@@ -19,7 +19,7 @@ GOOD: dict[Words, str] = {
     ("text", "pretrain"): f"--run run {FILES}",
     ("text", "validate"): "ok/run-text",
     ("text", "validate", "ok/run-texts"): "",
-    ("text", "test"): "ok/run-text --data.test_files ok/ok.txt",
+    ("text", "test"): "ok/run-text --data.files ok/ok.txt",
     ("text", "test", "ok/run-texts"): "",
     ("text", "predict", "ok/run-texts"): "'a good day'",
     ("text", "check"): "ok/ok.txt --data.tokenizer bytes",
@@ -76,7 +76,7 @@ GOOD: dict[Words, str] = {
     ("lens", "attention"): "ok/lm abc",
     ("lens", "birth"): "--steps 1",
     ("recall",): "--steps 1 --mixer gru --pairs 2 --length 16",
-    ("emergence",): "--widths 4 --budget 0.001",
+    ("emergence",): "--widths 4,8 --budget 0.001",
     ("scaling",): "ok/runs.csv",
 }
 """By the words that such a line begins with; those behind task and verb choose the classes that run it."""

@@ -131,15 +131,15 @@ def pairs(words: Words, place: Path) -> list[tuple[str, str]]:
 
 
 def attempt(words: Words, option: str, value: str, place: Path, settings: list[str] | None = None) -> tuple[Any, str]:
-    """Exit code and last line on standard error of a verb with one bad value; without training, scoring or serving,
-    unless `settings` say how to train.
+    """Exit code and last line on standard error of a verb with one bad value, or as it is without an option; without
+    training, scoring or serving, unless `settings` say how to train.
     """
     shown, work = io.StringIO(), contextlib.ExitStack()
     if settings is None:
         for name in ("_fit", "_evaluate"):
             work.enter_context(mock.patch.object(training, name, return_value={}))
         work.enter_context(mock.patch("triune.text.serve._serve", return_value=0))
-    line = [*line_of(words), *(settings or []), f"{option}={value}"]
+    line = [*line_of(words), *(settings or []), *([f"{option}={value}"] if option else [])]
     with (
         work,
         contextlib.chdir(place),

@@ -50,7 +50,7 @@ def make_good(place: Path) -> None:
     (place / "pdb").mkdir()
     (place / "pdb" / "x.pdb").write_text("HEADER\n")
     (place / "ok.txt").write_text("a text of some words\n" * 50)
-    rows = "".join(f"{10**n},{3 * 10**n},{2 + 5 / n}\n" for n in range(3, 9))
+    rows = "".join(f"{10**n},{10 ** (3 + n * 5 % 7)},{2 + 5 / n}\n" for n in range(3, 9))
     (place / "runs.csv").write_text(f"parameters,tokens,loss\n{rows}")
     (place / "ok.a3m").write_bytes(A3M)
     letters = np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), (12, 40))
@@ -58,7 +58,7 @@ def make_good(place: Path) -> None:
     np.savez(
         place / "chains.npz", name=[f"{n}abc_A" for n in range(12)], length=[40] * 12,
         sequence=np.frombuffer("".join(letters.reshape(-1)).encode(), np.uint8), profile=np.zeros((480, 20), np.uint8),
-        backbone=np.random.default_rng(0).integers(-9999, 9999, (480, 3, 3)).astype(np.int16),
+        backbone=np.random.default_rng(0).integers(-1500, 1500, (480, 3, 3)).astype(np.int16),
     )  # fmt: skip
     SequenceModel(SequenceConfig(esm_transformer("tiny"))).save_pretrained(place / "esm")
     _tables(place, ["".join(row) for row in letters])
