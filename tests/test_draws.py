@@ -162,7 +162,7 @@ class Toy(ResumableData):
     """Three examples."""
 
     batch_size = 2
-    examples = ("a", "b", "c")
+    examples: tuple[str, ...] = ("a", "b", "c")
 
     def order_settings(self) -> dict[str, Any]:
         return {"examples": len(self.examples)}

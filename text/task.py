@@ -6,7 +6,7 @@ import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +66,7 @@ class TextTask(TrainingModule):
     """
 
     task_type = "CAUSAL_LM"
+    FIXED: ClassVar = {"transformer.causal": "a language model reads from left to right"}
     unit = "tok"
     loss_unit = "nats per token"
 

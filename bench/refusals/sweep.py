@@ -51,10 +51,10 @@ def settings_of(words: Words) -> list[str]:
     if words[1:2] in (("validate",), ("test",)):
         return SCORE.split()
     if len(words) > 2 and words[2].startswith("--data.pairs"):
-        sizes = (
+        small = [
             f"--model.{part}.{size}" for part in ("encoder", "decoder") for size in ("dim=16", "depth=1", "heads=2")
-        )
-        return [*QUICK.split(), "--data.batch_size=2", *sizes]
+        ]
+        return [*map(str, QUICK.split()), "--data.batch_size=2", *small]
     if words[1:2] == ("fit",) and len(words) > 2:
         return [*TABLES.split(), *(["--model.patch_size=4"] if words[0] == "vision" else [])]
     return SETTINGS.get(words[:2], "").split() if len(words) == 2 else []

@@ -44,6 +44,8 @@ class TaskModule(LightningModule):
 
     SHORT: ClassVar[dict[str, str]] = {}
     """Options with a shorter name on the command line, such as `{"--tta": "--model.tta"}`."""
+    FIXED: ClassVar[dict[str, str]] = {}
+    """Options of the model that the task sets itself, such as "transformer.causal", and why."""
     task_type: str | None = None
     """What PEFT calls the use of this model, such as CAUSAL_LM."""
     unit: str = "tok"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from triune.core import lock as lock_module
 from triune.core import shards
 from triune.core.embeddings.writer import Writer
 from triune.core.errors import UserError
@@ -137,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_said_by_the_name_of_the_output(
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".x.csv.lock"))
 
-    monkeypatch.setattr(lock_module.os, "open", refuse)
+    monkeypatch.setattr("triune.core.lock.os.open", refuse)
     with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'x.csv'}'")):
         claim([tmp_path / "x.csv"])
 
@@ -146,5 +145,5 @@ def test_a_file_system_without_locks_has_none(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock_module.fcntl, "lockf", refuse)
+    monkeypatch.setattr("triune.core.lock.fcntl.lockf", refuse)
     claim([tmp_path / "x.csv"])

@@ -38,7 +38,7 @@ from .session import Session
 from .signals import StopOnSignal
 from .strategies import usable
 from .telemetry import Telemetry
-from .unused import leave_out
+from .unused import leave_out, refuse
 from .which import to_continue, to_score
 
 SEED = 1337
@@ -161,6 +161,11 @@ class TaskCLI(LightningCLI):
             trainer.check_val_every_n_epoch = None
         if self.trains and not self.session.resume:
             self.session.left_out = leave_out(config, self.session.args, self._classes[2])
+            # Not those of a file, which may be the config.yaml of another run, with every option.
+            named = {word.split("=")[0].removeprefix("--") for word in self.session.args if word.startswith("--")}
+            defaults = self.parser.get_defaults(skip_validation=True)
+            fixed = {f"model.{name}": why for name, why in self._classes[0].FIXED.items()}
+            refuse(vars(config.as_flat()), vars(defaults.as_flat()), named, fixed)
         trainer.precision, self.session.precision = precision.chosen(self, device)
 
     def another(self, words: list[str]) -> TaskCLI:

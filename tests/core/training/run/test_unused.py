@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 
 from triune.cli import main
 from triune.core.config import TransformerConfig
-from triune.core.training.run.unused import leave_out
+from triune.core.errors import UserError
+from triune.core.training.run.unused import RULES, leave_out, refuse
 
 
 def options(mixer: Any, **more: Any) -> Namespace:
@@ -55,3 +56,54 @@ def test_a_recipe_trains_with_another_mixer(tmp_path: Path, monkeypatch: Any, ca
     assert "without the recipe's qk_norm head, which gru does not have" in " ".join(capsys.readouterr().out.split())
     assert main([*line, "--model.transformer.qk_norm", "head"]) == 2
     assert "qk_norm is 'head', but must be none" in capsys.readouterr().err
+
+
+VALUES = {
+    "model.schedule.kind": "cosine", "model.schedule.decay": 0.1, "model.optimizer.name": "adamw",
+    "model.optimizer.momentum": 0.5, "data.augment.crop": "pad", "data.augment.min_area": 0.5,
+    "data.augment.mixup": 0.0, "data.augment.mix_chance": 0.5, "model.transformer.context": 99,
+    "trainer.sync_batchnorm": True, "model.transformer.causal": False,
+}  # fmt: skip
+FIXED = {"model.transformer.causal": "a language model reads from left to right"}
+
+
+@pytest.mark.parametrize(
+    ("name", "mended"),
+    [
+        ("model.schedule.decay", {"model.schedule.kind": "wsd"}),
+        ("model.optimizer.momentum", {"model.optimizer.name": "muon"}),
+        ("data.augment.min_area", {"data.augment.crop": "resized"}),
+        ("data.augment.mix_chance", {"data.augment.mixup": 0.2}),
+        ("model.transformer.context", None),
+        ("trainer.sync_batchnorm", None),
+        ("model.transformer.causal", None),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(name: str, mended: dict[str, Any] | None) -> None:
+    with pytest.raises(UserError, match=f"^--{name} is {VALUES[name]}, but would change nothing: .*; leave it out"):
+        refuse(VALUES, {}, {name}, FIXED)
+    refuse(VALUES, {}, set(), FIXED)  # a recipe's, or one of a run that is continued
+    refuse(VALUES, {name: VALUES[name]}, {name}, FIXED)  # its default
+    if mended:
+        refuse(VALUES | mended, {}, {name}, FIXED)
+
+
+def test_the_rules_name_options_that_there_are() -> None:
+    from triune.bench.refusals.options import leaves, parser_of
+    from triune.vision.data.augment import AugmentConfig
+
+    every = {f"data.augment.{field.name}" for field in dataclasses.fields(AugmentConfig)}
+    for words in (("text", "fit"), ("vision", "fit"), ("text", "fit", "--data.pairs=ok/pairs.tsv")):
+        every |= {option.removeprefix("--") for option, _ in leaves(parser_of(words, Path()))}
+    assert {name for rule in RULES for name in rule.options} <= every
+
+
+def test_a_language_model_that_should_see_both_sides_is_refused(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("some words of a text to learn\n" * 60)
+    line = ["text", "fit", "--data.files", "x.txt", "--run", "run"]
+    assert main([*line, "--model.transformer.causal", "false"]) == 2
+    assert "--model.transformer.causal is False, but would change nothing: a language" in capsys.readouterr().err
+    assert main([*line, "--model.transformer.context", "99"]) == 2
+    assert "the data say how long an input is (--data.context" in capsys.readouterr().err
+    assert not Path("run").exists()
