@@ -19,8 +19,9 @@ WORD_END = re.compile(r"(?<=\w)(?=[^\w'’])|(?<=\s)(?=\S)")
 
 LONG_WORD = re.compile(r"[^\W\d_]{1000,}|\d{1000,}|[^\w\s]{1000,}|\s{1000,}")
 """What byte-level tokenizers take for one word where nothing parts it: a text without spaces, a line of dashes."""
-ENOUGH = 1 << 19
-"""Characters of such words that a tokenizer learns from: each of its merges reads all of them again."""
+ENOUGH, WORD_PART = 1 << 19, 250
+"""Characters of such words that a tokenizer learns from: each of its merges reads all of them again;
+and of the parts in which they are read."""
 LINE_START = re.compile(r"(?<=\n)(?=\S)")
 """Where tokenizers of other libraries are tried."""
 
@@ -73,14 +74,16 @@ def cut(
 
 
 def few_long_words(pieces: Iterable[str], enough: int = ENOUGH) -> Iterator[str]:
-    """The pieces of a text; of the words in `LONG_WORD` no more than the first `enough` characters of all."""
+    """The pieces of a text; of the words in `LONG_WORD` no more than the first `enough` characters of all, in parts of
+    `WORD_PART`, because to learn from a word takes time that grows with the square of its length.
+    """
     left = enough
     for piece in pieces:
         start = 0
         for word in LONG_WORD.finditer(piece):
+            yield piece[start : word.start()]
             taken = min(left, len(word[0]))
-            left -= taken
-            if taken < len(word[0]):
-                yield piece[start : word.start() + taken]
-                start = word.end()
+            left, start = left - taken, word.end()
+            for at in range(0, taken, WORD_PART):
+                yield word[0][at : min(at + WORD_PART, taken)]
         yield piece[start:] if start else piece
