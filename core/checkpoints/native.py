@@ -78,7 +78,10 @@ def load_config(folder: Path, *architectures: str) -> dict[str, Any]:
     found = config.get("architecture")
     if config.get("library") != "triune" or found not in architectures:
         expected = " or ".join(architectures)
-        raise UserError(f"'{path}' describes {found or 'an unknown model'}, but {expected} was expected here.")
+        raise UserError(
+            f"'{path}' describes {found or 'an unknown model'}, but {expected} was expected here; give a model of that "
+            "kind."
+        )
     if config.get("format", 0) > FORMAT:
         raise UserError(
             f"'{path}' was written by triune {config.get('version')}, which is newer; please upgrade triune."
