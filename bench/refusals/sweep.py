@@ -26,13 +26,13 @@ from .lines import FOREVER, GOOD, Words
 from .options import NAMES, attempt, judge, pairs
 from .run import make_good, make_runs
 
-QUICK = (
+QUICK: str = (
     "--trainer.max_steps=2 --trainer.limit_val_batches=1 --trainer.logger=false --trainer.accelerator=cpu --threads=1"
 )
 SMALL = "--model.transformer.dim=16 --model.transformer.depth=1 --model.transformer.heads=2"
 IMAGES = f"{QUICK} {SMALL} --data.batch_size=2 --model.patch_size=4"
 TEXT = f"{QUICK} {SMALL} --data.context=16 --data.batch_size=2"
-SCORE = "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.accelerator=cpu --threads=1"
+SCORE: str = "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1 --trainer.accelerator=cpu --threads=1"
 SETTINGS: dict[tuple[str, str], str] = {
     ("text", "fit"): TEXT,
     ("text", "pretrain"): TEXT,
@@ -43,7 +43,7 @@ SETTINGS: dict[tuple[str, str], str] = {
     "--model.structures=ok/set",
     ("vision", "probe"): "--data.batch_size=2",
 }
-TABLES = f"{QUICK} {SMALL} --data.batch_size=2"
+TABLES: str = f"{QUICK} {SMALL} --data.batch_size=2"
 
 
 def settings_of(words: Words) -> list[str]:
