@@ -306,8 +306,6 @@ class TransformerConfig:
             for f in (f for f in dataclasses.fields(self) if f.name in mixers.OF_ATTENTION):
                 value = getattr(self, f.name)
                 check(value == f.default, f.name, value, f"{f.default}, because no layer has the mixer attention")
-            unused = self.kv_heads not in (None, self.heads) and not self.cross_attention
-            check(not unused, "kv_heads", self.kv_heads, "None, because no layer has the mixer attention")
 
     @property
     def gated(self) -> bool:

@@ -46,6 +46,7 @@ GOOD: dict[Words, str] = {
     ("protein", "fit"): "--run run",
     ("protein", "fit", "--data.table=ok/chains.csv"): f"--run run {CHAINS}",
     ("protein", "pretrain"): "--run run --data.files ok/many.fasta",
+    ("protein", "shard"): "ok/many.fasta shards",
     ("protein", "validate"): "ok/run-protein",
     ("protein", "validate", "ok/run-chains"): "",
     ("protein", "test"): "ok/run-protein --data.folder ok/set",

@@ -14,7 +14,7 @@ import numpy as np
 
 from ....core.errors import UserError
 from ....core.files import replaced_folder
-from ....core.lock import claim
+from ....core.lock import claimed
 from ....core.options import SEED, Parser, whole
 from ....core.training.run.machine import usable_cores
 from ....core.work import progress
@@ -283,14 +283,14 @@ def audit_text(found: Audit, rows: list[dict[str, Any]]) -> str:
 @contextlib.contextmanager
 def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Makes a folder beside `out` that takes its name when the block succeeds, and vanishes when it does not."""
-    claim([out])
-    if out.exists():
-        if not (out / "meta.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"'{out}' exists and is no set of chains; name another folder.")
-        if (out / "meta.json").is_file() and not overwrite:
-            raise UserError(f"'{out}' exists; name another folder, or replace it with --overwrite.")
-    try:
-        with replaced_folder(out) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(f"'{out}' cannot be made ({error.strerror}); name another folder.") from error
+    with claimed(out):
+        if out.exists():
+            if not (out / "meta.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"'{out}' exists and is no set of chains; name another folder.")
+            if (out / "meta.json").is_file() and not overwrite:
+                raise UserError(f"'{out}' exists; name another folder, or replace it with --overwrite.")
+        try:
+            with replaced_folder(out) as folder:
+                yield folder
+        except OSError as error:
+            raise UserError(f"'{out}' cannot be made ({error.strerror}); name another folder.") from error

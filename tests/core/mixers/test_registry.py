@@ -99,7 +99,6 @@ def test_letters_are_one_a_kind() -> None:
             r"mixer_options.mamba.inner_norm is 1, but must be true or false",
         ),
         ({"mixer": "mamba2", "window": 8}, r"window is 8, but must be None, because no layer has the mixer attention"),
-        ({"mixer": "mamba2", "kv_heads": 1}, r"kv_heads is 1, but must be None, because no layer has the mixer atten"),
         ({"mixer": "mamba2", "attention_softcap": 8.0}, r"attention_softcap is 8.0, but must be None"),
         ({"mixer": "MMMA", "window": [8, None, None, 8]}, r"window is .*, but must be null for layer 0, whose mixer"),
         (
