@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .config import TransformerConfig
@@ -65,3 +66,58 @@ def uninitialised() -> Iterator[None]:
     are written, their memory."""
     with _NoDraws():
         yield
+
+
+# -- blocks that no process holds all of ------------------------------------------------------------------------------
+
+
+class Cutter(Protocol):
+    """Cuts the blocks of a model that is being made over processes."""
+
+    def cut(self, block: nn.Module) -> None:
+        """Keeps of a new block what belongs to this process."""
+        ...
+
+    def fill(self, block: nn.Module, values: dict[str, Tensor]) -> None:
+        """Gives parameters and buffers of a block that was cut, by name, the values of whole ones."""
+        ...
+
+
+_CUTTER: ContextVar[Cutter | None] = ContextVar("cutter", default=None)
+
+
+@contextmanager
+def cutting(cutter: Cutter) -> Iterator[None]:
+    """Stacks of blocks that are built within it are cut, block by block."""
+    before = _CUTTER.set(cutter)
+    try:
+        yield
+    finally:
+        _CUTTER.reset(before)
+
+
+def make_blocks(make: Callable[[int], nn.Module], depth: int) -> nn.ModuleList:
+    """The blocks of a stack, `make(layer)` for each; `start_blocks` sets their parameters."""
+    blocks, cutter = nn.ModuleList(), _CUTTER.get()
+    for layer in range(depth):
+        blocks.append(make(layer))
+        if cutter is not None:
+            cutter.cut(blocks[layer])
+    return blocks
+
+
+def start_blocks(blocks: nn.ModuleList, make: Callable[[int], nn.Module], config: TransformerConfig) -> None:
+    """Calls `initialise` for each block. Where they are cut, a whole one is made again for each in its turn: the random
+    numbers are those of a model that is not cut, and no process holds more than one block that is whole.
+    """
+    cutter = _CUTTER.get()
+    for layer, block in enumerate(blocks):
+        if cutter is None:
+            initialise(block, config)
+            continue
+        with uninitialised():
+            whole = make(layer)
+        versions = {name: tensor._version for name, tensor in whole.state_dict(keep_vars=True).items()}
+        initialise(whole, config)
+        changed = {n: t for n, t in whole.state_dict(keep_vars=True).items() if t._version != versions[n]}
+        cutter.fill(block, changed)  # the rest is as it was when the block was made

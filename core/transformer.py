@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .again import run_again
 from .checkpoints.saved import SavedModel
 from .config import TransformerConfig
 from .experts import Experts, balance_loss, make_ffn
-from .initialise import initialise
+from .initialise import make_blocks, start_blocks
 from .inputs import check_inputs, check_patterns, check_vectors
 from .layers import Branch, Norm
 from .masks import AttentionMask
@@ -111,10 +112,10 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         """Whether training computes each block again in its backward pass, in the place of keeping what it made."""
         self.positions = make_positions(config)
         self.input_norm = Norm(config.dim, config) if config.input_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        make = partial(Block, config)
+        self.blocks = make_blocks(make, config.depth)
         self.final_norm = Norm(config.dim, config) if config.final_norm else nn.Identity()
-        for block in self.blocks:
-            initialise(block, config)
+        start_blocks(self.blocks, make, config)
 
     def forward(
         self, x: Tensor, *, valid: Tensor | None = None, documents: Tensor | None = None,

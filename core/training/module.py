@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..checkpoints.native import whole
 from ..compiled import compile_blocks
 from ..errors import UserError
 from ..experts import balance_experts, balance_loss
+from ..initialise import cutting
 from . import lightning_fixes
 from .ema import EMA
 from .freezing import FreezeConfig
@@ -32,7 +33,7 @@ from .guard import Guard, at_hand, settled
 from .optimizers import OptimizerConfig
 from .resume import Resume
 from .schedules import ScheduleConfig, factor
-from .sharded import cut, let_go
+from .sharded import CutBlocks, cut, let_go
 from .task import Loss as Loss
 from .task import Sums, TaskModule, summed
 from .tuning import Tuning
@@ -130,7 +131,11 @@ class TrainingModule(TaskModule):
             return
         data = getattr(self._trainer, "datamodule", None)
         devices = 1 if self._trainer is None else self._trainer.world_size
-        self.model = self.build_model(data) if self.tuning is None else self.tuning.build(self, data, devices)
+        if self.tuning is not None:
+            self.model = self.tuning.build(self, data, devices)
+        else:
+            with nullcontext() if self.device_mesh is None else cutting(CutBlocks(self.device_mesh)):
+                self.model = self.build_model(data)
         keep_inputs_only(self.model, self.checkpointing)
         if self.compile_blocks:
             compile_blocks(self.model, "cpu" if self._trainer is None else self._trainer.strategy.root_device.type)

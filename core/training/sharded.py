@@ -37,12 +37,36 @@ ALLOWED = {
 """Names that the list of tensors may use."""
 
 
+class CutBlocks:
+    """Cuts each block over the processes of a device mesh as soon as it is made; see `Cutter`."""
+
+    def __init__(self, mesh: Any) -> None:
+        self._mesh = mesh
+
+    def cut(self, block: nn.Module) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(block, mesh=self._mesh["data_parallel"])
+
+    @torch.no_grad()
+    def fill(self, block: nn.Module, values: dict[str, Tensor]) -> None:
+        own = block.state_dict(keep_vars=True)
+        for name, value in values.items():
+            value = value.detach().to(own[name].device)
+            # Each process has made the same values, so that none are sent.
+            like = own[name]
+            if isinstance(like, DTensor):
+                value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+            part(like).copy_(part(value))
+
+
 def cut(model: nn.Module, mesh: Any) -> None:
-    """Cuts the weights over the processes of a device mesh, each block by itself."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    """Cuts the weights over the processes of a device mesh, each block by itself, where they are not cut already."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     for module in [*blocks_of(model), model]:
-        fully_shard(module, mesh=mesh["data_parallel"])
+        if not isinstance(module, FSDPModule):
+            fully_shard(module, mesh=mesh["data_parallel"])
     if hasattr(model, "loss"):  # a method that is called in the place of `forward`
         register_fsdp_forward_method(model, "loss")
 
