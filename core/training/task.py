@@ -133,6 +133,9 @@ class TaskModule(LightningModule):
         """A line about the model, for the opening block; empty for its size only."""
         return ""
 
+    finalise_reads_weights = False
+    """Whether `finalise` calls `export_state`: weights that are cut over processes are put together by all of them."""
+
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         """What is fitted to the weights just judged (a temperature, a contact head); returns further metrics.
 

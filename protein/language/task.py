@@ -144,6 +144,11 @@ class PretrainTask(TrainingModule):
         c = self.config.transformer
         return any(c.mixer_at(layer) == "attention" for layer in range(c.depth))
 
+    @property
+    def finalise_reads_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `TaskModule`."""
+        return self._has_maps
+
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         """Fits the contact head to the weights just judged; its precision on the held-out chains with known
         structure. Nothing where no layer has attention maps.

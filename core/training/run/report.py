@@ -189,7 +189,11 @@ def _write_adapter(session: Session, run: RunFolder) -> None:
 
 def complete(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of an evaluation with those of what the module fits to the weights, on the main process."""
-    return metrics | session.model.finalise(session.run) if metrics and session.trainer.is_global_zero else metrics
+    if metrics and session.trainer.is_global_zero:
+        return metrics | session.model.finalise(session.run)
+    if metrics and session.model.finalise_reads_weights:
+        session.model.export_state()
+    return metrics
 
 
 def summarise(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:

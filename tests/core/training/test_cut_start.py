@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from triune.core.config import TransformerConfig
-from triune.core.experts import ExpertsConfig
+from triune.core.expert_options import ExpertsConfig
 from triune.core.initialise import cutting, uninitialised
 from triune.core.mixers.options import KINDS
 from triune.core.training.sharded import CutBlocks, cut, part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,39 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
     ended = server.run(one, ["text", "fit", "--run", "parts", *AGAIN, "--trainer.devices", "1"])
     assert ended.code == 2
     assert "last.ckpt is damaged (__1_0.distcp is missing)" in " ".join(ended.printed.split())
+
+
+def test_what_is_fitted_to_cut_weights(one: Path, server: Server) -> None:
+    """The contact head is fitted by the main process, to weights that all put together."""
+    draw = random.Random(0)
+    letters = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=30)) for _ in range(40)]
+    (one / "chains.fasta").write_text("".join(f">p{i}\n{text}\n" for i, text in enumerate(letters)))
+    line = [
+        "--data.files",
+        "chains.fasta",
+        "--data.context",
+        "24",
+        "--data.val_fraction",
+        "0.2",
+        "--model.size",
+        "tiny",
+    ]
+    line += [
+        "--trainer.max_steps",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.precision",
+        "64-true",
+        "--threads",
+        "1",
+    ]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
+    forked(server, one, "protein", "pretrain", "--run", "chains", *line, "--data.batch_size", "4")
+    forked(server, one, "protein", "pretrain", "--run", "chains-cut", *line, *two, ranks=2)
+    ours, theirs = (load_file(one / run / "model" / "model.safetensors") for run in ("chains-cut", "chains"))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6)
 
 
 def test_lora_of_cut_weights(one: Path, server: Server) -> None:
