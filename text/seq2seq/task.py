@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.checkpoints.native import load_state
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
+from ...core.initialise import uninitialised
 from ...core.losses import IGNORED
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
@@ -131,6 +133,8 @@ class PairTask(TrainingModule):
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return {"token_accuracy": sums[0] / sums[1], "exact_match": sums[2] / sums[3]}
 
+    finalise_reads_weights = True
+
     def finalise(self, run: RunFolder | None) -> dict[str, Any]:
         """Writes the first targets of the side that was scored with a cache, token by token, and compares."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -138,15 +142,17 @@ class PairTask(TrainingModule):
         side = data.side("test" if self.trainer.state.fn == "test" else "val")
         count = min(DECODED, len(side))
         sources = [source.tolist() for source in side.sources[:count]]
-        was_training = self.model.training
-        self.model.eval()
-        with self._weights(averaged=True):
-            found = [
-                text
-                for at in range(0, count, data.batch_size)
-                for text in greedy(self.model, sources[at : at + data.batch_size], data.longest)
-            ]
-        self.model.train(was_training)
+        # A model of its own, because this process cannot run one whose weights are cut over several.
+        state = self.export_state()
+        with uninitialised():
+            model = EncoderDecoder(self.model.config).to(next(iter(state.values())).dtype)
+        load_state(model, state, "the trained model")
+        model = model.eval().to(self.trainer.strategy.root_device)
+        found = [
+            text
+            for at in range(0, count, data.batch_size)
+            for text in greedy(model, sources[at : at + data.batch_size], data.longest)
+        ]
         wanted = [target.tolist() for target in side.targets[:count]]
         self.wrong = [
             (pair.source, pair.target, data.tokenizer.decode(text))

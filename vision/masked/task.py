@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.checkpoints.native import load_weights, read_weights
 from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.training.module import Loss
@@ -159,13 +159,22 @@ class MaskedTask(ImageTraining):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.before is None and self.trainer.is_global_zero:
+        if self.before is not None:
+            return
+        if self.trainer.is_global_zero:
             found = self._probe(pixels=False)
             self.before = {} if found is None else asdict(found)
+        elif self.finalise_reads_weights:
+            self.export_state()  # weights that are cut over the processes are put together by all of them
+
+    @property
+    def finalise_reads_weights(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See `TaskModule`."""
+        return bool(self.probe_images) and "train" in self.data.names
 
     def _probe(self, pixels: bool = True) -> Probed | None:
         """The probe of the weights as they are exported."""
-        if not self.probe_images or "train" not in self.data.names:
+        if not self.finalise_reads_weights:
             return None
         return probe(self._encoder(), self.data, self.probe_images, pixels)
 
@@ -233,8 +242,11 @@ class MaskedTask(ImageTraining):
         pixels = torch.stack([data.picture(side, row) for row in rows])
         batch = data.on_after_batch_transfer({"images": pixels, "index": torch.tensor(rows)})
         assert isinstance(self.model, MaskedAutoencoder)
-        model = deepcopy(self.model).cpu().eval()
-        model.load_state_dict(self.export_state())
+        # Read from what was just exported, because this process cannot run a model whose weights are cut over several.
+        encoder = bare(self.model.encoder, dict(read_weights(run.model)))
+        model = MaskedAutoencoder(self.model.config, encoder)
+        load_weights(model.decoder, run.model / DECODER_FOLDER)
+        model.eval().to(batch["images"].dtype)
         seen, painted = model.painted(batch["images"], batch["noise"])
         known = "; hidden patches have their own mean and contrast" if self.normalise else ""
         note = f"validation images, {self.masked:.0%} hidden{known}"

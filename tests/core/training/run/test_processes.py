@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -139,37 +140,37 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
     assert "last.ckpt is damaged (__1_0.distcp is missing)" in " ".join(ended.printed.split())
 
 
-def test_what_is_fitted_to_cut_weights(one: Path, server: Server) -> None:
-    """The contact head is fitted by the main process, to weights that all put together."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        "protein pretrain --data.files chains.fasta --data.context 24 --data.val_fraction 0.2 --model.size tiny",
+        "vision pretrain --model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2 "
+        "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2 --model.probe 100",
+        "text fit --data.pairs pairs.tsv --model.encoder.dim 16 --model.encoder.depth 1 --model.encoder.heads 2 "
+        "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2",
+    ],
+    ids=["contact head", "probe and picture", "decoding"],
+)
+def test_what_the_main_process_makes_of_cut_weights(words: str, one: Path, server: Server) -> None:
+    """It works with weights that all put together, and comes to the figures of one process."""
     draw = random.Random(0)
     letters = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=30)) for _ in range(40)]
     (one / "chains.fasta").write_text("".join(f">p{i}\n{text}\n" for i, text in enumerate(letters)))
-    line = [
-        "--data.files",
-        "chains.fasta",
-        "--data.context",
-        "24",
-        "--data.val_fraction",
-        "0.2",
-        "--model.size",
-        "tiny",
-    ]
-    line += [
-        "--trainer.max_steps",
-        "2",
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.precision",
-        "64-true",
-        "--threads",
-        "1",
-    ]
+    (one / "pairs.tsv").write_text("".join(f"{text[:6]}\t{text[5::-1]}\n" for text in letters))
+    task, verb, *options = words.split()
+    line = [*options, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.precision", "64-true"]
+    line += ["--threads", "1", "--trainer.limit_val_batches", "1"]
+    runs = [f"{task}-one", f"{task}-cut"]
+    forked(server, one, task, verb, "--run", runs[0], *line, "--data.batch_size", "4")
     two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
-    forked(server, one, "protein", "pretrain", "--run", "chains", *line, "--data.batch_size", "4")
-    forked(server, one, "protein", "pretrain", "--run", "chains-cut", *line, *two, ranks=2)
-    ours, theirs = (load_file(one / run / "model" / "model.safetensors") for run in ("chains-cut", "chains"))
+    forked(server, one, task, verb, "--run", runs[1], *line, *two, ranks=2)
+    theirs, ours = (load_file(one / run / "model" / "model.safetensors") for run in runs)
+    assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6)
+    before, after = (json.loads((one / run / "summary.json").read_text()) for run in runs)
+    found = [key for key in before if key.startswith(("val_long", "probe_", "decoded"))]
+    assert found and all(after[key] == pytest.approx(before[key], abs=1e-6) for key in found)
 
 
 def test_lora_of_cut_weights(one: Path, server: Server) -> None:
