@@ -22,11 +22,12 @@ class Stored(Mapping[str, Tensor]):
         paths: the files; of a name in several the last counts.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, or, when a tensor is asked for, was replaced since.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._open: dict[Path, Any] = {}
+        self._marks: dict[Path, tuple[int, int, int]] = {}
         self._read = 0
         self._where = {name: path for path in paths for name in self._file(path).keys()}  # noqa: SIM118 (no mapping)
 
@@ -34,7 +35,10 @@ class Stored(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         if path not in self._open:
-            check_regular(path)
+            found = check_regular(path).stat()
+            mark = found.st_ino, found.st_size, found.st_mtime_ns
+            if self._marks.setdefault(path, mark) != mark:  # it is opened again after `AT_ONCE` bytes
+                raise UserError(f"'{path}' was replaced while its tensors were read; start again.")
             try:
                 self._open[path] = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
