@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .core.errors import UserError, nearest
 from .core.files import OVERWRITE
 from .core.options import Parser, whole
+from .core.options import number as between
 from .core.task import named
 from .tasks import tasks
 
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="file to write: .parquet, .npz or .npy")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
+    p.add_argument("--max_megapixels", type=between(0, 10_000), help="larger images are not read (default: 80)")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return p
 
@@ -67,6 +69,8 @@ def main(args: list[str]) -> int:
 
     modality = _modality(options)
     model, reader = opened_vectors(modality, options.run or options.pretrained, options.pool, options.device)
+    if options.max_megapixels is not None:
+        reader.accept(options.max_megapixels)
     inputs = _inputs(options, modality)
     from .core.embeddings.writer import Writer
 

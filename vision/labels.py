@@ -35,7 +35,7 @@ from .data.names import mirrors
 from .evaluate.patches import MOST_SHOWN, Shown, draw_patches, mean_iou
 from .heads import open_with_head
 from .labelled import refuse_views, seen_in
-from .masks import MASKS, from_planes, patch_labels, with_prefix
+from .masks import from_planes, masks_up_to, patch_labels, with_prefix
 from .model import VisionTransformer, VisionTransformerConfig, checked_patch
 from .patches import patch_for
 from .predictor import ImagePredictor
@@ -54,7 +54,6 @@ class ImageTable(FromTable, ImageData):
     """
 
     PATHS = ("table", "cache")
-    MASKS = MASKS
     parts = "patches"
 
     def __init__(self, **others: Any) -> None:
@@ -66,6 +65,7 @@ class ImageTable(FromTable, ImageData):
             raise UserError("data.labels is given beside data.table, whose cells are the names of the classes.")
         if self.augment.mixes:
             raise UserError("data.augment.mixup and cutmix mix classes, which a table need not have; set them to 0.")
+        self.MASKS = masks_up_to(self.max_megapixels)
         self._masks: Masks | None = None
         self._patches: VisionTransformerConfig | None = None
         self._of_patches: dict[str, Target] = {}

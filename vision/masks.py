@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..core.errors import UserError
 from ..core.labels.masks import Mask
 from ..core.labels.wanted import MaskFiles, Raw
 from ..core.losses import IGNORED
-from .data.images import EXTENSIONS, UnreadableImage, is_wide, open_image, upright
+from .data.images import EXTENSIONS, MAX_PIXELS, MOST_PIXELS, UnreadableImage, is_wide, open_image, upright
 from .positions import Grid
 from .preprocessing import Preprocessing
 
@@ -28,13 +29,14 @@ ASPECT = 0.02
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_mask(path: Path) -> Raw:
+def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Raw:
     """The numbers of a mask: indices of a palette, 1-bit, 8-bit, 16-bit or floating-point values, upright.
 
     Raises:
-        UserError: it cannot be decoded, or has colours or transparency, of which none is the number of a class.
+        UserError: it cannot be decoded, has more than `max_pixels`, or has colours or transparency, of which none is
+            the number of a class.
     """
-    opened = open_image(path)
+    opened = open_image(path, max_pixels=max_pixels)
     image, name = opened.image, opened.name
     try:
         lossy = image.format == "JPEG"
@@ -82,12 +84,17 @@ def _named(cell: str) -> bool:
 MASKS = MaskFiles(_named, read_mask)
 
 
+def masks_up_to(megapixels: float) -> MaskFiles:
+    """How masks are read of images that may have so many megapixels."""
+    return MaskFiles(_named, partial(read_mask, max_pixels=round(megapixels * 1e6)))
+
+
 # --- fitted as the image is -------------------------------------------------------------------------------------------
 
 
 def size_of(path: Path) -> tuple[int, int]:
     """(width, height) of an image as a person sees it, from its header. Raises UnreadableImage."""
-    image = open_image(path).image
+    image = open_image(path, max_pixels=MOST_PIXELS).image  # its pixels are not decoded here
     try:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception:  # damaged EXIF data say nothing about the pixels

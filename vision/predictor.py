@@ -66,6 +66,10 @@ class ImageReader(Reader):
         self.config = config
         self.decoding = Decoding(max_pixels, config.preprocessing.grey_bits)
 
+    def accept(self, megapixels: float) -> None:
+        """Reads images of up to so many megapixels from now on."""
+        self.decoding = replace(self.decoding, max_pixels=round(megapixels * 1e6))
+
     def one(self, cell: str, name: str, beside: Path) -> Tensor:
         path = beside / Path(cell).expanduser()
         image = read_image(path, self.config.channels, str(path), self.decoding)

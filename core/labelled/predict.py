@@ -16,6 +16,7 @@ from ..checkpoints.native import CONFIG
 from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, read_json, written_whole
 from ..options import Parser, whole
+from ..options import number as between
 from ..shown import print_table
 from ..training.run.folder import ROOT, model_folder
 from ..views import ABOUT, KINDS
@@ -43,6 +44,7 @@ def parser(modality: Modality) -> Parser:
     if modality.painter is not None:
         masks = "also write the answers to the patches of each image as a mask of its size into this new folder"
         p.add_argument("--masks", type=Path, metavar="FOLDER", help=masks)
+        p.add_argument("--max_megapixels", type=between(0, 10_000), help="larger images are not read (default: 80)")
     if modality.views is not None:
         p.add_argument("--tta", choices=KINDS, default="none", help=ABOUT)
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -60,6 +62,8 @@ def main(modality: Modality, args: list[str]) -> int:
         _check_folder(options.masks)
     inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
     model, reader = opened(modality, options.run, options.device)
+    if modality.painter is not None and options.max_megapixels is not None:
+        reader.accept(options.max_megapixels)
     call: Any = model
     if modality.views is not None and options.tta != "none":
         call, notes = modality.views(model, options.tta, options.run)

@@ -31,6 +31,10 @@ class Reader(ABC):
         self.cut = 0
         """Inputs of which only the beginning is read."""
 
+    def accept(self, megapixels: float) -> None:
+        """Reads images of up to so many megapixels from now on. Raises UserError where inputs are no images."""
+        raise UserError(f"--max_megapixels is {megapixels:g}, but each input is a {self.what}; leave it out.")
+
     @abstractmethod
     def one(self, cell: str, name: str, beside: Path) -> Any:
         """What the model gets of one input.

@@ -20,6 +20,7 @@ from triune.core.labels.targets import Target, infer
 from triune.core.losses import IGNORED
 from triune.core.training.run.cli import run_task
 from triune.vision.data.augment import AugmentConfig, change_both
+from triune.vision.data.images import UnreadableImage
 from triune.vision.data.masks import Masks
 from triune.vision.evaluate.patches import mean_iou
 from triune.vision.heads import whole_trunk
@@ -29,13 +30,15 @@ from triune.vision.masks import (
     as_mask,
     fitted,
     from_planes,
+    masks_up_to,
     patch_labels,
     planes,
     read_mask,
     reference_patch_labels,
     size_of,
 )
-from triune.vision.predictor import ImagePredictor
+from triune.vision.model import VisionTransformerConfig
+from triune.vision.predictor import ImagePredictor, ImageReader
 from triune.vision.preprocessing import Preprocessing
 
 SHORT = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--threads", "1", "--data.batch_size", "8"]
@@ -89,6 +92,26 @@ def test_a_patch_has_the_commonest_label_or_the_mean() -> None:
         assert torch.equal(from_planes(planes(pixels)).nan_to_num(-1), pixels.nan_to_num(-1))
     tied = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     assert patch_labels(tied, (2, 2), 2).tolist() == [[0]]
+
+
+def test_masks_may_be_as_large_as_their_images(tmp_path: Path) -> None:
+    Image.new("L", (1000, 200), 1).save(tmp_path / "m.png")
+    with pytest.raises(UnreadableImage, match="is too large"):
+        masks_up_to(0.1).read(tmp_path / "m.png")
+    assert masks_up_to(0.2).read(tmp_path / "m.png").values.shape == (200, 1000)
+    data = ImageTable(table="t.csv", input="image", target="mask", max_megapixels=0.1)
+    assert data.MASKS is not None
+    with pytest.raises(UnreadableImage, match="at most 100,000 are read"):
+        data.MASKS.read(tmp_path / "m.png")
+
+
+def test_predict_and_embed_may_read_larger_images(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300)).save(tmp_path / "a.png")
+    reader = ImageReader(VisionTransformerConfig(), 100_000)
+    with pytest.raises(UnreadableImage, match="--max_megapixels of predict and embed"):
+        reader.one("a.png", "a", tmp_path)
+    reader.accept(0.12)
+    assert reader.one("a.png", "a", tmp_path).ndim == 3
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])

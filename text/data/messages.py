@@ -175,7 +175,23 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
         question = f"{question}\n\n{context}" if question else context
     asked = question if isinstance(question, list) else [{"role": "user", "content": question}]
     answered = answer if isinstance(answer, list) else [{"role": ANSWERS, "content": answer}]
-    return [(message, False) for message in asked] + [(message, True) for message in answered]
+    before = [] if "history" in columns.values() else _history(row, where)
+    return [(message, False) for message in before + asked] + [(message, True) for message in answered]
+
+
+def _history(row: Mapping[str, Any], where: str) -> list[Any]:
+    """Turns before the question, `[[question, answer], …]`, as messages; the question is read with them."""
+    turns = row.get("history")
+    if turns is None or turns == "":
+        return []
+    pairs = isinstance(turns, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in turns
+    )
+    if not pairs:
+        raise UserError(f"{where} has a `history`, but must have a list of pairs of a question and its answer there.")
+    return [
+        {"role": role, "content": said} for turn in turns for role, said in zip(("user", ANSWERS), turn, strict=True)
+    ]
 
 
 def _hint(row: Mapping[str, Any]) -> str:
@@ -209,7 +225,7 @@ def _message(message: Any, where: str, columns: Mapping[str, str]) -> Message:
     if not isinstance(message, Mapping):
         raise UserError(f"{where} is a {type(message).__name__}, but must be an object with role and content.")
     _refuse_media(message, where)
-    role = _first(message, [columns["role"]] if "role" in columns else ["role", "from"])
+    role = _one(message, [columns["role"]] if "role" in columns else ["role", "from"], where)
     if not isinstance(role, str) or not role.strip():
         raise UserError(f"{where} has no role; say who speaks ({', '.join(USUAL_ROLES[:4])}).")
     role = role.strip().lower()
@@ -219,7 +235,7 @@ def _message(message: Any, where: str, columns: Mapping[str, str]) -> Message:
             raise UserError(f"{where} has thoughts that are a {type(thought).__name__}, but must be a text.")
         kept["reasoning_content"] = thought
     calls = _calls(message, where)
-    content = _first(message, [columns["content"]] if "content" in columns else ["content", "value"])
+    content = _one(message, [columns["content"]] if "content" in columns else ["content", "value"], where)
     if content is None and calls:
         content = ""
     text = _text(content, where)
@@ -232,6 +248,22 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 def _first(message: Mapping[str, Any], keys: list[str]) -> Any:
     return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _one(message: Mapping[str, Any], keys: list[str], where: str) -> Any:
+    """What stands under one of the keys. Raises UserError where two of them say something else."""
+    said = {key: message[key] for key in keys if message.get(key) is not None}
+    first, *others = said or [""]
+    if any(_same(said[other]) != _same(said[first]) for other in others):
+        raise UserError(
+            f"{where} has {' and '.join(said)} that differ; say which to read with --data.columns.{keys[0]} NAME."
+        )
+    return said.get(first)
+
+
+def _same(value: Any) -> Any:
+    """A value as it is compared: names of one role are one."""
+    return ROLES.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def _calls(message: Mapping[str, Any], where: str) -> list[Any]:

@@ -23,6 +23,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 MAX_PIXELS = 80_000_000
 """Larger images are refused unless told otherwise: 80 megapixels are 240 MB of colour, and a file of a few kB can claim
 any size."""
+MOST_PIXELS = 10_000_000_000
+"""What may be told at most."""
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -174,7 +176,7 @@ def _heif() -> Any:
 def _too_large(size: str, most: int) -> str:
     return (
         f"is too large ({size}, at most {most:,} are read; to read it, raise max_megapixels: --data.max_megapixels of "
-        "training, --max-megapixels of check and classify)"
+        "training, --max-megapixels of check and classify, --max_megapixels of predict and embed)"
     )
 
 

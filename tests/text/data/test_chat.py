@@ -89,6 +89,24 @@ def test_all_usual_forms_are_read(tmp_path: Path, row: object) -> None:
     assert found.messages == talk("q", "a").messages
 
 
+def test_turns_before_the_question_are_read_and_not_learned(tmp_path: Path) -> None:
+    row = {"instruction": "q", "input": "", "output": "a", "history": [["before", "said"]]}
+    (found,) = read(write(tmp_path / "x.jsonl", row))
+    assert [message["content"] for message in found.messages] == ["before", "said", "q", "a"]
+    assert found.answers == [3]
+    with pytest.raises(UserError, match="`history`, but must have a list of pairs"):
+        read(write(tmp_path / "y.jsonl", row | {"history": ["before"]}))
+
+
+def test_two_names_of_one_thing_must_agree(tmp_path: Path) -> None:
+    asked = {"from": "human", "role": "user", "value": "q"}
+    row = {"conversations": [asked, {"from": "gpt", "value": "a", "content": "a"}]}
+    assert read(write(tmp_path / "x.jsonl", row))[0].messages[1]["content"] == "a"
+    row = {"conversations": [asked, {"from": "gpt", "value": "a", "content": "b"}]}
+    with pytest.raises(UserError, match="message 2 has content and value that differ"):
+        read(write(tmp_path / "y.jsonl", row))
+
+
 def test_compressed_rows(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
         file.write('{"prompt": "q", "response": "a"}\n\n{"prompt": "r", "response": "b"}\n')
