@@ -379,6 +379,7 @@ class TrainingModule(TaskModule):
         checkpoint.update(self._resume.state(self.trainer))
         self.guard.review(self)
         checkpoint["guard"] = self.guard.state_dict()
+        checkpoint["origin"] = self.origin
         if self.ema is None:
             return
         if self.ema.swapped:  # somebody saves in the middle of an evaluation

@@ -52,6 +52,8 @@ class TaskModule(LightningModule):
     """What is counted: the units of `Loss.count`, as the progress line names them."""
     loss_unit: str = "nats per token"
     """Of the plot of the loss."""
+    origin: str | None = None
+    """Checksum of the options that the run began with, which its checkpoints hold."""
     leaves_unused: bool = False
     """Whether the loss of a batch may leave parameters unused, which several processes must know."""
     monitor: tuple[str, str] = ("val_loss", "min")

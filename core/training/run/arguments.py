@@ -62,6 +62,11 @@ def prepare(
     if run and (resume or not trains):
         run = _opened(run.path, resume)
         configs.insert(0, str(check_yaml(run.config)))
+        if run.task not in ("", task):
+            raise UserError(
+                f"{run.config} is of a run of `triune {run.task} {run.verb}`, not of {task}; use that task, or put"
+                " the original back if the file was replaced."
+            )
         if trains and run.verb != verb:
             raise UserError(f"{run} is a run of `triune {task} {run.verb}`; continue it with that verb.")
         if trains and not (run.last.exists() or run.previous.exists()):

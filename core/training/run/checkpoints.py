@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,17 @@ class Checkpoints(Checkpoint):
         self.best_step: int | None = None
         self.forget_best = False
         """Set where the file of the best weights is damaged: the next validation then writes a new one."""
+        self.origin: str | None = None
+        """Checksum of the options that the run began with, in both files: one of another run is told from its own."""
         self._saved_step = -1
         self._stop = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
+        if self.origin is None:
+            self.origin = f"{zlib.crc32(_without_command(self.config).encode()):08x}"
+        if isinstance(pl_module, TaskModule):
+            pl_module.origin = self.origin
         if trainer.is_global_zero and self.run.planned.exists():
             self.run.planned.replace(self.run.best)
         lost = self.best_step is not None and (self.forget_best or not self.run.best.exists())
@@ -151,10 +158,12 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier("Checkpoints")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value, "best_step": self.best_step, "config": self.config}
+        found = {"best_value": self.best_value, "best_step": self.best_step, "config": self.config}
+        return found | {"origin": self.origin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        self.origin = state_dict.get("origin", "")  # empty in the checkpoints of earlier versions, which have none
 
 
 def _keep(path: Path, name: Path) -> None:
@@ -202,6 +211,20 @@ def recorded_config(run: RunFolder) -> str | None:
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
             return content["callbacks"][Checkpoints.__qualname__].get("config") or None
     return None
+
+
+def _without_command(config: str) -> str:
+    """The options as YAML, less the first line: the command, which names the folder."""
+    return config.partition("\n")[2] if config.startswith("#") else config
+
+
+def another_run(one: Path, other: Path) -> bool:
+    """Whether two good checkpoints began with different options; False where one does not say (an earlier version)."""
+    found = []
+    for path in (one, other):
+        file = path / REST if path.is_dir() else path
+        found.append(torch.load(file, map_location="meta", weights_only=True, mmap=path.is_file()).get("origin"))
+    return all(found) and found[0] != found[1]
 
 
 def recorded_data(path: Path, data: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
 from .checkpoints import Checkpoints, recorded_config, recorded_data
 from .companions import Alone, Companions
-from .folder import RunFolder
+from .folder import RunFolder, task_and_verb
 from .progress import Progress
 from .session import Session
 from .signals import StopOnSignal
@@ -228,6 +228,12 @@ class TaskCLI(LightningCLI):
     def changes(self, run: RunFolder) -> list[Change]:
         """What this call changes in a run that it resumes."""
         self.session.recorded = recorded_config(run)
+        kind = task_and_verb(self.session.recorded or "")[0]
+        if kind not in ("", self.session.task):
+            raise UserError(
+                f"The newest checkpoint in {run.checkpoints} is of a run of {kind}, but {run.config} of"
+                f" {self.session.task}; put the original back."
+            )
         defaults = self.yaml(self.parser.get_defaults(skip_validation=True))
         return changes(run, self.session.config_text, defaults, self.session.recorded)
 

@@ -102,10 +102,9 @@ class RunFolder:
         """Task and verb in the first line of config.yaml, empty where there are none."""
         try:
             with self.config.open(encoding="utf-8") as file:
-                command = re.match(r"# triune ([\w-]+) ([\w-]+)", file.readline(10_000))
+                return task_and_verb(file.readline(10_000))
         except (OSError, ValueError):
             return "", ""
-        return (command[1], command[2]) if command else ("", "")
 
     def contents(self) -> list[str]:
         """Names of what makes this folder a run; empty when it may be used for a new one."""
@@ -210,6 +209,12 @@ class RunFolder:
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Writes a JSON file completely or not at all."""
         write_json(path, values)
+
+
+def task_and_verb(config: str) -> tuple[str, str]:
+    """Those of the command in the first line of a configuration of ours, empty where there are none."""
+    command = re.match(r"# triune ([\w-]+) ([\w-]+)", config)
+    return (command[1], command[2]) if command else ("", "")
 
 
 def model_folder(path: str | Path, task: str) -> Path:

@@ -265,3 +265,36 @@ def test_rows_of_metrics_that_are_not_those_that_were_written(place: Place) -> N
     lines[2] = lines[2].replace(".", "1.", 1)
     (run / "metrics.csv").write_text("".join(lines))
     assert "are not those that were written" in place(MORE).printed
+
+
+def test_files_of_another_run_are_not_taken_for_its_own(place: Place) -> None:
+    other = place.folder / "other"
+    if not other.exists():
+        assert place(f"{FIT} other --seed_everything 7").code == 0
+    run = place.copy()
+    best = (other / "checkpoints" / "best.ckpt").read_bytes()
+    (run / "checkpoints" / "best.ckpt").write_bytes(best)
+    before = content(run)
+    only_sentence(place(SCORE), "best.ckpt is of another run than last.ckpt", "--ckpt_path")
+    assert content(run) == before
+    assert place(f"{SCORE} --ckpt_path run/checkpoints/best.ckpt").code == 0  # asked for
+    ended = place(MORE)
+    assert ended.code == 0 and "best.ckpt is of another run than last.ckpt; the next" in ended.printed, ended.printed
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 16
+    assert (run / "checkpoints" / "best.damaged.ckpt").read_bytes() == best
+    assert "another run" not in place(SCORE).printed  # options that a resumed run changes are not another run
+
+
+def test_a_configuration_or_a_checkpoint_of_another_task(place: Place) -> None:
+    run = place.copy()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("# triune text fit", "# triune vision fit", 1))
+    for words in (MORE, SCORE):
+        only_sentence(place(words), "config.yaml is of a run of `triune vision fit`", "put the original back")
+    run = place.copy()
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = run / "checkpoints" / name
+        state = torch.load(path, weights_only=True)
+        state["callbacks"]["Checkpoints"]["config"] = "# triune vision fit\n" + text.partition("\n")[2]
+        torch.save(state, path)
+    only_sentence(place(MORE), "is of a run of vision", "put the original back")
