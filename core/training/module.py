@@ -375,11 +375,10 @@ class TrainingModule(TaskModule):
         self.guard.review(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds `ema`, `guard` and what `Resume.state` says; Lightning calls this on all ranks."""
-        checkpoint.update(self._resume.state(self.trainer))
+        """Adds `ema`, `guard`, `origin` and what `Resume.state` says; Lightning calls this on all ranks."""
+        checkpoint.update(self._resume.state(self.trainer), origin=self.origin)
         self.guard.review(self)
         checkpoint["guard"] = self.guard.state_dict()
-        checkpoint["origin"] = self.origin
         if self.ema is None:
             return
         if self.ema.swapped:  # somebody saves in the middle of an evaluation

@@ -267,12 +267,17 @@ def find(
             continue
         for path in matching(str(local_path(pattern) or pattern)):
             if not path.is_dir():
-                known[path.resolve()] = (path, True)
-            elif path.resolve() not in listed:
-                listed.add(path.resolve())
+                known[_real(path)] = (path, True)
+            elif _real(path) not in listed:
+                listed.add(_real(path))
                 for file in _walk(path, skipped):
-                    known.setdefault(file.resolve(), (file, False))
+                    known.setdefault(_real(file), (file, False))
     return Corpus(list(known.values()), text_field, skip_bad, cache or Cache.of(None), skipped)
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; a link to itself, which `Path.resolve` raises RuntimeError for, is refused by who reads it."""
+    return Path(os.path.realpath(path))
 
 
 def _in_store(url: str, skipped: Counter[str]) -> list[tuple[Remote, bool]]:

@@ -41,6 +41,8 @@ def to_score(session: Session, chosen: str | None) -> str:
         chosen = next((str(path) for path in (run.best, run.last) if path.exists()), None)
         if chosen is None:
             raise UserError(f"{run} has no checkpoint yet; train it with `triune {session.task} fit`.")
+        if chosen != str(run.best):
+            report.say(f"{run.best} is missing; the weights of {run.last.name} are scored.")
     if chosen is None:
         newest = newest_runs()
         hint = f", for example `triune {session.task} {session.verb} {newest[0]}`" if newest else ""

@@ -759,3 +759,11 @@ def test_a_large_file_is_tokenised_in_bounded_memory(tmp_path, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_link_to_itself_in_a_folder_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words")
+    (tmp_path / "b.txt").symlink_to("b.txt")
+    found = find(str(tmp_path))
+    assert found.survey() and ["".join(document.blocks) for document in found] == ["some words"]
+    assert found.skipped["not a regular file"] == 1

@@ -298,3 +298,10 @@ def test_a_configuration_or_a_checkpoint_of_another_task(place: Place) -> None:
         state["callbacks"]["Checkpoints"]["config"] = "# triune vision fit\n" + text.partition("\n")[2]
         torch.save(state, path)
     only_sentence(place(MORE), "is of a run of vision", "put the original back")
+
+
+def test_best_weights_that_are_gone_are_said_when_others_are_scored(place: Place) -> None:
+    run = place.copy()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    ended = place(SCORE)
+    assert ended.code == 0 and "best.ckpt is missing; the weights of last.ckpt are scored." in ended.printed
