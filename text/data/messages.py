@@ -176,11 +176,12 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
     asked = question if isinstance(question, list) else [{"role": "user", "content": question}]
     answered = answer if isinstance(answer, list) else [{"role": ANSWERS, "content": answer}]
     before = [] if "history" in columns.values() else _history(row, where)
-    return [(message, False) for message in before + asked] + [(message, True) for message in answered]
+    asked = [(message, False) for message in asked]
+    return [(message, True) for message in before] + asked + [(message, True) for message in answered]
 
 
 def _history(row: Mapping[str, Any], where: str) -> list[Any]:
-    """Turns before the question, `[[question, answer], …]`, as messages; the question is read with them."""
+    """Turns before the question, `[[question, answer], …]`, as messages: its answers are learned as in a list."""
     turns = row.get("history")
     if turns is None or turns == "":
         return []

@@ -93,7 +93,7 @@ def test_turns_before_the_question_are_read_and_not_learned(tmp_path: Path) -> N
     row = {"instruction": "q", "input": "", "output": "a", "history": [["before", "said"]]}
     (found,) = read(write(tmp_path / "x.jsonl", row))
     assert [message["content"] for message in found.messages] == ["before", "said", "q", "a"]
-    assert found.answers == [3]
+    assert found.answers == [1, 3]
     with pytest.raises(UserError, match="`history`, but must have a list of pairs"):
         read(write(tmp_path / "y.jsonl", row | {"history": ["before"]}))
 
