@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
+
+CORES = min(2, os.cpu_count() or 1)
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Set before PyTorch is loaded, and for what the tests start: threads of several workers that share the cores wait
+    # for one another by spinning, which takes five times the processor time.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", CORES)))
 
 settings.register_profile("triune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("triune"), derandomize=True, print_blob=True)
