@@ -139,6 +139,7 @@ def attempt(words: Words, option: str, value: str, place: Path, settings: list[s
         for name in ("_fit", "_evaluate"):
             work.enter_context(mock.patch.object(training, name, return_value={}))
         work.enter_context(mock.patch("triune.text.serve._serve", return_value=0))
+        work.enter_context(mock.patch("triune.recall.emergence.train"))
     line = [*line_of(words), *(settings or []), *([f"{option}={value}"] if option else [])]
     with (
         work,
