@@ -9,7 +9,7 @@ import io
 import os
 import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ from unittest import mock
 from triune import cli
 from triune.core.training.run import cli as training
 from triune.core.training.run.arguments import RUN_VARIABLE
+from triune.recall import emergence
 
 from .lines import GOOD, Words
 
@@ -130,6 +131,11 @@ def pairs(words: Words, place: Path) -> list[tuple[str, str]]:
     return found
 
 
+def _once(train: Callable[..., None]) -> Callable[..., None]:
+    """Training of one step."""
+    return lambda model, loss, steps, *others, **settings: train(model, loss, 1, *others, **settings)
+
+
 def attempt(words: Words, option: str, value: str, place: Path, settings: list[str] | None = None) -> tuple[Any, str]:
     """Exit code and last line on standard error of a verb with one bad value, or as it is without an option; without
     training, scoring or serving, unless `settings` say how to train.
@@ -139,7 +145,7 @@ def attempt(words: Words, option: str, value: str, place: Path, settings: list[s
         for name in ("_fit", "_evaluate"):
             work.enter_context(mock.patch.object(training, name, return_value={}))
         work.enter_context(mock.patch("triune.text.serve._serve", return_value=0))
-        work.enter_context(mock.patch("triune.recall.emergence.train"))
+        work.enter_context(mock.patch.object(emergence, "train", _once(emergence.train)))
     line = [*line_of(words), *(settings or []), *([f"{option}={value}"] if option else [])]
     with (
         work,
