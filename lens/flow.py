@@ -112,11 +112,11 @@ def depth(subject: Subject, options: Any) -> Report:
         report.notes.append(str(error))
         return report
     if added is not None:
-        _direct(report, *added)
+        _direct(report, subject, *added)
     return report
 
 
-def _direct(report: Report, found: Direct, about: str) -> None:
+def _direct(report: Report, subject: Subject, found: Direct, about: str) -> None:
     """Adds the direct contributions to a report."""
     kinds = list(dict.fromkeys(name.split(".")[1] for name in found.parts if name != "0.resid_pre"))
     layers = range(1 + max(int(name.split(".")[0]) for name in found.parts))
@@ -135,15 +135,15 @@ def _direct(report: Report, found: Direct, about: str) -> None:
     report.data |= {"answer": about, "direct": found.parts, "rest": found.rest, "score": found.score}
     if not found.heads:
         return
-    width = max(map(len, found.heads.values()))
-    values = torch.full((len(layers), width), float("nan"), dtype=torch.float64)
+    places, columns = {part: place for place, part in subject.heads().items()}, subject.columns()
+    values = torch.full((len(layers), len(columns)), float("nan"), dtype=torch.float64)
     for name, added in found.heads.items():
-        values[int(name.split(".")[0]), : len(added)] = added
+        for number, value in enumerate(added.tolist()):
+            values[places[name, number]] = value
     top = values.abs().nan_to_num(nan=-1.0).flatten().topk(min(SHOWN, values.numel())).indices.tolist()
-    cells = [divmod(index, width) for index in top]
-    report.tables.append(
-        Table("Heads that add or take most", ["head", "adds"], [[f"{a}.{b}", float(values[a, b])] for a, b in cells])
-    )
+    cells = [divmod(index, len(columns)) for index in top]
+    table = [[f"{layer}.{columns[column]}", float(values[layer, column])] for layer, column in cells]
+    report.tables.append(Table("Heads that add or take most", ["head", "adds"], table))
     report.panels.append(Heads("direct contribution", values, "logits", signed=True, caption=f"to the {about}"))
     report.data["direct_by_head"] = values
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Direct:
     Args:
         score: of the model.
         parts: what the input of the first block (`0.resid_pre`) and each branch (`3.attn_out`, `3.ffn_out`) add.
-        heads: what each head adds of that, `[heads]` by point (`3.z`); the rest of its branch is a bias.
+        heads: what each head adds of that, `[heads]` by point (`3.z`, `2.start_z`); the rest of its branch is a bias.
         rest: what no part adds: biases behind the last block, and how far the head is from linear.
     """
 
@@ -81,7 +82,15 @@ def direct(model: nn.Module, score: Callable[[], Tensor], norm: nn.Module | None
     norm = norm or transformer_of(model).final_norm
     branches = ["0.resid_pre", *(name for name in known if name.split(".")[1] in BRANCHES)]
     heads = [name for name in known if name.endswith(".z")]
+    gated = [name for name in known if name.endswith("_z") and _branch(name) in branches]
     read: list[tuple[Tensor, Tensor]] = []
+    held: dict[str, Tensor] = {}
+
+    def hold(name: str, x: Tensor) -> Tensor:
+        held[name] = x.detach().requires_grad_() if name in gated else x
+        return held[name]
+
+    edit = {name: partial(hold, name) for name in [*gated, *map(_branch, gated)]}
 
     def track(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         read[:] = [(args[0].detach(), output.detach().requires_grad_())]
@@ -89,7 +98,7 @@ def direct(model: nn.Module, score: Callable[[], Tensor], norm: nn.Module | None
 
     handle = norm.register_forward_hook(track)
     try:
-        with torch.enable_grad(), lens(model, keep=[*branches, *heads]) as seen:
+        with torch.enable_grad(), lens(model, edit=edit, keep=[*branches, *heads]) as seen:
             value = score()
     finally:
         handle.remove()
@@ -106,8 +115,17 @@ def direct(model: nn.Module, score: Callable[[], Tensor], norm: nn.Module | None
             single = ((z * one[:, None]).flatten(-2) for one in torch.eye(z.shape[-2]).to(z))
             added = [(slope * final(linear(out(head).double() - without) * gain)).sum() for head in single]
             by_head[name] = torch.stack(added).cpu()
+    for name in gated:  # linear in what the heads read, once the gate is held fixed
+        z, adds = held[name], (slope * final(held[_branch(name)].double())).sum()
+        each = (torch.autograd.grad(adds, z, retain_graph=True)[0].double() * z).detach()
+        by_head[name] = each.transpose(0, -2).flatten(1).sum(1).cpu()
     score_of = float(value.detach())
     return Direct(score_of, parts, by_head, score_of - sum(parts.values()))
+
+
+def _branch(heads: str) -> str:
+    """The point of what the heads of a gated attention add: `0.start_out` of `0.start_z`."""
+    return f"{heads.removesuffix('_z')}_out"
 
 
 BRANCHES = (

@@ -24,7 +24,7 @@ from ..pair.model import PairModel
 from ..predict.metrics import precisions
 from ..predict.predictors import PairPredictor
 from ..read.alphabet import PAD, UNKNOWN, encode
-from .chains import SCORE, Known, exchanged, precision
+from .chains import SCORE, Known, builtin, exchanged, precision
 
 
 @dataclass
@@ -289,6 +289,18 @@ def _divergence(whole: Tensor, new: Tensor) -> Tensor:
     one, other = (torch.nn.functional.logsigmoid(x.double()) for x in (whole, new))
     no_one, no_other = (torch.nn.functional.logsigmoid(-x.double()) for x in (whole, new))
     return p * (one - other) + (1 - p) * (no_one - no_other)
+
+
+def in_training(model: PairModel, inputs: dict[str, Any] | None) -> PairSubject:
+    """The built-in chains with their structures, for a pair model that is being trained.
+
+    Raises:
+        UserError: it has no triangle attention.
+    """
+    chains, _ = builtin()
+    subject = PairSubject(model, [], [], predictor=PairPredictor.of(model, inputs), chains=chains)
+    subject.heads()
+    return subject
 
 
 def pair_subject(folder: Path, name: str, chains: list[Known], about: list[str], options: Any) -> PairSubject:

@@ -122,6 +122,12 @@ class PairTask(TrainingModule):
             inputs["recycles"] = int(share[0] * (self.config.recycles + 1))
         return self.model(**inputs)
 
+    def lens_subject(self, batch: dict[str, Any]) -> Any:
+        from ..lens.pair import in_training
+
+        assert isinstance(self.model, PairModel)
+        return in_training(self.model, self.inputs)
+
     def loss(self, batch: dict[str, Any]) -> Loss:
         """Summed over the known pairs i != j, both directions; a pair that is close in sequence counts
         `local_weight`.

@@ -120,7 +120,12 @@ class PairPredictor:
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> PairPredictor:
         model = PairModel.from_pretrained(folder).eval().to(device)
-        return cls(model, PairModel.read_settings(folder).get("inputs") or _assumed(model.config))
+        return cls.of(model, PairModel.read_settings(folder).get("inputs"))
+
+    @classmethod
+    def of(cls, model: PairModel, inputs: dict[str, Any] | None) -> PairPredictor:
+        """Of a model of which nothing is known about the inputs: all that it can read."""
+        return cls(model, inputs or _assumed(model.config))
 
     @property
     def about(self) -> str:

@@ -12,6 +12,7 @@ from triune.cli import main
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
 from triune.core.lens.ablate import ablation
+from triune.core.lens.decode import direct
 from triune.core.lens.edit import lens
 from triune.core.lens.points import points
 from triune.core.lens.record import record_attention
@@ -19,6 +20,8 @@ from triune.lens.command import main as lens_main
 from triune.protein.language.contact_head import HEAD, ContactHead
 from triune.protein.language.jacobian import FIRST, categorical_jacobian, jacobian_contacts
 from triune.protein.language.model import SequenceConfig, SequenceModel, sequence_tokens
+from triune.protein.lens.chains import builtin
+from triune.protein.lens.pair import in_training
 from triune.protein.pair.config import PairConfig
 from triune.protein.pair.model import PairModel
 
@@ -240,3 +243,33 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence) as error:
             lens_main([words[0], str(tmp_path / words[1]), *words[2:]])
         assert str(error.value).endswith(".")
+
+
+def test_what_each_head_of_the_pair_stack_adds_directly() -> None:
+    model, tokens = pair(recycles=0), torch.randint(20, (1, 12))
+    attention = model.blocks[1].attentions[1].attention  # type: ignore[union-attr]
+    with torch.no_grad():
+        for block in model.blocks:
+            for part in block.attentions:  # type: ignore[union-attr]
+                part.attention.out.bias.zero_()  # type: ignore[union-attr]
+        attention.out.weight[:, 4:] = 0  # type: ignore[union-attr]  # the columns of head 1
+
+    def score() -> torch.Tensor:
+        return model(tokens).contacts.sum()
+
+    found = direct(model, score, model.head.norm)
+    assert list(found.heads) == [f"{layer}.{side}_z" for layer in range(2) for side in ("start", "end")]
+    for name, heads in found.heads.items():
+        assert float(heads.sum()) == pytest.approx(found.parts[name.replace("_z", "_out")], rel=1e-4, abs=1e-5)
+    assert float(found.heads["1.end_z"][1]) == 0 != float(found.heads["1.end_z"][0])
+    with torch.no_grad():
+        assert float(score()) == pytest.approx(found.score, rel=1e-6)
+
+
+def test_heads_of_the_pair_model_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains, about = builtin()
+    monkeypatch.setattr("triune.protein.lens.pair.builtin", lambda: (chains[:1], about))
+    scores = in_training(pair(), None).scores()["P@L/5"]
+    assert scores.shape == (2, 4) and bool(((scores >= 0) & (scores <= 1)).all()) and len(scores.unique()) > 1
+    with pytest.raises(UserError, match="no triangle attention"):
+        in_training(pair(triangle_heads=0), None)

@@ -57,12 +57,14 @@ class HeadScores(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Callbacks come before the module, which here still holds the averaged weights, if there are some.
-        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
+        if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         module: Any = pl_module
         if self.subject is None:
             self.subject, self._batch = module.lens_subject(self._batch), None
         assert self.subject is not None
+        if trainer.sanity_checking:
+            return
         self.subject.extra.pop("scores", None)
         scores = self.subject.scores()
         step = trainer.global_step
