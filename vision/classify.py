@@ -134,12 +134,13 @@ class Classifier:
         """Calibrated probabilities float64 `[images, classes]` of Pillow images or of what `pixels` returned."""
         import torch
 
+        from .evaluate.metrics import class_head
         from .views import averaged
 
         pixels = [image if isinstance(image, torch.Tensor) else self.pixels(image) for image in images]
         with torch.inference_mode():
             logits = averaged(self.model, self.inputs(pixels), self.views)
-        return (logits.double().cpu() / self.temperature).softmax(dim=1)
+        return class_head(self.names).log_p(logits.cpu(), {"temperature": self.temperature}).exp()
 
 
 def open_model(name: str | Path) -> tuple[VisionTransformer, float]:

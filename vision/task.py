@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checkpoints.native import CONFIG
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.evaluate import pictures as shared
+from ..core.evaluate.judgement import Judgement
+from ..core.heads.classify import Classify
+from ..core.losses import IGNORED
 from ..core.training.module import Loss
 from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
@@ -25,8 +29,8 @@ from .data.names import refuse_other
 from .data.trained import read_trained
 from .evaluate import plots as pictures
 from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
-from .evaluate.calibration import Calibration, calibrate, read_temperature, store_temperature
-from .evaluate.metrics import IGNORED, judge
+from .evaluate.calibration import read_temperature, store_temperature
+from .evaluate.metrics import by_class, class_head, interval, of_epoch, summary
 from .evaluate.table import NO_TEST, table
 from .model import Pool, Position, VisionTransformer, VisionTransformerConfig, checked_patch, new_head, pair
 from .patches import Stem
@@ -122,7 +126,11 @@ class VisionTask(ImageTraining):
         """Of the last evaluation: logits [images, classes], labels [images] and the number of each image in its
         side.
         """
-        self.calibration: Calibration | None = None
+        self._heads: dict[bool, Classify] = {}  # not among the modules: its layer is the model's own
+        self.judgement: Judgement | None = None
+        """Of the last evaluation."""
+        self.temperature: float | None = None
+        """Fitted on the validation images of the last evaluation."""
         self.baselines: list[Baseline] = []
 
     @property
@@ -202,18 +210,19 @@ class VisionTask(ImageTraining):
         logits = averaged(self.model, batch["images"], kind).float()
         if not self.training:
             self._logits = logits
-            return Loss(
-                F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum()
-            )
-        # The number is known on the host; on the device nothing has to be counted.
-        count = torch.full((), len(labels), device=logits.device)
+            return Loss(*self.head().loss(logits, labels))
         if self.logit_adjustment:
             logits = logits + self._log_shares().to(logits.device)
-        if not self.binary:
-            return Loss(F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum"), count)
-        targets = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
-        return Loss(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), count)
+        # The number is known on the host; on the device nothing has to be counted.
+        count = torch.full((), len(labels), device=logits.device)
+        return Loss(self.head(True).loss(logits, labels)[0], count)
+
+    def head(self, training: bool = False) -> Classify:
+        """The core's head for the classes, whose layer is the model's own; with the options of the training."""
+        if training not in self._heads:
+            options = {"label_smoothing": float(self.label_smoothing), "one_vs_rest": self.binary} if training else {}
+            self._heads[training] = class_head(self._names, **options)
+        return self._heads[training]
 
     def _log_shares(self) -> Tensor:
         """What the option adds to the logits: float32 `[classes]`."""
@@ -252,8 +261,7 @@ class VisionTask(ImageTraining):
         self.predicted = logits[keep], labels[keep], index[keep]
         if not torch.isfinite(logits).all():
             return {}  # diverged: the loss says so, and a long training is stopped by its own check
-        judged = judge(self.predicted[0], self.predicted[1], self._names)
-        return {"top1": judged.top1, "top5": judged.top5, "ece": judged.ece}
+        return dict(of_epoch(self.head(), *self.predicted[:2]))
 
     def on_test_epoch_end(self) -> None:
         self._evaluation_end(self.data.scored)  # validation images must not be called test images
@@ -275,29 +283,38 @@ class VisionTask(ImageTraining):
         testing = self.trainer.state.fn == "test"
         if testing and self.data.scored == "test":
             return self._test_metrics(logits, labels, run)
-        self.calibration = calibrate(logits, labels, self._names)
+        trained = "train" in self.data.names and not testing
+        judged = self._judge(logits, labels, None, self.data.counts("train") if trained else None)
+        self.temperature = self.head().calibrate(logits, labels)["temperature"]
         if self.tta != "none" and self.trainer.state.fn == "validate" and run is not None:
-            store_calibration(run.model, self.tta, {"temperature": self.calibration.temperature})
+            store_calibration(run.model, self.tta, {"temperature": self.temperature})
         self._said = said(self.tta, True)
-        self.baselines = self._baselines() if "train" in self.data.names and not testing else []
+        self.baselines = self._baselines() if trained else []
         return {
             **({"scored": NO_TEST} if testing else {}),
-            **self.calibration.to_summary(),
+            **summary(judged, "val"),
+            "temperature": self.temperature,
             **{f"baseline_{b.name.replace(' ', '_')}": b.top1 for b in self.baselines},
             "skipped_images": self.data.skipped,
-            "per_class": self.calibration.before.per_class,
+            **by_class(judged),
         }
 
     def _test_metrics(self, logits: Tensor, labels: Tensor, run: RunFolder | None) -> dict[str, Any]:
-        judged, found = judge(logits, labels, self._names), {}
+        stored: dict[str, Any] = {}
         if run is not None and (run.model / CONFIG).is_file():
             views = read_calibration(run.model, self.tta)
             self._said = said(self.tta, views is not None, str(run))
-            temperature = views["temperature"] if views else read_temperature(run.model)
-            after = judge(logits / temperature, labels, self._names)
-            found = {"temperature": temperature, "nll_calibrated": after.nll, "ece_calibrated": after.ece}
-        metrics = {name.replace("val_", "test_"): value for name, value in judged.to_summary().items()}
-        return metrics | found | {"per_class": judged.per_class}
+            stored = {"temperature": views["temperature"] if views else read_temperature(run.model)}
+        judged = self._judge(logits, labels, stored)
+        return {**summary(judged, "test"), **stored, **by_class(judged)}
+
+    def _judge(
+        self, logits: Tensor, labels: Tensor, calibration: dict[str, Any] | None, counts: Sequence[int] | None = None
+    ) -> Judgement:
+        """Fills `judgement`; without the training images of each class no constant answer is known."""
+        judged = class_head(self._names, counts).judge(logits, labels, calibration)
+        self.judgement = judged if counts else replace(judged, baseline={})
+        return self.judgement
 
     def _baselines(self) -> list[Baseline]:
         train, val = self.data.arrays("train"), self.data.arrays("val")
@@ -325,20 +342,21 @@ class VisionTask(ImageTraining):
     def table(self, metrics: dict[str, Any]) -> str:
         """The metrics beside those of the baselines."""
         notes = list(self.data.notes) if self.data.scores else []
-        return table(metrics, self.baselines, [*notes, *self._said])
+        return table(metrics, self.baselines, [*interval(self.judgement), *notes, *self._said])
 
     def finish(self, run: RunFolder) -> None:
-        """Draws the pictures of a run: confusion.png, reliability.png, mistakes.png and learning_curves.png."""
-        if self.calibration is None or self.predicted is None:
+        """Draws the pictures of a run: confusion.png, reliability.png, classes.png, mistakes.png and
+        learning_curves.png.
+        """
+        if self.judgement is None or self.temperature is None or self.predicted is None:
             return
-        judged, name = self.calibration.before, run.path.name
-        pictures.confusion_matrix(judged, run.path / "confusion.png", name)
-        pictures.reliability_diagram(self.calibration, run.path / "reliability.png", name)
+        name = run.path.name
+        shared.draw(self.judgement, run.path, unit="images")
         logits, labels, index = self.predicted
         wrong = pictures.confident_mistakes(logits, labels)
         pictures.mistakes(
-            [self._pixels(int(index[i])) for i in wrong], logits[wrong] / self.calibration.temperature, labels[wrong],
-            judged.class_names, run.path / "mistakes.png", name,
+            [self._pixels(int(index[i])) for i in wrong], logits[wrong] / self.temperature, labels[wrong],
+            self._names, run.path / "mistakes.png", name,
         )  # fmt: skip
         beaten = {b.name: b.top1 for b in self.baselines if b.top1 is not None}
         pictures.learning_curves(run.metrics, run.path / "learning_curves.png", name, beaten)
@@ -351,8 +369,8 @@ class VisionTask(ImageTraining):
         """Writes the model with class names, preprocessing and temperature, for `triune vision classify`."""
         assert isinstance(self.model, VisionTransformer)
         self.model.save_pretrained(folder, self.export_state())
-        if self.calibration is not None:
-            store_temperature(folder, self.calibration.temperature)
+        if self.temperature is not None:
+            store_temperature(folder, self.temperature)
 
     def next_steps(self, run: RunFolder) -> list[str]:
         """Commands to type after training."""

@@ -67,17 +67,6 @@ def halves(count: int, groups: Sequence[Any] | np.ndarray | None = None, seed: i
     return (place % 2 == 0).nonzero()[:, 0], (place % 2 == 1).nonzero()[:, 0]
 
 
-def cross_fitted(logits: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    """Logits scaled so that each half gets the temperature fitted on the other. `[examples, classes]` -> the same."""
-    order = halves(len(labels), seed=seed)
-    scaled = logits.clone()
-    if len(order[1]) == 0:
-        return scaled
-    for fitted, judged in (order, order[::-1]):
-        scaled[judged] /= fit_temperature(logits[fitted], labels[fitted])
-    return scaled
-
-
 def platt(log_odds: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
     """Scale and shift of log odds `[examples]` with the lowest negative log-likelihood (Platt 1999).
 

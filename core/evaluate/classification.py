@@ -12,7 +12,7 @@ import torch
 
 from .bootstrap import Figures, Resamples, mean_defined, percentiles, ranking
 from .judgement import Confusion, Panel
-from .reliability import Reliability, equal_width
+from .reliability import equal_mass, equal_width
 
 MOST_RANKED = 20_000_000
 """Examples x classes of which AUROC and average precision are computed; a few seconds."""
@@ -63,12 +63,6 @@ def of_example(log_p: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> 
     return -log_p[rows, labels], brier, p[rows, predicted], (predicted == labels).astype(np.float64)
 
 
-def reliability(log_p: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> Reliability:
-    """Confidence in the predicted class against accuracy."""
-    _, _, confidence, right = of_example(log_p, labels, predicted)
-    return equal_width(torch.from_numpy(confidence), torch.from_numpy(right))
-
-
 def confusion(answers: Answers, names: Sequence[str]) -> Confusion:
     """Examples by true and predicted class."""
     flat = np.bincount(answers.labels * answers.classes + answers.predicted, minlength=answers.classes**2)
@@ -81,6 +75,11 @@ def classify_metrics(answers: Answers) -> dict[str, float]:
     Means over classes are over those that occur in the labels. `auroc` and `average_precision` are of each class
     against the others; left out where no class has both. `brier` is in 0..2. Top-5 accuracy from six classes on.
     """
+    return hit_metrics(answers) | defined_means(answers.by_class) | probability_metrics(answers)
+
+
+def hit_metrics(answers: Answers) -> dict[str, float]:
+    """Those of `classify_metrics` that count what is right: accuracy, top5, balanced_accuracy, macro_f1."""
     labels, predicted = answers.labels, answers.predicted
     truth = np.bincount(labels, minlength=answers.classes)
     named = np.bincount(predicted, minlength=answers.classes)
@@ -91,7 +90,7 @@ def classify_metrics(answers: Answers) -> dict[str, float]:
         metrics["top5"] = float(top(answers, 5).mean())
     metrics["balanced_accuracy"] = float((right[here] / truth[here]).mean())
     metrics["macro_f1"] = float((2 * right[here] / (truth + named)[here]).mean())
-    return metrics | defined_means(answers.by_class) | probability_metrics(answers)
+    return metrics
 
 
 def probability_metrics(answers: Answers) -> dict[str, float]:
@@ -122,16 +121,22 @@ def probability_parts(answers: Answers) -> tuple[np.ndarray, Callable[[np.ndarra
 
 def panels(answers: Answers, metrics: dict[str, float]) -> list[Panel]:
     """The halves of the reliability diagram."""
-    return [
-        Panel(title, reliability(log_p, answers.labels, answers.predicted), metrics[f"nll{name}"])
-        for title, (name, log_p) in zip(("as trained", "calibrated"), answers.versions())
-    ]
+    found = []
+    for title, (name, log_p) in zip(("as trained", "calibrated"), answers.versions()):
+        _, _, *pair = of_example(log_p, answers.labels, answers.predicted)
+        confidence, right = map(torch.from_numpy, pair)
+        bins, even = equal_width(confidence, right), equal_mass(confidence, right)
+        found.append(Panel(title, bins, metrics[f"nll{name}"], adaptive=even.error))
+    return found
 
 
 def top(answers: Answers, most: int) -> np.ndarray:
-    """Whether fewer than `most` classes are more probable than the true one, bool `[examples]`."""
-    own = answers.log_p[np.arange(len(answers.labels)), answers.labels]
-    return (answers.log_p > own[:, None]).sum(axis=1) < most
+    """Whether the true class is among the `most` probable ones, bool `[examples]`; of equally probable ones the first
+    come first, so that a constant answer does not count as right for all that it ties.
+    """
+    own = answers.log_p[np.arange(len(answers.labels)), answers.labels][:, None]
+    before = np.arange(answers.classes) < answers.labels[:, None]
+    return ((answers.log_p > own) | ((answers.log_p == own) & before)).sum(axis=1) < most
 
 
 def margins(log_p: np.ndarray) -> np.ndarray:

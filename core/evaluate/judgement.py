@@ -63,6 +63,8 @@ class Panel:
         nll: mean negative log-likelihood, nats.
         share, point, probability: what stands beside the axes and points.
         counted: what the bins hold; empty for examples.
+        adaptive: calibration error over bins of equally many examples (Nixon et al. 2019), which does not hide a crowd
+            in one bin; None where it is not computed.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Panel:
     point: str = "accuracy"
     probability: str = "confidence"
     counted: str = ""
+    adaptive: float | None = None
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,9 @@ class Head(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    reads: ClassVar[str] = ""
+    """Of a kind from elsewhere: the kind of the package (classify, multilabel, regress, ordinal) whose cells of a table
+    and coded targets it has, so that `--data.kind` may name it."""
     per_token: bool = False
     Options: ClassVar[type]
     spec: HeadSpec
@@ -244,7 +247,7 @@ class Head(nn.Module, ABC):
     def describe(self) -> str:
         """What it is, in a few words: the kind, how many names it has, and settings that are not the usual ones."""
         spec = self.spec
-        names = "target" if spec.kind == "regress" else "label" if spec.kind == "multilabel" else "class"
+        names = {"regress": "target", "multilabel": "label"}.get(self.reads or spec.kind, "class")
         names += ("es" if names == "class" else "s") * (len(spec.names) > 1)
         usual = asdict(self.Options())
         chosen = [f"{name} {value}" for name, value in spec.options.items() if value != usual.get(name)]

@@ -21,7 +21,7 @@ from ..evaluate.judgement import Judgement
 from ..files import few
 from ..losses import IGNORED
 from .base import Arrays, Head, HeadSpec, Judged, Labelled, Monitor, Parts, kept
-from .losses import Sums, balanced_weights, cross_entropy
+from .losses import Sums, balanced_weights, cross_entropy, one_vs_rest
 
 NEIGHBOURS_PRIOR = 0.02
 """Weight of the classes' shares in training beside all neighbours together, so that no class is impossible."""
@@ -36,11 +36,14 @@ class ClassifyOptions:
         focal: gamma of a focal loss, which lowers the weight of what is right already (Lin et al. 2017 use 2); 0 for
             none.
         label_smoothing: part of each label that is spread over all classes.
+        one_vs_rest: learn one yes-or-no question for each class instead of their softmax (DeiT III; Touvron et al.
+            2022); probabilities are those of the softmax all the same.
     """
 
     class_weights: Literal["none", "balanced"] = "none"
     focal: float = 0.0
     label_smoothing: float = 0.0
+    one_vs_rest: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "head.options.")
@@ -52,6 +55,10 @@ class ClassifyOptions:
         check(
             not (self.focal and self.label_smoothing), "head.options.label_smoothing", self.label_smoothing,
             "0 with a focal loss",
+        )  # fmt: skip
+        check(
+            not self.one_vs_rest or (self.class_weights == "none" and not self.focal), "head.options.one_vs_rest",
+            self.one_vs_rest, "false with class_weights balanced or a focal loss",
         )  # fmt: skip
 
 
@@ -141,7 +148,11 @@ class Classify(OneClass):
         return balanced_weights(self.counts) if self.options.class_weights == "balanced" else []
 
     def prior(self) -> list[float]:
-        """Log shares of the training rows, with the weights; a focal loss starts there too, though not at its best."""
+        """Log shares of the training rows, with the weights; a focal loss starts there too, though not at its best. Of
+        yes-or-no questions the log odds of the shares.
+        """
+        if self.options.one_vs_rest:
+            return [math.log(share) - math.log1p(-share) for share in shares(self.counts)]
         weights = self.weights or [1.0] * self.width
         return [math.log(share * weight) for share, weight in zip(shares(self.counts), weights)]
 
@@ -150,6 +161,9 @@ class Classify(OneClass):
         return torch.tensor(self.weights or [1.0] * self.width, dtype=torch.float64).log().to(device, dtype)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """See `Head.loss`; targets may also be shares `[..., classes]`, of examples that were mixed."""
+        if self.options.one_vs_rest:
+            return one_vs_rest(outputs, targets, self.options.label_smoothing)
         weights = torch.tensor(self.weights, device=outputs.device) if self.weights else None
         return cross_entropy(outputs, targets, weights, self.options.focal, self.options.label_smoothing)
 

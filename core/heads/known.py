@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from ..checks import check_keys
 from ..errors import UserError, nearest
+from ..labels.guess import READ_AS
 from .base import Head, HeadSpec, Labelled
 
 HEADS: dict[str, type[Head]] = {}
@@ -14,8 +15,13 @@ Kind = TypeVar("Kind", bound=type[Head])
 
 def register(head: Kind) -> Kind:
     """Makes a kind of head known by its `kind`; usable as a decorator. Raises UserError for a name that is taken."""
+    read = ("classify", "multilabel", "regress", "ordinal")
+    if head.reads and head.reads not in read:
+        raise UserError(f"{head.__name__}.reads is '{head.reads}', but must be one of {', '.join(read)}.")
     if HEADS.setdefault(head.kind, head) is not head:
         raise UserError(f"A kind of head named '{head.kind}' exists already; choose another name.")
+    if head.reads:
+        READ_AS[head.kind] = head.reads
     return head
 
 

@@ -51,14 +51,18 @@ def cross_entropy(
 
     Args:
         logits: `[..., classes]`.
-        targets: int `[...]`; `IGNORED` is missing.
+        targets: int `[...]`; `IGNORED` is missing. Or shares of mixed examples `[..., classes]`, not for a focal loss.
         weights: of each class, `[classes]`; the number of targets stays their number.
         gamma: focal loss, -weight·(1 - p)^gamma·log p of the true class (Lin et al. 2017, equation 5).
         smoothing: part of each target that is spread over all classes, as `torch.nn.functional.cross_entropy` does it;
             0 with a focal loss.
     """
-    logits, targets = at_least_float32(logits).flatten(0, -2), targets.flatten().long()
-    count = (targets != IGNORED).sum()
+    logits = at_least_float32(logits).flatten(0, -2)
+    if targets.is_floating_point():
+        targets, count = targets.flatten(0, -2).to(logits), targets.new_tensor(len(logits), dtype=torch.long)
+    else:
+        targets = targets.flatten().long()
+        count = (targets != IGNORED).sum()
     if weights is not None:
         weights = weights.to(logits)
     if not gamma:
@@ -71,6 +75,28 @@ def cross_entropy(
     # The derivative of x^gamma at 0 is infinite for gamma below 1: certainty and missing targets stay away from it.
     each = each.clamp_min(torch.finfo(each.dtype).tiny) ** gamma * nats
     return (each if weights is None else each * weights[targets.clamp_min(0)]).sum(), count
+
+
+def one_vs_rest(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Sums:
+    """Nats of one yes-or-no question for each class, summed over the classes (Touvron et al. 2022, section 3).
+
+    Args:
+        logits, targets: as for `cross_entropy`.
+        smoothing: targets become (1 - smoothing)·target + smoothing / classes.
+    """
+    logits, classes = at_least_float32(logits).flatten(0, -2), logits.shape[-1]
+    if targets.is_floating_point():
+        shares, real = (
+            targets.flatten(0, -2).to(logits),
+            torch.ones(len(logits), dtype=torch.bool, device=logits.device),
+        )
+    else:
+        targets = targets.flatten().long()
+        real = targets != IGNORED
+        shares = F.one_hot(targets.clamp_min(0), classes).to(logits)
+    aims = shares * (1 - smoothing) + smoothing / classes
+    nats = F.binary_cross_entropy_with_logits(logits, aims, reduction="none")
+    return torch.where(real[:, None], nats, 0.0).sum(), real.sum()
 
 
 def binary(

@@ -16,6 +16,7 @@ from ..checkpoints.native import refuse_not_finite
 from ..checkpoints.source import Source
 from ..errors import UserError
 from ..heads.base import Head, HeadSpec
+from ..heads.names import apart
 from ..heads.registry import head_class
 from ..heads.tag import Tag
 from .model import OWN, LabelledConfig
@@ -143,10 +144,11 @@ def form_of(source: Source, tensors: Collection[str]) -> Form:
 
 
 def spec_of(config: Mapping[str, Any], per_token: bool, width: int, source: str) -> HeadSpec:
-    """The head that a config of theirs describes: names in the order of their numbers in `id2label`.
+    """The head that a config of theirs describes: names in the order of their numbers in `id2label`; equal ones get
+    their number.
 
     Raises:
-        UserError: there are not as many names as outputs, or two are equal.
+        UserError: there are not as many names as outputs.
     """
     listed = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(width)}
     try:
@@ -163,7 +165,8 @@ def spec_of(config: Mapping[str, Any], per_token: bool, width: int, source: str)
     if problem is not None and problem not in kinds:
         raise UserError(f"The config of '{source}' has problem_type {problem!r}, but must have one of {list(kinds)}.")
     kind = "tag" if per_token else kinds.get(str(problem), "regress" if width == 1 else "classify")
-    return HeadSpec(kind, tuple(numbers[i] for i in range(width)), {"numbers": width == 1} if per_token else {})
+    names = apart([numbers[i] for i in range(width)])
+    return HeadSpec(kind, tuple(names), {"numbers": width == 1} if per_token else {})
 
 
 def set_linear(head: Head, weight: Tensor, bias: Tensor | None) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..files import few
 from ..heads.base import HeadSpec
+from ..labels.guess import cells_of
 from ..labels.split import Split, split, strata
 from ..labels.table import Table, read_table
 from ..labels.targets import Target, infer
@@ -128,15 +129,17 @@ def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
                 f"{few(spec.names)}; name some of these columns."
             )
         kind = {name: part.kind for name, part in spec.parts.items()}
-        names = {name: None if part.kind == "regress" else list(part.names) for name, part in spec.parts.items()}
+        names = {
+            name: None if cells_of(part.kind) == "regress" else list(part.names) for name, part in spec.parts.items()
+        }
     elif spec is not None:
         kind, numbers = spec.kind, bool(spec.options.get("numbers")) if spec.kind == "tag" else None
-        if kind == "regress" and list(columns.target) != list(spec.names):
+        if cells_of(kind) == "regress" and list(columns.target) != list(spec.names):
             raise UserError(
                 f"data.target is {few(columns.target)}, but the model was trained on {few(spec.names)}; name these "
                 "columns."
             )
-        names = list(spec.names) if kind != "regress" else None
+        names = list(spec.names) if cells_of(kind) != "regress" else None
     return infer(
         table, columns.target, kind, names, order=columns.order, missing=columns.missing, numbers=numbers,
         apart=columns.words, on_unseen="ignore" if columns.skip else "error", layouts=layouts,

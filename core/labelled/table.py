@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import few
 from ..heads.base import HeadSpec
-from ..labels.guess import parsed_kinds
+from ..labels.guess import cells_of, parsed_kinds
 from ..labels.table import Table
 from ..labels.targets import Target
 from ..labels.wanted import MaskFiles
@@ -240,7 +240,7 @@ class FromTable(ResumableData):
         if not self.balanced:
             return None
         target = self.target_of("train")
-        if target.kind not in ("classify", "ordinal"):
+        if cells_of(target.kind) not in ("classify", "ordinal"):
             raise UserError(f"data.balanced is true, but must be false for a target of kind {target.kind}.")
         return np.asarray(target.values)
 

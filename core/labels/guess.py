@@ -15,6 +15,8 @@ from .cells import COMMA, UNIT, YES_NO, Numbers, Texts, number, numbers_of, show
 from .wanted import Wanted
 
 KINDS = ("classify", "multilabel", "regress", "ordinal", "tag")
+READ_AS: dict[str, str] = {}
+"""Kinds of heads from elsewhere, and the kind whose cells and coded values each has; `register` fills it."""
 SEVERAL = "several"
 """Columns of different kinds, each with a head of its own."""
 OF_TOKENS = {"tag": None, "tag:classes": False, "tag:numbers": True}
@@ -192,6 +194,11 @@ def guess_several(wanted: Wanted) -> tuple[str, str]:
             "each column a head of its own"
         )
     return "regress", "they hold numbers"
+
+
+def cells_of(kind: str | None) -> str | None:
+    """The kind here whose cells and coded values a kind has."""
+    return kind if kind is None else READ_AS.get(kind, kind)
 
 
 def parsed_kinds(value: str | Mapping[str, str] | None) -> str | dict[str, str] | None:

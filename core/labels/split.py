@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..files import few
 from .cells import plain, shown
+from .guess import cells_of
 
 SIDES = {
     "train": ("train", "training", "tr"),
@@ -306,6 +307,7 @@ def strata(kind: str, values: Any) -> np.ndarray | None:
     classify and ordinal: the class. multilabel: the rarest label that the row has (Sechidis et al. 2011 begin with it),
     -1 where it has none. regress and tag: None.
     """
+    kind = cells_of(kind) or kind
     if kind in ("classify", "ordinal"):
         return np.asarray(values, np.int64)
     if kind != "multilabel":

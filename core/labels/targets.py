@@ -13,7 +13,7 @@ from ..files import few
 from .cells import Numbers, Texts, clipped, numbers_of, texts_of
 from .classes import IGNORED, code_classes
 from .columns import Table
-from .guess import KIND, KINDS, OF_TOKENS, SEVERAL, guess_one, guess_several
+from .guess import KIND, KINDS, OF_TOKENS, READ_AS, SEVERAL, cells_of, guess_one, guess_several
 from .labelsets import code_columns, code_sets
 from .masks import Mask, are_masks, code_masks
 from .quantities import code_numbers
@@ -148,8 +148,8 @@ def infer(
     for name, one in each.items():
         if name not in columns and layouts is None:
             raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
-        if one is not None and one not in KINDS:
-            known = (*KINDS, *list(OF_TOKENS)[1:])
+        if one is not None and one not in KINDS and one not in READ_AS:
+            known = (*KINDS, *list(OF_TOKENS)[1:], *READ_AS)
             raise UserError(f"The kind of the target is '{one}'{nearest(one, known)}, but must be {_or(known)}.")
     if on_unseen not in ("error", "ignore"):
         raise ValueError(f"on_unseen is {on_unseen!r}")
@@ -157,25 +157,27 @@ def infer(
 
     def wanted(some: list[str]) -> Wanted:
         given = of.get(some[0])
-        ordered = order if len(some) > 1 or each.get(some[0]) == "ordinal" or len(columns) == 1 else None
+        ordered = order if len(some) > 1 or cells_of(each.get(some[0])) == "ordinal" or len(columns) == 1 else None
         return Wanted(
             table, some, None if given is None else list(given), ordered, frozenset(missing),
             said.get(some[0]) if numbers is None else numbers, on_unseen == "ignore", apart, masks,
         )  # fmt: skip
 
     if len(columns) == 1 and layouts is None:
-        return _one(wanted(columns), each.get(columns[0]))
+        return _coded(wanted(columns), each.get(columns[0]))
     if not isinstance(kind, Mapping) and not isinstance(names, Mapping):
         together = wanted(columns)
         if kind is not None:
-            return _several(together, kind)
+            return _called(_several(together, cells_of(kind) or kind), kind)
         guessed, because = guess_several(together)
         if guessed != SEVERAL:
             return _several(together, guessed, because)
     parts: dict[str, Target] = {}
     for name in layouts or columns:
         asked = name in columns and (layouts is None or any(cell is not None for cell in table.columns[name]))
-        parts[name] = _one(wanted([name]), each.get(name)) if asked else _nothing(table, name, layouts or {}, kind, of)
+        parts[name] = (
+            _coded(wanted([name]), each.get(name)) if asked else _nothing(table, name, layouts or {}, kind, of)
+        )
     if layouts and all(part.missing.all() for part in parts.values()):
         raise UserError(f"No row of '{table.path}' has a target in {few(columns)}; give a table with labels.")
     return _each(table, parts)
@@ -250,6 +252,19 @@ def side_by_side(table: Table, names: Sequence[str], row: int, labels: Sequence[
 
 def _or(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _coded(wanted: Wanted, kind: str | None) -> Target:
+    """The target of one column, of any registered kind."""
+    found = _one(wanted, cells_of(kind))
+    return found if kind is None else _called(found, kind)
+
+
+def _called(target: Target, kind: str) -> Target:
+    """A target under the name of the kind that it was asked for as."""
+    if kind not in READ_AS:
+        return target
+    return replace(target, kind=kind, said=target.said.replace(f": {target.kind},", f": {kind},"))
 
 
 def _one(wanted: Wanted, kind: str | None) -> Target:

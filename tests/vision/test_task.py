@@ -22,7 +22,7 @@ from triune.core.training.run.recipes import folder, list_recipes
 from triune.vision.data.augment import AugmentConfig
 from triune.vision.data.module import ImageData
 from triune.vision.evaluate.calibration import read_temperature
-from triune.vision.evaluate.metrics import judge
+from triune.vision.evaluate.metrics import class_head
 from triune.vision.masked.data import PlainImages
 from triune.vision.masked.task import MaskedTask
 from triune.vision.model import VisionTransformer
@@ -264,9 +264,9 @@ def test_the_exported_model_is_the_judged_one(run):
     pixels, labels = data.arrays("val") or pytest.fail("digits must be in memory")
     with torch.no_grad():
         logits = model(data.preprocessing.normalise(pixels))
-    judged, summary = judge(logits, labels, data.labels), load_summary(run)
-    assert judged.top1 == summary["val_top1"]
-    assert judged.nll == pytest.approx(summary["nll"], rel=1e-4)
+    judged, summary = class_head(data.labels).judge(logits, labels, {}, resamples=0).metrics, load_summary(run)
+    assert judged["accuracy"] == summary["val_top1"]
+    assert judged["nll"] == pytest.approx(summary["nll"], rel=1e-4)
     assert read_temperature(run / "model") == summary["temperature"]
 
 
@@ -298,7 +298,8 @@ def test_metrics_bring_the_filled_batches_together():
     logits, labels, index = task.predicted
     assert index.tolist() == list(range(179))
     assert labels.tolist() == (data.arrays("val") or pytest.fail("digits must be in memory"))[1].tolist()
-    assert trainer.callback_metrics["val_top1"].item() == pytest.approx(judge(logits, labels, data.labels).top1)
+    judged = class_head(data.labels).judge(logits, labels, {}, resamples=0).metrics
+    assert trainer.callback_metrics["val_top1"].item() == pytest.approx(judged["accuracy"])
     assert trainer.callback_metrics["val_loss"].item() == pytest.approx(2.302585, rel=1e-4)  # the head starts at zero
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .metrics import IGNORED
+from ...core.losses import IGNORED
 
 MOST_IMAGES = 4000
 """Training images that the pixel baseline looks at."""

@@ -1,4 +1,4 @@
-"""The pictures of a run: confusion matrix, reliability diagram, mistakes, learning curves. Each writes a PNG."""
+"""Pictures of images: mistakes and learning curves. Each writes a PNG; those of any head are the core's."""
 
 from __future__ import annotations
 
@@ -12,32 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.canvas import BLUE, GREY, PALE, RED, counted, figure, fitted, plain, save
-from ...core.evaluate.confusion import confusion_matrix as core_confusion_matrix
-from ...core.evaluate.confusion import headline
-from ...core.evaluate.diagram import reliability_diagram as core_reliability_diagram
-from ...core.evaluate.judgement import Confusion, Panel
-from .calibration import Calibration
-from .metrics import IGNORED, Judgement
-
-# --- what a classification is drawn as --------------------------------------------------------------------------------
-
-
-def confusion_matrix(judged: Judgement, target: Path, title: str = "") -> None:
-    """The confusion matrix of the core, in numbers of images."""
-    counts = Confusion(judged.class_names, judged.confusion.numpy())
-    core_confusion_matrix(counts, target, headline(counts, "images", title), "images")
-
-
-def reliability_diagram(calibration: Calibration, target: Path, title: str = "") -> None:
-    """The reliability diagram of the core, before and after temperature scaling."""
-    before, after = calibration.before, calibration.after
-    panels = [
-        Panel("as trained", before.reliability, before.nll),
-        Panel(f"temperature {calibration.temperature:.3g}, cross-fitted", after.reliability, after.nll),
-    ]
-    counts = Confusion(before.class_names, before.confusion.numpy())
-    core_reliability_diagram(panels, target, headline(counts, "images", title), "images")
-
+from ...core.losses import IGNORED
 
 # --- most confident mistakes ------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ CASES = {
     "classify": ("classify", ["a", "b", "c"], CLASSES, {}),
     "classify balanced": ("classify", ["a", "b", "c"], CLASSES, {"class_weights": "balanced"}),
     "classify focal": ("classify", ["a", "b", "c"], CLASSES, {"focal": 2.0}),
+    "classify questions": ("classify", ["a", "b", "c"], CLASSES, {"one_vs_rest": True}),
     "multilabel": ("multilabel", ["a", "b", "c"], LABELS, {}),
     "multilabel balanced": ("multilabel", ["a", "b", "c"], LABELS, {"positive_weights": "balanced"}),
     "ordinal": ("ordinal", ["low", "middle", "high"], CLASSES, {}),

@@ -40,6 +40,25 @@ def test_cross_entropy_is_that_of_pytorch(smoothing, weighted):
     assert int(count) == 40
 
 
+def test_mixed_examples_are_the_mean_of_their_parts():
+    shares = 0.3 * F.one_hot(LABELS, 5).double() + 0.7 * F.one_hot(LABELS.flip(0), 5).double()
+    for loss in (losses.cross_entropy, losses.one_vs_rest):
+        total, count = loss(LOGITS, shares, smoothing=0.1)
+        expected = 0.3 * loss(LOGITS, LABELS, smoothing=0.1)[0] + 0.7 * loss(LOGITS, LABELS.flip(0), smoothing=0.1)[0]
+        torch.testing.assert_close(total, expected, rtol=1e-10, atol=0)
+        assert int(count) == 40
+
+
+def test_one_question_for_each_class_is_binary_cross_entropy():
+    labels = LABELS.clone()
+    labels[:7] = IGNORED
+    total, count = losses.one_vs_rest(LOGITS, labels, smoothing=0.2)
+    aims = F.one_hot(LABELS[7:], 5).double() * 0.8 + 0.2 / 5
+    expected = F.binary_cross_entropy_with_logits(LOGITS[7:], aims, reduction="sum")
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+    assert int(count) == 33
+
+
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_the_focal_loss_is_that_of_lin_et_al(gamma):
     p = LOGITS.softmax(1).gather(1, LABELS[:, None])[:, 0]

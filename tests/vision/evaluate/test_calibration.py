@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from triune.core.checkpoints.native import CONFIG
 from triune.core.errors import UserError
-from triune.core.evaluate.calibration import cross_fitted, fit_temperature
-from triune.vision.evaluate.calibration import calibrate, read_temperature, store_temperature
+from triune.core.evaluate.calibration import fit_temperature
+from triune.vision.evaluate.calibration import read_temperature, store_temperature
+from triune.vision.evaluate.metrics import class_head, summary
 
 
 def honest(classes: int, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,22 +55,23 @@ def test_extremes_stay_finite():
 
 def test_overconfidence_is_cured_without_changing_predictions():
     logits, labels = honest(5, 2000)
-    found = calibrate(logits * 3, labels, list("abcde"))
-    assert found.temperature == pytest.approx(3, rel=0.1)
-    assert found.before.ece > 0.1
-    assert found.after.ece < 0.04
-    assert found.after.nll < found.before.nll
-    assert found.after.top1 == found.before.top1
-    summary = found.to_summary()
-    assert summary["ece"] == found.before.ece
-    assert summary["ece_calibrated"] == found.after.ece
+    head = class_head(list("abcde"))
+    assert head.calibrate(logits * 3, labels)["temperature"] == pytest.approx(3, rel=0.1)
+    found = summary(head.judge(logits * 3, labels, resamples=100), "val")
+    assert found["ece"] > 0.1
+    assert found["ece_calibrated"] < 0.04
+    assert found["nll_calibrated"] < found["nll"]
+    hot = head.predict(logits * 3, {"temperature": 3.0})
+    assert (hot["label"] == head.predict(logits * 3, {})["label"]).all()
 
 
 def test_halves_are_scaled_by_each_other():
     logits, labels = honest(3, 101)
-    scaled = cross_fitted(logits, labels, seed=4)
-    used = (logits / scaled).mean(dim=1)
-    halves = [(used - t).abs() < 1e-9 for t in used.unique()[[0, -1]]]
+    head = class_head(list("abc"))
+    said = head.said_of(logits, labels, head.parts(logits, labels, None, None, 100))
+    # Differences of log probabilities are those of the logits, divided by the temperature.
+    used = (logits[:, 0] - logits[:, 1]) / torch.from_numpy(said.calibrated[:, 0] - said.calibrated[:, 1])
+    halves = [(used - t).abs() < 1e-6 for t in (used.min(), used.max())]
     assert sorted(int(half.sum()) for half in halves) == [50, 51]
     for half, other in (halves, halves[::-1]):
         assert fit_temperature(logits[other], labels[other]) == pytest.approx(float(used[half][0]))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from triune.core.evaluate.pictures import draw
 from triune.vision.evaluate import plots as pictures
-from triune.vision.evaluate.calibration import calibrate
+from triune.vision.evaluate.metrics import class_head
 
 
 def pixels(path) -> np.ndarray:
@@ -36,13 +37,12 @@ def judged(request):
 @pytest.mark.filterwarnings("error")
 def test_judgement_pictures(judged, tmp_path):
     logits, labels, names = judged
-    calibration = calibrate(logits, labels, names)
-    pictures.confusion_matrix(calibration.before, tmp_path / "sub" / "confusion.png", "run")
-    pictures.reliability_diagram(calibration, tmp_path / "reliability.png")
+    drawn = draw(class_head(names).judge(logits, labels, resamples=100), tmp_path, unit="images")
+    assert [path.name for path in drawn] == ["confusion.png", "reliability.png", "classes.png"]
     worst = pictures.confident_mistakes(logits, labels, 5)
     images = [np.full((8, 8), 0.5), np.zeros((60, 900, 3), np.uint8), Image.new("L", (3, 3)), *[np.zeros((4, 4))] * 2]
     pictures.mistakes(images[: len(worst)], logits[worst], labels[worst], names, tmp_path / "mistakes.png")
-    for name in ("sub/confusion.png", "reliability.png", "mistakes.png"):
+    for name in ("confusion.png", "reliability.png", "classes.png", "mistakes.png"):
         pixels(tmp_path / name)
     assert not list(tmp_path.rglob("*.part*"))
 
