@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .core.errors import UserError
-from .core.files import check_new
+from .core.files import check_new, read_json
 from .core.options import Parser
 
 
@@ -33,7 +33,11 @@ def main(args: list[str]) -> int:
         check_new([options.out], overwrite=True)
     from .core.training.run.folder import RunFolder
     from .core.training.run.page import write_page
+    from .core.training.run.rows import changed
 
     for run in [RunFolder.open(path) for path in options.runs]:
         print(f"{write_page(run, options.out)} can be opened in a browser.")
+        known = read_json(run.summary).get("rows") if run.summary.is_file() else None
+        if about := changed(run.metrics, known):
+            print(about)
     return 0

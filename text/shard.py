@@ -10,6 +10,7 @@ from ..core.options import SEED, Parser, number, whole
 
 if TYPE_CHECKING:
     from ..core.stores import Cache
+    from .data.corpus import Corpus
 
 ROWS = 1 << 27
 
@@ -33,9 +34,11 @@ def parser() -> Parser:
     p.add_argument(
         "--val_fraction", type=number(0, 0.999), default=None, help="else the part to hold out (default 0.1)"
     )
-    p.add_argument("--text_field", default="text", help="the field of rows that holds the text (default text)")
-    p.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="at rows that cannot be used")
-    p.add_argument("--seed", type=SEED, default=0, help="chooses what is held out (default 0)")
+    p.add_argument("--text_field", default=None, help="the field of rows that holds the text (default text)")
+    p.add_argument(
+        "--on_error", choices=("stop", "skip"), default=None, help="at rows that cannot be used (default stop)"
+    )
+    p.add_argument("--seed", type=SEED, default=None, help="chooses what is held out (default 0)")
     p.add_argument("--cache", default=None, help="folder for a BPE that is made here, and for files of stores")
     p.add_argument(
         "--cache_gb", type=number(0.001, 1e9), default=None, help="10⁹ bytes that it keeps of files of stores (20)"
@@ -70,25 +73,41 @@ def _write(options: Any) -> Any:
     from .data.tokens import make_tokenizer
 
     skip, fraction = options.on_error == "skip", options.val_fraction or 0.1
+    field, seed = options.text_field or "text", options.seed or 0
     cache = Cache.of(options.cache, options.cache_gb)
     if options.dataset:
-        corpus, val = find_set(options.dataset, options.text_field, skip, cache)
+        corpus, val = find_set(options.dataset, field, skip, cache)
         if val is not None and options.val_fraction is not None:
             raise UserError(f"--val_fraction is given, but '{options.dataset}' has a validation split; leave it out.")
     else:
-        corpus = find(options.inputs, options.text_field, skip, cache)
-        val = find(options.val_files, options.text_field, skip, cache) if options.val_files else None
-    if options.cache_gb is not None and not (corpus.remote or (val is not None and val.remote)):
-        raise UserError("--cache_gb is given, but no file lies in a store (a URL); leave it out.")
-    sides = Sides(corpus, val, fraction, options.seed)
+        corpus = find(options.inputs, field, skip, cache)
+        val = find(options.val_files, field, skip, cache) if options.val_files else None
+    _refuse_unused(options, [corpus, *([] if val is None else [val])])
+    sides = Sides(corpus, val, fraction, seed)
     tokenizer = make_tokenizer(options.tokenizer, options.vocab_size or 4096, sides, cache_folder(options.cache))
     about = {
         "inputs": options.inputs or [options.dataset], "val_files": options.val_files, "val_fraction": fraction,
-        "seed": options.seed,
+        "seed": seed,
         "text": sides.fingerprint, "text_bytes": sides.bytes, "duplicates": sides.split.duplicates,
         "skipped": sides.skipped, "tokenizer": options.tokenizer,
     }  # fmt: skip
     return write_shards(sides, tokenizer, options.out, options.rows, about)
+
+
+def _refuse_unused(options: Any, corpora: list[Corpus]) -> None:
+    """Raises UserError for an option that is given and changes nothing."""
+    unused = {}
+    if not any(corpus.remote for corpus in corpora):
+        unused["cache_gb"] = "no file lies in a store (a URL)"
+        if options.tokenizer != "bpe":
+            unused["cache"] = "no BPE is made here and no file lies in a store"
+    if not any(corpus.may_have_rows for corpus in corpora):
+        unused |= dict.fromkeys(("text_field", "on_error"), "none of the files has rows (.jsonl, .parquet, .json)")
+    if len(corpora) > 1:
+        unused["seed"] = "what to validate on is known"
+    for name, why in unused.items():
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} is given, but {why}; leave it out.")
 
 
 def described(manifest: Any) -> str:

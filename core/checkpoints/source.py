@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..files import check_growth, check_regular, few, listing, parsing, read_arrays, read_json
 from .checksums import check_config, check_file
 from .native import CONFIG, WEIGHTS
+from .origin import refuse_foreign_model
 from .stored import Stored
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -150,6 +151,7 @@ def open_source(name: str) -> Source:
                 f"'{name}' is a run that holds no model yet; continue it with --resume true, or let"
                 f" `triune TASK validate {name}` write its best weights so far."
             )
+        refuse_foreign_model(path)
         return Source(name, inner if (inner / CONFIG).exists() else path)
     if path.is_file():
         if path.suffix not in SUFFIXES:

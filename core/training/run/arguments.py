@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.origin import marked
 from ...errors import UserError
 from ...files import write_atomic
 from ...task import Task, Verb
@@ -89,9 +90,10 @@ def _opened(path: str | Path, resume: bool) -> RunFolder:
     run = RunFolder(path)
     text: str | None = None
     if resume and not os.path.lexists(run.config):
-        from .checkpoints import recorded_config
+        from .checkpoints import recorded_config, recorded_origin
 
         text = recorded_config(run)
+        text = text and marked(text, recorded_origin(run))
     if text:
         write_atomic(run.config, text.encode())
         print(f"{run.config} is gone; it is written again from the checkpoint.", flush=True)

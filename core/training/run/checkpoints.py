@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ...checkpoints.origin import of_options
 from ...errors import Stopped, UserError
 from .. import sharded
 from ..guard import ADVICE, weights_are_finite
@@ -60,7 +60,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         if self.origin is None:
-            self.origin = f"{zlib.crc32(_without_command(self.config).encode()):08x}"
+            self.origin = of_options(self.config)
         if isinstance(pl_module, TaskModule):
             pl_module.origin = self.origin
         if trainer.is_global_zero and self.run.planned.exists():
@@ -202,6 +202,17 @@ def recorded_config(run: RunFolder) -> str | None:
     """The options as YAML that the newest checkpoint was trained with; None where it does not say (one of an earlier
     version, one in a folder).
     """
+    content = _newest(run)
+    return (content["callbacks"][Checkpoints.__qualname__].get("config") or None) if content else None
+
+
+def recorded_origin(run: RunFolder) -> str | None:
+    """The origin that the newest checkpoint holds; None where it does not say."""
+    return (_newest(run) or {}).get("origin")
+
+
+def _newest(run: RunFolder) -> dict[str, Any] | None:
+    """What the newest checkpoint holds, tensors without their values; None where none can be read."""
     for path in (run.last, run.previous):
         path = path / REST if path.is_dir() else path
         if not path.is_file():
@@ -209,22 +220,21 @@ def recorded_config(run: RunFolder) -> str | None:
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:  # a damaged one is reported by `damage`
             file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))  # compares its checksum
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-            return content["callbacks"][Checkpoints.__qualname__].get("config") or None
+            if Checkpoints.__qualname__ in content["callbacks"]:
+                return content
     return None
-
-
-def _without_command(config: str) -> str:
-    """The options as YAML, less the first line: the command, which names the folder."""
-    return config.partition("\n")[2] if config.startswith("#") else config
 
 
 def another_run(one: Path, other: Path) -> bool:
     """Whether two good checkpoints began with different options; False where one does not say (an earlier version)."""
-    found = []
-    for path in (one, other):
-        file = path / REST if path.is_dir() else path
-        found.append(torch.load(file, map_location="meta", weights_only=True, mmap=path.is_file()).get("origin"))
+    found = [origin_of(path) for path in (one, other)]
     return all(found) and found[0] != found[1]
+
+
+def origin_of(path: Path) -> str | None:
+    """The origin that a good checkpoint holds; None or empty for one of an earlier version."""
+    file = path / REST if path.is_dir() else path
+    return torch.load(file, map_location="meta", weights_only=True, mmap=path.is_file()).get("origin")
 
 
 def recorded_data(path: Path, data: Any) -> dict[str, Any]:

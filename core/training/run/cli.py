@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from ...checkpoints.origin import foreign_model
 from ...errors import Stopped, UserError
 from ...files import refuse_special, written_whole
 from ...lock import claim
@@ -30,7 +31,7 @@ from .agreement import Agreement
 from .arguments import SCORING, given, in_full, prepare, use_own_words
 from .arguments import verb_of as verb_of
 from .changes import Change, accept, changes, edited
-from .checkpoints import Checkpoints, recorded_config, recorded_data
+from .checkpoints import Checkpoints, origin_of, recorded_config, recorded_data
 from .companions import Alone, Companions
 from .folder import RunFolder, task_and_verb
 from .progress import Progress
@@ -359,8 +360,12 @@ def _evaluate(session: Session, checkpoint: str) -> dict[str, Any]:
         run = session.run
         run.write_json(run.validation if session.verb == "validate" else run.path / "test.json", metrics)
         if session.verb == "validate" and not run.model.is_dir():
-            run.export(session.model.export)
+            run.export(session.model.export, origin_of(Path(checkpoint)))
             report.say(f"The model of {checkpoint} is in {run.model}.")
+        elif about := foreign_model(run.path):
+            report.say(
+                f"{about}, and is not what was scored; moved away, `triune {session.task} validate {run}` writes one."
+            )
         report.write_report(run)
     text = report.shown(session, metrics)
     report.say(f"{session.run or checkpoint}:" + ("\n" if "\n" in text else " ") + text)

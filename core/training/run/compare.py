@@ -14,7 +14,7 @@ from ...files import few, open_regular, read_json
 from ...yaml_files import read_yaml
 from .figures import Figure, Figures, better, evaluations
 from .folder import RunFolder
-from .rows import read_rows
+from .rows import changed, read_rows
 
 COST = (
     "parameters", "steps", "best_step", "tokens", "seconds", "tokens_per_second", "mfu", "memory_gb", "precision",
@@ -171,6 +171,7 @@ def differing(runs: Sequence[Run]) -> list[Row]:
 def _comparable(runs: list[Run]) -> tuple[bool, list[str]]:
     """Whether figures of the same name mean the same in all runs, as far as it is known, and sentences on it."""
     notes = [f"{run.name} has not finished; it has no figures yet." for run in runs if not run.summary]
+    notes += filter(None, (changed(run.folder.metrics, run.summary.get("rows")) for run in runs))
     tasks = {run.name: " ".join((run.folder.task, run.folder.verb)).strip() for run in runs}
     if len(set(tasks.values())) > 1:
         told = ", ".join(f"{name}: {task}" for name, task in tasks.items())

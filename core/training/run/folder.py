@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.origin import mark_model, refuse_foreign_model
 from ...errors import UserError
 from ...files import naming, read_json, write_atomic, write_json
 from ...lock import Lock
@@ -188,8 +189,10 @@ class RunFolder:
         """Gives the lock back."""
         self._lock.release()
 
-    def export(self, write: Callable[[Path], Any]) -> None:
-        """Lets `write(folder)` fill a new `model/`, and only then put it in the place of the old one."""
+    def export(self, write: Callable[[Path], Any], origin: str | None = None) -> None:
+        """Lets `write(folder)` fill a new `model/`, and only then put it in the place of the old one. `origin` is that
+        of the run whose weights they are.
+        """
         new, old = (self.path / f".model.{name}" for name in ("new", "old"))
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -197,6 +200,7 @@ class RunFolder:
         try:
             with naming(self.model):
                 write(new)
+                mark_model(new, origin)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -221,7 +225,7 @@ def model_folder(path: str | Path, task: str) -> Path:
     """The model of a run folder, or a model folder itself.
 
     Raises:
-        UserError: there is none, or its training has not finished.
+        UserError: there is none, it is of another run, or its training has not finished.
     """
     path = Path(path)
     if (path / "config.json").is_file():
@@ -232,6 +236,7 @@ def model_folder(path: str | Path, task: str) -> Path:
             f"{run} holds no finished model yet; continue it with `triune {task} {run.verb} --run {run} --resume true`,"
             f" or let `triune {task} validate {run}` write its best weights so far."
         )
+    refuse_foreign_model(run.path)
     return run.model
 
 

@@ -17,7 +17,7 @@ from .figures import Figures
 from .folder import RunFolder
 from .plot import smooth
 from .progress import duration, short
-from .rows import read_rows
+from .rows import changed, read_rows
 
 SIZES = ((1600, 0), (1600, 256), (1200, 128), (800, 64))
 """Longest side and colours of the pictures, tried until the page is small enough."""
@@ -62,7 +62,7 @@ def run_page(run: RunFolder) -> str:
 def _page(run: RunFolder, pictures: str, problems: list[str]) -> str:
     summary = read_json(run.summary) if run.summary.is_file() else {}
     title = f"{run.task or 'run'} · {run.path.absolute().name}"
-    notes = [*_state(run, summary), *problems]
+    notes = [*_state(run, summary), *filter(None, [changed(run.metrics, summary.get("rows"))]), *problems]
     evaluations = figures_of_run.evaluations(run)
     body = [document.element("h1", title), *(document.element("p", note, "note") for note in notes)]
     body += [_figures(found) for found in evaluations]

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ...checkpoints.origin import marked
 from ...errors import UserError
 from ...files import write_atomic
 from ..data import content_of
@@ -96,7 +97,8 @@ class Opening(Callback):
             for path in session.damaged:  # only now that no other process can be writing them
                 put_aside(path)
             return
-        write_atomic(run.config, session.config_text.encode())
+        origin = session.checkpoints.origin if session.checkpoints else None
+        write_atomic(run.config, marked(session.config_text, origin).encode())
         if session.model.tuning and session.model.tuning.start:
             session.model.tuning.start.save(run.pretrained)
 
@@ -105,7 +107,9 @@ class Opening(Callback):
         session = self.session
         session.trained = True
         if session.run and session.changes and trainer.is_global_zero and not session.is_trial:
-            session.run.change_config(session.config_text, trainer.global_step, session.recorded)
+            origin = session.checkpoints.origin if session.checkpoints else None
+            before = session.recorded and marked(session.recorded, origin)
+            session.run.change_config(marked(session.config_text, origin), trainer.global_step, before)
 
     def _lines(self, session: Session, trainer: Trainer) -> list[str]:
         model = session.model
@@ -159,7 +163,7 @@ def finish(session: Session, metrics: dict[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(UserError):  # the main process says it
             session.model.export_adapter(None)
         return summary
-    run.export(session.model.export)
+    run.export(session.model.export, session.checkpoints.origin if session.checkpoints else None)
     _write_adapter(session, run)
     plot_loss(run.metrics, run.plot, f"{session.task} · {run.path.name}", session.model.loss_unit)
     session.model.finish(run)

@@ -46,6 +46,23 @@ def _row(line: str, columns: list[str]) -> dict[str, str] | None:
     return None
 
 
+def changed(path: Path, known: Any) -> str:
+    """Says that the rows of a `metrics.csv` are not those of its run; empty where they are, or that is not known.
+
+    Args:
+        known: `MetricsFile.known` of the run when its last checkpoint was written; later rows may follow.
+    """
+    if not isinstance(known, dict) or not isinstance(count := known.get("count"), int) or not path.is_file():
+        return ""
+    found = 0
+    rows = read_rows(path).rows[:count]
+    for row in rows:
+        found = _add(row or {}, found)
+    if len(rows) == count and found == known.get("checksum"):
+        return ""
+    return f"Rows of {path} are not those that this training wrote; the file is damaged, or of another run."
+
+
 class MetricsFile:
     """A CSV file whose columns stay; it is rewritten only when a task brings new ones or a resumed run goes back.
 
@@ -60,6 +77,8 @@ class MetricsFile:
         self.rows = 0
         self.checksum = 0
         """Of all rows so far, whatever columns the file has beside those of a row."""
+        self.known: dict[str, int] = {}
+        """Number and checksum of the rows when the last checkpoint was written, or read."""
 
     def rewind(self, step: int, count: int | None = None, checksum: int | None = None) -> str:
         """Drops the rows after `step`, and all but the first `count`, which a resumed run writes again.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from ...checkpoints.origin import of_options
 from ..data import DataModule
 from ..module import TrainingModule
 from .arguments import command_line
@@ -71,6 +72,8 @@ class Session:
         self.config, self.config_text = config, config_text
         if self.checkpoints:
             self.checkpoints.config = config_text
+            if not self.resume:
+                self.checkpoints.origin = of_options(config_text)
 
     @property
     def command(self) -> str:

@@ -191,6 +191,8 @@ class Telemetry(Callback):
             self._mark = self.clock()
 
     def state_dict(self) -> dict[str, Any]:
+        if self.file:
+            self.file.known = {"count": self.file.rows, "checksum": self.file.checksum}
         return {
             "tokens": self.latest.units,
             "seconds": self._seconds(),
@@ -211,6 +213,8 @@ class Telemetry(Callback):
         self._slots = state_dict["slots"]
         self._epoch = state_dict.get("epoch", 0)
         self._rows, self._checksum = state_dict.get("rows"), state_dict.get("checksum")
+        if self.file and self._rows is not None and self._checksum is not None:
+            self.file.known = {"count": self._rows, "checksum": self._checksum}
 
     # --- counting -----------------------------------------------------------------------------------------------------
 
@@ -317,7 +321,7 @@ class Telemetry(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=self.latest.step)
 
-    def totals(self) -> dict[str, float | int | None]:
+    def totals(self) -> dict[str, Any]:
         """Figures over all steps that rates include, for `summary.json`; "tokens" are `Snapshot.units`."""
         window = self._measured
         return {
@@ -327,6 +331,7 @@ class Telemetry(Callback):
             "mfu": self._share(window),
             "data_wait": window.wait / window.seconds if window.seconds else None,
             "memory_gb": self.latest.memory_gb,
+            "rows": (self.file.known or None) if self.file else None,
         }
 
 

@@ -224,3 +224,23 @@ def test_weights() -> None:
     for wrong in ([0.0, 1.0], [1.0, -1.0], [float("nan"), 1.0], [1.0, 10.0 * FINEST]):
         with pytest.raises(UserError, match=r"data\.weights are"):
             whole_weights(wrong)
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--text_field=story", "none of the files has rows"), ("--on_error=skip", "none of the files has rows"),
+        ("--cache=c", "no BPE is made here"), ("--seed=3", "what to validate on is known"),
+        ("--cache_gb=1", "no file lies in a store"),
+    ],
+)  # fmt: skip
+def test_options_that_change_nothing_are_refused(tmp_path: Path, option: str, why: str) -> None:
+    from triune.text.shard import main
+
+    (tmp_path / "a.txt").write_text("a text of some words\n" * 50)
+    (tmp_path / "b.txt").write_text("another text\n" * 50)
+    words = [str(tmp_path / "a.txt"), str(tmp_path / "out"), "--tokenizer", "bytes", option]
+    words += ["--val_files", str(tmp_path / "b.txt")] if "seed" in option else []
+    with pytest.raises(UserError, match=f"{option.split('=')[0]} is given, but {why}"):
+        main(words)
+    assert not (tmp_path / "out").exists()

@@ -285,6 +285,47 @@ def test_files_of_another_run_are_not_taken_for_its_own(place: Place) -> None:
     assert "another run" not in place(SCORE).printed  # options that a resumed run changes are not another run
 
 
+def test_a_model_of_another_run_is_not_used(place: Place) -> None:
+    """A whole folder, which its own checksums agree with."""
+    other = place.folder / "other"
+    if not other.exists():
+        assert place(f"{FIT} other --seed_everything 7").code == 0
+    run = place.copy()
+    own = (run / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(run / "model")
+    shutil.copytree(other / "model", run / "model")
+    before = content(run)
+    for words in ("text generate run --prompt a", "text test run --data.files text.txt", "convert run out --to triune"):
+        if words.startswith("text test"):
+            assert place(words).code == 0  # scores a checkpoint
+            (run / "test.json").unlink()
+            continue
+        only_sentence(place(words), "model' is of another run than 'run/config.yaml'", "validate run", "'run/model'")
+    assert content(run).keys() - before.keys() <= {"report.html"}
+    assert place("text generate run/model --prompt a --max-tokens 1").code == 0  # asked for
+    assert "model' is of another run" in place(SCORE).printed
+    shutil.rmtree(run / "model")
+    assert place(SCORE).code == 0 and (run / "model" / "model.safetensors").read_bytes() == own
+    assert place("text generate run --prompt a --max-tokens 1").code == 0
+    # resumed with another option, it stays the same run
+    ended = place(f"{MORE} --model.optimizer.lr 0.01")
+    assert ended.code == 0 and place("text generate run --prompt a --max-tokens 1").code == 0, ended
+
+
+def test_metrics_of_another_run_are_told(place: Place) -> None:
+    other = place.folder / "other"
+    if not other.exists():
+        assert place(f"{FIT} other --seed_everything 7").code == 0
+    run = place.copy()
+    for words in ("report run", "compare run whole"):
+        assert "this training wrote" not in (ended := place(words)).printed and ended.code == 0, ended
+    shutil.copy(other / "metrics.csv", run / "metrics.csv")
+    for words in ("report run", "compare run other"):
+        ended = place(words)
+        assert ended.code == 0 and "Rows of run/metrics.csv are not those" in " ".join(ended.printed.split()), ended
+    assert "Rows of run/metrics.csv are not those" in (run / "report.html").read_text()
+
+
 def test_a_configuration_or_a_checkpoint_of_another_task(place: Place) -> None:
     run = place.copy()
     text = (run / "config.yaml").read_text()
