@@ -34,6 +34,9 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 DISTIL: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
 LONG: dict[str, Any] = {"max_position_embeddings": 64}
+MODERN: dict[str, Any] = {"local_attention": 8} | dict.fromkeys(
+    ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0
+)
 NAMES = {"id2label": {0: "zebra", 1: "ant", 2: "owl"}, "label2id": {"zebra": 0, "ant": 1, "owl": 2}}
 TEXTS = {
     "BertForSequenceClassification": SMALL | LONG,
@@ -41,7 +44,13 @@ TEXTS = {
     "XLMRobertaForSequenceClassification": SMALL | LONG | {"type_vocab_size": 1},
     "CamembertForSequenceClassification": SMALL | LONG | {"type_vocab_size": 1},
     "DistilBertForSequenceClassification": DISTIL | LONG,
+    "LongformerForSequenceClassification": SMALL | LONG | {"attention_window": 4, "type_vocab_size": 1},
+    "BigBirdForSequenceClassification": SMALL | LONG | {"block_size": 4, "num_random_blocks": 1},
+    "ModernBertForSequenceClassification": SMALL | LONG | MODERN | {"classifier_pooling": "mean"},
     "BertForTokenClassification": SMALL | LONG,
+    "LongformerForTokenClassification": SMALL | LONG | {"attention_window": 4, "type_vocab_size": 1},
+    "BigBirdForTokenClassification": SMALL | LONG | {"hidden_act": "relu", "block_size": 4, "num_random_blocks": 1},
+    "ModernBertForTokenClassification": SMALL | LONG | MODERN | {"classifier_bias": True, "norm_bias": True},
     "RobertaForTokenClassification": SMALL | LONG | {"type_vocab_size": 1},
     "CamembertForTokenClassification": SMALL | LONG | {"type_vocab_size": 1},
     "XLMRobertaForTokenClassification": SMALL | LONG | {"type_vocab_size": 1},
@@ -105,6 +114,49 @@ def test_texts_in_and_out(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         back = again.eval()(input_ids=tokens, attention_mask=valid.long()).logits
     torch.testing.assert_close(back[valid] if "Token" in name else back, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "change", "message"),
+    [
+        ("Longformer", {"attention_window": 4, "type_vocab_size": 1}, {"reads": {"context": 62}}, "sees? all"),
+        ("ModernBert", MODERN, {"hidden": "gelu"}, "trained with pool class and hidden gelu; train with .* gelu_norm"),
+        ("BigBird", {"attention_type": "original_full"}, {}, "BertForSequenceClassification has another head"),
+    ],
+)
+def test_heads_of_another_form_are_not_written(
+    name: str, sizes: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    known = tokenizer(tmp_path / "in")
+    theirs(f"{name}ForSequenceClassification", tmp_path / "in", vocab_size=known.vocab_size, **SMALL, **LONG, **sizes)
+    found = text.open_with_head(str(tmp_path / "in"))
+    assert found is not None
+    model = text.TextPredictor(replace(found.model.config, **change), found.model.trunk)
+    model.save_pretrained(tmp_path / "model")
+    known.save(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        write_head(text.MODALITY, text_room, tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier_activation": "mish"}, "classifier_activation = 'mish', but its head must have one of gelu"),
+        ({"classifier_pooling": "last"}, "classifier_pooling = 'last', but must have cls or mean"),
+    ],
+)
+def test_settings_of_a_head_that_are_not_known_are_a_sentence(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    known = tokenizer(tmp_path / "in")
+    theirs(
+        "ModernBertForSequenceClassification", tmp_path / "in", vocab_size=known.vocab_size, **SMALL, **LONG, **MODERN
+    )
+    config = json.loads((tmp_path / "in" / "config.json").read_text()) | change
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        text.open_with_head(str(tmp_path / "in"))
 
 
 @pytest.mark.parametrize("kind", ["Sequence", "Token"])

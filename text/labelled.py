@@ -53,9 +53,17 @@ class TextPredictor(LabelledModel, SavedModel, config=LabelledConfig):
         config = trunk.config
         return getattr(config, "embedding_dim", None) or config.transformer.dim
 
+    @staticmethod
+    def reads_of(trunk: Any, pool: str | None) -> dict[str, Any]:
+        """Of Longformer the token that a class pool reads sees all others, and they see it (Beltagy et al. 2020)."""
+        return {"first_sees_all": True} if pool == "class" and trunk.config.transformer.global_projections else {}
+
     def tokens(self, batch: dict[str, Tensor]) -> Tokens:
-        hidden = self.trunk.hidden(batch["tokens"], valid=batch["valid"])  # type: ignore[attr-defined]
-        return Tokens(hidden, batch["valid"], batch["valid"])
+        valid, more = batch["valid"], {}
+        if self.config.reads.get("first_sees_all"):
+            more["global_tokens"] = valid & (valid.cumsum(1) == 1)
+        hidden = self.trunk.hidden(batch["tokens"], valid=valid, **more)  # type: ignore[attr-defined]
+        return Tokens(hidden, valid, valid)
 
     def own_pool(self, tokens: Tokens) -> Tensor:
         return self.trunk.pool(tokens.vectors)  # type: ignore[attr-defined]
@@ -197,9 +205,11 @@ def _whole_trunk(model: LabelledModel, library: str) -> TextEncoder:
             "in triune's format."
         )
     trunk.config = replace(trunk.config, masked_head=False)
-    if trunk.segments is not None and trunk.pooler is None:  # which the file of a classifier leaves out again
+    if trunk.segments is not None and trunk.pooler is None:  # which the file of a classifier leaves out, or never uses
         dim = trunk.config.transformer.dim
         trunk.pooler, trunk.config = nn.Linear(dim, dim), replace(trunk.config, pooler=True)
+        nn.init.zeros_(trunk.pooler.weight)
+        nn.init.zeros_(trunk.pooler.bias)
     return trunk
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..heads.base import Head
 from ..heads.regress import Regress
 from ..heads.tag import Tag
 from .headed import PROBLEMS, SEQUENCES, TOKENS, Form
-from .model import Hidden, LabelledModel
+from .model import ACTIVATIONS, NORMED, Hidden, LabelledModel
 from .run import Modality
 
 
@@ -42,22 +43,33 @@ def classifier(head: Head) -> tuple[Tensor, Tensor]:
     return weight.clone(), bias.clone()
 
 
-def form_for(model: LabelledModel, model_type: str) -> tuple[Form, str]:
-    """Their form of this head, and the class that has it. Raises UserError where there is none, saying what differs."""
-    kind = "Token" if model.head.per_token else "Sequence"
+def form_for(model: LabelledModel, config: Mapping[str, Any]) -> tuple[Form, str]:
+    """Their form of this head beside a model of this config, and the class that has it. Raises UserError where there is
+    none, saying what differs.
+    """
+    kind, model_type = "Token" if model.head.per_token else "Sequence", str(config.get("model_type"))
     known = TOKENS if model.head.per_token else SEQUENCES
     if model_type not in known:
         raise UserError(
             f"Hugging Face's {kind.lower()} classifier of {model_type} has another head than those that are written "
             f"({', '.join(known)}); keep the run in triune's format."
         )
-    form = known[model_type]
+    form = known[model_type].read(config, "this model")
     name = f"{form.cls}For{kind}Classification"
-    if (model.config.pool, model.config.hidden) != (form.pool, form.hidden):
-        had = f"pool {model.config.pool}" + (f" and hidden {model.config.hidden}" if model.config.hidden else "")
-        hidden = f" --model.hidden {form.hidden}" if form.hidden else ""
+    pool, hidden = model.config.pool, model.config.hidden
+    pools = ["class", "mean"] if form.pools else [form.pool]
+    layers = [f"{act}{NORMED}" for act in ACTIVATIONS] if form.norm else [form.hidden]
+    if pool not in pools or hidden not in layers:
+        had = (f"pool {pool}" if pool else "a head of every token") + (f" and hidden {hidden}" if hidden else "")
+        options = ([f"--model.pool {form.pool}"] if form.pool else []) + (
+            [f"--model.hidden {form.hidden}"] if form.hidden else []
+        )
+        what = f"train with {' '.join(options)}" if options else "leave --model.hidden out"
+        raise UserError(f"{name} has another head: this model was trained with {had}; {what}.")
+    if (wanted := model.reads_of(model.trunk, pool)) and not wanted.items() <= model.config.reads.items():
         raise UserError(
-            f"{name} has another head: this model was trained with {had}; train with --model.pool {form.pool}{hidden}."
+            f"{name} lets the first token see all, and this model was trained without; train it anew, or keep the run "
+            "in triune's format."
         )
     return form, name
 
@@ -110,19 +122,25 @@ def add_head(model: LabelledModel, folder: Path) -> str:
     if "ForImageClassification" in name:  # the head is a part of the trunk there
         write_json(folder / CONFIG, config | problem)
         return name
-    form, name = form_for(model, str(config.get("model_type")))
+    form, name = form_for(model, config)
     from safetensors.torch import save
 
-    weight, bias = classifier(model.head)
+    weight, offset = classifier(model.head)
     left_out = ("cls.", "lm_head.", *form.lacks)
     tensors = read_safetensors(folder / WEIGHTS)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
-    tensors |= {f"{form.last}.weight": weight, f"{form.last}.bias": bias}
-    if isinstance(model.hidden, Hidden):
-        dense = model.hidden.dense
-        tensors |= {f"{form.dense}.weight": dense.weight.detach(), f"{form.dense}.bias": dense.bias.detach()}
+    tensors |= {f"{form.last}.weight": weight, f"{form.last}.bias": offset}
+    bias = False
+    if isinstance(hidden := model.hidden, Hidden):
+        written = {form.dense: hidden.dense.state_dict()}
+        bias = not form.biased or bool(written[form.dense]["bias"].any())
+        if not bias:
+            del written[form.dense]["bias"]
+        written |= {form.norm: hidden.norm.state_dict()} if hidden.norm is not None else {}
+        tensors |= {f"{layer}.{part}": w.detach() for layer, state in written.items() for part, w in state.items()}
     write_atomic(folder / WEIGHTS, save({key: value.contiguous() for key, value in tensors.items()}, {"format": "pt"}))
     names = list(inner.spec.names)
     labels = {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-    write_json(folder / CONFIG, config | labels | problem | {"architectures": [name]})
+    said = form.settings(model.config.pool, model.config.hidden, bias)
+    write_json(folder / CONFIG, config | labels | problem | said | {"architectures": [name]})
     return name

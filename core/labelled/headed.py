@@ -19,7 +19,7 @@ from ..heads.base import Head, HeadSpec
 from ..heads.names import apart
 from ..heads.registry import head_class
 from ..heads.tag import Tag
-from .model import OWN, LabelledConfig
+from .model import NORMED, OWN, LabelledConfig
 
 PROBLEMS = {"classify": "single_label_classification", "multilabel": "multi_label_classification",
             "regress": "regression"}  # fmt: skip
@@ -38,6 +38,10 @@ class Form:
         dense: name of that layer's weights.
         last: name of the last layer's weights.
         lacks: layers of the model itself that the file of a classifier does not have.
+        norm: name of a norm behind that activation.
+        act: key of their config that names the activation, in the place of `hidden`, and its value without the key.
+        pools: whether `classifier_pooling` of their config says the pool; `pool` is that without the key.
+        biased: key of their config that says whether the layer has a bias; empty where it always has.
     """
 
     cls: str
@@ -46,8 +50,43 @@ class Form:
     dense: str = ""
     last: str = "classifier"
     lacks: tuple[str, ...] = ()
+    norm: str = ""
+    act: tuple[str, str] | None = None
+    pools: bool = False
+    biased: str = ""
+
+    def read(self, config: Mapping[str, Any], source: str) -> Form:
+        """The form of a model with this config. Raises UserError for an activation or pool that is not known here."""
+        pool, hidden = self.pool, self.hidden
+        if self.act:
+            key, usual = self.act
+            if (word := config.get(key, usual)) not in WORDS:
+                raise UserError(f"'{source}' has {key} = {word!r}, but its head must have one of {', '.join(WORDS)}.")
+            hidden = WORDS[word] + NORMED * bool(self.norm)
+        if self.pools:
+            word = config.get("classifier_pooling", "cls")
+            if word not in POOL_WORDS.values():
+                raise UserError(f"'{source}' has classifier_pooling = {word!r}, but must have cls or mean.")
+            pool = next(ours for ours, theirs in POOL_WORDS.items() if theirs == word)
+        return replace(self, pool=pool, hidden=hidden)
+
+    def settings(self, pool: str | None, hidden: str | None, bias: bool) -> dict[str, Any]:
+        """What their config says of such a pool and layer."""
+        found: dict[str, Any] = {"classifier_pooling": POOL_WORDS[pool]} if self.pools and pool else {}
+        if self.act and hidden:
+            found[self.act[0]] = next(w for w, ours in WORDS.items() if ours == hidden.removesuffix(NORMED))
+        return found | ({self.biased: bias} if self.biased else {})
 
 
+WORDS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+}  # fmt: skip
+"""Their activation -> ours; of several names for one the first is written."""
+POOL_WORDS = {"class": "cls", "mean": "mean"}
+"""Our pool -> theirs."""
+_MODERN: Any = {"dense": "head.dense", "norm": "head.norm", "act": ("classifier_activation", "gelu"),
+                "biased": "classifier_bias"}  # fmt: skip
 _LIKE_ROBERTA: Any = ("class", "tanh", "classifier.dense", "classifier.out_proj", ("roberta.pooler.dense",))
 _ESM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 SEQUENCES = {
@@ -55,14 +94,21 @@ SEQUENCES = {
     "roberta": Form("Roberta", *_LIKE_ROBERTA), "xlm-roberta": Form("XLMRoberta", *_LIKE_ROBERTA),
     "camembert": Form("Camembert", *_LIKE_ROBERTA),
     "esm": Form("Esm", "class", "tanh", "classifier.dense", "classifier.out_proj", _ESM),
+    "longformer": Form(
+        "Longformer", "class", "tanh", "classifier.dense", "classifier.out_proj", ("longformer.pooler.dense",)
+    ),
+    "big_bird": Form(
+        "BigBird", "class", None, "classifier.dense", "classifier.out_proj", act=("hidden_act", "gelu_new")
+    ),
+    "modernbert": Form("ModernBert", "class", pools=True, **_MODERN),
 }  # fmt: skip
 """Classifiers of a whole input by `model_type`."""
 TOKENS = {
-    name: replace(form, pool=None, hidden=None, dense="", last="classifier", lacks=lacks)
-    for (name, form), lacks in zip(
-        SEQUENCES.items(), (("bert.pooler.dense",), (), *[("roberta.pooler.dense",)] * 3, _ESM), strict=True
+    name: Form(form.cls, None, lacks=_ESM if name == "esm" else (f"{base}.pooler.dense",) if base else ())
+    for (name, form), base in zip(
+        SEQUENCES.items(), ("bert", "", "roberta", "roberta", "roberta", "", "longformer", "", ""), strict=True
     )
-}
+} | {"modernbert": Form("ModernBert", None, **_MODERN)}
 """Classifiers of every token by `model_type`."""
 DECODER = Form("", "last", last="score")
 """Of a causal language model; its last layer has no bias."""
@@ -133,7 +179,7 @@ def form_of(source: Source, tensors: Collection[str]) -> Form:
     assert found is not None
     known = TOKENS if found[2] == "Token" else SEQUENCES
     if model_type in known and known[model_type].cls == found[1]:
-        return known[model_type]
+        return known[model_type].read(source.config, source.name)
     if found[2] == "Sequence" and f"{DECODER.last}.weight" in tensors:
         return DECODER
     raise UserError(
@@ -196,9 +242,11 @@ def open_headed(
         return None
     tensors = source.tensors()
     form = form_of(source, tensors)
-    layers = [layer for layer in (form.dense, form.last) if layer]
+    layers = [layer for layer in (form.dense, form.norm, form.last) if layer]
     names = tuple(f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
-    absent = [part for part in names if part not in tensors and not (form is DECODER and part == "score.bias")]
+    # What their config decides about; a bias that is not there is zero.
+    may = {"score.bias"} if form is DECODER else {f"{form.norm}.bias", *([f"{form.dense}.bias"] if form.biased else [])}
+    absent = [part for part in names if part not in tensors and part not in may]
     if absent:
         raise UserError(f"'{source.name}' is a {name}, but has no {absent[0]}; it was damaged or is another model's.")
     refuse_not_finite([part for part in names if part in tensors and not tensors[part].isfinite().all()], source.name)
@@ -212,17 +260,29 @@ def open_headed(
         trunk.pooler, trunk.config = None, replace(trunk.config, pooler=False)
     config = LabelledConfig(
         trunk.architecture, trunk.settings()[trunk.config_entry], full(spec).to_dict(), form.pool,
-        reads(below, per_token), form.hidden,
+        reads(below, per_token) | kind.reads_of(trunk, form.pool), form.hidden,
     )  # fmt: skip
     model = kind(config, trunk).eval()
     if (given := model.head.dim) != weight.shape[1]:
         raise UserError(f"The head of '{source.name}' reads {weight.shape[1]} numbers, but its model gives {given}.")
     set_linear(model.head, weight, tensors.get(f"{form.last}.bias"))
     if form.hidden:
-        with torch.no_grad():
-            model.hidden.dense.weight.copy_(tensors[f"{form.dense}.weight"])
-            model.hidden.dense.bias.copy_(tensors[f"{form.dense}.bias"])
+        _set_hidden(model.hidden, form, tensors, source.name)
     return Headed(model, below, name)
+
+
+def _set_hidden(hidden: Any, form: Form, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Sets the layer before the head. Raises UserError for a norm of another kind than that of the model below."""
+    with torch.no_grad():
+        hidden.dense.weight.copy_(tensors[f"{form.dense}.weight"])
+        bias = tensors.get(f"{form.dense}.bias")
+        hidden.dense.bias.copy_(torch.zeros_like(hidden.dense.bias) if bias is None else bias)
+        for part, weight in ((part, tensors.get(f"{form.norm}.{part}")) for part in ("weight", "bias") if form.norm):
+            ours = getattr(hidden.norm, part)
+            if (ours is None) != (weight is None):
+                raise UserError(f"The norm of the head of '{source}' has other weights than the norms of its model.")
+            if ours is not None and weight is not None:
+                ours.copy_(weight)
 
 
 def with_head(found: Headed | None) -> Pretrained | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from ..checkpoints.saved import SavedModel
 from ..checks import check_keys, check_types
+from ..config import TransformerConfig
 from ..errors import UserError, nearest
 from ..heads.base import Head, HeadSpec
 from ..heads.pool import POOLS, Pool
 from ..heads.registry import make_head
+from ..layers import Norm
 
 OWN = "own"
 """The pool that the trunk brings with it, where it has one."""
@@ -35,19 +38,35 @@ class Tokens(NamedTuple):
     read: Tensor
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu}
-"""Of a layer between pool and head."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}  # fmt: skip
+"""Of a layer before the head."""
+NORMED = "_norm"
+"""What the name of a layer with a norm ends with."""
+LAYERS = (*ACTIVATIONS, *(f"{name}{NORMED}" for name in ACTIVATIONS))
+"""The layers that can stand before the head."""
+
+
+def check_layer(name: str, kind: str | None) -> None:
+    """Raises UserError for a layer before the head that does not exist; None is no layer."""
+    if kind is not None and kind not in LAYERS:
+        known = ", ".join(LAYERS)
+        raise UserError(f"{name} is '{kind}'{nearest(kind, LAYERS)}, but must be one of {known}, or null.")
 
 
 class Hidden(nn.Module):
-    """activation(dense(x)), `[batch, dim]` -> `[batch, dim]`."""
+    """activation(dense(x)), and a norm like those of the trunk where the kind says so; `[..., dim]` -> `[..., dim]`."""
 
-    def __init__(self, kind: str, dim: int) -> None:
+    def __init__(self, kind: str, dim: int, core: TransformerConfig) -> None:
         super().__init__()
-        self.kind, self.dense = kind, nn.Linear(dim, dim)
+        self.kind, self.dense = kind.removesuffix(NORMED), nn.Linear(dim, dim)
+        self.norm = Norm(dim, core) if kind.endswith(NORMED) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.kind](self.dense(x))
+        x = ACTIVATIONS[self.kind](self.dense(x))
+        return x if self.norm is None else self.norm(x)
 
 
 @dataclass(frozen=True)
@@ -61,8 +80,8 @@ class LabelledConfig:
         pool: how the vector of an example is made of those of its tokens: class, mean, attention, last, or own (the
             trunk's); null for a head that reads every token.
         reads: settings of the input that are no part of the trunk, such as the longest input.
-        hidden: activation (tanh, relu, gelu) of a layer between pool and head, as some classifiers of other libraries
-            have it; null for none.
+        hidden: activation of a layer before the head (tanh, relu, gelu, gelu_tanh, silu), with a norm behind it where
+            the name ends with _norm, as some classifiers of other libraries have it; null for none.
     """
 
     architecture: str
@@ -77,9 +96,7 @@ class LabelledConfig:
         if self.pool is not None and self.pool not in (*POOLS, OWN):
             known = (*POOLS, OWN)
             raise UserError(f"pool is '{self.pool}'{nearest(self.pool, known)}, but must be one of {', '.join(known)}.")
-        if self.hidden is not None and (self.hidden not in ACTIVATIONS or self.pool is None):
-            where = f"one of {', '.join(ACTIVATIONS)}, or null" if self.pool else "null for a head of every token"
-            raise UserError(f"hidden is '{self.hidden}', but must be {where}.")
+        check_layer("hidden", self.hidden)
         if self.spec.kind and (self.pool is None) != self._per_token:
             kind = self.spec.kind
             what = "reads every token, so pool must be null" if self._per_token else "needs a pool"
@@ -133,7 +150,8 @@ class LabelledModel(nn.Module):
         self.trunk = self.bare(trunk)
         width = self.width(self.trunk, config.pool)
         self.pool = None if config.pool in (None, OWN) else Pool(config.pool, width)  # pyright: ignore[reportArgumentType]
-        self.hidden = None if config.hidden is None else Hidden(config.hidden, width)
+        core: Any = self.trunk.config
+        self.hidden = None if config.hidden is None else Hidden(config.hidden, width, core.transformer)
         self.head = make_head(config.spec, width)
 
     @classmethod
@@ -155,6 +173,11 @@ class LabelledModel(nn.Module):
         raise NotImplementedError
 
     @staticmethod
+    def reads_of(trunk: Any, pool: str | None) -> dict[str, Any]:
+        """Settings of how such a trunk reads for such a pool; plain values, which join `reads` of a new model."""
+        return {}
+
+    @staticmethod
     def width(trunk: Any, pool: str | None) -> int:
         """Length of the vectors that the head reads. Raises UserError for a pool that the trunk does not have."""
         raise NotImplementedError
@@ -172,9 +195,8 @@ class LabelledModel(nn.Module):
     def vectors(self, batch: dict[str, Tensor]) -> Tensor:
         """What the head reads: `[batch, width]`, or `[batch, tokens, dim]` for a head that reads every token."""
         tokens = self.tokens(batch)
-        if self.config.pool is None:
-            return tokens.vectors
-        return self.pooled(tokens) if self.hidden is None else self.hidden(self.pooled(tokens))
+        vectors = tokens.vectors if self.config.pool is None else self.pooled(tokens)
+        return vectors if self.hidden is None else self.hidden(vectors)
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """The vector of each example, `[batch, width]`."""

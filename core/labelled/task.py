@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ..losses import IGNORED
 from ..training.module import Loss, TrainingModule
 from ..training.run.folder import RunFolder
 from ..training.start import Start, adapted_transformer, longer, rebuilt
-from .model import LabelledConfig, LabelledModel
+from .model import LabelledConfig, LabelledModel, check_layer
 from .table import FromTable
 
 
@@ -39,9 +39,9 @@ class LabelTask(TrainingModule):
         transformer: the core of a new model.
         pool: how the vector of a row is made of its tokens: class, mean, attention, last, or own (what a checkpoint
             brings). Left out: own where the checkpoint has one, else what suits the task.
-        hidden: activation (tanh, relu, gelu) of a layer between pool and head, as classifiers of RoBERTa (tanh, pool
-            class), DistilBERT (relu) and ESM-2 (tanh) have it in transformers; left out: that of the checkpoint, else
-            no such layer.
+        hidden: activation (tanh, relu, gelu, gelu_tanh, silu) of a layer before the head, as classifiers of RoBERTa
+            (tanh, pool class), DistilBERT (relu) and ESM-2 (tanh) have it in transformers; gelu_norm and the like with
+            a norm behind it (ModernBERT). Left out: that of the checkpoint, else no such layer.
         head: settings of the head by name, such as `{"class_weights": "balanced"}`; the kind of the target decides
             which there are.
         **training: optimizer, schedule, ema, compile, pretrained, lora and freeze; see `TrainingModule`.
@@ -60,11 +60,12 @@ class LabelTask(TrainingModule):
         self,
         transformer: TransformerConfig = TransformerConfig(),  # noqa: B008 (never changed)
         pool: str | None = None,
-        hidden: Literal["tanh", "relu", "gelu"] | None = None,
+        hidden: str | None = None,
         head: dict[str, Any] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        check_layer("model.hidden", hidden)
         self.transformer_config = transformer
         self.pool, self.hidden, self.head_options = pool, hidden, dict(head or {})
         self._form: dict[str, Any] = {}  # pool and layer of a checkpoint's own head
@@ -122,17 +123,15 @@ class LabelTask(TrainingModule):
             data.spec = prepare(target.kind, target, options)
         spec = data.spec
         pool = self.pool or self._form.get("pool") or self.default_pool(trunk, pretrained)
-        hidden = self.hidden or (self._form.get("hidden") if pool == self._form.get("pool") else None)
         if head_class(spec.kind).reads_tokens(spec):
             if self.pool is not None:
                 raise UserError(
                     f"model.pool is {self.pool}, but a target of kind {spec.kind} reads every token; leave it out."
                 )
-            if self.hidden is not None:
-                raise UserError(f"model.hidden is {self.hidden}, but a head of every token has no such layer.")
-            pool = hidden = None
-        settings = trunk.settings()[trunk.config_entry]
-        config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, self.reads(data), hidden)
+            pool = None
+        hidden = self.hidden or (self._form.get("hidden") if pool == self._form.get("pool") else None)
+        settings, reads = trunk.settings()[trunk.config_entry], self.reads(data) | self.MODEL.reads_of(trunk, pool)
+        config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, reads, hidden)
         model = self.MODEL(config, trunk)  # pyright: ignore[reportCallIssue]
         if model.head.per_token:
             self.unit = "label"
