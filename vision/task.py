@@ -21,6 +21,7 @@ from ..core.evaluate import pictures as shared
 from ..core.evaluate.judgement import Judgement
 from ..core.heads.classify import Classify
 from ..core.losses import IGNORED
+from ..core.training.lightning_fixes import copies
 from ..core.training.module import Loss
 from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
@@ -255,7 +256,8 @@ class VisionTask(ImageTraining):
         self._seen = []
         if self.trainer.world_size > 1:
             # Ranks have equally many; what fills up the last batches is labelled as ignored.
-            parts = [self.all_gather(part).flatten(0, 1) for part in parts]  # type: ignore[union-attr]
+            same = copies(self.trainer)
+            parts = [self.all_gather(part)[::same].flatten(0, 1) for part in parts]  # type: ignore[index]
         logits, labels, index = (part.cpu() for part in parts)
         keep = labels != IGNORED
         self.predicted = logits[keep], labels[keep], index[keep]

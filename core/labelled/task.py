@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..checkpoints.checksums import write_config
@@ -25,6 +24,7 @@ from ..heads.keep import keep
 from ..heads.registry import head_class, prepare
 from ..initialise import uninitialised
 from ..losses import IGNORED
+from ..training.lightning_fixes import across_data
 from ..training.module import Loss, TrainingModule
 from ..training.run.folder import RunFolder
 from ..training.start import Start, adapted_transformer, longer, rebuilt
@@ -239,9 +239,7 @@ class LabelTask(TrainingModule):
         """The figures of the head over the rows of all ranks; the answers themselves stay in `judged`."""
         seen, self._seen = self._seen, []
         if self.trainer.world_size > 1:
-            found: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(found, seen)
-            seen = [part for parts in found for part in parts]
+            seen = [part for parts in across_data(self.trainer, seen) for part in parts]
         outputs, targets, rows = (np.concatenate(part) for part in zip(*seen))
         self.judged = torch.from_numpy(outputs), torch.from_numpy(targets), rows
         if not np.isfinite(outputs).all():

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.strategies import model_parallel
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from ..errors import UserError
 from .sharded import check
 
 PLAIN = ("_current_fx_name",)
@@ -56,13 +58,30 @@ class FSDP2(ModelParallelStrategy):
 
     `fsdp2_sharded` writes folders of which each process writes its part. Lightning's own strategy would cut the layers
     over the devices of a machine (tensor parallelism) by default.
+
+    Args:
+        sharded: checkpoints are folders.
+        tensor_parallel_size: processes that have the same batches, and over which the layers of a block are cut.
+
+    Raises:
+        UserError: the number of processes is no multiple of it.
     """
 
-    def __init__(self, sharded: bool = False) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=sharded)
+    def __init__(self, sharded: bool = False, tensor_parallel_size: int = 1) -> None:
+        super().__init__(tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=sharded)
+        self.copies = tensor_parallel_size
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        world = self.num_nodes * self.num_processes
+        if world % self.copies:
+            raise UserError(
+                f"--trainer.strategy.tensor_parallel_size is {self.copies}, but {world} process{'es' * (world > 1)} are"
+                " no multiple of it; choose another number, or --trainer.strategy fsdp2."
+            )
+        self._data_parallel_size = world // self.copies
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(
+            logging.ERROR
+        )  # of what takes two sendings
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -73,16 +92,52 @@ class FSDP2(ModelParallelStrategy):
             check(Path(checkpoint_path))
         if module is not None and module.trainer.state.fn != "fit":
             self.optimizers = []
+        rekey = model_parallel._rekey_optimizer_state_if_needed
+        model_parallel._rekey_optimizer_state_if_needed = lambda state, model: by_name(state, model, optimizers[0])
         try:
             return super().load_checkpoint(checkpoint_path, weights_only)
         finally:
             self.optimizers = optimizers
+            model_parallel._rekey_optimizer_state_if_needed = rekey
 
 
-StrategyRegistry.register("fsdp2", FSDP2, description="weights cut over all devices", override=True)
-StrategyRegistry.register(
-    "fsdp2_sharded", FSDP2, description="the same, with checkpoints in parts", override=True, sharded=True
-)
+def by_name(state: dict[str, Any], model: Any, optimizer: Any) -> dict[str, Any]:
+    """The state of an optimizer by the names of the parameters, whatever numbers they have in it.
+
+    Lightning takes the numbers for places among all parameters, which they are where FSDP2 wrote them; those of other
+    trainings count along the groups.
+
+    Raises:
+        UserError: the groups are others.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    ours = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    groups = state["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group) for group in ours]:
+        raise UserError(
+            "The groups of the optimizer are not those of the checkpoint; leave the changed options of model.optimizer"
+            " out."
+        )
+    name_of = {k: n for group, own in zip(groups, ours) for k, n in zip(group["params"], own)}
+    return {
+        "state": {name_of[key]: value for key, value in state["state"].items()},
+        "param_groups": [{**group, "params": own} for group, own in zip(groups, ours)],
+    }
+
+
+def register(copies: int, sharded: bool) -> str:
+    """Lets Lightning know a strategy by a name, which is returned; not by its object, with which it allows no double
+    precision.
+    """
+    name = f"fsdp2{'_sharded' * sharded}" + (f"_tensor{copies}" if copies > 1 else "")
+    about = "weights cut over all devices" + ", with checkpoints in parts" * sharded
+    options = {"sharded": sharded, "tensor_parallel_size": copies}
+    StrategyRegistry.register(name, FSDP2, description=about, override=True, **options)
+    return name
+
+
+register(1, False)
+register(1, True)
 
 
 def requeue_signal(trainer: Any) -> int | None:
@@ -240,6 +295,16 @@ def across(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def copies(trainer: Any) -> int:
+    """How many processes have the same batches, because the layers are cut over them; 1 for all others."""
+    return getattr(trainer.strategy, "copies", 1)
+
+
+def across_data(trainer: Any, value: Any) -> list[Any]:
+    """What each process gives, in the order of their numbers, but of those with the same batches one alone."""
+    return across(value)[:: copies(trainer)]
 
 
 def own_part(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ from .guard import Guard, at_hand, settled
 from .optimizers import OptimizerConfig
 from .resume import Resume
 from .schedules import ScheduleConfig, factor
-from .sharded import CutBlocks, cut, let_go
+from .sharded import CutBlocks, clip, cut, let_go, sum_partial, total_norm
 from .task import Loss as Loss
 from .task import Sums, TaskModule, summed
 from .tuning import Tuning
@@ -228,16 +228,18 @@ class TrainingModule(TaskModule):
             return
         assert self._nominal is not None
         sums, self._window = self._window, None
+        same = lightning_fixes.copies(self.trainer)
         if self.trainer.world_size > 1:
             wishes = torch.full_like(sums[:1], self.wish_to_stop)
             sums = torch.cat((sums, wishes))
             dist.all_reduce(sums)
             self.wishes = sums[2]
-        total, units = sums[:2].unbind()
+        total, units = (sums[:2] / same).unbind()
         count = units.clamp(min=1)
         self._note((total / count).float(), units)
         # Lightning has divided each loss by accumulate_grad_batches, and DDP or FSDP the gradients by the ranks.
-        divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        divided = self._nominal * self.trainer.accumulate_grad_batches * self.trainer.world_size / same
+        sum_partial(self.model, self.device_mesh)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
         double = any(grad.dtype == torch.float64 for grad in local)
@@ -249,18 +251,15 @@ class TrainingModule(TaskModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        assert self.last_loss is not None
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in params], foreach=True)
-        self.last_grad_norm = norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.last_grad_norm = norm = total_norm(p.grad for p in params if p.grad is not None)
+        assert self.last_loss is not None
         self._left_out = left_out = settled(~(norm.isfinite() & self.last_loss.isfinite()), optimizer)
         if at_hand(left_out) and left_out:
             for p in params:  # without gradients an optimizer changes neither weights nor its state
                 p.grad = None
-        elif gradient_clip_val and gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(params, gradient_clip_val, norm, foreach=True)
+            clip(params, gradient_clip_val, None if gradient_clip_algorithm == "value" else norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         optimizer.step(closure=optimizer_closure)
@@ -297,6 +296,7 @@ class TrainingModule(TaskModule):
             self._resume.validated = self.trainer.global_step
         if self.trainer.world_size > 1:
             dist.all_reduce(self._sums)
+            self._sums /= lightning_fixes.copies(self.trainer)
         self.evaluated = Sums(*self._sums.unbind())
         metrics = {"loss": self.evaluated.total / self.evaluated.count, **self.compute_metrics()}
         for name, value in metrics.items():

@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 from ..checks import check_types
 from ..errors import UserError
 from .orthogonal import orthogonalise, update_scale
+from .sharded import part, put_into_place
 
 PRETRAINED_LR, LORA_LR = 5e-5, 1.5e-3
 """Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025
@@ -159,22 +160,23 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        grads = [p.grad for p in params if p.grad is not None]
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        grads = [part(p.grad) for p in params if p.grad is not None]
+        buffers, own = [part(self.state[p]["momentum_buffer"]) for p in params], [part(p) for p in params]
         momentum, lr = group["momentum"], group["lr"]
         if self.left_out is not None:
             grads = [torch.where(self.left_out, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        updates = orthogonalise(list(updates), group["ns_steps"])
+        updates = [put_into_place(update, p) for update, p in zip(updates, params, strict=True)]
+        updates = [part(update) for update in orthogonalise(updates, group["ns_steps"])]
         torch._foreach_mul_(updates, [-lr * update_scale(p.shape, group["scale"]) for p in params])
         if self.left_out is None:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(params, updates)
+            torch._foreach_mul_(own, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(own, updates)
             return
-        new = torch._foreach_mul(params, 1 - lr * group["weight_decay"])
+        new = torch._foreach_mul(own, 1 - lr * group["weight_decay"])
         torch._foreach_add_(new, updates)
-        torch._foreach_copy_(params, [torch.where(self.left_out, p, n) for p, n in zip(params, new, strict=True)])
+        torch._foreach_copy_(own, [torch.where(self.left_out, p, n) for p, n in zip(own, new, strict=True)])
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
@@ -182,10 +184,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        column = {key: [self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step")}
+        column = {key: [part(self.state[p][key]) for p in params] for key in ("exp_avg", "exp_avg_sq", "step")}
         adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
+            [part(p) for p in params],  # each number by itself, so of each process what it holds
+            [part(p.grad) for p in params if p.grad is not None],
             column["exp_avg"],
             column["exp_avg_sq"],
             [],

@@ -60,9 +60,10 @@ class Resume:
         Raises:
             UserError: the optimizer's groups are not those of the checkpoint.
         """
-        if self._rng is not None and trainer.global_rank < len(self._rng):
+        if self._rng is not None:
             # Only now: building the model, the loaders and sanity checking have drawn random numbers of their own.
-            set_rng_state(self._rng[trainer.global_rank])
+            if trainer.global_rank < len(self._rng):
+                set_rng_state(self._rng[trainer.global_rank])
             self._configure()
         self._rng = None
         lightning_fixes.validate_at_steps(trainer)

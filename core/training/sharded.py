@@ -1,4 +1,7 @@
-"""Weights that are cut over processes (FSDP2): cutting them, their averages, and checkpoints in parts.
+"""Weights that are cut over processes: cutting them, their averages, and checkpoints in parts.
+
+A device mesh has two dimensions. Over `data_parallel` each weight is cut, and put together when a block runs (FSDP2);
+over `tensor_parallel` the layers of a block are cut, and stay so (`core/tensor_parallel.py`).
 
 A sharded checkpoint is a folder of `torch.distributed.checkpoint`: `.metadata` says which tensor lies where, each
 process wrote one `.distcp` file, and `meta.pt` holds all that is no weight and no state of the optimizer. Any number of
@@ -9,15 +12,19 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..checkpoints.native import whole
 from ..compiled import blocks_of
 from ..errors import UserError
+from ..tensor_parallel import partial, split
 
 METADATA, REST = ".metadata", "meta.pt"
 MOST = 2**30
@@ -44,9 +51,7 @@ class CutBlocks:
         self._mesh = mesh
 
     def cut(self, block: nn.Module) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(block, mesh=self._mesh["data_parallel"])
+        _cut_block(block, self._mesh)
 
     @torch.no_grad()
     def fill(self, block: nn.Module, values: dict[str, Tensor]) -> None:
@@ -64,16 +69,77 @@ def cut(model: nn.Module, mesh: Any) -> None:
     """Cuts the weights over the processes of a device mesh, each block by itself, where they are not cut already."""
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    for module in [*blocks_of(model), model]:
-        if not isinstance(module, FSDPModule):
-            fully_shard(module, mesh=mesh["data_parallel"])
+    for block in blocks_of(model):
+        if not isinstance(block, FSDPModule):
+            _cut_block(block, mesh)
+    fully_shard(model, mesh=mesh["data_parallel"])
     if hasattr(model, "loss"):  # a method that is called in the place of `forward`
         register_fsdp_forward_method(model, "loss")
+
+
+def _cut_block(block: nn.Module, mesh: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    if (sharing := _sharing(mesh)) is not None:
+        split(block, sharing)
+    fully_shard(block, mesh=mesh["data_parallel"])
+
+
+def _sharing(mesh: Any) -> Any:
+    """The part of a device mesh over which layers are cut; None where they are whole."""
+    name = "tensor_parallel"
+    return mesh[name] if name in (mesh.mesh_dim_names or ()) and mesh[name].size() > 1 else None
+
+
+@torch.no_grad()
+def sum_partial(model: nn.Module | None, mesh: Any) -> None:
+    """Sums the gradients of which each of the processes that share layers has a part; after a backward pass."""
+    if model is None or mesh is None or (sharing := _sharing(mesh)) is None:
+        return
+    grads = [part(p.grad) for p in partial(model) if p.grad is not None]
+    if not grads:
+        return
+    together = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(together, group=sharing.get_group())
+    for grad, summed in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(summed.view_as(grad))
+
+
+def _by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors in lists of those that are cut over the same processes, which PyTorch's operators can take together."""
+    found: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(found.values())
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together, a scalar that all processes have."""
+    norms = [whole(torch.nn.utils.get_total_norm(some, foreach=True)) for some in _by_mesh(gradients)]
+    return norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms)
+
+
+def clip(params: Iterable[Tensor], most: float, norm: Tensor | None = None) -> None:
+    """Clips gradients in place: each number to `most`, or all by one factor so that their `norm` is at most that."""
+    for some in _by_mesh(params):
+        if norm is None:
+            torch.nn.utils.clip_grad_value_(some, most)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(some, most, norm, foreach=True)
 
 
 def part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: all, where it is not cut. It shares the memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def put_into_place(own: Tensor, like: Tensor) -> Tensor:
+    """What this process holds of a tensor, as that of all processes that is cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return own
+    found = torch.empty_like(like)
+    part(found).copy_(own)
+    return found
 
 
 def cut_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ...core.checkpoints.source import open_source
 from ...core.checks import check
 from ...core.initialise import uninitialised
 from ...core.training.freezing import FreezeConfig
+from ...core.training.lightning_fixes import across_data
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
 from ...core.training.start import Start, refuse_contradictions
@@ -156,9 +156,7 @@ class PairTask(TrainingModule):
         """Means over chains: `long_p_at_l`, `long_p_at_l5`, `medium_p_at_l`, each with `_chance` and `_ceiling`, ..."""
         values, self.metrics = self.metrics.values, ContactMetrics()
         if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            dist.all_gather_object(gathered, values.cpu())
-            values = torch.cat(gathered)
+            values = torch.cat(across_data(self.trainer, values.cpu()))
         return dict(ContactMetrics().compute(values))
 
     # --- what the command line shows and writes

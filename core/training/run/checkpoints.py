@@ -63,8 +63,8 @@ class Checkpoints(Checkpoint):
             self.origin = of_options(self.config)
         if isinstance(pl_module, TaskModule):
             pl_module.origin = self.origin
-        if trainer.is_global_zero and self.run.planned.exists():
-            self.run.planned.replace(self.run.best)
+        if trainer.is_global_zero:
+            _put_back(self.run)
         lost = self.best_step is not None and (self.forget_best or not self.run.best.exists())
         if trainer.strategy.broadcast(lost):
             if trainer.is_global_zero and not self.forget_best:
@@ -83,9 +83,10 @@ class Checkpoints(Checkpoint):
                 both = [value, float(found.get("val_loss", 0.0))]
                 if not math.isnan(value) and both < self.best_value:
                     self.best_value, self.best_step = both, trainer.global_step
-                    if trainer.global_step == self._saved_step and trainer.is_global_zero:
+                    planned = trainer.global_step == self._saved_step
+                    if planned and trainer.is_global_zero and not self.run.best.is_dir():
                         _keep(self.run.best, self.run.planned)
-                    self._save(trainer, self.run.best, weights_only=True)
+                    self._save(trainer, self.run.best, weights_only=True, planned=planned)
             if trainer.global_step != self._saved_step:
                 self._save_last(trainer)
 
@@ -130,7 +131,7 @@ class Checkpoints(Checkpoint):
         self._save(trainer, self.run.last, weights_only=False)
         self._saved_step = trainer.global_step
 
-    def _save(self, trainer: Trainer, path: Path, weights_only: bool) -> None:
+    def _save(self, trainer: Trainer, path: Path, weights_only: bool, planned: bool = False) -> None:
         if not weights_are_finite(trainer.lightning_module):
             raise UserError(
                 f"Weights are not finite after step {trainer.global_step}, so that {path} is not written; what was"
@@ -147,14 +148,7 @@ class Checkpoints(Checkpoint):
                 part.unlink()
             raise
         if trainer.is_global_zero:
-            if part.is_dir():
-                _replace(part, path, self.run.previous if path == self.run.last else None)
-            else:
-                if path.is_dir():  # of a sharded training that goes on as another
-                    shutil.rmtree(path)
-                elif path == self.run.last:
-                    _keep(path, self.run.previous)
-                part.replace(path)
+            _replace(part, path, self.run, planned)
         trainer.strategy.barrier("Checkpoints")
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,18 +166,43 @@ def _keep(path: Path, name: Path) -> None:
     with contextlib.suppress(OSError):
         spare.unlink(missing_ok=True)
         os.link(path, spare)
+        if name.is_dir():
+            _remove(name)
         spare.replace(name)
 
 
-def _replace(part: Path, path: Path, name: Path | None) -> None:
-    """Moves a folder to its place; what is there becomes `name`, or goes. A folder does not replace another."""
-    aside = path.with_name(f"{path.stem}.old.ckpt") if name is None else name
-    _remove(aside)
+def _replace(part: Path, path: Path, run: RunFolder, planned: bool = False) -> None:
+    """Moves a new checkpoint to its place; what was last becomes previous.
+
+    A folder neither replaces another nor is replaced by a file, so it goes aside first. Ended in between, the weights
+    of before are still there (`_put_back`).
+
+    Args:
+        planned: folders of best weights stay as `planned.ckpt`.
+    """
+    if not (part.is_dir() or path.is_dir()):
+        if path == run.last:
+            _keep(path, run.previous)
+        part.replace(path)
+        return
+    aside = run.previous if path == run.last else run.planned if planned and path.is_dir() else run.aside
     if path.exists():
+        _remove(aside)
         path.replace(aside)
     part.replace(path)
-    if name is None:
-        _remove(aside)
+    _remove(run.aside)
+
+
+def _put_back(run: RunFolder) -> None:
+    """Lets the best weights be those that the last state knows of, after a training that stopped or was killed."""
+    if run.planned.exists():
+        _remove(run.best)
+        run.planned.replace(run.best)
+    if run.aside.exists():
+        if run.best.exists():
+            _remove(run.aside)
+        else:
+            run.aside.replace(run.best)
 
 
 def _remove(path: Path) -> None:

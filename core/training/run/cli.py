@@ -24,7 +24,7 @@ from ...files import refuse_special, written_whole
 from ...lock import claim
 from ...stores import is_url
 from ..data import DataModule
-from ..lightning_fixes import quiet, rank
+from ..lightning_fixes import copies, quiet, rank
 from ..module import TrainingModule
 from . import bounds, loggers, machine, precision, processes, report, sentences, slurm
 from .agreement import Agreement
@@ -325,7 +325,7 @@ def _train(session: Session) -> dict[str, Any]:
     different = accept(session.changes, run, session.task)
     checkpoint = to_continue(session, run) if session.resume else None
     shares = (
-        session.data.continue_with(recorded_data(Path(checkpoint), session.data), trainer.world_size)
+        session.data.continue_with(recorded_data(Path(checkpoint), session.data), trainer.world_size // copies(trainer))
         if checkpoint
         else ""
     )

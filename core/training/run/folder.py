@@ -45,6 +45,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.previous = self.checkpoints / "previous.ckpt"
         self.planned = self.checkpoints / "planned.ckpt"
+        self.aside = self.checkpoints / "best.old.ckpt"
         self.model = self.path / "model"
         self.pretrained = self.path / "pretrained"
         self.adapter = self.path / "adapter"
@@ -86,6 +87,11 @@ class RunFolder:
         newest = newest_runs(base)
         hint = f"; the newest runs here are {', '.join(map(str, newest))}" if newest else "; train one with `fit` first"
         raise UserError(f"{run} {found}{hint}.")
+
+    @property
+    def best_there(self) -> Path:
+        """The best weights: also where a training was killed that was replacing a folder of them."""
+        return next((path for path in (self.best, self.aside, self.planned) if path.exists()), self.best)
 
     @property
     def verb(self) -> str:
@@ -170,7 +176,10 @@ class RunFolder:
         for file in (self.config, self.metrics):
             file.unlink(missing_ok=True)
         if self.best.exists():  # the process was killed between its two first checkpoints
-            self.best.replace(self.best.with_name("best.before.ckpt"))
+            before = self.best.with_name("best.before.ckpt")
+            if before.is_dir() or self.best.is_dir():
+                shutil.rmtree(before, ignore_errors=True)
+            self.best.replace(before)
 
     def lock(self) -> None:
         """Lets no other process train into this folder while this one lives; the system takes the lock back at its end.

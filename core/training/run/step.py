@@ -87,6 +87,9 @@ def look(kind: Kind, args: list[str], devices: Devices) -> tuple[Step, str, str]
     if wrong:
         raise UserError(wrong[0])
     strategy = str(_value(line, "trainer.strategy") or "ddp")
+    sizes = _value(line, "trainer.strategy.tensor_parallel_size") or _value(line, "trainer.strategy.init_args")
+    if "_tensor" in strategy or sizes not in (None, "1", "auto"):
+        raise UserError("--trainer.strategy cuts layers over devices, for which no plan can be made; give fsdp2.")
     asked = _value(line, "trainer.precision")
     precision = devices.precision if asked in (None, AUTO) else str(asked)
     strategy = "fsdp2" if "fsdp2" in strategy.lower() or "ModelParallel" in strategy else "ddp"

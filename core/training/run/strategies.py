@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ...errors import UserError
+from ..lightning_fixes import register
 
 NAMES = (
     "auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2",
@@ -19,8 +21,8 @@ STARTS = ("spawn", "fork", "forkserver")
 def usable(value: Any) -> Any:
     """The strategy to give to Lightning for what was asked for: a name, or a class path with its arguments.
 
-    `ModelParallelStrategy` is `fsdp2`, which cuts the weights over all devices and no layer over several; with
-    `save_distributed_checkpoint` it is `fsdp2_sharded`.
+    `ModelParallelStrategy` is `fsdp2`, which cuts the weights over all devices; with `save_distributed_checkpoint` it
+    is `fsdp2_sharded`. With a `tensor_parallel_size` above 1 it cuts the layers over so many of them as well.
 
     Raises:
         UserError: trainings cannot use it.
@@ -31,12 +33,14 @@ def usable(value: Any) -> Any:
             return OTHERS[name]
         if value.lower() in NAMES:
             return value
+        if known := re.fullmatch(r"fsdp2(_sharded)?_tensor(\d+)", value.lower()):
+            return tensor_parallel(int(known[2]), sharded=known[1] is not None)
         raise UserError(_sentence(value))
     path, arguments = getattr(value, "class_path", ""), dict(getattr(value, "init_args", None) or {})
     name = path.rsplit(".", 1)[-1]
-    if name == "ModelParallelStrategy":
-        _check_cuts(arguments)
-        return "fsdp2_sharded" if arguments.get("save_distributed_checkpoint") is True else "fsdp2"
+    if name in ("ModelParallelStrategy", "FSDP2"):
+        parts = (arguments.get("save_distributed_checkpoint") or arguments.get("sharded")) is True
+        return tensor_parallel(_size(arguments), parts)
     ours = path.startswith(("lightning.", "pytorch_lightning."))
     if arguments.get("start_method") in STARTS:
         raise UserError(_sentence(f"{path} with start_method {arguments['start_method']}"))
@@ -45,15 +49,27 @@ def usable(value: Any) -> Any:
     return value
 
 
-def _check_cuts(arguments: dict[str, Any]) -> None:
-    """Raises UserError for arguments of `ModelParallelStrategy` that ask for something else than `fsdp2` does."""
+def tensor_parallel(size: int, sharded: bool) -> str:
+    """The name of the strategy that cuts weights over all devices, and layers over `size` of them.
+
+    Raises:
+        UserError: there is no such number.
+    """
+    if size < 1:
+        raise UserError(f"--trainer.strategy.tensor_parallel_size is {size}, but must be at least 1; give 2 or more.")
+    return register(size, sharded)
+
+
+def _size(arguments: dict[str, Any]) -> int:
+    """Over how many devices layers are cut. Raises UserError for arguments of `ModelParallelStrategy` that ask for
+    something else.
+    """
     tensor, data = arguments.get("tensor_parallel_size", 1), arguments.get("data_parallel_size", "auto")
-    if tensor not in (1, "auto") or data != "auto":
-        name = "data_parallel_size" if tensor in (1, "auto") else "tensor_parallel_size"
+    if data != "auto":
         raise UserError(
-            f"--trainer.strategy.{name} is {arguments[name]}, but layers are not cut over devices here, and weights"
-            " over all of them; leave it out."
+            f"--trainer.strategy.data_parallel_size is {data}, but follows from the number of processes; leave it out."
         )
+    return 1 if tensor in ("auto", None) else tensor
 
 
 def _sentence(value: str) -> str:
@@ -64,5 +80,6 @@ def _sentence(value: str) -> str:
         why = ", because it flattens the weights, which matrix optimizers and clipping cannot use"
     return (
         f"--trainer.strategy is {value}, but must be auto, ddp (the whole model on each device), fsdp2 (cut over all"
-        f" devices) or fsdp2_sharded (with checkpoints in parts){why}; choose one of these."
+        f" devices), fsdp2_sharded (with checkpoints in parts) or either with _tensor2 (layers over two){why}; choose"
+        " one of these."
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ...experts import utilisation
-from ..lightning_fixes import across, own_part
+from ..lightning_fixes import across, copies, own_part
 from . import machine
 from .flops import count_step
 from .rows import MetricsFile
@@ -276,8 +276,10 @@ class Telemetry(Callback):
         local = torch.stack([value.to(exact) for value in (self._count, skipped, self._lost, self._total)])
         sums = trainer.strategy.reduce(local, reduce_op="sum")
         assert isinstance(sums, Tensor)
+        sums = sums / copies(trainer)
         count, skipped_count, lost, loss_sum = sums.tolist()  # the one place where the host waits for the device
         self._window.busy += self.clock() - self._begin
+        different = trainer.world_size // copies(trainer)
         norm = module.last_grad_norm
         now = self.latest
         now.step, now.epoch, now.seconds = self._step, trainer.current_epoch, self._seconds()
@@ -287,10 +289,10 @@ class Telemetry(Callback):
         now.skipped = module.guard.counts["skipped_steps"]
         now.grad_norm = None if norm is None else float(norm)
         now.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        now.padding = 1 - count / (self._slots * trainer.world_size) if self._slots else None
+        now.padding = 1 - count / (self._slots * different) if self._slots else None
         now.memory_gb = machine.peak_memory(module.device)
         self._window.units = count - skipped_count
-        self._window.slots *= trainer.world_size
+        self._window.slots *= different
         if self._step - self._first_step > self.warmup and self._window.seconds > 0:
             self._rates(self._window, total_steps(trainer))
         self._write(trainer, utilisation(module))

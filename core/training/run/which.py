@@ -21,15 +21,16 @@ def to_continue(session: Session, run: RunFolder) -> str:
     session.damaged = [path for path, problem in problems.items() if problem]
     if found:
         report.say(f"{found}; continuing from {good.name}{', the one before' if good == run.previous else ''}.")
-    if session.checkpoints and run.best.exists():
-        problem = damage(run.best)
+    best = run.best_there
+    if session.checkpoints and best.exists():
+        problem = damage(best)
         if problem:
-            report.say(f"{run.best} is damaged ({problem}); the next validation writes a new one.")
-        elif another_run(run.best, good):
-            report.say(f"{run.best} is of another run than {good.name}; the next validation writes a new one.")
+            report.say(f"{best} is damaged ({problem}); the next validation writes a new one.")
+        elif another_run(best, good):
+            report.say(f"{best} is of another run than {good.name}; the next validation writes a new one.")
         else:
             return str(good)
-        session.damaged.append(run.best)
+        session.damaged.append(best)
         session.checkpoints.forget_best = True
     return str(good)
 
@@ -38,10 +39,10 @@ def to_score(session: Session, chosen: str | None) -> str:
     """The weights to score: --ckpt_path, else the run's best, else its last."""
     run, asked = session.run, chosen is not None
     if chosen is None and run:
-        chosen = next((str(path) for path in (run.best, run.last) if path.exists()), None)
+        chosen = next((str(path) for path in (run.best_there, run.last) if path.exists()), None)
         if chosen is None:
             raise UserError(f"{run} has no checkpoint yet; train it with `triune {session.task} fit`.")
-        if chosen != str(run.best):
+        if chosen != str(run.best_there):
             report.say(f"{run.best} is missing; the weights of {run.last.name} are scored.")
     if chosen is None:
         newest = newest_runs()
@@ -53,10 +54,10 @@ def to_score(session: Session, chosen: str | None) -> str:
         others = [path for path in (run.last, run.previous) if path.exists() and str(path) != chosen] if run else []
         hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
         raise UserError(f"{chosen} is damaged ({problem}){hint}.")
-    own = run and not asked and chosen == str(run.best) and run.last.exists() and not damage(run.last)
-    if run and own and another_run(run.best, run.last):
+    own = run and not asked and chosen == str(run.best_there) and run.last.exists() and not damage(run.last)
+    if run and own and another_run(Path(chosen), run.last):
         raise UserError(
-            f"{run.best} is of another run than {run.last.name} beside it; put the original back, or choose one of them"
+            f"{chosen} is of another run than {run.last.name} beside it; put the original back, or choose one of them"
             " with --ckpt_path."
         )
     return chosen

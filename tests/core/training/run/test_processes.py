@@ -116,6 +116,24 @@ def test_model_parallel_strategy_is_fsdp2(one: Path, server: Server) -> None:
     assert "strategy: ModelParallelStrategy" in shown
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2_tensor2"])
+def test_two_processes_go_on_with_one_to_another_length(strategy: str, one: Path, server: Server) -> None:
+    """Each of them takes the rate of the new schedule, also the one that the checkpoint knows nothing of, and the
+    optimizer's state is that of the same parameter.
+    """
+    longer = ["text", "fit", "--resume", "true", "--trainer.max_steps", "6", "--run"]
+    if not (one / "longer").exists():
+        shutil.copytree(one / "one", one / "longer")
+        forked(server, one, *longer, "longer")
+    run = f"longer-{strategy}"
+    shutil.copytree(one / "one", one / run)
+    forked(server, one, *longer, run, "--trainer.strategy", strategy, ranks=2)
+    assert losses(one / run) == pytest.approx(losses(one / "longer"), rel=1e-5)
+    ours, theirs = (load_file(one / name / "model" / "model.safetensors") for name in (run, "longer"))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5)
+
+
 EXACT = ["--trainer.precision", "64-true", "--model.ema", "0.5"]
 
 
@@ -138,6 +156,47 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
     ended = server.run(one, ["text", "fit", "--run", "parts", *AGAIN, "--trainer.devices", "1"])
     assert ended.code == 2
     assert "last.ckpt is damaged (__1_0.distcp is missing)" in " ".join(ended.printed.split())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [(2, ["--model.transformer.attention_gate", "true"]), (4, ["--trainer.accumulate_grad_batches", "2"])],
+    ids=["two", "cut and split"],
+)
+def test_layers_cut_over_two(ranks: int, more: list[str], one: Path, server: Server) -> None:
+    """Layers that are cut over two processes, and weights that are cut over further ones, train as whole ones, and a
+    process alone goes on from their checkpoints.
+    """
+    runs = [f"whole-{ranks}", f"split-{ranks}"]
+    more = [*more, "--trainer.precision", "64-true", "--model.transformer.heads", "4", "--model.optimizer.name", "muon"]
+    forked(server, one, *fit(runs[0]), *more, "--data.batch_size", "4")
+    cut = ["--trainer.strategy", "ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size", "2"]
+    cut = cut if ranks == 2 else ["--trainer.strategy", "fsdp2_sharded_tensor2"]
+    share = ["--trainer.devices", str(ranks), "--data.batch_size", str(8 // ranks)]
+    forked(server, one, *fit(runs[1]), *more, *cut, *share, ranks=ranks)
+    for again in (False, True)[: 4 // ranks]:
+        if again:
+            forked(server, one, "text", "fit", "--run", runs[0], *AGAIN)
+            alone = ["--trainer.devices", "1", "--trainer.strategy", "fsdp2"]
+            forked(server, one, "text", "fit", "--run", runs[1], *AGAIN, *alone)
+        theirs, ours = (load_file(one / run / "model" / "model.safetensors") for run in runs)
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-12)
+        assert losses(one / runs[1]) == pytest.approx(losses(one / runs[0]), rel=1e-6)
+        before, after = (json.loads((one / run / "summary.json").read_text()) for run in runs)
+        names = ["val_loss", "tokens", *(["bits_per_byte"] if "bits_per_byte" in before else [])]
+        assert [after[name] for name in names] == pytest.approx([before[name] for name in names])
+
+
+def test_layers_that_cannot_be_cut(one: Path, server: Server) -> None:
+    more = ["--trainer.devices", "2", "--data.batch_size", "4", "--trainer.strategy", "fsdp2_tensor2"]
+    ended = server.run(one, [*fit("odd"), *more, "--model.transformer.heads", "1"], ranks=2)
+    assert ended.code == 2
+    said = " ".join(ended.printed.split())
+    assert "tensor_parallel_size is 2, but the 1 heads of a layer are not divided by it; choose another" in said
+    ended = server.run(one, [*fit("odd"), *more], ranks=3)
+    assert ended.code == 2
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ def path(name: str, **arguments: Any) -> Namespace:
         (path("ModelParallelStrategy", tensor_parallel_size=1, data_parallel_size="auto"), "fsdp2"),
         (path("ModelParallelStrategy", tensor_parallel_size="auto"), "fsdp2"), ("fsdp2_sharded", "fsdp2_sharded"),
         (path("ModelParallelStrategy", save_distributed_checkpoint=True), "fsdp2_sharded"),
+        (path("ModelParallelStrategy", tensor_parallel_size=2), "fsdp2_tensor2"), ("fsdp2_tensor4", "fsdp2_tensor4"),
+        (path("ModelParallelStrategy", tensor_parallel_size=2, save_distributed_checkpoint=True),
+         "fsdp2_sharded_tensor2"),
     ],
 )  # fmt: skip
 def test_what_trains(given: Any, taken: str) -> None:
@@ -49,7 +52,7 @@ def test_a_class_with_arguments_and_one_of_ones_own_stay_what_they_are() -> None
         ("dp", "is dp, but must be auto"),
         ("xla", "is xla, but must be auto"),
         (path("DDPStrategy", start_method="spawn"), "know nothing of its command line"),
-        (path("ModelParallelStrategy", tensor_parallel_size=2), "tensor_parallel_size is 2, .* leave it out"),
+        (path("ModelParallelStrategy", tensor_parallel_size=0), "tensor_parallel_size is 0, .* at least 1; give 2"),
         (path("ModelParallelStrategy", data_parallel_size=2), "data_parallel_size is 2, .* leave it out"),
     ],
 )
