@@ -22,7 +22,7 @@ def check_numbers(config: Any) -> None:
     scale = config.attention_scale
     check(scale is None or scale > 0, "attention_scale", scale, "positive or null")
     check(config.layer_scale is None or config.layer_scale > 0, "layer_scale", config.layer_scale, "positive or null")
-    check(config.init_std is None or config.init_std >= 0, "init_std", config.init_std, "at least 0 or null")
+    check(config.init_std is None or config.init_std > 0, "init_std", config.init_std, "positive or null")
     size = config.short_convolution
     check(size == 0 or size >= 2, "short_convolution", size, "0, or at least 2 tokens")
     for name in ("dropout", "attention_dropout", "stochastic_depth"):

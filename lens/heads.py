@@ -251,6 +251,6 @@ def _size(text: str, count: int) -> int:
         value = -1.0
     if text.endswith("%") and 0 < value <= 100:
         return max(1, -int(-count * value // 100))
-    if not text.endswith("%") and value == int(value) and 1 <= value <= count:
+    if not text.endswith("%") and value.is_integer() and 1 <= value <= count:
         return int(value)
     raise UserError(f"--top is '{text}', but must be a number from 1 to {count}, or a percentage such as 3%.")

@@ -103,7 +103,7 @@ def _in_order(wanted: Wanted, counts: Counter[str], numeric: bool) -> list[str]:
             )
         names = sorted(counts, key=float)
         values = [float(name) for name in names]
-        if all(value == int(value) for value in values) and values[-1] - values[0] > len(values) - 1:
+        if all(value.is_integer() for value in values) and values[-1] - values[0] > len(values) - 1:
             wanted.note(f"whole numbers between {names[0]} and {names[-1]} that never occur are no steps of '{column}'")
         return names
     names = [_key(wanted, name, numeric and number(name) is not None) or "" for name in wanted.order]

@@ -177,7 +177,7 @@ def _gone_values(wanted: Wanted, seen: _Seen) -> list[int]:
     """The numbers that mean "no label" in masks of classes, with a note."""
     column = wanted.columns[0]
     if wanted.missing:
-        return [int(value) for word in wanted.missing if (value := number(word)) is not None and value == int(value)]
+        return [int(value) for word in wanted.missing if (value := number(word)) is not None and value.is_integer()]
     others = np.flatnonzero(seen.values)
     others = others[others != BORDER]
     known = wanted.names is not None and str(BORDER) in wanted.names

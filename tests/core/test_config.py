@@ -22,6 +22,7 @@ IMPOSSIBLE = [
     ({"heads": 0}, "heads is 0", "a positive integer"),
     ({"context": 0}, "context is 0", "a positive integer"),
     ({"heads": 4, "kv_heads": 3}, "kv_heads is 3", "a divisor of heads (4)"),
+    ({"init_std": 0.0}, "init_std is 0.0", "positive or null"),
     ({"kv_heads": 0}, "kv_heads is 0", "a positive integer or null"),
     ({"kv_heads": "2"}, "kv_heads is '2'", "an integer or null"),
     ({"head_dim": 0}, "head_dim is 0", "a positive integer"),

@@ -223,6 +223,7 @@ def test_random_tokens_that_repeat_and_texts_of_different_length(folder: Path) -
         (["ablate", "F", TEXT, "--parts", "1.7"], "Head 7 is named, but each layer has heads 0 to 1"),
         (["ablate", "F", TEXT, "--parts", "1.hiden:3"], "There is no point '1.hiden' .did you mean '1.hidden'"),
         (["ablate", "F", TEXT, "--parts", "1.hidden:3000"], "has numbers 0 to"),
+        *((["ablate", "F", TEXT, "--top", odd], "must be a number from 1 to") for odd in ("nan", "inf", "1.5", "nan%")),
         (["ablate", "F", TEXT, "--top", "3"], "not as many others"),
         (["ablate", "F", TEXT, "--by", "inductoin"], "did you mean 'induction'"),
         (["ablate", "F", TEXT, "--parts", "1.0", "--top", "1"], "--parts and --top are both given"),
