@@ -35,6 +35,18 @@ def test_published_laws_come_back_from_their_own_losses(law: Law) -> None:
     )
 
 
+def test_public_runs_give_the_published_exponents() -> None:
+    """240 runs of Hoffmann et al. 2022 as Besiroglu et al. 2024 read them off figure 4 (`svg_extracted_data.csv` of
+    their repository; tokens are FLOPs / 6 parameters), and what that study found in them.
+    """
+    runs = read([str(Path(__file__).with_name("hoffmann_2022.csv"))])
+    found = fit(runs.parameters, runs.tokens, runs.loss)
+    assert len(runs.loss) == 240
+    assert [found.alpha, found.beta, found.e] == pytest.approx([REFIT.alpha, REFIT.beta, REFIT.e], abs=0.002)
+    assert found.shares[0] == pytest.approx(0.512, abs=0.003)
+    assert [found.a, found.b] == pytest.approx([REFIT.a, REFIT.b], rel=0.04)
+
+
 def test_the_best_use_of_compute_is_where_the_published_laws_say() -> None:
     assert np.allclose(CHINCHILLA.shares, (0.46, 0.54), atol=0.01)  # Hoffmann et al., table 2, approach 3
     assert np.allclose(REFIT.shares, (0.512, 0.488), atol=0.01)  # Besiroglu et al., section 4
