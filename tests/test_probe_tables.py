@@ -187,3 +187,14 @@ def test_a_probe_loads_no_compiler_and_no_other_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(words)], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    # Of class folders the second run, which fits nothing on pixels.
+    for number, path in enumerate(sorted(tmp_path.glob("*.png"))):
+        folder = tmp_path / "classes" / ("dark" if int(path.stem) % 2 == 0 else "light")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / f"{number}.png")
+    words = ["vision", "probe", "--model", str(tmp_path / "model"), "--data.root", str(tmp_path / "classes")]
+    words += ["--data.cache", str(tmp_path / "cache"), "--device", "cpu"]
+    assert main(words) == 0
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(words)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "kept from before" in done.stdout

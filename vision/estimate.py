@@ -10,8 +10,8 @@ from ..core.training.run import machine
 from ..core.training.run.recipes import find_config
 from .data.batches import load
 from .data.collection import Collection, Images
+from .data.found import MEMORY
 from .data.gather import chosen_shape
-from .data.module import MEMORY
 from .data.scan import Record
 from .preprocessing import Preprocessing
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from ..core.errors import UserError
@@ -31,21 +32,45 @@ from ..core.labels.targets import Target
 from ..core.training.run.bounds import check
 from ..core.training.run.machine import usable_cores
 from ..core.work import cache_folder, progress
-from .data.module import ImageData
+from .data.found import FoundImages
+from .data.gather import Settings
 from .evaluate.baselines import Baseline, logistic_regression, majority
 from .model import VisionTransformer
 
 THUMBNAIL = 32
 """Side of the images that the baseline on pixels sees."""
-VERSION = 1
+VERSION = 2
 """Of what is kept; raised when the same model and images would give something else."""
+
+
+class OptionParser(ArgumentParser):
+    """As the parser of trainings, without Lightning, which would take longer than a probe."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # jsonargparse tries one type after another with inner parsers
+            super().error(message, ex)
+        from ..core.training.run import sentences
+
+        raise UserError(sentences.parsing(message, self, self.prog)) from ex
+
+
+class ProbedImages(FoundImages):
+    """The images of a probe, whose pixels are read where features are not known yet.
+
+    Args:
+        **options: see `FoundImages`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+    def _settings(self) -> Settings:
+        return replace(super()._settings(), later=True)
 
 
 def parser() -> Any:
     """The options of `triune vision probe`; those of the data are those of `fit`."""
-    from ..core.training.run.cli import TaskParser
-
-    p = TaskParser(
+    p = OptionParser(
         prog="triune vision probe",
         usage="triune vision probe --model CHECKPOINT --data.root FOLDER [options]",
         description="Judge a checkpoint by its frozen features: a linear classifier and nearest neighbours, beside "
@@ -60,21 +85,21 @@ def parser() -> Any:
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     p.add_argument("--out", type=str | None, default=None, help="also write the JSON to this file")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
-    p.add_class_arguments(ImageData, "data", skip={"augment"}, fail_untyped=False)
+    p.add_class_arguments(FoundImages, "data", skip={"augment"}, fail_untyped=False)
     return p
 
 
 def main(args: list[str]) -> int:
     """Runs `triune vision probe` and returns its exit code."""
     p = parser()
-    given = p.parse_args(args)
-    check(given)
-    options = p.instantiate_classes(given)
+    options = p.parse_args(args)
+    check(options)
     if options.limit is not None and options.limit < 10:
         raise UserError(f"--limit is {options.limit}, but must be at least 10 training images.")
     check_new([Path(options.out)] if options.out else [], options.overwrite)
     side = "test" if options.test else "val"
-    result = probe(options.model, options.data, options.limit, options.device, side)
+    data = ProbedImages(**vars(options.data))
+    result = probe(options.model, data, options.limit, options.device, side)
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
     if options.out:
         write_atomic(Path(options.out), f"{text}\n".encode())
@@ -171,7 +196,9 @@ def _variance(accuracy: float, images: int) -> float:
     return accuracy * (1 - accuracy) / max(images, 1)
 
 
-def probe(name: str, data: ImageData, limit: int | None = None, device: str | None = None, side: str = "val") -> Result:
+def probe(
+    name: str, data: FoundImages, limit: int | None = None, device: str | None = None, side: str = "val"
+) -> Result:
     """Judges the frozen features of a checkpoint.
 
     Args:
@@ -196,7 +223,7 @@ def probe(name: str, data: ImageData, limit: int | None = None, device: str | No
         model = model.resized([height, width])
     if side not in data.names:
         raise UserError("There are no test images: give --data.test_root, or judge on the validation images.")
-    order = np.random.default_rng(data.seed).permutation(sum(data.counts("train")))[:limit]
+    order = np.random.default_rng(data.seed).permutation(len(data.names["train"]))[:limit]
     if len(np.unique(data._images["train"].labels[order])) < 2:
         raise UserError(f"The {len(order)} training images are all of one class; raise --limit.")
     start = time.perf_counter()
@@ -205,13 +232,31 @@ def probe(name: str, data: ImageData, limit: int | None = None, device: str | No
     seconds = 0.0 if train.kept and val.kept else time.perf_counter() - start
     scores = [linear_probe(train, val), nearest_neighbours(train, val, data.classes)]
     baselines = [
-        logistic_regression(train.thumbnails, train.labels, val.thumbnails, val.labels, data.classes),
+        _of_pixels(train, val, data),
         majority(train.labels, val.labels, data.labels),
     ]
     return Result(
         name, str(data.figures()["data"]), side, len(order), len(val.labels), data.classes, (height, width),
         scores + [_score(baseline) for baseline in baselines], seconds,
     )  # fmt: skip
+
+
+def _of_pixels(train: Features, val: Features, data: FoundImages) -> Baseline:
+    """Logistic regression on the thumbnails, kept like the features: fitting it takes longer than all else."""
+    digest = hashlib.blake2b(json.dumps([VERSION, data.classes]).encode(), digest_size=16)
+    for part in (train, val):
+        digest.update(str(tuple(part.thumbnails.shape)).encode())
+        for values in (part.thumbnails, part.labels):
+            digest.update(np.ascontiguousarray(values.numpy()).data)
+    path = cache_folder(data.cache) / "features" / f"{digest.hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or damaged: made anew
+        found = Baseline(**json.loads(path.read_bytes()))
+        if found.top1 is None or 0 <= found.top1 <= 1:
+            return replace(found, seconds=0.0)
+    made = logistic_regression(train.thumbnails, train.labels, val.thumbnails, val.labels, data.classes)
+    with contextlib.suppress(OSError):
+        write_atomic(path, json.dumps(asdict(made)).encode())
+    return made
 
 
 def _score(baseline: Baseline) -> Score:
@@ -268,7 +313,7 @@ def _for_heads(train: Features, val: Features, classes: int | None = None) -> tu
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-def _features(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray, device: str | None) -> Features:
+def _features(model: VisionTransformer, data: FoundImages, side: str, rows: np.ndarray, device: str | None) -> Features:
     """Pooled vectors of images of a side, from the cache if it knows these images, this model and this
     preprocessing.
     """
@@ -289,7 +334,7 @@ def _features(model: VisionTransformer, data: ImageData, side: str, rows: np.nda
 
 
 def compute(
-    model: VisionTransformer, data: ImageData, side: str, rows: Sequence[int] | np.ndarray, device: str | None = None
+    model: VisionTransformer, data: FoundImages, side: str, rows: Sequence[int] | np.ndarray, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Pooled vectors float32 `[images, width]` of images of a side, and their thumbnails uint8; with a progress bar."""
     try:
@@ -300,6 +345,7 @@ def compute(
     height, width = data.image_size
     shrink = min(1.0, THUMBNAIL / max(height, width))
     small = max(1, round(height * shrink)), max(1, round(width * shrink))
+    data.decode(side)
     vectors, thumbnails = [], []
     batches = [rows[start : start + data.batch_size] for start in range(0, len(rows), data.batch_size)]
     with (
@@ -318,7 +364,7 @@ def compute(
     return torch.cat(vectors).clone(), torch.cat(thumbnails)
 
 
-def _key(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray) -> str:
+def _key(model: VisionTransformer, data: FoundImages, side: str, rows: np.ndarray) -> str:
     """Stands for everything that the features depend on."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
@@ -327,16 +373,6 @@ def _key(model: VisionTransformer, data: ImageData, side: str, rows: np.ndarray)
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     config = replace(model.config, classes=0, labels=[], preprocessing=data.preprocessing).to_dict()
     digest.update(json.dumps([VERSION, config, data.image_size, data.channels]).encode())
-    images = data._images[side]
-    for row in rows.tolist():
-        known = images.key(row)
-        digest.update(json.dumps(known).encode() if known else _pixels(images, row))
+    digests = data.digests[side]
+    digest.update("".join(digests[row] for row in rows.tolist()).encode())
     return digest.hexdigest()
-
-
-def _pixels(images: Any, row: int) -> bytes:
-    """Content of an image that is not in a file of its own."""
-    if images.array is not None:
-        return np.ascontiguousarray(images.array[images.rows[row]]).tobytes()
-    content = images.source(row)
-    return content if isinstance(content, bytes) else Path(content).read_bytes()

@@ -19,6 +19,7 @@ from triune.vision.preprocessing import Preprocessing
 from triune.vision.probe import (
     NEIGHBOURS,
     Features,
+    ProbedImages,
     Result,
     Score,
     compute,
@@ -88,6 +89,24 @@ def test_features_are_the_models_and_are_computed_once(
     model.save_pretrained(checkpoint)
     with pytest.raises(AssertionError, match="computed again"):
         probe(checkpoint, of(folder))
+
+
+def test_what_is_known_is_found_by_content_and_nothing_is_decoded(
+    checkpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(where: Path) -> ProbedImages:
+        return ProbedImages(root=str(where), cache=str(folder.parent / "cache"), batch_size=16, val_fraction=0.2)
+
+    first = probe(checkpoint, known(folder))
+    moved = folder.rename(folder.parent / "moved")
+    again = probe(checkpoint, known(moved))  # the files are looked at, under their new names
+    assert again.feature_seconds == 0
+    monkeypatch.setattr("triune.vision.data.batches.load", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("triune.vision.data.found.load", lambda *_: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("triune.vision.probe.logistic_regression", lambda *_: pytest.fail("fitted again"))
+    third = probe(checkpoint, known(moved))
+    assert [s.top1 for s in third.scores] == [s.top1 for s in first.scores]
+    assert third.scores[2].note == first.scores[2].note
 
 
 def test_a_damaged_cache_is_made_anew(checkpoint: str, folder: Path) -> None:

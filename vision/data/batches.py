@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from ..preprocessing import Preprocessing, resampling, to_tensor
 from .augment import random_box
 from .collection import Images
 from .images import read_image
-from .loader import Draw
 from .scan import Kept
+
+if TYPE_CHECKING:
+    from .loader import Draw
 
 
 class InMemory:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ...core.errors import UserError
 from ..preprocessing import IMAGENET, Preprocessing
@@ -55,6 +56,7 @@ class Settings:
         bits: of 16-bit grey files that do not say it; None: what the images have.
         from_files: training images are decoded for each batch, because they are cropped at random.
         fitted: mean and std are those of `preprocessing`, not of the images.
+        later: pixels are read when they are first asked for.
     """
 
     image_size: int | list[int] | tuple[int, ...] | None
@@ -69,6 +71,7 @@ class Settings:
     val_fraction: float
     seed: int
     statistics: str
+    later: bool = False
 
     def in_memory(self, images: int, shape: Shape) -> bool:
         """Whether so many images are kept as pixels."""
@@ -82,7 +85,8 @@ class Gathered:
     """Images that are ready to be served: see the attributes of `ImageData`.
 
     Args:
-        pixels: uint8 `[images, channels, height, width]` of each side; empty if they are not kept in memory.
+        pixels: uint8 `[images, channels, height, width]` of each side, or what reads them; empty if they are not kept
+            in memory.
         content: hash of the images to train and validate on.
         learned: hashes of the training images, in their order.
     """
@@ -91,7 +95,7 @@ class Gathered:
     records: Records
     shape: Shape
     preprocessing: Preprocessing
-    pixels: dict[Side, Tensor]
+    pixels: dict[Side, Any]
     skipped: int
     leaked: int
     duplicates: int
@@ -130,16 +134,19 @@ def gather(collection: Collection, settings: Settings, cache: Path, changed: Cal
     if settings.in_memory(len(known), shape):
         for side, images in collection.sides.items():
             label = f"reading {side} images"
-            pixels[side] = pixels_in_memory(images, size, channels, preprocessing, cache, label, kept)
+            read = partial(pixels_in_memory, images, size, channels, preprocessing, cache, label, kept)
+            pixels[side] = read if settings.later else read()
     if not settings.fitted:
         preprocessing = _normalised(preprocessing, settings.statistics, channels, pixels.get("train"))
     learned = [record.digest for record in records.get("train", ())]
     return Gathered(collection, records, shape, preprocessing, pixels, skipped, leaked, duplicates, content, learned)
 
 
-def _normalised(preprocessing: Preprocessing, statistics: str, channels: int, pixels: Tensor | None) -> Preprocessing:
+def _normalised(preprocessing: Preprocessing, statistics: str, channels: int, pixels: Any) -> Preprocessing:
     """With the mean and std that `ImageData.statistics` asks for."""
     mean, std = [0.5], [0.5]
+    if callable(pixels):
+        pixels = pixels() if statistics == "auto" else None
     if statistics == "auto" and pixels is not None:
         mean, std = channel_statistics(pixels)
     elif statistics != "half" and channels == 3:
