@@ -93,6 +93,35 @@ def make_proteins(place: Path) -> None:
         assert main(words) == 0
 
 
+def make_tables(place: Path) -> None:
+    """Inputs of each task with a class, a number and, of texts, an answer."""
+    make_images(place)
+    draw = np.random.default_rng(0)
+    texts = [f"{'good' if n % 2 else 'bad'} day number {n}" for n in range(60)]
+    images = [f"images/{'abc'[n % 3]}/{n // 3}.png" for n in range(48)]
+    chains = ["".join(row) for row in draw.choice(list("ACDEFGHIKLMNPQRSTVWY"), (60, 30))]
+    for name, cells in (("texts", texts), ("images", images), ("chains", chains)):
+        rows = [f"{cell},{'xyz'[n % 3]},{n % 7 / 10}\n" for n, cell in enumerate(cells)]
+        (place / f"{name}.csv").write_text("input,label,value\n" + "".join(rows))
+    (place / "pairs.tsv").write_text("".join(f"{text}\t{text[::-1]}\n" for text in texts))
+
+
+def make_shards(place: Path) -> None:
+    """Texts, sequences and images in shards."""
+    from triune.cli import main
+
+    make_text(place)
+    make_images(place)
+    make_proteins(place)
+    for words in (
+        f"text shard {place}/text.txt {place}/texts --tokenizer bytes --rows 3000",
+        f"protein shard {place}/chains.fasta {place}/chains --rows 400 --val_fraction 0.2",
+        f"vision shard {place}/images {place}/pictures --rows 10 --cache {place}/cache",
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(words.split()) == 0
+
+
 CONTACTS = (
     "--data.folder set --data.crop 24 --data.batch_size 2 --model.preset tiny"
     ' --model.settings {"depth":1,"sequence_depth":1} --model.ema 0.9'
@@ -131,6 +160,48 @@ TRAININGS: dict[str, Training] = {
     "vision-workers": Training("vision fit", IMAGES + ACCUMULATED + TWO, 20, make_images),
     "contacts": Training("protein fit", CONTACTS, 12, make_proteins),
     "pretrain": Training("protein pretrain", MASKED + ACCUMULATED, 14, make_proteins),
+    "images-pretrain": Training(
+        "vision pretrain",
+        "--data.root images --data.cache cache --data.batch_size 8 --model.patch_size 4 --model.ema 0.9"
+        + SMALL + ACCUMULATED, 18, make_images,
+    ),
+    "text-pretrain": Training("text pretrain", TEXT + " --model.ema 0.9" + ACCUMULATED, 18, make_text),
+    "text-table": Training(
+        "text fit",
+        "--data.table texts.csv --data.input input --data.target [label,value] --data.tokenizer bytes"
+        " --data.batch_size 4 --model.ema 0.9 --model.transformer.dropout 0.1" + SMALL + ACCUMULATED, 18, make_tables,
+    ),
+    "image-table": Training(
+        "vision fit",
+        "--data.table images.csv --data.input input --data.target [label,value] --data.cache cache"
+        " --data.batch_size 4 --model.patch_size 4 --data.augment.flip true --model.ema 0.9"
+        " --model.transformer.dropout 0.1" + SMALL + ACCUMULATED, 18, make_tables,
+    ),
+    "protein-table": Training(
+        "protein fit",
+        "--data.table chains.csv --data.input input --data.target [label,value] --data.batch_size 4 --model.ema 0.9"
+        " --model.transformer.dropout 0.1" + SMALL + ACCUMULATED, 18, make_tables,
+    ),
+    "pairs": Training(
+        "text fit",
+        "--data.pairs pairs.tsv --data.batch_size 4 --model.ema 0.9" + "".join(
+            f" --model.{part}.{size}" for part in ("encoder", "decoder")
+            for size in ("dim 16", "depth 1", "heads 2", "dropout 0.1")
+        ) + ACCUMULATED, 18, make_tables,
+    ),
+    "text-shards": Training(
+        "text fit",
+        "--data.shards texts --data.context 16 --data.batch_size 4 --model.ema 0.9 --model.transformer.dropout 0.1"
+        + SMALL + ACCUMULATED, 18, make_shards,
+    ),
+    "image-shards": Training(
+        "vision fit", IMAGES.replace("--data.root images", "--data.shards pictures") + ACCUMULATED, 18, make_shards
+    ),
+    "pretrain-shards": Training(
+        "protein pretrain",
+        "--data.shards chains --data.context 24 --data.batch_size 4 --model.size tiny --model.ema 0.9" + ACCUMULATED,
+        14, make_shards,
+    ),
     "pretrain-workers": Training(
         "protein pretrain", MASKED + " --trainer.val_check_interval 6" + TWO, 20, make_proteins
     ),

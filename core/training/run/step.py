@@ -26,6 +26,7 @@ from .devices import Devices
 from .faults import Line
 from .precision import AUTO
 from .probe import own_memory
+from .strategies import usable
 from .trace import Pass, trace
 
 OWN = ("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator", "trainer.precision")
@@ -87,9 +88,14 @@ def look(kind: Kind, args: list[str], devices: Devices) -> tuple[Step, str, str]
     if wrong:
         raise UserError(wrong[0])
     strategy = str(_value(line, "trainer.strategy") or "ddp")
+    for words in line.options:
+        name = words[0].removeprefix("--").partition("=")[0]
+        if name in ("trainer.devices", "trainer.num_nodes", "trainer.accelerator"):
+            raise UserError(f"--{name} would change nothing in a plan; give --devices, such as 2xcpu or 4x8xH100.")
     sizes = _value(line, "trainer.strategy.tensor_parallel_size") or _value(line, "trainer.strategy.init_args")
     if "_tensor" in strategy or sizes not in (None, "1", "auto"):
         raise UserError("--trainer.strategy cuts layers over devices, for which no plan can be made; give fsdp2.")
+    usable(strategy)
     asked = _value(line, "trainer.precision")
     precision = devices.precision if asked in (None, AUTO) else str(asked)
     strategy = "fsdp2" if "fsdp2" in strategy.lower() or "ModelParallel" in strategy else "ddp"

@@ -170,6 +170,8 @@ def test_command(line: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
         (["--devices"], "--devices needs a value"),
         (["--link", "fast"], "--link is fast"),
         (["--data.fils", "x"], "data.fils"),
+        (["--trainer.strategy", "nan"], "--trainer.strategy is nan, but must be"),
+        (["--trainer.devices", "8"], "--trainer.devices would change nothing in a plan; give --devices"),
         (["--devices", "T4", "--trainer.precision", "bf16-mixed"], "--trainer.precision is bf16-mixed"),
     ],
 )
