@@ -52,7 +52,7 @@ def refuse_views(kind: str) -> UserError:
     return UserError(f"tta is {kind}, but answers of patches are not averaged over views; leave it out.")
 
 
-def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dict[str, Any]], None]:
+def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dict[str, Any]], Path]:
     """What writes the answers to the patches of an image into a folder, as a mask of the size of the image.
 
     Classes go into a PNG with a palette, under their own number where all names are whole numbers below 255, else under
@@ -69,22 +69,21 @@ def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dic
     config: Any = model.trunk.config  # type: ignore[attr-defined]
     names = list(head.spec.names)
     numbers = value_of(names)
-    taken: set[str] = set()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def paint(name: str, cell: str, beside: Path, found: dict[str, Any]) -> None:
+    def paint(name: str, cell: str, beside: Path, found: dict[str, Any]) -> Path:
         path, grid = beside / Path(cell).expanduser(), config.grid(*config.input_size)
         values = np.array([numbers[label] for label in found["label"]]) if "label" in found else found["value"]
         seen = as_mask(values.reshape(grid), size_of(path), config.preprocessing, config.input_size)
-        stem = next(s for i in range(1, len(taken) + 2) if (s := path.stem + (f"_{i}" if i > 1 else "")) not in taken)
-        taken.add(stem)
-        with written_whole(folder / f"{stem}.{'png' if 'label' in found else 'tif'}") as part:
+        target = folder / f"{name}.{'png' if 'label' in found else 'tif'}"
+        with written_whole(target) as part:
             if "label" in found:
                 image = Image.fromarray(np.where(np.isnan(seen), 255, seen).astype(np.uint8))
                 image.putpalette(PALETTE)
                 image.save(part, format="PNG")
             else:
                 Image.fromarray(seen.astype(np.float32)).save(part, format="TIFF")
+        return target
 
     return paint
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from ..checkpoints.native import CONFIG
 from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, read_json, written_whole
+from ..lock import claim
 from ..options import Parser, whole
 from ..options import number as between
 from ..shown import print_table
@@ -59,7 +61,7 @@ def main(modality: Modality, args: list[str]) -> int:
             raise UserError(f"--out is '{options.out}', but must end in one of {', '.join(ENDINGS)}.")
         check_new([options.out], options.overwrite)
     if modality.painter is not None and options.masks is not None:
-        _check_folder(options.masks)
+        _check_folder(options.masks, options.out)
     inputs, others = inputs_of(modality, options.inputs, options.table, options.input)
     model, reader = opened(modality, options.run, options.device)
     if modality.painter is not None and options.max_megapixels is not None:
@@ -70,7 +72,7 @@ def main(modality: Modality, args: list[str]) -> int:
         print("\n".join(notes), file=sys.stderr)
     paint = None
     if modality.painter is not None and options.masks is not None:
-        paint = modality.painter(model, options.masks)
+        paint = _painting(modality.painter(model, options.masks), inputs, options.out)
     rows, failed = answers(model, reader, inputs, others, options.batch_size, call, paint)
     if options.out is None:
         show(rows)
@@ -86,10 +88,50 @@ def main(modality: Modality, args: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises UserError where a folder is there and holds something, or where a file is."""
+def _check_folder(folder: Path, out: Path | None) -> None:
+    """Claims the folder of the masks. Raises UserError where it is there and holds something, where a file is, or where
+    another process fills it.
+    """
+    if out is not None and os.path.abspath(folder) == os.path.abspath(out):
+        raise UserError(f"--masks and --out are both '{folder}', but must be two names; give another one.")
+    claim([folder])
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--masks is '{folder}', which exists already; give the name of a new folder.")
+
+
+def _painting(paint: Any, inputs: Inputs, out: Path | None) -> Callable[[int, dict[str, Any]], str]:
+    """What writes the mask of an input, given its number and the answers to its parts; it returns the name of the file,
+    relative to that of the answers, as the cell of a table that is to be trained on names a mask.
+    """
+    names = names_apart([str(inputs.beside / Path(cell).expanduser()) for cell in inputs.cells])
+    beside = Path() if out is None else out.parent
+
+    def write_one(number: int, found: dict[str, Any]) -> str:
+        written = paint(names[number], inputs.cells[number], inputs.beside, found)
+        return Path(os.path.relpath(written, beside)).as_posix()
+
+    return write_one
+
+
+def names_apart(files: Sequence[str]) -> list[str]:
+    """A name without ending for what is made of each file: its own, with its folder below the one that all share, and
+    with its ending, where others would have the same; a number behind a file that is there more than once.
+    """
+    all_paths = [Path(os.path.abspath(file)) for file in files]
+    paths = list(dict.fromkeys(all_paths))
+    shared = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    below = [(path.parent.relative_to(shared), path) for path in paths]
+    forms = [(path.stem, str(folder / path.stem), str(folder / path.name)) for folder, path in below]
+    names = [form[0] for form in forms]
+    for longer in (1, 2):
+        often = Counter(name.casefold() for name in names)
+        names = [form[longer] if often[name.casefold()] > 1 else name for form, name in zip(forms, names)]
+    once, taken, found = dict(zip(paths, names)), set[str](), list[str]()
+    for path in all_paths:
+        tries = (once[path] if k == 1 else f"{once[path]}_{k}" for k in range(1, len(all_paths) + 2))
+        found.append(next(one for one in tries if one.casefold() not in taken))
+        taken.add(found[-1].casefold())
+    return found
 
 
 def inputs_of(
@@ -165,8 +207,8 @@ def answers(
     paint: Any = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """A row for each input: what is known of it, the answers, and a `problem` where it could not be read; and how many
-    could not. `call` gives the outputs for a batch in the place of the model, `paint` gets the answers to the parts of
-    each input; see `Modality.painter`.
+    could not. `call` gives the outputs for a batch in the place of the model, `paint` gets the number of each input and
+    the answers to its parts, and returns the name of the mask that it writes.
     """
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -182,12 +224,11 @@ def answers(
         if per_token:
             places = reader.places(sample)
             found = model.head.predict(output[places])
-            if paint is not None:
-                paint(inputs.names[number], inputs.cells[number], inputs.beside, found)
+            drawn = {} if paint is None else {"mask": paint(number, found)}
             cells = {
                 name: _tagged(values, places >= 0, reader.between, partial(reader.arranged, sample=sample))
                 for name, values in found.items()
-            }
+            } | drawn
         else:
             cells = {name: _cell(values[0]) for name, values in model.head.predict(output[None]).items()}
         rows.append(row | renamed(cells, row))

@@ -44,7 +44,8 @@ class Modality:
             never names of files.
         masks: how masks are read, of inputs whose parts have their labels there.
         painter: makes, of a model and a folder, what writes the answers to the parts of each input as a picture into
-            it, given the name of the input, its cell, the folder beside it and the answers; None for inputs without.
+            it, given its name there without ending, the cell of the input, the folder beside it and the answers, and
+            returns the file; None for inputs without.
     """
 
     task: str
@@ -58,7 +59,7 @@ class Modality:
     views: Callable[[Any, str, str], tuple[Any, list[str]]] | None = None
     words: bool = False
     masks: MaskFiles | None = None
-    painter: Callable[[Any, Path], Callable[[str, str, Path, dict[str, Any]], None]] | None = None
+    painter: Callable[[Any, Path], Callable[[str, str, Path, dict[str, Any]], Path]] | None = None
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from sklearn.metrics import jaccard_score
 
 from triune.cli import main
 from triune.core.errors import UserError
+from triune.core.labelled.predict import main as predict
+from triune.core.labelled.predict import names_apart
 from triune.core.labels.table import read_table
 from triune.core.labels.targets import Target, infer
 from triune.core.losses import IGNORED
@@ -24,6 +28,7 @@ from triune.vision.data.images import UnreadableImage
 from triune.vision.data.masks import Masks
 from triune.vision.evaluate.patches import mean_iou
 from triune.vision.heads import whole_trunk
+from triune.vision.labelled import MODALITY
 from triune.vision.labels import ImageLabels, ImageTable
 from triune.vision.masks import (
     MASKS,
@@ -289,6 +294,7 @@ def test_masks_are_trained_scored_and_answered(tmp_path: Path, capsys: pytest.Ca
     answers = [json.loads(each) for each in out.read_text().splitlines()]
     assert np.array(answers[1]["label"]).shape == (4, 4)
     assert [int(v) for row in answers for v in np.ravel(row["label"])] == named
+    assert [row["predicted_mask"] for row in answers] == [f"masks/{i}.png" for i in range(0, 24, 4)]
     painted = np.array(Image.open(masks / "4.png"))
     assert painted.shape == (16, 16) and np.array_equal(painted[::4, ::4], np.array(answers[1]["label"], int))
     assert main([*line, "--masks", str(masks)]) == 2  # it exists
@@ -306,6 +312,31 @@ def test_masks_are_trained_scored_and_answered(tmp_path: Path, capsys: pytest.Ca
     found = json.loads(capsys.readouterr().out)
     assert (found["unit"], found["judged"], found["train"]) == ("patches", 96, 18 * 16)
     assert found["scores"][0]["metrics"]["accuracy"] > found["scores"][-1]["metrics"]["accuracy"]
+
+
+def test_masks_are_called_after_their_images() -> None:
+    assert names_apart(["a/x.png", "b/y.png"]) == ["x", "y"]
+    assert names_apart(["top/a/x.png", "top/b/X.jpg", "top/y.png"]) == ["a/x", "b/X", "y"]
+    assert names_apart(["a/x.png", "a/x.jpg", "b/x.png"]) == ["a/x.png", "a/x.jpg", "b/x"]
+    assert names_apart(["x.png", "x.png", "x_2.png"]) == ["x", "x_2", "x_2_2"]
+    assert names_apart([]) == []
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    line = ["vision", "predict", str(tmp_path / "none"), "0.png", "--masks", str(tmp_path / "masks")]
+    code = (
+        "import sys; from pathlib import Path; from triune.core.lock import claim; claim([Path(sys.argv[1])]); "
+        "print(1, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, line[-1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "1\n"
+        with pytest.raises(UserError, match="masks"):
+            predict(MODALITY, line[2:])
+        other.communicate("")
+    with pytest.raises(UserError, match="none"):  # the folder is free, the run is not there
+        predict(MODALITY, line[2:])
 
 
 def test_numbers_of_patches_from_grids_and_a_class_token(tmp_path: Path) -> None:
