@@ -95,6 +95,7 @@ class TransformerConfig:
             own and no bias (`per_head`), or over the `full` width.
         inner_norm: norms inside the sub-layers: before the output projection of `attention`, of `ffn`, or both.
         residual_scale: factor on each residual branch (Granite).
+        residual_fp32: residual sums are float32 where the weights have 16 bits (Mamba).
         attention_scale: factor on query·key; None means head_dim^-0.5.
         attention_softcap: scores become cap·tanh(score / cap) (Gemma 2).
         attention_gate: what the heads found is multiplied by the sigmoid of a linear function of the token
@@ -144,6 +145,7 @@ class TransformerConfig:
     qk_norm: Literal["none", "head", "per_head", "full"] = "none"
     inner_norm: list[Literal["attention", "ffn"]] = field(default_factory=list)
     residual_scale: float = 1.0
+    residual_fp32: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
     attention_gate: bool = False

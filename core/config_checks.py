@@ -16,6 +16,11 @@ def check_numbers(config: Any) -> None:
         check(config.heads % config.kv_heads == 0, "kv_heads", config.kv_heads, f"a divisor of heads ({config.heads})")
     check(config.norm_eps > 0, "norm_eps", config.norm_eps, "positive")
     check(config.residual_scale > 0, "residual_scale", config.residual_scale, "positive")
+    if config.residual_fp32:
+        what = "with residual_fp32, where each sub-layer begins with a norm of its own"
+        check(config.placement == "pre", "placement", config.placement, f"pre {what}")
+        check(config.norm_weight != "none", "norm_weight", config.norm_weight, f"plain or offset {what}")
+        check(config.first_norm, "first_norm", config.first_norm, f"true {what}")
     offset, learned = config.position_offset, config.position == "learned"
     check(offset >= 0, "position_offset", offset, "at least 0")
     check(offset == 0 or learned, "position_offset", offset, f"0 with position {config.position}, which has no table")

@@ -17,11 +17,13 @@ from .grouped import StackedLinear
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last axis of `[..., dim]`, with the gain the config asks for.
 
-    With `parts` it is normalised over each of so many equal parts, with a gain for each channel and no bias.
+    With `parts` it is normalised over each of so many equal parts, with a gain for each channel and no bias. With
+    `narrow` what it returns has the type of its weights, whatever the residual sum has.
     """
 
-    def __init__(self, dim: int, config: TransformerConfig, parts: int | None = None) -> None:
+    def __init__(self, dim: int, config: TransformerConfig, parts: int | None = None, narrow: bool = False) -> None:
         super().__init__()
+        self.narrow = narrow
         self.dim, self.kind, self.eps, self.parts = dim, config.norm, config.norm_eps, parts
         self.offset = config.norm_weight == "offset"
         has_weight = config.norm_weight != "none"
@@ -32,6 +34,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
+        if self.narrow and weight is not None:
+            x = x.to(weight.dtype)
         if self.offset and weight is not None and x.dtype in (torch.bfloat16, torch.float16):
             # One plus a small offset needs more digits than these have.
             bias = None if bias is None else bias.float()

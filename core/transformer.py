@@ -43,7 +43,7 @@ class Block(nn.Module):
         super().__init__()
 
         def norm(present: bool) -> nn.Module:
-            return Norm(config.dim, config) if present else nn.Identity()
+            return Norm(config.dim, config, narrow=config.residual_fp32) if present else nn.Identity()
 
         before, after = config.placement in ("pre", "sandwich"), config.placement == "post"
         self.parallel, self.shared = config.parallel, config.shared_norm
@@ -172,6 +172,9 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
         if read is not None:
             over = replace(call, mask=AttentionMask(valid=memory_valid, cross=True), keys=read.shape[1])
             of_memory = self._prepare("cross", over)
+        dtype = x.dtype
+        if config.residual_fp32:
+            x = x.to(torch.promote_types(dtype, torch.float32))
         block: Any
         again = self.checkpointing and torch.is_grad_enabled() and cache is None
         for layer, block in enumerate(self.blocks):
@@ -181,7 +184,8 @@ class Transformer(SavedModel, config=TransformerConfig, entry="transformer"):
             x = run_again(block, *inputs) if again else block(*inputs)
         if cache is not None:
             cache.commit(tokens, batch, valid, memory, memory_valid)
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        return x.to(dtype) if config.residual_fp32 else x
 
     def losses(self) -> dict[str, Tensor]:
         """What training adds to the loss, of the last call alone: `balance` of experts with a `loss_weight`."""

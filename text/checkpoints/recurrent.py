@@ -30,6 +30,7 @@ MAMBA = {
     "use_conv_bias": True,
     "hidden_act": "silu",
     "layer_norm_epsilon": 1e-5,
+    "residual_in_fp32": True,
     "tie_word_embeddings": True,
 }
 MAMBA2 = {key: value for key, value in MAMBA.items() if key != "time_step_rank"} | {
@@ -52,6 +53,7 @@ def _read(c: Settings, kind: str, **options: Any) -> LanguageModelConfig:
     transformer = TransformerConfig(
         dim=c["hidden_size"], depth=c.depth(), heads=1, causal=True, mixer=kind, mixer_options={kind: options},
         position="none", context=UNLIMITED, norm="rmsnorm", norm_eps=c["layer_norm_epsilon"], ffn="none", bias=False,
+        residual_fp32=c["residual_in_fp32"],
     )  # fmt: skip
     return LanguageModelConfig(c["vocab_size"], transformer, tied=c["tie_word_embeddings"])
 
@@ -102,6 +104,7 @@ def _write(ours: LanguageModelConfig, kind: str, architecture: str) -> dict[str,
         "use_conv_bias": options.conv_bias,
         "hidden_act": "silu",
         "layer_norm_epsilon": t.norm_eps,
+        "residual_in_fp32": t.residual_fp32,
         "tie_word_embeddings": ours.tied,
     }
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from triune.bench import parity_keys
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.text.checkpoints.pretrained import load
+from triune.text.checkpoints.pretrained import export, load
 from triune.text.encoder import TextEncoder
 from triune.text.model import LanguageModel, LanguageModelConfig
 
 transformers = pytest.importorskip("transformers", reason="the originals: pip install transformers")
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # All experts are read: where rounding turns a choice, a token's output is another one on either side. The delta rule of
-# Qwen3-Next magnifies rounding from layer to layer. Mamba of the original keeps the residual stream in float32 beside
-# weights of 16 bits, which ours does not.
+# Qwen3-Next magnifies rounding from layer to layer.
 ALL_EXPERTS = {"num_experts_per_tok": 3}
 SMOOTH = {
     "Qwen 3 MoE": ALL_EXPERTS,
@@ -32,7 +31,6 @@ SMOOTH = {
     "OLMoE": ALL_EXPERTS,
     "Ernie 4.5 MoE": {"moe_k": 4},
     "Nemotron-H": {"num_experts_per_tok": 4},
-    "Mamba": {"residual_in_fp32": False},
 }
 
 
@@ -67,6 +65,46 @@ def test_outputs_are_as_near_as_those_of_the_original(name: str, dtype: str, tmp
     assert found.dtype == HALF[dtype]
     assert size(found - truth) < 1.2 * size(original - truth)
     assert size(found.float() - original.float()) < 1.6 * size(original - truth)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Mamba-2"])
+def test_residual_sums_have_the_type_that_the_config_says(name: str, tmp_path: Path):
+    """Small changes to a large vector are lost in 16 bits, not in float32; each setting is like its own original."""
+    cls: Any = parity_keys.class_of(name)
+    tokens = torch.randint(3, 67, (4, 24), generator=torch.Generator().manual_seed(0))
+    outputs: dict[bool, list[Tensor]] = {}
+    for wide in (True, False):
+        torch.manual_seed(0)
+        more = {"residual_in_fp32": wide, "num_hidden_layers": 12}
+        theirs = cls(cls.config_class(**parity_keys.BASES[name][1] | more)).eval()
+        with torch.no_grad():
+            theirs.backbone.embeddings.weight.normal_(std=64.0)
+        theirs.to(torch.bfloat16).save_pretrained(tmp_path / str(wide))
+        ours = load(str(tmp_path / str(wide)), "bfloat16").model
+        assert ours.config.transformer.residual_fp32 is wide
+        with torch.no_grad():
+            outputs[wide] = [ours(tokens), theirs(tokens)[0]]
+            half, narrow = ours.transformer.blocks[0], torch.randn(1, 4, ours.config.transformer.dim).bfloat16()
+            assert half.norm1(narrow.float() if wide else narrow).dtype == torch.bfloat16
+    for wide, (ours, theirs) in outputs.items():
+        assert ours.dtype == torch.bfloat16
+        assert size(ours - theirs) < 0.5 * size(ours - outputs[not wide][1])
+
+
+def test_what_a_config_without_the_key_means(tmp_path: Path):
+    """True for transformers, so a model of ours, whose sums have the type of its weights, says false."""
+    config = TransformerConfig(
+        dim=16, depth=2, heads=1, causal=True, mixer="mamba", position="none", norm="rmsnorm", ffn="none", bias=False
+    )
+    export(LanguageModel(LanguageModelConfig(67, config)), tmp_path / "theirs")
+    converted = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert converted["residual_in_fp32"] is False
+    for given, found in ((None, True), (False, False)):
+        written = {key: value for key, value in converted.items() if key != "residual_in_fp32"}
+        written |= {} if given is None else {"residual_in_fp32": given}
+        (tmp_path / "theirs" / "config.json").write_text(json.dumps(written))
+        (tmp_path / "theirs" / "checksums.json").unlink(missing_ok=True)
+        assert load(str(tmp_path / "theirs")).model.config.transformer.residual_fp32 is found
 
 
 def test_our_own_folders(tmp_path: Path):
