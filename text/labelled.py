@@ -83,6 +83,10 @@ class TextReader(TokenReader):
     def one(self, cell: str, name: str, beside: Path) -> Any:
         return self._around(self._tokens(cell, name))
 
+    @property
+    def widest(self) -> int:
+        return self.context + sum(map(len, self.tokenizer.around))
+
     def for_tags(self) -> WordReader:
         return WordReader(self.tokenizer, self.context)
 

@@ -137,7 +137,8 @@ class TextLabels(LabelTask):
         if not isinstance(data, TextTable):
             return ""
         data.adopt(start.companion, start.source)
-        return "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+        said = "" if start.companion is None else f"its tokenizer of {start.companion.vocab_size:,} tokens"
+        return "; ".join(filter(None, (said, self.limit(start, data))))
 
     def save_companion(self, folder: Path) -> None:
         self.data.tokenizer.save(folder)

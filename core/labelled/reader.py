@@ -137,8 +137,13 @@ class TokenReader(Reader):
     def empty(self) -> Any:
         return np.zeros(0, np.int64)
 
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest input, with the special ones: a table of positions may end there."""
+        return self.context
+
     def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
-        return side_by_side(samples, self.PAD)
+        return side_by_side(samples, self.PAD, self.widest)
 
     def settings(self) -> str:
         return f"{super().settings()} {self.context}"
@@ -149,11 +154,12 @@ class TokenReader(Reader):
         return [f"{self.cut:,} inputs are longer than data.context, {self.context:,} tokens; their end is not read"]
 
 
-def side_by_side(sequences: Sequence[np.ndarray], pad: int, multiple: int = MULTIPLE) -> dict[str, Tensor]:
+def side_by_side(sequences: Sequence[np.ndarray], pad: int, widest: int) -> dict[str, Tensor]:
     """Sequences as one batch: `tokens` int64 `[batch, tokens]` and `valid` bool, True for real ones. The width is a
-    multiple, and at least one.
+    multiple of `MULTIPLE`, at least one, or `widest` where that is less.
     """
-    width = max(1, -(-max(map(len, sequences)) // multiple)) * multiple
+    longest = max(map(len, sequences))
+    width = max(longest, min(max(1, -(-longest // MULTIPLE)) * MULTIPLE, widest))
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     found = torch.full((len(sequences), width), pad, dtype=torch.int64)
     for row, tokens in zip(found, sequences):

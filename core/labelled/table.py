@@ -87,6 +87,8 @@ class FromTable(ResumableData):
         self.rows: Rows | None = None
         self.spec: HeadSpec | None = None
         self._origin: dict[str, Any] | None = None
+        self.most: int | None = None
+        """Tokens of an input that a model's table of positions has rows for; None without such a table."""
         self.scored_side = "val"
 
     # --- what a task says --------------------------------------------------------------------------------------------

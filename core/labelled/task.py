@@ -95,6 +95,32 @@ class LabelTask(TrainingModule):
         """Tokens that stand around an input of `data.context` tokens; None where that is no option of the data."""
         return None
 
+    def limit(self, start: Start, data: Any) -> str:
+        """Shortens the inputs, before they are read, to those that a checkpoint's table of positions has rows for, and
+        says so.
+
+        Raises:
+            UserError: `data.context` was given, and is longer.
+        """
+        trunk: Any = start.model
+        most = self._most(trunk, data)
+        if most is None or data.context <= most:
+            return ""
+        if "context" in data.given:
+            longer(trunk.config.transformer, data.context, start.source, self._outside(trunk, data))
+        data.context = most
+        return f"{most:,} tokens of an input are read, because its table of positions ends there"
+
+    def _outside(self, trunk: Any, data: Any) -> int:
+        """Positions of a model that are not for an input: of the tokens around it, and before the first."""
+        return (self.around(data) or 0) + getattr(trunk.config, "position_offset", 0)
+
+    def _most(self, trunk: Any, data: Any) -> int | None:
+        """Tokens of an input that a table of positions has rows for; None without one."""
+        if self.around(data) is None or trunk.config.transformer.position != "learned":
+            return None
+        return max(trunk.config.transformer.context - self._outside(trunk, data), 1)
+
     def fit_trunk(self, trunk: Any, data: Any) -> Any:
         """A checkpoint's trunk for the inputs of the data, such as images of another size."""
         return trunk
@@ -131,6 +157,8 @@ class LabelTask(TrainingModule):
             pool = None
         hidden = self.hidden or (self._form.get("hidden") if pool == self._form.get("pool") else None)
         settings, reads = trunk.settings()[trunk.config_entry], self.reads(data) | self.MODEL.reads_of(trunk, pool)
+        if (most := self._most(trunk, data)) is not None:
+            data.most = most
         config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, reads, hidden)
         model = self.MODEL(config, trunk)  # pyright: ignore[reportCallIssue]
         if model.head.per_token:
@@ -170,8 +198,8 @@ class LabelTask(TrainingModule):
             raise UserError(f"'{start.source}' is a {type(trunk).__name__}, but a head needs one of {known} below it.")
         config = trunk.config
         transformer = adapted_transformer(self.transformer_config, self.SMALL, config.transformer, start.source)
-        if (around := self.around(data)) is not None and transformer.position != "learned":  # short inputs fit a table
-            transformer = longer(transformer, data.context, start.source, around)
+        if self.around(data) is not None:
+            transformer = longer(transformer, data.context, start.source, self._outside(trunk, data))
         if transformer != config.transformer:
             trunk = rebuilt(trunk, replace(config, transformer=transformer))
         self.transformer_config = transformer

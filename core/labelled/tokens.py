@@ -66,6 +66,21 @@ class TokenTable(FromTable, TokenOptions):
     contents: list[Any]
     inputs: TokenReader
 
+    @property
+    def trained(self) -> dict[str, Any]:
+        return super().trained | ({} if self.most is None else {"most": self.most})
+
+    def continue_as(self, trained: dict[str, Any]) -> None:
+        super().continue_as(trained)
+        self.most = trained.get("most")
+        if self.most is not None and self.context > self.most:
+            if "context" in self.given:
+                raise UserError(
+                    f"data.context is {self.context:,} tokens, but the model has learned positions for "
+                    f"{self.most:,}; give at most that."
+                )
+            self.context = self.most
+
     def reader(self, rows: Rows) -> TokenReader:
         """What makes tokens of a cell; `rows` are those of the table, for what is made of the training texts."""
         raise NotImplementedError(f"{type(self).__name__} must implement reader(rows).")

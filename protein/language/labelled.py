@@ -131,6 +131,10 @@ class ProteinReader(TokenReader):
         parts = [one / max(one.sum(), 1), two / max(two.sum(), 1), [np.log1p(len(inner))]]
         return np.concatenate(parts).astype(np.float32)
 
+    @property
+    def widest(self) -> int:
+        return self.context + 2
+
     def size(self, sample: Chain) -> int:
         return len(sample.tokens)
 
@@ -144,7 +148,7 @@ class ProteinReader(TokenReader):
         return Chain(np.zeros(0, np.int64), np.zeros((0, len(AMINO_ACIDS)), np.float32) if self.profile else None)
 
     def batch(self, samples: Sequence[Chain]) -> dict[str, Tensor]:
-        batch = side_by_side([sample.tokens for sample in samples], PAD)
+        batch = side_by_side([sample.tokens for sample in samples], PAD, self.widest)
         if self.profile:
             columns = torch.zeros(*batch["tokens"].shape, len(AMINO_ACIDS))
             for row, sample in zip(columns, samples):
@@ -196,7 +200,7 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ProteinReader]:
     from .checkpoints.pretrained import load
 
     model: Any = load(name).model
-    return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.transformer.context - 2)
+    return for_vectors(ProteinPredictor, model, pool or "mean"), ProteinReader(model.config.residues)
 
 
 def open_with_head(name: str) -> Headed | None:
@@ -205,7 +209,7 @@ def open_with_head(name: str) -> Headed | None:
 
     def reads(below: Pretrained, per_token: bool) -> dict[str, Any]:
         trunk: Any = below.model
-        return {"context": trunk.config.transformer.context - 2, "profile": False}
+        return {"context": trunk.config.residues, "profile": False}
 
     return open_headed(open_source(name), load, ProteinPredictor, reads)
 

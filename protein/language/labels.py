@@ -13,6 +13,7 @@ from ...core.labelled.rows import Rows
 from ...core.labelled.task import LabelTask
 from ...core.labelled.tokens import TokenTable
 from ...core.labels.table import Table
+from ...core.training.start import Start
 from ..read.inputs import Content, read_sequences
 from .labelled import ProteinPredictor, ProteinReader, open_with_head, refuse_complex
 from .model import SequenceConfig, SequenceModel
@@ -101,6 +102,9 @@ class ProteinLabels(LabelTask):
 
     def is_new(self, name: str) -> bool:
         return super().is_new(name) or name.startswith("profile.")
+
+    def adopt(self, start: Start, data: Any) -> str:
+        return self.limit(start, data) if isinstance(data, ProteinTable) else ""
 
     def load_pretrained(self, source: str) -> Pretrained:
         from .checkpoints.pretrained import load

@@ -112,6 +112,11 @@ class SequenceConfig:
                 "0, or positive with learned ones."
             )
 
+    @property
+    def residues(self) -> int:
+        """The longest protein seen in training, or that a learned table has positions for."""
+        return self.transformer.context - self.position_offset - 2
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)

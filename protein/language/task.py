@@ -16,10 +16,11 @@ from ...core.config import TransformerConfig
 from ...core.errors import UserError
 from ...core.training.module import Loss, TrainingModule
 from ...core.training.run.folder import RunFolder
-from ...core.training.start import Start, adapted_transformer, rebuilt, refuse_contradictions
+from ...core.training.start import Start, adapted_transformer, longer, rebuilt, refuse_contradictions
 from ..data.store import ChainSet, builtin_set, open_set
 from ..pair.task import precision_lines, read_start
 from .contact_head import HEAD
+from .data import SequenceData
 from .head_fit import chains_for_head, fit_head, judge_head
 from .model import SIZES, SequenceConfig, SequenceModel, esm_transformer
 
@@ -82,6 +83,10 @@ class PretrainTask(TrainingModule):
             self._structures()  # a mistake in them should not be found after hours of training
 
     def build_model(self, data: Any) -> SequenceModel:
+        if isinstance(data, SequenceData) and data.context > self.config.residues:
+            transformer = replace(self.transformer_config, context=data.context + 2)
+            self.transformer_config = transformer
+            self.config = replace(self.config, transformer=transformer)
         return SequenceModel(self.config)
 
     def _structures(self) -> tuple[ChainSet, np.ndarray, np.ndarray]:
@@ -103,16 +108,24 @@ class PretrainTask(TrainingModule):
     def read_start(self, folder: Path) -> Start:
         return read_start(folder)
 
+    def adopt(self, start: Start, data: Any) -> str:
+        known = start.model.config.residues if isinstance(start.model, SequenceModel) else None
+        if known is None or not isinstance(data, SequenceData) or data.context <= known:
+            return ""
+        return f"its context of {known:,} residues becomes {data.context:,}"
+
     def adapt_model(self, start: Start, data: Any) -> SequenceModel:
         """The checkpoint's model as it is."""
         assert isinstance(start.model, SequenceModel)
         shape = start.model.config.transformer
+        if isinstance(data, SequenceData):
+            shape = longer(shape, data.context, start.source, 2 + start.model.config.position_offset)
         found = {"size": next((s for s, n in SIZES.items() if n == (shape.depth, shape.dim, shape.heads)), "another")}
         refuse_contradictions(PretrainTask, {"size": self.size}, found, start.source)
         default = SHAPE if self.size is None else self._sized(self.size, SHAPE)
         adapted = adapted_transformer(self.transformer_config, default, shape, start.source)
         self.config = replace(start.model.config, transformer=adapted)
-        return start.model if adapted == shape else rebuilt(start.model, self.config)
+        return start.model if adapted == start.model.config.transformer else rebuilt(start.model, self.config)
 
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """Cross-entropy in nats over the masked residues."""

@@ -123,7 +123,7 @@ def open_scorer(run: str | None, pretrained: str | None, device: str | None) -> 
     assert isinstance(model, SequenceModel)
     c = model.config
     if c.transformer.position == "learned":
-        longest = min(longest, c.transformer.context - c.position_offset - 2)
+        longest = min(longest, c.residues)
     about = f"{name}, {c.transformer.depth} layers x {c.transformer.dim}"
     return Scorer(model.eval().to(place), all_letters, longest, about)
 
@@ -227,7 +227,7 @@ def _files(options: argparse.Namespace, protein: Protein, measured: bool) -> dic
 
 def _check_window(scorer: Scorer, size: int) -> None:
     c = scorer.model.config
-    if c.transformer.position == "learned" and size > (most := c.transformer.context - c.position_offset - 2):
+    if c.transformer.position == "learned" and size > (most := c.residues):
         raise UserError(f"--windows is {size}, but this model has positions for {most} residues; lower it.")
 
 
