@@ -42,6 +42,9 @@ _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 _FLEX_MIN_TOKENS = 256
 """Below this a block-sparse kernel has nothing to skip (its blocks are 128 tokens)."""
 
+_FEW = 16
+"""Queries behind a cache of which those that share keys are read together."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -168,9 +171,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         each = [(q[:, :, i : i + 1], k[:, :, a:b], v[:, :, a:b]) for i, (a, b) in enumerate(plan.spans)]
         return torch.cat([attend(*parts, one, scale, dropout) for parts in each], dim=2)
     if plan.kernel == "sdpa" and grouped and q.shape[2] == 1 and not plan.causal:
-        # One query a head: those that share keys are as good as several queries of one head, and read the keys once.
-        together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-        return F.scaled_dot_product_attention(together, k, v, scale=scale, dropout_p=dropout).reshape(q.shape)
+        return _few_queries(q, k, v, None, scale, dropout)
     if plan.kernel == "sdpa":
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=plan.causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
@@ -179,6 +180,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         mask = plan.allowed
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
+        if grouped and q.shape[2] <= _FEW and (mask is None or mask.shape[1] == 1):
+            return _few_queries(q, k, v, mask, scale, dropout)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
@@ -189,6 +192,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
     if plan.kernel == "flex":
         return _flex()(q, k, v, _softcap_score(plan.softcap), plan.block_mask, scale, grouped)
     return reference_attention(q, k, v, plan.allowed, plan.mask.bias, scale, plan.softcap, dropout)
+
+
+def _few_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """The queries of heads that share keys, as queries of one head: PyTorch's kernel copies keys and values for each
+    head. mask `[batch or 1, 1, queries or 1, keys]`.
+    """
+    groups, queries = q.shape[1] // k.shape[1], q.shape[2]
+    if mask is not None:
+        mask = mask.expand(-1, -1, queries, -1).repeat(1, 1, groups, 1)
+    together = q.reshape(q.shape[0], k.shape[1], groups * queries, q.shape[3])
+    return F.scaled_dot_product_attention(together, k, v, mask, dropout, scale=scale).reshape(q.shape)
 
 
 def reference_attention(
