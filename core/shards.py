@@ -89,7 +89,11 @@ class Folder:
             for file, remote in self._remote.items():
                 if file.startswith(f"{name}/") and "/" not in (rest := file.removeprefix(f"{name}/")):
                     (Path(folder) / rest).write_bytes(self.cache.whole(remote).read_bytes())
-            yield Path(folder)
+            try:
+                yield Path(folder)
+            except UserError as error:
+                error.args = (str(error).replace(folder, self.where(name)), *error.args[1:])
+                raise
 
     def check_size(self, file: str, size: int) -> None:
         """Raises UserError when a file is missing or has another size in bytes than the manifest says."""

@@ -7,6 +7,7 @@ code. The address of that connection stands in the store through which PyTorch's
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -38,6 +39,12 @@ KNOWN_AFTER = 3.0
 """Seconds within which it is known that a process is gone that an operation has failed without."""
 FAREWELL = 20.0
 """Seconds for which one that ends before the others have come waits for them, to tell them."""
+BEAT = 5.0
+"""Seconds between signs of life."""
+SILENT = 30.0
+"""Seconds for which a machine may leave what was sent to it unanswered."""
+HUNG = 180.0
+"""Seconds for which a process may give no sign of life; long, as some work of Python lets no thread speak."""
 MOST_BYTES = 4096
 """Of one line."""
 PARENT = "TRIUNE_FIRST_PROCESS"
@@ -92,6 +99,10 @@ class Companions:
         self._ended: set[int] = set()
         self._missing: tuple[int, int | None] | None = None
         """The rank of the first process that is gone, and its exit code; None where it said none."""
+        self._silent = False
+        """Whether that is known from its silence alone."""
+        self._heard: dict[int, float] = {}
+        """When each rank was last heard."""
         self._noticed, self._over = threading.Event(), threading.Event()
         self._watcher: threading.Thread | None = None
         self._bell: socket.socket | None = None
@@ -144,6 +155,7 @@ class Companions:
         self._until(lambda: self._store.check(["door"]), began)
         port, token = self._store.get("door").decode().split()
         link = socket.create_connection((place.host, int(port)), timeout=30)
+        _watchful(link)
         link.sendall(f"{token} {place.rank}\n".encode())
         self._links[0] = link
         self._begin_to_watch()
@@ -202,14 +214,21 @@ class Companions:
     def _watch(self, bell: socket.socket, door: socket.socket | None, token: str) -> None:
         """Reads what the others say, until this process ends; ends it when one of them is gone."""
         texts: dict[socket.socket, bytes] = {}
+        beaten = time.monotonic()
         while not self._over.is_set() and not self._missing:
             known = [*self._links.values(), *texts, bell, *([door] if door else [])]
             for ready in select.select(list(dict.fromkeys(known)), [], [], 0.5)[0]:
                 if ready is door:
-                    texts[ready.accept()[0]] = b""
+                    link = ready.accept()[0]
+                    _watchful(link)
+                    texts[link] = b""
                 elif ready is not bell:
                     self._hear(ready, texts, token)
             self._look_at_children()
+            if time.monotonic() - beaten > BEAT:
+                beaten = time.monotonic()
+                self._say_to_all(b".\n")
+                self._look_for_silence(beaten)
         if self._missing and not self._over.wait(GRACE):
             if self.speaks:
                 print(f"\n{self.sentence()}", file=sys.stderr, flush=True)
@@ -218,10 +237,22 @@ class Companions:
         for link in {*self._links.values(), *texts, bell, *([door] if door else [])}:
             link.close()
 
+    def _look_for_silence(self, now: float) -> None:
+        """Notes the first process that has given no sign of life for long. This one may have slept as long itself."""
+        for rank in list(self._links):
+            if now - self._heard.setdefault(rank, now) > HUNG and rank not in self._ended:
+                self._note(rank, None, silent=True)
+
     def _hear(self, link: socket.socket, texts: dict[socket.socket, bytes], token: str) -> None:
-        rank = next((rank for rank, other in self._links.items() if other is link), None)
+        rank, silent = next((rank for rank, other in self._links.items() if other is link), None), False
         with suppress(OSError):
-            said = link.recv(MOST_BYTES)
+            try:
+                said = link.recv(MOST_BYTES)
+            except OSError as error:
+                silent = error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+                raise
+            if rank is not None:
+                self._heard[rank] = time.monotonic()
             text = texts.get(link, b"") + said
             *lines, texts[link] = text.split(b"\n")
             for line in lines:
@@ -243,19 +274,22 @@ class Companions:
         if rank is not None:
             del self._links[rank]
             if rank not in self._ended:
-                self._note(rank, None)
+                self._note(rank, None, silent)
 
-    def _note(self, rank: int, code: int | None) -> None:
+    def _note(self, rank: int, code: int | None, silent: bool = False) -> None:
         """Notes the first process that is gone, and tells the others."""
         if self._missing is None and not self._over.is_set():
-            self._missing = rank, code
+            self._missing, self._silent = (rank, code), silent
             self._tell(rank, -1 if code is None else code)
             self._noticed.set()
 
     def _tell(self, rank: int, code: int) -> None:
+        self._say_to_all(f"{rank} {code}\n".encode())
+
+    def _say_to_all(self, said: bytes) -> None:
         for link in list(self._links.values()):
             with suppress(OSError):
-                link.sendall(f"{rank} {code}\n".encode())
+                link.sendall(said)
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
@@ -276,6 +310,7 @@ class Companions:
         assert self._place and self._missing
         rank, code = self._missing
         how = f"ended with exit code {code}" if code else "is gone without a word (killed, out of memory, or crashed)"
+        how = "is no longer heard (it, its machine or the network hangs)" if self._silent else how
         return (
             f"Rank {rank} of 0 to {self._place.world - 1} {how}, so that all end; a run goes on from its last"
             " checkpoint with --resume true."
@@ -320,6 +355,15 @@ class Companions:
         store.add("seen", 1)
         while place.rank == 0 and _hosts(place) and store.add("seen", 0) < place.world and time.monotonic() < end:
             time.sleep(0.1)
+
+
+def _watchful(link: socket.socket) -> None:
+    """Lets the system close a connection whose other end has not answered for `SILENT` seconds."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_USER_TIMEOUT": 1000 * SILENT, "TCP_KEEPIDLE": SILENT / 3, "TCP_KEEPINTVL": SILENT / 6}
+    for name, value in (options | {"TCP_KEEPCNT": 4}).items():
+        with suppress(OSError, AttributeError):  # systems have some of them
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
 
 
 def _hosts(place: Place) -> bool:

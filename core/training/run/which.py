@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import UserError
+from ..lightning_fixes import FSDP2
 from . import report
 from .checkpoints import another_run, damage
 from .folder import RunFolder, newest_runs
@@ -18,6 +19,7 @@ def to_continue(session: Session, run: RunFolder) -> str:
     found = "; ".join(f"{path} is damaged ({problem})" for path, problem in problems.items() if problem)
     if good is None:
         raise UserError(f"{found}, so that this run cannot go on; start anew with another --run.")
+    _refuse_folder(session, good)
     session.damaged = [path for path, problem in problems.items() if problem]
     if found:
         report.say(f"{found}; continuing from {good.name}{', the one before' if good == run.previous else ''}.")
@@ -54,6 +56,7 @@ def to_score(session: Session, chosen: str | None) -> str:
         others = [path for path in (run.last, run.previous) if path.exists() and str(path) != chosen] if run else []
         hint = f"; --ckpt_path {others[0]} scores other weights of the run" if others else ""
         raise UserError(f"{chosen} is damaged ({problem}){hint}.")
+    _refuse_folder(session, Path(chosen))
     own = run and not asked and chosen == str(run.best_there) and run.last.exists() and not damage(run.last)
     if run and own and another_run(Path(chosen), run.last):
         raise UserError(
@@ -61,3 +64,13 @@ def to_score(session: Session, chosen: str | None) -> str:
             " with --ckpt_path."
         )
     return chosen
+
+
+def _refuse_folder(session: Session, path: Path) -> None:
+    """Raises UserError for a checkpoint in parts where the strategy reads single files only."""
+    if path.is_dir() and not isinstance(session.trainer.strategy, FSDP2):
+        raise UserError(
+            f"{path} is a folder with a part of each process, which --trainer.strategy"
+            f" {session.config.trainer.strategy} does not read; give fsdp2, which goes on from it and writes single"
+            " files, or fsdp2_sharded."
+        )

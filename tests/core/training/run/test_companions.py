@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -106,6 +107,40 @@ def test_rank_0_that_vanishes_is_noticed(make: Any, capfd: pytest.CaptureFixture
     ranks.known[0]._over.set()  # closes its connections without a word, as the system does at the end of a process
     assert ranks.all_left.wait(60) and ranks.left == [1, 1]
     assert "Rank 0 of 0 to 2 is gone without a word" in capfd.readouterr().err
+
+
+def test_one_that_gives_no_sign_of_life_is_named(
+    make: Any, monkeypatch: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(companions, "BEAT", 0.05)
+    monkeypatch.setattr(companions, "HUNG", 1.5)
+    ranks = make(3)
+    ranks.meet(0, 1, 2)
+    assert not ranks.all_left.wait(2.5), "those that give signs of life are left alone"
+    monkeypatch.setattr(ranks.known[2], "_say_to_all", lambda said: None)
+    assert ranks.all_left.wait(60)
+    assert "Rank 2 of 0 to 2 is no longer heard (it, its machine or the network hangs)" in capfd.readouterr().err
+
+
+def test_a_machine_that_does_not_answer_is_noticed() -> None:
+    """The system closes a connection over which nothing was answered for `SILENT` seconds."""
+    one = Companions()
+    one._place = Place(1, 2, "127.0.0.1", 0)
+
+    class Dead:
+        def recv(self, count: int) -> bytes:
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
+
+        def close(self) -> None: ...
+
+    one._links[0] = dead = Dead()  # type: ignore[assignment]
+    one._hear(dead, {}, "")  # type: ignore[arg-type]
+    assert one._missing == (0, None) and "no longer heard" in one.sentence()
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as link:
+        companions._watchful(link)
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
 def test_ends_that_are_expected_end_nobody(make: Any) -> None:

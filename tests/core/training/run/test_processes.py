@@ -151,6 +151,11 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-6)
     assert losses(one / "on-one") == pytest.approx(losses(one / "exact"), rel=1e-6)
+    for verb, more in (("fit", AGAIN), ("validate", [])):
+        words = ["text", verb, "--run", "parts", *more, "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+        ended = server.run(one, words)
+        said = " ".join(ended.printed.split())
+        assert ended.code == 2 and "is a folder with a part of each process, which --trainer.strategy ddp" in said
     (last / "__1_0.distcp").unlink()
     shutil.rmtree(one / "parts" / "checkpoints" / "previous.ckpt", ignore_errors=True)
     ended = server.run(one, ["text", "fit", "--run", "parts", *AGAIN, "--trainer.devices", "1"])
