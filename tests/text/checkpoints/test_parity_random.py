@@ -12,6 +12,6 @@ transformers = pytest.importorskip("transformers", reason="the originals: pip in
 def test_random_configurations_are_read_right_or_refused() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = run(25)
+    rows = run(15)
     assert not [row for row in rows if wrong(row)]
-    assert sum("refused" not in row for row in rows) >= 12
+    assert sum("refused" not in row for row in rows) >= 7
