@@ -55,9 +55,10 @@ def prepare(
     if helping:
         return run, resume, _join(configs, rest)
     if trains and run and not resume and (run.last.exists() or run.previous.exists()):
-        resume = slurm.started_again(run.config, command_line(["triune", task, verb, *args]))
+        who = slurm.started_again(run.config, command_line(["triune", task, verb, *args]))
+        resume = bool(who)
         if resume and rank() == 0:
-            print(f"SLURM has started this job again, so that {run} is continued.", flush=True)
+            print(f"{who} again, so that {run} is continued.", flush=True)
     if trains and resume and run is None:
         raise UserError("--resume true needs the folder of the run to continue: --run DIR.")
     if run and (resume or not trains):

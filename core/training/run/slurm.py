@@ -22,15 +22,21 @@ def job() -> str | None:
     return found if re.fullmatch(r"[0-9_]+", found) else None
 
 
-def started_again(config: Path, command: str) -> bool:
-    """Whether SLURM has queued this job again, and `config` is what the same command wrote before."""
-    if job() is None or os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
-        return False
+def started_again(config: Path, command: str) -> str:
+    """Who has started this command again, in words, where `config` is what the same command wrote before; else empty.
+
+    SLURM queues a job again, and torchrun starts its processes again (--max-restarts) after one of them has ended.
+    """
+    slurm = job() is not None and os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    torchrun = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+    if not slurm and not torchrun:
+        return ""
     try:
         with config.open(encoding="utf-8") as file:
-            return file.readline().rstrip("\n") == f"# {command}"
+            same = file.readline().rstrip("\n") == f"# {command}"
     except (OSError, ValueError):
-        return False
+        return ""
+    return ("torchrun has started these processes" if torchrun else "SLURM has started this job") * same
 
 
 def preempted() -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from triune.bench.kills.compare import differences
 from triune.bench.kills.server import Server
+from triune.core.training.run.slurm import started_again
 
 FIT = (
     "text fit --data.files text.txt --data.cache cache --data.tokenizer bytes --data.context 16 --data.batch_size 4"
@@ -163,3 +164,16 @@ def press_twice(folder: Path) -> None:
 
 if __name__ == "__main__":
     press_twice(Path(sys.argv[1]))
+
+
+def test_what_torchrun_starts_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gave the command a first time gets the sentence about a folder that holds a run."""
+    (tmp_path / "config.yaml").write_text("# triune text fit --run a\nseed_everything: 1\n")
+    for count, command, who in (
+        ("1", "triune text fit --run a", "torchrun has started these processes"),
+        ("0", "triune text fit --run a", ""),
+        ("1", "triune text fit --run a --trainer.max_steps 5", ""),
+    ):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert started_again(tmp_path / "config.yaml", command) == who
+    assert started_again(tmp_path / "none.yaml", "triune text fit --run a") == ""
