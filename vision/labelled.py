@@ -55,8 +55,9 @@ def refuse_views(kind: str) -> UserError:
 def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dict[str, Any]], Path]:
     """What writes the answers to the patches of an image into a folder, as a mask of the size of the image.
 
-    Classes go into a PNG with a palette, under their own number where all names are whole numbers below 255, else under
-    their place among the names; 255 stands for pixels that were cut off. Numbers go into a TIFF of floats.
+    Classes go into a PNG with a palette, under the value that masks had for them; without masks under their own number
+    where all names are whole numbers below 255, else under their place among the names; 255 stands for pixels that
+    were cut off. Numbers go into a TIFF of floats.
 
     Raises:
         UserError: the model has no head for patches.
@@ -68,7 +69,7 @@ def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dic
         )
     config: Any = model.trunk.config  # type: ignore[attr-defined]
     names = list(head.spec.names)
-    numbers = value_of(names)
+    numbers = value_of(names, model.config.reads.get("mask_names") or {})
     folder.mkdir(parents=True, exist_ok=True)
 
     def paint(name: str, cell: str, beside: Path, found: dict[str, Any]) -> Path:

@@ -61,11 +61,19 @@ class ImageTable(FromTable, ImageData):
         for name in ("root", "val_root", "test_root", "dataset"):
             if getattr(self, name) is not None:
                 raise UserError(f"data.{name} is given beside data.table; a table says itself where its images are.")
-        if self.labels is not None:
-            raise UserError("data.labels is given beside data.table, whose cells are the names of the classes.")
+        called = self.labels or {}
+        if not isinstance(called, dict):
+            raise UserError(
+                "data.labels is a list, but beside data.table must be a mapping from the values of masks to names, "
+                'such as {"0": "sky", "1": "sea"}.'
+            )
+        if twice := [name for name in called.values() if list(called.values()).count(name) > 1]:
+            raise UserError(f"data.labels calls two values '{twice[0]}', but each must have a name of its own.")
+        self.labels = None
         if self.augment.mixes:
             raise UserError("data.augment.mixup and cutmix mix classes, which a table need not have; set them to 0.")
-        self.MASKS = masks_up_to(self.max_megapixels)
+        self._called = {str(key): name for key, name in called.items()}
+        self.MASKS = masks_up_to(self.max_megapixels)._replace(called=self._called)
         self._masks: Masks | None = None
         self._patches: VisionTransformerConfig | None = None
         self._of_patches: dict[str, Target] = {}
@@ -73,6 +81,8 @@ class ImageTable(FromTable, ImageData):
     def continue_as(self, trained: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().continue_as(trained)
         images = trained["images"]
+        self._called = images.get("mask_names", {})
+        self.MASKS = masks_up_to(self.max_megapixels)._replace(called=self._called)
         self.channels, self.statistics, self._adopted = images["channels"], "auto", True
         self.image_size = self.image_size or tuple(images["image_size"])
         self.preprocessing = replace(Preprocessing.from_dict(images["preprocessing"]), **self._chosen)
@@ -80,9 +90,15 @@ class ImageTable(FromTable, ImageData):
     @property
     def trained(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         images = {
-            "channels": self.channels, "image_size": list(self.image_size), "preprocessing": asdict(self.preprocessing)
+            "channels": self.channels, "image_size": list(self.image_size), "preprocessing": asdict(self.preprocessing),
+            **self.mask_names,
         }  # fmt: skip
         return super().trained | {"images": images}
+
+    @property
+    def mask_names(self) -> dict[str, Any]:
+        """The names of the values of masks, where some were given."""
+        return {"mask_names": self._called} if self._called else {}
 
     def _settings(self) -> Settings:
         return replace(super()._settings(), bits=self.preprocessing.grey_bits if self.scores else None)
@@ -93,6 +109,8 @@ class ImageTable(FromTable, ImageData):
         return chain(super().learned(), self._digests, (masks[row].numpy().tobytes() for row in rows if masks))
 
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        if self._called and not rows.target.masked:
+            raise UserError("data.labels is given beside data.table, whose cells are the names of the classes.")
         paths = [str(rows.table.beside(cell)) for cell in rows.inputs]
         there = self._there(rows, paths)
         sides = {}
@@ -333,6 +351,9 @@ class ImageLabels(LabelTask):
                 classes=0, transformer=self.transformer_config, preprocessing=data.preprocessing,
             )
         )  # fmt: skip
+
+    def reads(self, data: Any) -> dict[str, Any]:
+        return data.mask_names
 
     def default_pool(self, trunk: SavedModel, pretrained: bool) -> str:
         return OWN

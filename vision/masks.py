@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import replace
 from functools import partial
@@ -217,12 +217,16 @@ PALETTE = [
 """Colours of the numbers 0..254, neighbours far apart; 255, no label, is white."""
 
 
-def value_of(names: Sequence[str]) -> dict[str, int]:
-    """The number of each class in a mask: its own where all names are whole numbers below 255, else its place.
+def value_of(names: Sequence[str], called: Mapping[str, str]) -> dict[str, int]:
+    """The number of each class in a mask: the value that was called so, its own where all names are whole numbers below
+    255, else its place.
 
     Raises:
         UserError: there are more than a mask of 8 bits holds.
     """
+    values = {name: int(value) for value, name in called.items() if value.isdecimal() and int(value) < 255}
+    if all(name in values for name in names):
+        return {name: values[name] for name in names}
     if all(name.isdecimal() and int(name) < 255 for name in names):
         return {name: int(name) for name in names}
     if len(names) > 255:

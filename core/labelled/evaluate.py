@@ -121,7 +121,9 @@ def judge_tables(
     """
     model, reader = opened(modality, folder, device)
     spec, found = model.head.spec, []
-    chosen = _columns_of_training(folder)
+    chosen, masks = _columns_of_training(folder), modality.masks
+    if masks is not None and (called := model.config.reads.get("mask_names")):
+        masks = masks._replace(called=called)
     asked = []
     for one in tables:  # all are read before the first is judged
         target = one.target or chosen.get("target") or spec.names
@@ -133,7 +135,7 @@ def judge_tables(
                 "`table`, `input` and `target`."
             )
         columns = Columns(one.table, str(column), names, missing=tuple(chosen.get("missing") or ()), skip=skip,
-                          words=modality.words, masks=modality.masks)  # fmt: skip
+                          words=modality.words, masks=masks)  # fmt: skip
         asked.append((one, read_rows(columns, spec, "test")))
     for one, rows in asked:
         beside = rows.table.path.parent

@@ -102,6 +102,10 @@ def code_masks(wanted: Wanted) -> tuple[list[Any], list[str], bool]:
                 wanted.skip(error)
             advance(1)
     if _are_numbers(wanted, seen):
+        if wanted.masks.called:
+            raise UserError(
+                f"data.labels names classes, but '{column}' of '{wanted.table.path}' holds numbers; leave it out."
+            )
         return _numbers(wanted, seen), [wanted.names[0] if wanted.names else column], True
     return *_classes(wanted, seen), False
 
@@ -180,7 +184,8 @@ def _gone_values(wanted: Wanted, seen: _Seen) -> list[int]:
         return [int(value) for word in wanted.missing if (value := number(word)) is not None and value.is_integer()]
     others = np.flatnonzero(seen.values)
     others = others[others != BORDER]
-    known = wanted.names is not None and str(BORDER) in wanted.names
+    assert wanted.masks is not None
+    known = str(BORDER) in wanted.masks.called or (wanted.names is not None and str(BORDER) in wanted.names)
     if not seen.values[BORDER] or known:
         return []
     if others.tolist() == [0] and wanted.names is None:
@@ -203,6 +208,8 @@ def _are_numbers(wanted: Wanted, seen: _Seen) -> bool:
         return False
     if seen.fractions:
         return True
+    if wanted.masks is not None and wanted.masks.called:
+        return False
     values = {int(value) for value in np.flatnonzero(seen.values)} | {
         int(key) for key in seen.keys if isinstance(key, int | float) and key == key
     }
@@ -272,8 +279,9 @@ def _classes(wanted: Wanted, seen: _Seen) -> tuple[list[Any], list[str]]:
     values = [value for value in np.flatnonzero(seen.values).tolist() if value not in gone]
     absent = {None, "", *wanted.missing, *map(str, gone)}
     keys = {key: text_of(key) for key in seen.keys if key == key and key not in absent and text_of(key) not in absent}
-    known = {*map(str, values), *keys.values()}
-    names = sorted(known, key=natural) if wanted.names is None else list(wanted.names)
+    known = sorted({*map(str, values), *keys.values()}, key=natural)
+    called = _called(wanted, known)
+    names = list(dict.fromkeys(called[key] for key in known)) if wanted.names is None else list(wanted.names)
     if wanted.names is None and len(names) < 2:
         what = f"is {shown(names[0])} everywhere" if names else "has no label anywhere"
         raise UserError(
@@ -284,14 +292,14 @@ def _classes(wanted: Wanted, seen: _Seen) -> tuple[list[Any], list[str]]:
     codes = np.full(LEVELS, IGNORED, np.int64)
     unseen: Counter[str] = Counter()
     for value in values:
-        if (code := find(str(value))) is not None:
+        if (code := find(called[str(value)])) is not None:
             codes[value] = code
         else:
             _refuse_unseen(wanted, names, str(value), next(row for row, held in seen.held.items() if value in held))
             unseen[str(value)] += int(seen.values[value])
     of: dict[Any, int] = {}
     for key, text in keys.items():
-        if (code := find(text)) is None:
+        if (code := find(called[text])) is None:
             row = next(row for row, grid in seen.grids.items() if any(key in map(_plain, line) for line in grid))
             _refuse_unseen(wanted, names, text, row)
             unseen[text] += seen.keys[key]
@@ -300,6 +308,22 @@ def _classes(wanted: Wanted, seen: _Seen) -> tuple[list[Any], list[str]]:
         wanted.note(f"{few([shown(k) for k in unseen])} at {unseen.total():,} places are no labels of the model, and "
                     "count as missing")  # fmt: skip
     return _coded(wanted, seen, codes, of), names
+
+
+def _called(wanted: Wanted, known: Sequence[str]) -> dict[str, str]:
+    """The name of each value. Raises UserError where some values have a name and one that is to be learned has none."""
+    assert wanted.masks is not None
+    called, column = wanted.masks.called, wanted.columns[0]
+    if called and wanted.names is None:
+        if lacking := [key for key in known if key not in called and key not in called.values()]:
+            raise UserError(
+                f"data.labels names {few(list(called))}, but '{column}' of '{wanted.table.path}' holds "
+                f"{few(lacking)} too; name all values, or say by --data.missing which are no labels."
+            )
+        if absent := [key for key in called if key not in known]:
+            which = few([f"{key} ({called[key]})" for key in absent])
+            wanted.note(f"{which} of data.labels do not occur in '{column}'")
+    return {key: called.get(key, key) for key in known}
 
 
 def _coded(wanted: Wanted, seen: _Seen, codes: np.ndarray, of: dict[Any, int]) -> list[Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +38,12 @@ class MaskFiles(NamedTuple):
     Args:
         named: whether a cell is the name of one.
         read: a file. Raises UserError.
+        called: names of the values, by the text of each; empty where they are called by their numbers.
     """
 
     named: Callable[[str], bool]
     read: Callable[[Path], Raw]
+    called: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass

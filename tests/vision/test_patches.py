@@ -314,6 +314,38 @@ def test_masks_are_trained_scored_and_answered(tmp_path: Path, capsys: pytest.Ca
     assert found["scores"][0]["metrics"]["accuracy"] > found["scores"][-1]["metrics"]["accuracy"]
 
 
+def test_values_of_masks_have_names(tmp_path: Path) -> None:
+    where = pictures(tmp_path)
+    names = {"2": "sea", "0": "sky", "1": "shore", "9": "moon"}
+    line = ["--data.table", where, "--data.input", "image", "--data.target", "mask", "--data.split", "side",
+            "--data.cache", tmp_path / "cache"]  # fmt: skip
+    line += ["--data.labels", json.dumps(names)]
+    summary = run("fit", *line, *SHORT, *SMALL, "--model.patch_size", "4", "--run", tmp_path / "run")
+    assert [row["name"] for row in summary["judged"]["per_class"]] == ["sky", "shore", "sea"]
+    some = write(tmp_path / "some.csv", [{"image": f"{i}.png", "mask": f"m{i}.png"} for i in range(0, 24, 4)])
+    scored = run("test", tmp_path / "run", "--data.table", some)
+    assert scored["test_accuracy"] == pytest.approx(summary["val_accuracy"])
+    assert main(["evaluate", str(tmp_path / "run"), "--tasks", str(some), "--device", "cpu"]) == 0
+    out, folder = tmp_path / "answers.jsonl", tmp_path / "masks"
+    predict(MODALITY, [str(tmp_path / "run"), str(tmp_path / "4.png"), "--out", str(out), "--masks", str(folder)])
+    answers, mask = json.loads(out.read_text())["label"], np.array(Image.open(folder / "4.png"))
+    assert [[names[str(value)] for value in row] for row in mask[::4, ::4]] == answers  # the values, not the places
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"0": "sky", "1": "sea"}, r"names 0, 1, but 'mask' .* holds 2 too; name all values"),
+        (["sky", "sea", "land"], "must be a mapping from the values of masks"),
+        ({"0": "sky", "1": "sea", "2": "sky"}, "calls two values 'sky'"),
+    ],
+)
+def test_names_of_values_are_complete_and_differ(labels: Any, message: str, tmp_path: Path) -> None:
+    where = pictures(tmp_path)
+    with pytest.raises(UserError, match=message):
+        ImageTable(table=str(where), input="image", target="mask", labels=labels, cache=str(tmp_path / "c")).setup()
+
+
 def test_masks_are_called_after_their_images() -> None:
     assert names_apart(["a/x.png", "b/y.png"]) == ["x", "y"]
     assert names_apart(["top/a/x.png", "top/b/X.jpg", "top/y.png"]) == ["a/x", "b/X", "y"]
