@@ -14,7 +14,8 @@ def not_torn(part: str, whole: str, where: np.ndarray, broken: Sequence[int]) ->
     """Positions without the residues that were put beside each other though no bond joins them, and how many were left.
 
     Of the two runs of residues at a broken bond the one is left out that fits the sequence as well elsewhere, between
-    what lies before and behind it. Where neither does, the atoms are merely badly placed, and both stay.
+    what lies before and behind it; with all before, or behind, it where they would have to move as well, since the same
+    numbers or letters placed them. Where neither does, the atoms are merely badly placed, and both stay.
 
     Args:
         part: letters of the residues.
@@ -35,10 +36,15 @@ def not_torn(part: str, whole: str, where: np.ndarray, broken: Sequence[int]) ->
         placed = np.flatnonzero(kept >= 0)
         lowest = kept[placed[placed < start]].max(initial=-1) + 1
         highest = kept[placed[placed >= end]].min(initial=len(whole))
-        if _fits(part[before], whole, int(kept[start]), (lowest, int(kept[at + 1]) - 1)):
+        here, last, first = int(kept[start]), int(kept[at + 1]) - 1, int(where[at]) + 2
+        if _fits(part[before], whole, here, (lowest, last)):
             kept[before] = -1
-        if _fits(part[behind], whole, int(where[at + 1]), (int(where[at]) + 2, highest)):
+        elif _fits(part[before], whole, here, (start, last)):
+            kept[: at + 1] = -1
+        if _fits(part[behind], whole, int(where[at + 1]), (first, highest)):
             kept[behind] = -1
+        elif _fits(part[behind], whole, int(where[at + 1]), (first, len(whole) - (len(where) - end))):
+            kept[at + 1 :] = -1
     return kept, int(((where >= 0) & (kept < 0)).sum())
 
 
