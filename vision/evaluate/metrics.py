@@ -57,6 +57,7 @@ def by_class(judged: Judgement) -> dict[str, Any]:
     """
     assert judged.confusion is not None
     intervals, baseline = _renamed(judged.intervals), _renamed(judged.baseline)
+    baseline.pop("top1", None)  # which stands there as that of the majority class
     told = replace(judged, metrics=_renamed(judged.metrics), intervals=intervals, baseline=baseline)
     return {"per_class": dict(zip(judged.confusion.names, judged.confusion.recalls)), "judged": told.to_dict()}
 

@@ -93,6 +93,7 @@ def test_what_a_run_keeps_has_intervals_under_its_own_names():
     low, high = kept["intervals"]["top1"]
     assert low < kept["metrics"]["top1"] == summary(judged, "val")["val_top1"] < high
     assert {"top5", "balanced", "nll", "brier"} <= set(kept["intervals"]) and "accuracy" not in kept["metrics"]
+    assert "nll" in kept["baseline"] and not {"top1", "accuracy"} & set(kept["baseline"])
     assert interval(judged) == [f"The accuracy lies between {low:.1%} and {high:.1%} (95 % of resamples)."]
 
 
