@@ -50,7 +50,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         os.getcwd()
     except OSError as error:  # PyTorch's libraries would end the process
-        print(f"error: The present folder cannot be used ({error.strerror}); go to another.", file=sys.stderr)
+        _say(f"error: The present folder cannot be used ({error.strerror}); go to another.")
         return 2
     try:
         with terminable():
@@ -63,11 +63,11 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if traceback:
             raise
-        print("\nStopped.", file=sys.stderr)
+        _say("\nStopped.")
         return 130
     except Stopped as stop:
         if str(stop):
-            print(stop, file=sys.stderr)
+            _say(str(stop))
         return stop.code
     except Exception as error:
         refused = isinstance(error, OSError) and error.errno is not None
@@ -77,7 +77,7 @@ def main(args: list[str] | None = None) -> int:
             print_exception(error)
         text = refusal(error) if isinstance(error, OSError) else sentence(error)
         if _first_to_say(text):
-            print(f"error: {text}", file=sys.stderr)
+            _say(f"error: {text}")
         if refused and not flushes(sys.stdout):
             discard(sys.stdout.fileno())
         return 2
@@ -126,6 +126,14 @@ def refusal(error: OSError) -> str:
     """What the operating system refused, in a sentence: a full disk, a folder that may not be written, a lost file."""
     name = f"'{os.fsdecode(error.filename)}'" if isinstance(error.filename, (str, bytes)) else "A file"
     return f"{name} cannot be read or written ({error.strerror}); make room, allow it, or give another name."
+
+
+def _say(text: str) -> None:
+    """Prints a line on standard error; where that cannot take it (a full disk), the exit code is all that is left."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr.fileno())
 
 
 def sentence(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import encodings.utf_8_sig  # noqa: F401 (who may read nothing cannot load it)
+import importlib
 import io
 import os
 import resource
@@ -28,7 +29,7 @@ from ..refusals.lines import FOREVER, GOOD, Words
 from ..refusals.options import line_of
 from ..refusals.run import make_good, make_runs
 from ..refusals.sweep import HANGS, SECONDS, SERVES, _prepare, settings_of
-from .server import Ended, exit_code
+from .server import LOADED, Ended, exit_code
 
 NOBODY, BYTES = 65534, 1500
 
@@ -133,6 +134,8 @@ def main() -> int:
             make_good(good)
             _prepare(good)
         make_runs(good)
+        for module in LOADED:  # who may read nothing cannot load them
+            importlib.import_module(module)
         for words in GOOD:
             if words[: len(chosen.verb)] != tuple(chosen.verb):
                 continue
@@ -141,9 +144,9 @@ def main() -> int:
                 place.mkdir()
                 (place / "ok").symlink_to(good)
                 tried += 1
-                before = {str(path.relative_to(place)) for path in place.rglob("*")}
+                before = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
                 ended = run(words, way, place)
-                after = {str(path.relative_to(place)) for path in place.rglob("*")}
+                after = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
                 if fault := judge(words, way, ended, before, after):
                     faults += 1
                     print(f"{way}: {fault}: {' '.join(words)}: {ended.code} {ended.printed.strip()[-600:]}", flush=True)

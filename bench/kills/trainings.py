@@ -195,7 +195,8 @@ TRAININGS: dict[str, Training] = {
         + SMALL + ACCUMULATED, 18, make_shards,
     ),
     "image-shards": Training(
-        "vision fit", IMAGES.replace("--data.root images", "--data.shards pictures") + ACCUMULATED, 18, make_shards
+        "vision fit", IMAGES.replace("--data.root images --data.cache cache", "--data.root pictures") + ACCUMULATED,
+        18, make_shards,
     ),
     "pretrain-shards": Training(
         "protein pretrain",

@@ -115,6 +115,13 @@ def test_a_full_standard_output_is_one_sentence() -> None:
     )
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", ["--help", "txt fit"])
+def test_where_errors_cannot_be_told_the_exit_code_is_that_of_a_refusal(words: str) -> None:
+    code = f"import sys; from triune.cli import main; sys.exit(main({words.split()!r}))"
+    assert python(code, "> /dev/full 2>&1").returncode == 2
+
+
 class Rust(Exception):
     """As safetensors and tokenizers raise them."""
 

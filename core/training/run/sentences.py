@@ -150,5 +150,5 @@ def of_library(error: Exception) -> str | None:
     if "PytorchStreamWriter failed" in text or "unexpected pos" in text:
         return "A checkpoint could not be written whole, mostly because the disk is full; make room and resume the run."
     if type(error).__name__ == "MisconfigurationException" or (type(error) is ValueError and from_lightning(error)):
-        return " ".join(text.split())
+        return " ".join(text.split()).rstrip(".") + "."
     return None
