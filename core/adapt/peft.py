@@ -33,6 +33,10 @@ _REFUSED = {"use_dora": False, "lora_bias": False, "modules_to_save": None, "bia
 """Settings of other adapters that only have this value here."""
 
 
+CLOSED = ".mixer.out_proj"
+"""How the layers of Mamba, Mamba-2 and Nemotron-H end that PEFT refuses, since their fused kernels pass them by."""
+
+
 class _Whole(NamedTuple):
     """A matrix of theirs: our layers in it, in order, and which of them are adapted."""
 
@@ -67,6 +71,12 @@ def export_peft(
         raise UserError(
             f"{len(lost)} adapted layers are no linear layers of the original model ({few(lost)}), so PEFT cannot hold"
             " this adapter; choose other lora.targets."
+        )
+    closed = [name for name in adapted if targets[name].module.endswith(CLOSED)]
+    if closed:
+        raise UserError(
+            f"{len(closed)} adapted layers are output layers of Mamba's mixers ({few(closed)}), which PEFT refuses to "
+            "adapt; the model of this run has the factors merged. Leave out of lora.targets what ends in 'out'."
         )
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

@@ -85,7 +85,7 @@ def place(
     """
     if part == whole:
         return Placement(np.arange(len(part)))
-    where, notes = _placed(part, whole, index, first, complete, counted)
+    where, notes = _placed(part, whole, index, first, complete, counted, broken)
     where, torn = not_torn(part, whole, where, broken)
     if torn:
         notes = [*notes, f"{torn} residues beside a broken bond fit the sequence at several places and are left out"]
@@ -93,17 +93,23 @@ def place(
 
 
 def _placed(
-    part: str, whole: str, index: np.ndarray | None, first: int | None, complete: bool, counted: bool
+    part: str,
+    whole: str,
+    index: np.ndarray | None,
+    first: int | None,
+    complete: bool,
+    counted: bool,
+    broken: Sequence[int],
 ) -> tuple[np.ndarray, list[str]]:
     """Where the residues lie by numbers and letters, and what was decided on the way; see `place`."""
     if index is None:
-        return _by_letters(part, whole, complete)
+        return _by_letters(part, whole, complete, broken)
     where, notes = _by_numbers(part, whole, index, first)
     if where is not None and (where >= 0).all() and not _differing(part, whole, where).any():
         return where, notes
     where = where if counted else None
     try:
-        other, more = _by_letters(part, whole, complete)
+        other, more = _by_letters(part, whole, complete, broken)
     except UserError:
         if where is None or (where < 0).mean() > 1 - LEAST_IDENTITY:
             raise
@@ -265,7 +271,7 @@ def positions(part: str, whole: str) -> np.ndarray:
     return place(part, whole).where
 
 
-def _by_letters(part: str, whole: str, complete: bool) -> tuple[np.ndarray, list[str]]:
+def _by_letters(part: str, whole: str, complete: bool, broken: Sequence[int]) -> tuple[np.ndarray, list[str]]:
     # A stretch, as a construct of its protein; the same answer as the alignment's, without its cost.
     if complete and len(part) > 20 and (at := whole.find(part)) >= 0 and whole.find(part, at + 1) < 0:
         return at + np.arange(len(part)), []
@@ -283,7 +289,7 @@ def _by_letters(part: str, whole: str, complete: bool) -> tuple[np.ndarray, list
     # good.
     back = _aligned(aligner().align(whole[::-1], part[::-1])[0], len(part))[::-1]
     backward = np.where(back >= 0, len(whole) - 1 - back, -1)
-    kept = _trimmed(part, whole, where) if complete else _anchored(part, whole, where)
+    kept = _trimmed(part, whole, where) if complete else _anchored(part, whole, where, broken)
     certain = np.where(where == backward, kept, -1)
     uncertain = (where >= 0) & (certain < 0)
     if not uncertain.any():
@@ -310,13 +316,14 @@ def _trimmed(part: str, whole: str, where: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _anchored(part: str, whole: str, where: np.ndarray) -> np.ndarray:
-    """Positions of the residues in words of eight that agree and occur once, without the three next to each gap, and
-    next to residues of which several differ, which may agree there by chance.
+def _anchored(part: str, whole: str, where: np.ndarray, broken: Sequence[int]) -> np.ndarray:
+    """Positions of the residues in words of eight that agree and occur once, without the three next to each gap and
+    each broken bond, over which no word is one, and next to residues of which several differ, which may agree there by
+    chance.
     """
     agree = (where >= 0) & ~_differing(part, whole, where)
     kept = np.full_like(where, -1)
-    for first, last in _stretches(where):
+    for first, last in _stretches(where, broken):
         for start, end in _likely(agree, first, last):
             inner = (
                 start + (EDGE if start > first or where[start] > 0 else 0),
@@ -338,9 +345,11 @@ def _likely(agree: np.ndarray, start: int, end: int) -> list[tuple[int, int]]:
     return [(a + (a in beside), b) for a, b in itertools.pairwise(borders) if b > a]
 
 
-def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
-    """The start and end of each run of residues whose positions follow each other."""
-    borders = (np.flatnonzero(np.diff(where) != 1) + 1).tolist()
+def _stretches(where: np.ndarray, broken: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """The start and end of each run of residues whose positions follow each other, and that no bond lacks between."""
+    apart = np.diff(where) != 1
+    apart[[at for at in broken if at < len(apart)]] = True
+    borders = (np.flatnonzero(apart) + 1).tolist()
     return list(zip([0, *borders], [*borders, len(where)]))
 
 

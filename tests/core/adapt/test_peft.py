@@ -248,3 +248,15 @@ def test_a_layer_the_original_lacks_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no linear layers of the original"):
         export_peft(tmp_path, adapted(base), {"transformer.blocks.0.attn.q": Target("model.layers.0.self_attn.q_proj")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_peft_refuses_to_adapt_is_not_written(tmp_path: Path) -> None:
+    """PEFT itself ends with an error for the output layers of Mamba's mixers."""
+    model = adapted(llama()[1])
+    targets = {name: Target(f"there.{number}") for number, (name, _) in enumerate(lora_layers(model))}
+    name = next(iter(targets))
+    export_peft(tmp_path / "yes", model, targets | {name: Target("layers.0.mamba.out_proj")})
+    assert (tmp_path / "yes" / WEIGHTS).is_file()
+    with pytest.raises(UserError, match=r"1 adapted layers are output layers of Mamba's mixers \(transformer\..*PEFT"):
+        export_peft(tmp_path / "no", model, targets | {name: Target("backbone.layers.0.mixer.out_proj")})
+    assert not (tmp_path / "no").exists()
