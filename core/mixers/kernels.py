@@ -42,9 +42,6 @@ _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 _FLEX_MIN_TOKENS = 256
 """Below this a block-sparse kernel has nothing to skip (its blocks are 128 tokens)."""
 
-_FEW = 16
-"""Queries behind a cache of which those that share keys are read together."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -171,7 +168,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         each = [(q[:, :, i : i + 1], k[:, :, a:b], v[:, :, a:b]) for i, (a, b) in enumerate(plan.spans)]
         return torch.cat([attend(*parts, one, scale, dropout) for parts in each], dim=2)
     if plan.kernel == "sdpa" and grouped and q.shape[2] == 1 and not plan.causal:
-        return _few_queries(q, k, v, None, scale, dropout)
+        return _one_query(q, k, v, None, scale, dropout)
     if plan.kernel == "sdpa":
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=plan.causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
@@ -180,8 +177,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
         mask = plan.allowed
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
-        if grouped and q.shape[2] <= _FEW and (mask is None or mask.shape[1] == 1):
-            return _few_queries(q, k, v, mask, scale, dropout)
+        if grouped and q.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
+            return _one_query(q, k, v, mask, scale, dropout)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
@@ -194,14 +191,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, dropout: f
     return reference_attention(q, k, v, plan.allowed, plan.mask.bias, scale, plan.softcap, dropout)
 
 
-def _few_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """The queries of heads that share keys, as queries of one head: PyTorch's kernel copies keys and values for each
-    head. mask `[batch or 1, 1, queries or 1, keys]`.
+def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """One query a head: those that share keys are as good as several queries of one head, and read the keys once.
+
+    mask `[batch or 1, 1, 1, keys]`.
     """
-    groups, queries = q.shape[1] // k.shape[1], q.shape[2]
-    if mask is not None:
-        mask = mask.expand(-1, -1, queries, -1).repeat(1, 1, groups, 1)
-    together = q.reshape(q.shape[0], k.shape[1], groups * queries, q.shape[3])
+    together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    mask = None if mask is None else mask.expand(-1, -1, together.shape[2], -1)
     return F.scaled_dot_product_attention(together, k, v, mask, dropout, scale=scale).reshape(q.shape)
 
 
