@@ -97,7 +97,8 @@ def sums(first: Any, second: Any) -> Any:
 def rung(width: int, steps: int, seed: int) -> dict[str, Any]:
     """Trains a model of one width to add; its metrics on sums that it was never trained on.
 
-    One sum in ten, by the residue of a number made of both terms, is for the test alone.
+    One sum in ten is for the test alone, by a residue that tells nothing about single digits: with one of 10, pairs of
+    last digits would never be seen in training.
     """
     import torch
     import torch.nn.functional as F
@@ -108,7 +109,7 @@ def rung(width: int, steps: int, seed: int) -> dict[str, Any]:
 
     def rows(count: int, held_out: bool, source: torch.Generator) -> Any:
         terms = torch.randint(top, (2, 20 * count), generator=source)
-        mine = ((terms[0] * 7 + terms[1] * 13) % 10 == 0) == held_out
+        mine = ((terms[0] * 7 + terms[1] * 13) % 101 < 10) == held_out
         first, second = terms[:, mine][:, :count]
         return sums(first, second)
 
