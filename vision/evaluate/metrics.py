@@ -13,6 +13,7 @@ from ...core.evaluate.judgement import Judgement
 from ...core.heads.base import HeadSpec
 from ...core.heads.classify import Classify
 from ...core.heads.names import apart
+from ...core.initialise import uninitialised
 
 NAMES = {"accuracy": "top1", "balanced_accuracy": "balanced"}
 """What is called otherwise than in the core."""
@@ -28,7 +29,8 @@ def class_head(names: Sequence[str], counts: Sequence[int] | None = None, **opti
         **options: see `ClassifyOptions`.
     """
     training = {} if counts is None else {"counts": list(counts)}
-    return Classify(1, HeadSpec(Classify.kind, tuple(apart(names)), options, training))
+    with uninitialised():  # its own layer is not used: drawn, it would move the generator of dropout
+        return Classify(1, HeadSpec(Classify.kind, tuple(apart(names)), options, training))
 
 
 def of_epoch(head: Classify, logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -139,3 +139,10 @@ def test_costly_baselines_shrink_then_give_up():
     )
     assert skipped.top1 is None
     assert "1000 classes" in str(skipped)
+
+
+def test_a_head_that_is_made_within_a_training_draws_no_numbers() -> None:
+    """A resumed training makes it at another step, and its dropout would be another from there on."""
+    before = torch.get_rng_state()
+    class_head(["a", "b", "c"], [3, 4, 5], label_smoothing=0.1)
+    assert torch.equal(torch.get_rng_state(), before)
