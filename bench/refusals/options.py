@@ -18,6 +18,7 @@ from triune import cli
 from triune.core.training.run import cli as training
 from triune.core.training.run.arguments import RUN_VARIABLE
 from triune.recall import emergence
+from triune.vision.probe import OptionParser
 
 from .lines import GOOD, Words
 
@@ -89,6 +90,7 @@ def parser_of(words: Words, place: Path) -> argparse.ArgumentParser:
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", capture),
         mock.patch.object(training.TaskParser, "parse_args", capture),
+        mock.patch.object(OptionParser, "parse_args", capture),
         mock.patch.object(training.TaskCLI, "parse_arguments", of_training),
         contextlib.chdir(place),
         contextlib.redirect_stderr(io.StringIO()),

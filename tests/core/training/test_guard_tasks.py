@@ -108,7 +108,10 @@ def same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "lora"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "pretrain" else ()) for name in TASKS if name != "lora"],
+)
 def test_a_bad_step_is_named_and_left_out_and_resume_is_exact(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -142,7 +145,8 @@ def test_a_bad_step_is_named_and_left_out_and_resume_is_exact(
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("text", ""), ("text", "--trainer.precision bf16-mixed"), ("lora", ""), ("vision", ""), ("protein", "")],
+    [("text", ""), ("text", "--trainer.precision bf16-mixed"), ("lora", ""), ("protein", "")]
+    + [pytest.param("vision", "", marks=pytest.mark.slow)],
 )
 def test_weights_after_a_bad_step_are_those_before(
     name: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

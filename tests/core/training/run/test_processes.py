@@ -165,8 +165,10 @@ def test_sharded_checkpoints_and_averages(one: Path, server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "more"),
-    [(2, ["--model.transformer.attention_gate", "true"]), (4, ["--trainer.accumulate_grad_batches", "2"])],
-    ids=["two", "cut and split"],
+    [
+        pytest.param(2, ["--model.transformer.attention_gate", "true"], id="two"),
+        pytest.param(4, ["--trainer.accumulate_grad_batches", "2"], id="cut and split", marks=pytest.mark.slow),
+    ],
 )
 def test_layers_cut_over_two(ranks: int, more: list[str], one: Path, server: Server) -> None:
     """Layers that are cut over two processes, and weights that are cut over further ones, train as whole ones, and a
@@ -208,8 +210,11 @@ def test_layers_that_cannot_be_cut(one: Path, server: Server) -> None:
     "words",
     [
         "protein pretrain --data.files chains.fasta --data.context 24 --data.val_fraction 0.2 --model.size tiny",
-        "vision pretrain --model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2 "
-        "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2 --model.probe 100",
+        pytest.param(
+            "vision pretrain --model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2 "
+            "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2 --model.probe 100",
+            marks=pytest.mark.slow,
+        ),
         "text fit --data.pairs pairs.tsv --model.encoder.dim 16 --model.encoder.depth 1 --model.encoder.heads 2 "
         "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2",
     ],
@@ -237,6 +242,7 @@ def test_what_the_main_process_makes_of_cut_weights(words: str, one: Path, serve
     assert found and all(after[key] == pytest.approx(before[key], abs=1e-6) for key in found)
 
 
+@pytest.mark.slow
 def test_lora_of_cut_weights(one: Path, server: Server) -> None:
     """Factors, merged weights and the adapter for PEFT are those of one process, also after going on; what is frozen
     stays as it is.
