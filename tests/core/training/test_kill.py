@@ -38,8 +38,8 @@ MOMENTS = {
 """Name of a moment, which one of that name (0 the first, 1 the last), and the signal that comes then; None: the disk is
 full from then on, and has room again when the training is resumed."""
 QUICK = {
-    ("text", "window"), ("text", "checkpoint"), ("text", "full disk at a checkpoint"), ("text-two-processes", "window"),
-    ("text-workers", "step"), ("lora", "last validation"), ("vision", "validation"), ("contacts", "first checkpoint"),
+    ("text", "window"), ("text", "checkpoint"), ("text-two-processes", "window"),
+    ("lora", "last validation"), ("vision", "validation"), ("contacts", "first checkpoint"),
     ("pretrain", "before training"),
 }  # fmt: skip
 

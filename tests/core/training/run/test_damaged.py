@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-SPOIL: list[Callable[[Path], None]] = [cut, garbage, emptied, a_folder]
+SPOIL: list[Any] = [cut, garbage, *(pytest.param(spoil, marks=pytest.mark.slow) for spoil in (emptied, a_folder))]
 
 
 @pytest.mark.parametrize("spoil", SPOIL)
