@@ -81,7 +81,13 @@ class ImageTable(FromTable, ImageData):
     def continue_as(self, trained: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().continue_as(trained)
         images = trained["images"]
-        self._called = images.get("mask_names", {})
+        called = images.get("mask_names", {})
+        if self._called not in ({}, called):
+            raise UserError(
+                f"data.labels is {self._called}, but the model was trained with {called or 'the values as names'}; "
+                "leave it out."
+            )
+        self._called = called
         self.MASKS = masks_up_to(self.max_megapixels)._replace(called=self._called)
         self.channels, self.statistics, self._adopted = images["channels"], "auto", True
         self.image_size = self.image_size or tuple(images["image_size"])

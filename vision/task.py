@@ -256,7 +256,8 @@ class VisionTask(ImageTraining):
         self._seen = []
         if self.trainer.world_size > 1:
             # Ranks have equally many; what fills up the last batches is labelled as ignored.
-            parts = [self.all_gather(part)[:: copies(self.trainer)].flatten(0, 1) for part in parts]  # type: ignore[index]
+            same = copies(self.trainer)
+            parts = [self.all_gather(part)[::same].flatten(0, 1) for part in parts]  # type: ignore[index]
         logits, labels, index = (part.cpu() for part in parts)
         keep = labels != IGNORED
         self.predicted = logits[keep], labels[keep], index[keep]

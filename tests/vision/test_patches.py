@@ -325,6 +325,8 @@ def test_values_of_masks_have_names(tmp_path: Path) -> None:
     some = write(tmp_path / "some.csv", [{"image": f"{i}.png", "mask": f"m{i}.png"} for i in range(0, 24, 4)])
     scored = run("test", tmp_path / "run", "--data.table", some)
     assert scored["test_accuracy"] == pytest.approx(summary["val_accuracy"])
+    other = ["--data.labels", json.dumps(names | {"0": "land"})]
+    assert main(["vision", "test", str(tmp_path / "run"), "--data.table", str(some), *other]) == 2
     assert main(["evaluate", str(tmp_path / "run"), "--tasks", str(some), "--device", "cpu"]) == 0
     out, folder = tmp_path / "answers.jsonl", tmp_path / "masks"
     predict(MODALITY, [str(tmp_path / "run"), str(tmp_path / "4.png"), "--out", str(out), "--masks", str(folder)])
