@@ -29,7 +29,7 @@ from .data.module import ImageData
 from .data.names import refuse_other
 from .data.trained import read_trained
 from .evaluate import plots as pictures
-from .evaluate.baselines import MOST_IMAGES, Baseline, logistic_regression, majority
+from .evaluate.baselines import Baseline, all_baselines
 from .evaluate.calibration import read_temperature, store_temperature
 from .evaluate.metrics import by_class, class_head, interval, of_epoch, summary
 from .evaluate.table import NO_TEST, table
@@ -291,7 +291,7 @@ class VisionTask(ImageTraining):
         if self.tta != "none" and self.trainer.state.fn == "validate" and run is not None:
             store_calibration(run.model, self.tta, {"temperature": self.temperature})
         self._said = said(self.tta, True)
-        self.baselines = self._baselines() if trained else []
+        self.baselines = all_baselines(self.data, self._names) if trained else []
         return {
             **({"scored": NO_TEST} if testing else {}),
             **summary(judged, "val"),
@@ -317,16 +317,6 @@ class VisionTask(ImageTraining):
         judged = class_head(self._names, counts).judge(logits, labels, calibration)
         self.judgement = judged if counts else replace(judged, baseline={})
         return self.judgement
-
-    def _baselines(self) -> list[Baseline]:
-        train, val = self.data.arrays("train"), self.data.arrays("val")
-        counts = (torch.tensor(self.data.counts(side)) for side in ("train", "val"))
-        train_labels, val_labels = (torch.arange(self.data.classes).repeat_interleave(count) for count in counts)
-        found = [majority(train_labels, val_labels, self._names)]
-        if train is None or val is None:
-            return [*found, Baseline("logistic regression", None, "only for images that are kept in memory")]
-        some = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
-        return [*found, logistic_regression(train[0][some], train[1][some], *val, self.data.classes)]
 
     # --- what the command line shows and writes ----------------------------------------------------------------------
 

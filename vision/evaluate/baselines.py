@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.losses import IGNORED
+from ..data.module import ImageData
 
 MOST_IMAGES = 4000
 """Training images that the pixel baseline looks at."""
@@ -53,6 +54,18 @@ def majority(train_labels: Tensor, val_labels: Tensor, class_names: list[str] | 
     return Baseline(
         "majority class", float((val_labels == commonest).double().mean()), f"always '{class_names[commonest]}'"
     )
+
+
+def all_baselines(data: ImageData, names: list[str]) -> list[Baseline]:
+    """The majority class and the linear model on the validation images of `data`, whose classes are called `names`."""
+    train, val = data.arrays("train"), data.arrays("val")
+    counts = (torch.tensor(data.counts(side)) for side in ("train", "val"))
+    train_labels, val_labels = (torch.arange(data.classes).repeat_interleave(count) for count in counts)
+    found = [majority(train_labels, val_labels, names)]
+    if train is None or val is None:
+        return [*found, Baseline("logistic regression", None, "only for images that are kept in memory")]
+    some = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
+    return [*found, logistic_regression(train[0][some], train[1][some], *val, data.classes)]
 
 
 def affordable(images: Tensor, classes: int) -> tuple[int, int] | None:
