@@ -227,8 +227,9 @@ def probe(
     if len(np.unique(data._images["train"].labels[order])) < 2:
         raise UserError(f"The {len(order)} training images are all of one class; raise --limit.")
     start = time.perf_counter()
-    train = _features(model, data, "train", order, device)
-    val = _features(model, data, side, np.arange(len(data.names[side])), device)
+    weights = _hashed(model)
+    train = _features(model, weights, data, "train", order, device)
+    val = _features(model, weights, data, side, np.arange(len(data.names[side])), device)
     seconds = 0.0 if train.kept and val.kept else time.perf_counter() - start
     scores = [linear_probe(train, val), nearest_neighbours(train, val, data.classes)]
     baselines = [
@@ -313,15 +314,17 @@ def _for_heads(train: Features, val: Features, classes: int | None = None) -> tu
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-def _features(model: VisionTransformer, data: FoundImages, side: str, rows: np.ndarray, device: str | None) -> Features:
+def _features(
+    model: VisionTransformer, weights: Any, data: FoundImages, side: str, rows: np.ndarray, device: str | None
+) -> Features:
     """Pooled vectors of images of a side, from the cache if it knows these images, this model and this
-    preprocessing.
+    preprocessing. `weights` is the model's `_hashed`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 
     labels = torch.from_numpy(data._images[side].labels)[rows]
-    path = cache_folder(data.cache) / "features" / f"{_key(model, data, side, rows)}.safetensors"
+    path = cache_folder(data.cache) / "features" / f"{_key(model, weights, data, side, rows)}.safetensors"
     if path.is_file():
         with contextlib.suppress(SafetensorError, OSError, KeyError):  # damaged: made anew
             found = load_file(path)
@@ -364,13 +367,19 @@ def compute(
     return torch.cat(vectors).clone(), torch.cat(thumbnails)
 
 
-def _key(model: VisionTransformer, data: FoundImages, side: str, rows: np.ndarray) -> str:
-    """Stands for everything that the features depend on."""
+def _hashed(model: VisionTransformer) -> Any:
+    """A hash of the weights that make the features, to be continued; a large model takes half a second."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith("head."):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    return digest
+
+
+def _key(model: VisionTransformer, weights: Any, data: FoundImages, side: str, rows: np.ndarray) -> str:
+    """Stands for everything that the features depend on."""
+    digest = weights.copy()
     config = replace(model.config, classes=0, labels=[], preprocessing=data.preprocessing).to_dict()
     digest.update(json.dumps([VERSION, config, data.image_size, data.channels]).encode())
     digests = data.digests[side]

@@ -20,10 +20,13 @@ ROOMS = ("vision", "protein", "text", "recall", "lens", "scaling")
 HEAVY = ("torch", "lightning", "numpy", "torchvision", "timm", "matplotlib", "tokenizers", "rich")
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Absolute dotted names that a file of the package imports, wherever in the file."""
+def imported(path: Path, at_once: bool = False) -> Iterator[str]:
+    """Absolute dotted names that a file of the package imports, wherever in the file, or `at_once` when it is
+    imported itself.
+    """
     package = ("triune", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -170,6 +173,32 @@ def test_nothing_heavy_is_imported_at_start_up(statement: str) -> None:
     code = f"{statement}; import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        ["triune.vision.probe", "triune.vision.checkpoints.pretrained"],
+        [
+            "triune.core.labelled.probe",
+            "triune.text.labelled",
+            "triune.vision.labelled",
+            "triune.protein.language.labelled",
+        ],
+    ],
+)
+def test_a_probe_imports_nothing_that_takes_longer_than_itself(used: list[str]) -> None:
+    modules, waiting, found = {module_of(path): path for path in product()}, list(used), dict[str, set[str]]()
+    while waiting:
+        if (module := waiting.pop()) in found:
+            continue
+        names = set(imported(modules[module], at_once=True))
+        found[module] = {name.split(".")[0] for name in names}
+        targets = {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules)
+        waiting += [target.rsplit(".", depth)[0] for target in targets for depth in range(target.count("."))]
+    assert "triune.core.labelled.classifiers" in found
+    slow = {"lightning", "torchmetrics", "timm", "torchvision", "transformers", "matplotlib", "sklearn", "onnx"}
+    assert {module: names & slow for module, names in found.items() if names & slow} == {}
 
 
 def test_names_of_the_core_are_found_from_the_top_in_a_fresh_interpreter() -> None:

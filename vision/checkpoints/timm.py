@@ -37,10 +37,11 @@ BEIT_MODULES = ("timm.models.beit",)
 
 def _entry_in(modules: tuple[str, ...]) -> Callable[[Source], bool]:
     def fits(source: Source) -> bool:
+        if (name := architecture(source)) is None:
+            return False  # before timm is imported, which takes seconds
         from timm.models import model_entrypoint
 
-        name = architecture(source)
-        return name is not None and model_entrypoint(name.split(".")[0]).__module__ in modules
+        return model_entrypoint(name.split(".")[0]).__module__ in modules
 
     return fits
 

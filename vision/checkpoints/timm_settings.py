@@ -57,9 +57,12 @@ def architecture(source: Source) -> str | None:
         found = source.config.get("architecture")
         return found if isinstance(found, str) and source.config.get("library") is None and known(found) else None
     stem = re.sub(r"-[0-9a-f]{8}$", "", source.file.stem)  # timm's and DeiT's own files carry a part of their hash
-    if source.file.suffix == ".onnx" or not known(stem):
+    if (
+        source.file.suffix == ".onnx"
+        or not {"patch_embed.proj.weight", "blocks.0.norm1.weight"} <= source.tensors().keys()
+    ):
         return None
-    return stem if {"patch_embed.proj.weight", "blocks.0.norm1.weight"} <= source.tensors().keys() else None
+    return stem if known(stem) else None
 
 
 def skeleton(source: Source) -> nn.Module:

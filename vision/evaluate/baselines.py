@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.losses import IGNORED
-from ..data.module import ImageData
+from ..data.found import FoundImages
 
 MOST_IMAGES = 4000
 """Training images that the pixel baseline looks at."""
@@ -56,7 +56,7 @@ def majority(train_labels: Tensor, val_labels: Tensor, class_names: list[str] | 
     )
 
 
-def all_baselines(data: ImageData, names: list[str]) -> list[Baseline]:
+def all_baselines(data: FoundImages, names: list[str]) -> list[Baseline]:
     """The majority class and the linear model on the validation images of `data`, whose classes are called `names`."""
     train, val = data.arrays("train"), data.arrays("val")
     counts = (torch.tensor(data.counts(side)) for side in ("train", "val"))

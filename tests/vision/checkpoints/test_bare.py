@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from triune.core.checkpoints.source import Source
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.vision.checkpoints import timm
 from triune.vision.checkpoints.bare import Shape, heads_of
 from triune.vision.checkpoints.pretrained import export, load
 from triune.vision.checkpoints.torchvision_files import (
@@ -206,3 +209,22 @@ def test_usual_preprocessing_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path)
     load(str(tmp_path))
     assert "images resized by bilinear (squash), mean 0.5 and deviation 0.5, as is usual" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "vit_b_16-c867db91.safetensors", "anything.safetensors"])
+def test_files_of_others_are_told_apart_without_timm(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing timm takes seconds, longer than a probe whose features are known."""
+    save_file({"conv_proj.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").rename(tmp_path / name)
+    for module in ("timm", "timm.models"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import would raise
+    source = Source(name, tmp_path / name)
+    assert not any(family.fits(source) for family in (timm.TIMM_VIT, timm.TIMM_EVA, timm.TIMM_BEIT))
+    save_file(
+        {"patch_embed.proj.weight": torch.zeros(1), "blocks.0.norm1.weight": torch.zeros(1)},
+        tmp_path / "vit.safetensors",
+    )
+    with pytest.raises(ImportError):
+        timm.TIMM_VIT.fits(Source("vit", tmp_path / "vit.safetensors"))
