@@ -76,7 +76,7 @@ def main(args: list[str] | None = None) -> int:
         if traceback:
             print_exception(error)
         text = refusal(error) if isinstance(error, OSError) else sentence(error)
-        if _first_to_say(text):
+        if not getattr(error, "said", False) and _first_to_say(text):
             _say(f"error: {text}")
         if refused and not flushes(sys.stdout):
             discard(sys.stdout.fileno())

@@ -12,6 +12,9 @@ class UserError(ValueError):
     The text names the file or value, says what is allowed and what to do next.
     """
 
+    said = False
+    """Whether another process of the same training says it."""
+
 
 class Stopped(BaseException):
     """A signal has ended the work, after everything was saved; `code` is the exit code of the command line.

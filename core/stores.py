@@ -247,6 +247,11 @@ class Cache:
         skip = first - BLOCK * blocks.start
         return content[skip : skip + count]
 
+    def forget(self, file: Remote, first: int, count: int) -> None:
+        """Removes bytes of a file, and what surrounds them, so that they are fetched again."""
+        for number in range(first // BLOCK, -(-(first + count) // BLOCK)):
+            self._path(file, number).unlink(missing_ok=True)
+
     def prepare(self, wanted: Iterable[tuple[Remote, int, int]]) -> None:
         """Fetches parts (file, first byte, bytes) that will be read next, several at once."""
         blocks = {

@@ -62,23 +62,23 @@ class FSDP2(ModelParallelStrategy):
     Args:
         sharded: checkpoints are folders.
         tensor_parallel_size: processes that have the same batches, and over which the layers of a block are cut.
-
-    Raises:
-        UserError: the number of processes is no multiple of it.
     """
 
     def __init__(self, sharded: bool = False, tensor_parallel_size: int = 1) -> None:
         super().__init__(tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=sharded)
         self.copies = tensor_parallel_size
 
-    def setup_environment(self) -> None:
+    def refuse(self) -> None:
+        """Raises UserError where the number of processes is no multiple of those that share layers."""
         world = self.num_nodes * self.num_processes
         if world % self.copies:
             raise UserError(
                 f"--trainer.strategy.tensor_parallel_size is {self.copies}, but {world} process{'es' * (world > 1)} are"
                 " no multiple of it; choose another number, or --trainer.strategy fsdp2."
             )
-        self._data_parallel_size = world // self.copies
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes // self.copies
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(
             logging.ERROR
         )  # of what takes two sendings
@@ -166,6 +166,8 @@ def at_setup_of_processes(trainer: Any, meet: Callable[[list[Any]], None]) -> No
             strategy.launcher.kill(number)
 
     def both() -> None:
+        if isinstance(strategy, FSDP2):
+            strategy.refuse()  # before the others are met
         meet(list(getattr(strategy.launcher, "procs", [])))
         setup()
 

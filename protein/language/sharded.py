@@ -4,40 +4,50 @@
     train-00000.residues      numbers of `alphabet`, one byte each
     train-00000.ends.npy      where each sequence ends, int64 `[sequences]`
     train-00000.names.txt     what each is called, by line
+    train-00000.sums          checksums of the blocks of the residues, with which what is read is compared each time
 
 `protein/language/sharding.py` writes such a folder.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ...core import shards as core
+from ...core.block_sums import Content, Verified, span
 from ...core.errors import UserError
 from ...core.files import parsing, read_bytes
 from ...core.stores import Remote
 
 KIND = "protein"
-FILES = ("residues", "ends.npy", "names.txt")
+FILES = ("residues", "ends.npy", "names.txt", "sums")
 Side = Literal["train", "val"]
 SIDES: tuple[Side, ...] = ("train", "val")
 BLOCK = 1 << 24
 
 
 class Shard(NamedTuple):
-    """One shard, as the manifest has it: sizes in bytes and CRC-32 of its three files."""
+    """One shard, as the manifest has it: sizes in bytes and CRC-32 of its files, which were three before."""
 
     name: str
     sequences: int
     residues: int
     sizes: list[int]
     sums: list[int]
+
+    @property
+    def content(self) -> Content:
+        """The residues, as bytes that are compared with their checksums when they are read."""
+        known = self.sums[3] if len(self.sums) > 3 else None
+        return Content(f"{self.name}.residues", 0, self.residues, f"{self.name}.sums", known)
 
 
 def read_shards(folder: core.Folder) -> tuple[dict[str, Any], dict[Side, list[Shard]]]:
@@ -49,7 +59,7 @@ def read_shards(folder: core.Folder) -> tuple[dict[str, Any], dict[Side, list[Sh
     content = core.read_manifest(folder, KIND)
     sides: dict[Side, list[Shard]] = {side: [Shard(*entry) for entry in content["sides"][side]] for side in SIDES}
     for shard in (shard for shards in sides.values() for shard in shards):
-        for name, size in zip(FILES, shard.sizes, strict=True):
+        for name, size in zip(FILES, shard.sizes):
             folder.check_size(f"{shard.name}.{name}", size)
     return content, sides
 
@@ -71,11 +81,15 @@ class Packed:
         self._ends = [self._index(shard) for shard in shards]
         self.lengths = np.concatenate([np.diff(ends, prepend=0) for ends in self._ends] or [np.zeros(0, np.int64)])
         self._open: dict[int, int] = {}
+        self._verified = Verified()
 
     def _index(self, shard: Shard) -> np.ndarray:
         file = self._folder.local(f"{shard.name}.ends.npy")
         with parsing(file, "the index of a shard"):
-            ends = np.load(file)
+            content = read_bytes(file, shard.sizes[1])
+            if zlib.crc32(content) != shard.sums[1]:
+                raise core.altered(self._folder.where(f"{shard.name}.ends.npy"))
+            ends = np.load(io.BytesIO(content), allow_pickle=False)
         sound = ends.dtype == np.int64 and ends.shape == (shard.sequences,) and (np.diff(ends, prepend=0) > 0).all()
         if not sound or (len(ends) and ends[-1] != shard.residues):
             raise core.altered(self._folder.where(f"{shard.name}.ends.npy"))
@@ -103,22 +117,26 @@ class Packed:
 
     def __getitem__(self, index: int) -> np.ndarray:
         shard, first, size = self._place(index)
-        file = self._folder.file(f"{self._shards[shard].name}.residues")
+        content = self._shards[shard].content
+        return np.frombuffer(
+            self._verified.read(self._folder, content, first, size, partial(self._bytes, shard)), np.uint8
+        )
+
+    def _bytes(self, shard: int, first: int, size: int) -> bytes:
+        file = self._folder.file(self._shards[shard].content.file)
         if isinstance(file, Remote):
-            content = self._folder.cache.read(file, first, size)
-        else:
-            content = os.pread(self._file(shard, file), size, first)
-        if len(content) != size:
-            raise UserError(f"The shard '{file}' was cut short while it was read; start again when complete.")
-        return np.frombuffer(content, np.uint8)
+            return self._folder.cache.read(file, first, size)
+        return os.pread(self._file(shard, file), size, first)
 
     def prepare(self, numbers: list[int]) -> None:
         """Has the residues of some sequences fetched together, where they lie in a store."""
         if self._folder.in_store:
-            places = [self._place(number) for number in numbers]
-            files = [self._folder.file(f"{self._shards[shard].name}.residues") for shard, _, _ in places]
-            parts = zip(files, places, strict=True)
-            self._folder.cache.prepare([(f, first, size) for f, (_, first, size) in parts if isinstance(f, Remote)])
+            parts = []
+            for number in numbers:
+                shard, first, size = self._place(number)
+                content = self._shards[shard].content
+                parts.append((self._folder.file(content.file), *span(content, first, size)))
+            self._folder.cache.prepare(part for part in parts if isinstance(part[0], Remote))
 
     def _file(self, shard: int, path: Path) -> int:
         if shard not in self._open:
@@ -149,7 +167,7 @@ def check_shards(folder: core.Folder) -> dict[Side, list[Shard]]:
     """
     _, sides = read_shards(folder)
     for shard in (shard for shards in sides.values() for shard in shards):
-        for name, wanted in zip(FILES, shard.sums, strict=True):
+        for name, wanted in zip(FILES, shard.sums):
             file, found = f"{shard.name}.{name}", 0
             with folder.local(file).open("rb") as opened:
                 while block := opened.read(BLOCK):

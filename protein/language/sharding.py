@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...core import shards as core
+from ...core.block_sums import block_sums
 from ...core.errors import UserError
 from ...core.files import written_whole
 from ...core.work import progress
@@ -88,7 +89,7 @@ def _write(folder: Path, name: str, proteins: list[Protein]) -> Shard:
     np.save(index, np.cumsum([len(protein.tokens) for protein in proteins], dtype=np.int64))
     residues = b"".join(protein.tokens.tobytes() for protein in proteins)
     names = "\n".join(" ".join(protein.name.split()) for protein in proteins).encode()
-    parts = [residues, index.getvalue(), names]
+    parts = [residues, index.getvalue(), names, block_sums([residues]).tobytes()]
     for ending, content in zip(FILES, parts, strict=True):
         with written_whole(folder / f"{name}.{ending}") as part:
             part.write_bytes(content)

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from ...core import shards as core
+from ...core.block_sums import BLOCK as SUMMED
+from ...core.block_sums import block_sums, read_sums
+from ...core.files import written_whole
 from ...core.work import progress
 from ..tokenizer import Tokenizer
-from .shards import KIND, TOKENIZER, Manifest, Shard, read_manifest
+from .shards import HEADER, KIND, TOKENIZER, Manifest, Shard, content_of, read_manifest
 from .split import SIDES, Side, Sides
 from .tokens import GROUP, TokenWriter, encode_group, groups, steps
 
@@ -76,11 +79,23 @@ def _write_side(sides: Sides, side: Side, tokenizer: Tokenizer, folder: Path, si
                     state["groups"], group = state["groups"] + 1, next(left, None)
                 files, counts = writer.finish(), writer.counts()
             sums = [files[f"{name}.{what}.npy"][1] for what in ("tokens", "starts")]
+            with core.writing(folder):
+                sums.append(_write_sums(folder, name))
             state["shards"].append(list(Shard(name, sums=sums, **counts)))
             state["document"] = list(writer.document)
             core.note(folder, done)
     state["over"] = True
     core.note(folder, done)
+
+
+def _write_sums(folder: Path, name: str) -> int:
+    """Writes the checksums of the blocks of a shard's tokens; returns the CRC-32 of these."""
+    with (folder / f"{name}.tokens.npy").open("rb") as file:
+        file.seek(HEADER)
+        sums = block_sums(iter(lambda: file.read(SUMMED << 8), b""))
+    with written_whole(folder / f"{name}.sums") as part:
+        part.write_bytes(sums.tobytes())
+    return zlib.crc32(sums.tobytes())
 
 
 def _from(several: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
@@ -103,10 +118,13 @@ def check_shards(folder: core.Folder) -> Manifest:
     every = [shard for shards in manifest.sides.values() for shard in shards]
     with progress("checking", sum(shard.tokens for shard in every), "tokens") as advance:
         for shard in every:
-            for what, wanted in zip(("tokens", "starts"), shard.sums, strict=True):
+            for what, wanted in zip(("tokens", "starts"), shard.sums):
                 file = f"{shard.name}.{what}.npy"
                 if _sum(folder.local(file)) != wanted:
                     raise core.altered(folder.where(file))
+            content = content_of(shard, np.dtype(manifest.dtype))
+            if content.sum is not None:
+                read_sums(folder, content, content.sum)
             advance(shard.tokens)
     return manifest
 

@@ -4,6 +4,7 @@
     tokenizer/                the tokenizer that made the tokens
     train-00000.tokens.npy    token numbers, uint16 or uint32 `[tokens]`, one document behind the other
     train-00000.starts.npy    where documents start in this shard, int64 `[documents]`
+    train-00000.sums          checksums of the blocks of the tokens, with which what is read is compared each time
 
 The tokens of a side are those of its shards, one behind the other; a document may go on in the next shard.
 `text/data/sharding.py` writes such a folder.
@@ -12,15 +13,18 @@ The tokens of a side are those of its shards, one behind the other; a document m
 from __future__ import annotations
 
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core import shards as core
+from ...core.block_sums import Content, Verified, span, sums_size
 from ...core.errors import UserError
 from ...core.stores import Remote
 from ..tokenizer import Tokenizer
@@ -34,7 +38,7 @@ OPEN = 256
 
 
 class Shard(NamedTuple):
-    """One shard, as the manifest has it; `sums` are CRC-32 of the numbers in its two files."""
+    """One shard, as the manifest has it; `sums` are CRC-32 of the numbers in its three files (of before: two)."""
 
     name: str
     tokens: int
@@ -87,11 +91,15 @@ def read_manifest(folder: core.Folder | Path) -> Manifest:
 
 def _files(manifest: Manifest, shard: Shard) -> list[tuple[str, int]]:
     """The files of a shard with their sizes in bytes."""
-    width = np.dtype(manifest.dtype).itemsize
-    return [
-        (f"{shard.name}.tokens.npy", HEADER + width * shard.tokens),
-        (f"{shard.name}.starts.npy", HEADER + 8 * shard.documents),
-    ]
+    size = np.dtype(manifest.dtype).itemsize * shard.tokens
+    found = [(f"{shard.name}.tokens.npy", HEADER + size), (f"{shard.name}.starts.npy", HEADER + 8 * shard.documents)]
+    return found + [(f"{shard.name}.sums", sums_size(size))] * (len(shard.sums) > 2)
+
+
+def content_of(shard: Shard, dtype: np.dtype) -> Content:
+    """The tokens of a shard, as bytes that are compared with their checksums when they are read."""
+    name, known = shard.name, shard.sums[2] if len(shard.sums) > 2 else None
+    return Content(f"{name}.tokens.npy", HEADER, shard.tokens * dtype.itemsize, f"{name}.sums", known)
 
 
 class ShardedTokens:
@@ -132,6 +140,7 @@ class Stream:
         self._documents = np.cumsum([0, *(shard.documents for _, _, shard in shards)])
         self._open: OrderedDict[int, int] = OrderedDict()
         self._starts: dict[int, np.ndarray] = {}
+        self._verified = Verified()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -170,11 +179,11 @@ class Stream:
     def _starts_of(self, shard: int) -> np.ndarray:
         if shard not in self._starts:
             folder, _, about = self._shards[shard]
-            self._starts[shard] = (
-                np.load(folder.local(f"{about.name}.starts.npy"), mmap_mode="r")
-                if about.documents
-                else np.zeros(0, np.int64)
-            )
+            file = f"{about.name}.starts.npy"
+            found = np.load(folder.local(file), mmap_mode="r") if about.documents else np.zeros(0, np.int64)
+            if zlib.crc32(np.asarray(found).tobytes()) != about.sums[1]:
+                raise core.altered(folder.where(file))
+            self._starts[shard] = np.asarray(found)
         return self._starts[shard]
 
     def _runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
@@ -193,9 +202,10 @@ class Stream:
             for shard, begin, count in self._runs(int(places[0]), int(places[-1]) - int(places[0]) + 1):
                 folder, dtype, about = self._shards[shard]
                 if folder.in_store:
-                    part = (folder.file(f"{about.name}.tokens.npy"), HEADER + begin * dtype.itemsize)
+                    content = content_of(about, dtype)
+                    first, size = span(content, begin * dtype.itemsize, count * dtype.itemsize)
                     cache, parts = wanted.setdefault(id(folder.cache), (folder.cache, []))
-                    parts.append((*part, count * dtype.itemsize))
+                    parts.append((folder.file(content.file), HEADER + first, size))
         for cache, parts in wanted.values():
             cache.prepare(parts)
 
@@ -203,17 +213,18 @@ class Stream:
         done = 0
         for shard, begin, count in self._runs(first, len(into)):
             folder, dtype, about = self._shards[shard]
-            at, size = HEADER + begin * dtype.itemsize, count * dtype.itemsize
-            if folder.in_store:
-                file = folder.file(f"{about.name}.tokens.npy")
-                assert isinstance(file, Remote)
-                content = folder.cache.read(file, at, size)
-            else:
-                content = os.pread(self._file(shard), size, at)
-            if len(content) != size:
-                raise UserError(f"The shard '{about.name}' was cut short while it was read; start again when complete.")
+            at, size = begin * dtype.itemsize, count * dtype.itemsize
+            content = self._verified.read(folder, content_of(about, dtype), at, size, partial(self._bytes, shard))
             into[done : done + count] = np.frombuffer(content, dtype)
             done += count
+
+    def _bytes(self, shard: int, first: int, size: int) -> bytes:
+        folder, _, about = self._shards[shard]
+        if not folder.in_store:
+            return os.pread(self._file(shard), size, first)
+        file = folder.file(f"{about.name}.tokens.npy")
+        assert isinstance(file, Remote)
+        return folder.cache.read(file, first, size)
 
     def _file(self, shard: int) -> int:
         if shard in self._open:

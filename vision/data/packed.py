@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from ...core import shards as core
 from ...core.errors import UserError
-from ...core.files import parsing, read_json
+from ...core.files import parse_json, parsing, read_bytes
 from ...core.stores import Remote
 from .collection import Collection, Images, Side
 from .scan import Record
@@ -62,7 +63,7 @@ class Packed:
     def __init__(self, folder: core.Folder, identity: str, shards: list[Shard]) -> None:
         self._folder, self._identity, self._shards = folder, identity, shards
         self._ends = np.cumsum([shard.images for shard in shards])
-        parts = [np.load(folder.local(f"{shard.name}.index.npy")) for shard in shards]
+        parts = [np.load(io.BytesIO(_sound(folder, shard, 1)), allow_pickle=False) for shard in shards]
         if any(part.dtype != INDEX or len(part) != shard.images for part, shard in zip(parts, shards, strict=True)):
             raise UserError(f"An index in '{folder}' is not as its manifest says; write the shards again.")
         self.index = np.concatenate(parts) if parts else np.zeros(0, INDEX)
@@ -138,6 +139,15 @@ def read_shards(folder: core.Folder | Path) -> tuple[dict[str, Any], dict[Side, 
     return content, sides
 
 
+def _sound(folder: core.Folder, shard: Shard, number: int) -> bytes:
+    """The content of a file of a shard, by its number in `FILES`. Raises UserError when it is not the manifest's."""
+    file = f"{shard.name}.{FILES[number]}"
+    content = read_bytes(folder.local(file), shard.sizes[number])
+    if zlib.crc32(content) != shard.sums[number]:
+        raise core.altered(folder.where(file))
+    return content
+
+
 def packed(folder: core.Folder | Path) -> Collection:
     """The images of a folder of shards. Raises UserError as `read_shards` does."""
     folder = core.as_folder(folder)
@@ -147,9 +157,9 @@ def packed(folder: core.Folder | Path) -> Collection:
         encoded = Packed(folder, f"{content['identity']}:{side}", several)
         names = []
         for shard in several:
-            file = folder.local(f"{shard.name}.names.json")
-            with parsing(file, "names of images"):
-                names += read_json(file)["names"]
+            where = folder.where(f"{shard.name}.{FILES[2]}")
+            with parsing(where, "names of images"):
+                names += parse_json(_sound(folder, shard, 2), where)["names"]
         sides[side] = Images(names, encoded.index["label"].astype(np.int64), encoded)
     return Collection(content["classes"], sides, content["numbered"], content["mirror"], labelled=content["labelled"])
 

@@ -8,6 +8,7 @@ code. The address of that connection stands in the store through which PyTorch's
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import select
@@ -17,17 +18,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ...errors import Stopped, UserError
 from ..lightning_fixes import at_setup_of_processes
+from .places import Place, launched, place_in
 
 PATIENCE = 300.0
 """Seconds to wait for a process of which nothing has been heard, as its machine may be slow to start."""
@@ -55,33 +54,6 @@ class Alone(Stopped):
     """Another process of the training has ended, or never came."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a process among `world` ones, and the address of the store where they meet."""
-
-    rank: int
-    world: int
-    host: str
-    port: int
-
-
-def launched() -> Place | None:
-    """The place of this process as torchrun or SLURM started it; None for a process of its own."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            known = kind()
-            return Place(known.global_rank(), known.world_size(), known.main_address, known.main_port)
-    return None
-
-
-def place_in(trainer: Trainer) -> Place:
-    """The place of this process in a training whose processes are started."""
-    strategy: Any = trainer.strategy
-    known = strategy.cluster_environment
-    rank = strategy.node_rank * strategy.num_processes + strategy.local_rank
-    return Place(rank, strategy.num_nodes * strategy.num_processes, known.main_address, known.main_port)
-
-
 class Companions:
     """The other processes of a training, as one of them sees them.
 
@@ -105,6 +77,8 @@ class Companions:
         """When each rank was last heard."""
         self._noticed, self._over = threading.Event(), threading.Event()
         self._watcher: threading.Thread | None = None
+        self._mistake, self._said = "", False
+        """The mistake with which this process ends, and whether another process has said the same."""
         self._bell: socket.socket | None = None
         """Written to where the watcher shall look whether this process is over."""
 
@@ -112,8 +86,12 @@ class Companions:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError):
+            self._mistake = str(error)
         known = error.code if isinstance(error, Stopped) else 130 if isinstance(error, KeyboardInterrupt) else 1
         self.leave(0 if error is None else 2 if isinstance(error, UserError) else known)
+        if isinstance(error, UserError):
+            error.said = self._said
 
     def attach(self, trainer: Trainer) -> None:
         """Lets the processes of `trainer` meet before they form their group."""
@@ -154,7 +132,11 @@ class Companions:
         self._store = _store(place)
         self._until(lambda: self._store.check(["door"]), began)
         port, token = self._store.get("door").decode().split()
-        link = socket.create_connection((place.host, int(port)), timeout=30)
+        try:
+            link = socket.create_connection((place.host, int(port)), timeout=30)
+        except OSError:  # rank 0 has closed its door: it ends
+            self._note(0, None)
+            raise self.alone() from None
         _watchful(link)
         link.sendall(f"{token} {place.rank}\n".encode())
         self._links[0] = link
@@ -332,6 +314,7 @@ class Companions:
     def leave(self, code: int) -> None:
         """Tells the others that this process ends, and with which exit code, also where they have not met yet."""
         if self._place and self._links:
+            self._look_who_speaks(self._store)
             if not self._missing:
                 self._tell(self._place.rank, code)
         elif code and not self._missing:
@@ -342,6 +325,14 @@ class Companions:
             self._bell.close()  # wakes the watcher
             self._watcher.join(5)
 
+    def _look_who_speaks(self, store: Any) -> None:
+        """Notes whether another process has met the same mistake before; then it says it."""
+        if self._mistake:
+            try:
+                self._said = store.add(f"said/{hashlib.sha256(self._mistake.encode()).hexdigest()}", 1) > 1
+            except Exception:  # rank 0, which serves the store, has ended with a mistake
+                self._said = self._missing is not None and self._missing[1] == 2
+
     def _say_farewell(self, code: int) -> None:
         place = self._place or launched()
         if place is None or place.world == 1:
@@ -350,6 +341,7 @@ class Companions:
         while place.rank and not _answers(place) and time.monotonic() < end:
             time.sleep(0.1)
         store = self._store or _store(place)
+        self._look_who_speaks(store)
         if not store.check(["left"]):
             store.set("left", f"{place.rank} {code}")
         store.add("seen", 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from ...canvas import figure, plain, save
@@ -36,12 +37,8 @@ class HeadScores(Callback):
         self.rows: list[tuple[int, str, int, int, float]] = []
         self._batch: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            trainer.world_size > 1
-            and "Parallel" in type(trainer.strategy).__name__
-            and pl_module.device_mesh is not None
-        ):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1 and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("--head_scores looks at whole weights, which --trainer.strategy fsdp2 cuts; leave one out.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -114,6 +114,8 @@ def test_damage(folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureF
         content = bytearray(shard.read_bytes())
         content[3] ^= 1
         shard.write_bytes(content)
+        with pytest.raises(UserError, match=r"train-00001\.residues' was altered"):
+            list(Packed(Folder(out), read_shards(Folder(out))[1]["train"]))
     elif what == "ends":
         file = out / "train-00001.ends.npy"
         content = bytearray(file.read_bytes())

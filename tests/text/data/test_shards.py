@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triune.cli import main
+from triune.core import shards as core
 from triune.core.errors import UserError
 from triune.core.training.mixture import FINEST, Mixture, whole_weights
 from triune.text.data import reading, sharding, tokens
@@ -154,6 +156,73 @@ def test_damage_is_one_sentence(folder: Path, tmp_path: Path, what: str, capsys:
     if not only_check:
         with pytest.raises(UserError, match=expected.split("'")[-1].strip() or expected):
             data(tmp_path, shards=str(out)).setup()
+
+
+def alter(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def read_all(module: TextData) -> None:
+    list(module.val_dataloader())
+    module.prepared.arrays["val"].open()[1].documents(np.arange(3)[None])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "sums", "starts.npy"])
+def test_what_is_read_is_compared_with_its_checksums(folder: Path, tmp_path: Path, name: str) -> None:
+    """One changed bit is found by the training that reads it, and not by one that reads another shard."""
+    out = damaged(folder, tmp_path)
+    alter(out / f"val-00000.{name}", -1)
+    module = data(tmp_path, shards=str(out))
+    module.setup()
+    assert len(list(module.train_dataloader()))
+    with pytest.raises(UserError, match=rf"^The shard '{out}/val-00000\.{name}' was altered: its content"):
+        read_all(module)
+
+
+def test_shards_of_before_have_no_checksums_of_blocks(folder: Path, tmp_path: Path) -> None:
+    out = damaged(folder, tmp_path)
+    for file in out.glob("*.sums"):
+        file.unlink()
+    content = json.loads((out / "manifest.json").read_text())
+    for shards in content["sides"].values():
+        for entry in shards:
+            entry[-1].pop()
+    (out / "manifest.json").write_text(json.dumps(content | {"sum": core.sum_of(content)}))
+    assert main(["text", "check", str(out)]) == 0
+    found, wanted = (batches(data(tmp_path, shards=str(place))) for place in (out, folder / "out"))
+    assert all(torch.equal(a["tokens"], b["tokens"]) for x, y in zip(found, wanted, strict=True) for a, b in zip(x, y))
+
+
+def test_a_shard_that_is_altered_in_a_store(folder: Path, tmp_path: Path) -> None:
+    """Its parts that are in the cache are those of before; the first one that is not ends the training."""
+    store: Any = fsspec.filesystem("memory")
+    store.put(str(folder / "out"), "/altered", recursive=True)
+    module = data(tmp_path, shards="memory://altered", cache=str(tmp_path / "cache"))
+    module.setup()
+    list(module.val_dataloader())
+    for name in ("train-00001", "val-00000"):
+        content = bytearray(store.cat(f"/altered/{name}.tokens.npy"))
+        content[500] ^= 4
+        store.pipe(f"/altered/{name}.tokens.npy", bytes(content))
+    list(module.val_dataloader())
+    with pytest.raises(UserError, match=r"^The shard 'memory://altered/train-00001\.tokens\.npy' was altered"):
+        list(module.train_dataloader())
+    store.rm("/altered", recursive=True)
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(folder: Path, tmp_path: Path) -> None:
+    store: Any = fsspec.filesystem("memory")
+    store.put(str(folder / "out"), "/again", recursive=True)
+    module = data(tmp_path, shards="memory://again", cache=str(tmp_path / "cache"))
+    module.setup()
+    wanted = list(module.val_dataloader())
+    parts = list((tmp_path / "cache").rglob("*.part"))
+    for part in parts:
+        alter(part, -1)
+    assert parts and all(torch.equal(a["tokens"], b["tokens"]) for a, b in zip(wanted, module.val_dataloader()))
+    store.rm("/again", recursive=True)
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

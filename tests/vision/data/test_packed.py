@@ -117,10 +117,10 @@ def test_work_that_was_cut_short_goes_on(folder: Path, tmp_path: Path, monkeypat
     assert read_shards(tmp_path / "out")[1] == read_shards(folder / "out")[1]
 
 
-@pytest.mark.parametrize("what", ["missing", "cut", "altered", "index"])
+@pytest.mark.parametrize("what", ["missing", "cut", "altered", "index", "names"])
 def test_damage_is_one_sentence(folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(shutil.copytree(folder / "out", tmp_path / "out"))
-    one = out / ("train-00001.index.npy" if what == "index" else "train-00001.images")
+    one = out / f"train-00001.{ {'index': 'index.npy', 'names': 'names.json'}.get(what, 'images') }"
     content = bytearray(one.read_bytes())
     if what == "missing":
         one.unlink()
@@ -133,9 +133,8 @@ def test_damage_is_one_sentence(folder: Path, tmp_path: Path, what: str, capsys:
     assert main(["vision", "check", str(out), "--cache", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert f"The shard '{one}' {expected}" in said and said.count("\n") == 1
-    if what != "index":
-        with pytest.raises(UserError, match=expected):
-            stream(out, tmp_path, memory=0.0)
+    with pytest.raises(UserError, match=expected):
+        stream(out, tmp_path, memory=0.0)
 
 
 def test_images_that_cannot_be_read(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

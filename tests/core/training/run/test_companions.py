@@ -17,7 +17,8 @@ import pytest
 
 from triune.core.errors import Stopped, UserError
 from triune.core.training.run import companions
-from triune.core.training.run.companions import Alone, Companions, Place
+from triune.core.training.run.companions import Alone, Companions
+from triune.core.training.run.places import Place
 
 
 class Ranks:
@@ -163,6 +164,47 @@ def test_one_that_ends_before_the_others_come_tells_them(make: Any, first: int, 
     assert raised.value.code == 2
     leaving.join(60)
     assert not leaving.is_alive()
+
+
+def test_a_mistake_of_all_is_said_by_one(make: Any) -> None:
+    """By one of those that have met, and each other mistake too."""
+    ranks = make(3)
+    ranks.meet(0, 1, 2)
+    errors = [UserError("the same"), UserError("the same"), UserError("another")]
+    leaving = [
+        threading.Thread(target=one.__exit__, args=(UserError, error, None))
+        for one, error in zip(ranks.known, errors, strict=True)
+    ]
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join(60)
+    assert sorted(error.said for error in errors[:2]) == [False, True] and not errors[2].said
+
+
+def test_a_closed_door_is_an_end(make: Any, monkeypatch: Any) -> None:
+    """Rank 0 has served the store and ended: no error of the network is shown."""
+    ranks = make(2)
+    waiting = threading.Thread(target=ranks.known[0].meet, args=(ranks.places[0],))
+    waiting.start()
+    connect = socket.create_connection
+    calls: list[int] = []
+
+    def second_fails(address: tuple[str, int], timeout: float = 0) -> socket.socket:
+        calls.append(address[1])
+        if address[1] != ranks.places[1].port:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return connect(address, timeout)
+
+    monkeypatch.setattr(companions.socket, "create_connection", second_fails)
+    with pytest.raises(Alone, match="Rank 0 of 0 to 1 is gone"):
+        ranks.known[1].meet(ranks.places[1])
+    monkeypatch.setattr(companions.socket, "create_connection", connect)
+    ranks.known[1]._place = None
+    ranks.known[1]._missing = None
+    ranks.known[1].meet(ranks.places[1])
+    waiting.join(60)
+    assert not waiting.is_alive() and len(calls) > 1
 
 
 @pytest.mark.parametrize(("rank", "late"), [(0, "Ranks 1, 2 of 0 to 2"), (1, "Rank 0 of 0 to 2")])

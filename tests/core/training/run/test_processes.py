@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from triune.bench.kills.server import Server
+from triune.bench.kills.trainings import make_proteins, make_tables, make_text
 from triune.cli import main
 
 OPTIONS = [
@@ -196,14 +197,57 @@ def test_layers_cut_over_two(ranks: int, more: list[str], one: Path, server: Ser
         assert [after[name] for name in names] == pytest.approx([before[name] for name in names])
 
 
-def test_layers_that_cannot_be_cut(one: Path, server: Server) -> None:
-    more = ["--trainer.devices", "2", "--data.batch_size", "4", "--trainer.strategy", "fsdp2_tensor2"]
-    ended = server.run(one, [*fit("odd"), *more, "--model.transformer.heads", "1"], ranks=2)
+@pytest.mark.parametrize(
+    ("options", "ranks", "says"),
+    [
+        ("--model.transformer.heads 1", 2, "the 1 heads of a layer are not divided by it; choose another"),
+        ('--model.transformer.experts {"count":2,"active":1}', 2, "a feed-forward of the kind Experts has no plan"),
+        ("", 3, "tensor_parallel_size is 2, but 3 processes are no multiple of it; choose another number"),
+        ("--head_scores true", 2, "--head_scores looks at whole weights, which --trainer.strategy fsdp2 cuts"),
+    ],
+    ids=["heads", "experts", "processes", "head scores"],
+)
+def test_layers_that_cannot_be_cut(options: str, ranks: int, says: str, one: Path, server: Server) -> None:
+    """One sentence, of one process."""
+    more = ["--data.batch_size", "4", "--trainer.strategy", "fsdp2_tensor2"]
+    ended = server.run(one, [*fit("odd"), *more, *options.split()], ranks=ranks)
     assert ended.code == 2
     said = " ".join(ended.printed.split())
-    assert "tensor_parallel_size is 2, but the 1 heads of a layer are not divided by it; choose another" in said
-    ended = server.run(one, [*fit("odd"), *more], ranks=3)
-    assert ended.code == 2
+    assert says in said and said.count("error: ") == 1 and "Rank " not in said
+
+
+TENSOR = [
+    "vision fit --data.root images --model.patch_size 4 --data.val_fraction 0.25 --data.augment.mixup 0.8",
+    "protein pretrain --model.size null --data.files chains.fasta --data.context 24 --data.val_fraction 0.2",
+    "text fit --data.table texts.csv --data.input input --data.target [label,value] --data.tokenizer bytes",
+    "text pretrain --data.files text.txt --data.tokenizer bytes --data.context 16",
+    "vision pretrain --data.root images --model.patch_size 4 --model.decoder.dim 16 --model.decoder.depth 1"
+    " --model.decoder.heads 2",
+    "vision fit --data.table images.csv --data.input input --data.target [label,value] --model.patch_size 4",
+    "protein fit --data.table chains.csv --data.input input --data.target [label,value]",
+]
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] * (at > 0)) for at, line in enumerate(TENSOR)]
+)  # fmt: skip
+def test_layers_of_other_tasks_cut_over_two(line: str, tmp_path: Path, server: Server) -> None:
+    """Images, proteins and tables come to the weights and figures of one process, too."""
+    make_tables(tmp_path)
+    make_text(tmp_path)
+    make_proteins(tmp_path)
+    options = [*line.split(), "--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--threads", "1"]
+    options += ["--trainer.precision", "64-true", "--trainer.limit_val_batches", "1", "--data.batch_size", "4"]
+    options += ["--model.ema", "null", "--trainer.gradient_clip_val", "1.0"]
+    options += [f"--model.transformer.{size}" for size in ("dim=16", "depth=1", "heads=2")]
+    forked(server, tmp_path, *options, "--run", "one")
+    forked(server, tmp_path, *options, "--run", "two", "--trainer.strategy", "fsdp2_tensor2", ranks=2)
+    theirs, ours = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-12)
+    before, after = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two"))
+    assert after["val_loss"] == pytest.approx(before["val_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
