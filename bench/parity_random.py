@@ -1,6 +1,6 @@
 """Random configurations of the original libraries: the source in its own library, ours, and what was written.
 
-    pip install '.[test]' && python bench/parity_random.py [CONFIGURATIONS]
+    pip install '.[test]' && python bench/parity_random.py [CONFIGURATIONS [FIRST_SEED]]
 
 Each model is made by transformers with random weights, saved by it, read by triune, compared, written back and compared
 again. A configuration that triune refuses counts as refused, one that transformers cannot run is drawn again.
@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from triune.bench.random_more import ENCODERS as MORE_ENCODERS
+from triune.bench.random_more import MORE, more
 from triune.bench.random_recurrent import recurrent
 from triune.core.checkpoints.family import apart
 from triune.core.errors import UserError
@@ -86,12 +88,15 @@ def draw(seed: int) -> tuple[str, str, dict[str, Any]]:
     heads, depth = r.choice((1, 2, 4, 6)), r.randint(1, 4)
     even = {"num_hidden_layers": depth, "num_attention_heads": heads}
     even |= {"hidden_size": heads * r.choice((4, 8, 16)), "intermediate_size": r.randint(5, 70)}
-    kind = r.choice((*TEXT, *TEXT, *NEWER, *OLDER, *MIXTURES, *RECURRENT, *RECURRENT, *ENCODERS, *IMAGES))
+    kind = r.choice((*TEXT, *TEXT, *NEWER, *OLDER, *MIXTURES, *RECURRENT, *RECURRENT, *ENCODERS, *IMAGES, *MORE))
     eps = r.choice((1e-6, 1e-5, 1e-3))
     if kind in IMAGES:
         return "vision", kind, even | _image(r, kind) | {"layer_norm_eps": eps}
     special = {"vocab_size": 67, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     common = special | even | {"max_position_embeddings": 64}
+    if kind in MORE:
+        name = r.choice(("Model", "ForMaskedLM")) if kind in MORE_ENCODERS else "ForCausalLM"
+        return "text", kind + name, common | more(r, kind, even)
     if kind in ENCODERS:
         return "text", r.choice((f"{kind}Model", f"{kind}ForMaskedLM")), common | _encoder(r, kind, depth, eps)
     if kind in OLDER:
@@ -311,7 +316,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = run(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    rows = run(int(sys.argv[1]) if len(sys.argv) > 1 else 300, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     bad, refused = [row for row in rows if wrong(row)], [row for row in rows if "refused" in row]
     fine = [row for row in rows if "refused" not in row and not wrong(row)]
     ill = [row for row in fine if ill_conditioned(row)]

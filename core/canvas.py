@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import textwrap
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,43 @@ def clip(name: str, most: int) -> str:
 
 
 def fitted(names: Sequence[str], width: int, lines: int = 3) -> list[str]:
-    """Names broken into lines of about `width` characters; only those that need more than `lines` are cut, in the
-    middle, and two that would then read alike get their numbers.
+    """Names broken into at most `lines` lines of about `width` letters; a longer one is cut in the middle, and two that
+    would then read alike get their numbers. Chinese, Japanese and Korean characters are as wide as two letters.
     """
     lacking = _families(frozenset("".join(names)))[1]
-    short = [_broken(_spelled(name, lacking), width, lines) for name in names]
+    spelled = [[" " if letter.isspace() else _spelled(letter, lacking) for letter in name] for name in names]
+    short = [_broken(characters, width, lines) for characters in spelled]
     doubled = {text for text in short if short.count(text) > 1} if len(set(short)) < len(short) else set()
     return [f"{text} #{number}" if text in doubled else text for number, text in enumerate(short)]
 
 
-def _broken(name: str, width: int, lines: int) -> str:
-    parts = textwrap.wrap(name, width) or [""]
-    if len(parts) > lines:
-        parts = textwrap.wrap(clip(name, width * lines - lines).replace(r"\$", "$"), width)[: lines + 1]
-    return literal("\n".join(parts))
+def _broken(characters: list[str], width: int, lines: int) -> str:
+    """A name in lines; what it is cut by is a whole number of characters, each as `_spelled` writes it."""
+    kept = min(len(characters), width * lines)
+    found = _lines(characters, width) if kept == len(characters) else []
+    while not 0 < len(found) <= lines:
+        kept -= 1
+        tail = kept // 3
+        found = _lines([*characters[: kept - tail], "…", *characters[len(characters) - tail :]], width)
+    return literal("\n".join(found))
+
+
+def _lines(characters: list[str], width: int) -> list[str]:
+    """Breaks between words, within a word that is longer than a line, and beside wide characters."""
+    lines: list[list[str]] = [[]]
+    for character in characters:
+        line = lines[-1]
+        if line and not character.isspace() and sum(map(_width, [*line, character])) > width:
+            breaks = [i + 1 for i, before in enumerate(line) if before.isspace() or _width(before) > 1]
+            place = len(line) if _width(character) > 1 else max(breaks, default=len(line))
+            lines[-1:] = [line[:place], line[place:]]
+        lines[-1].append(character)
+    return [text for line in lines if (text := "".join(line).strip())] or [""]
+
+
+def _width(character: str) -> int:
+    """Of a character or its code point in letters."""
+    return len(character) * (2 if unicodedata.east_asian_width(character[0]) in "WF" else 1)
 
 
 def _spelled(text: str, lacking: frozenset[str]) -> str:

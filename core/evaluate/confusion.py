@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..canvas import BLUE, PALE, RED, clip, figure, fitted, save
+from ..canvas import BLUE, PALE, RED, figure, fitted, save
 from .judgement import Confusion
 
 
@@ -35,7 +35,8 @@ def confusion_matrix(judged: Confusion, target: Path, title: str = "", unit: str
     axes.set_ylabel("true")
     axes.spines[:].set_visible(False)
     if classes > 20 and (worst := judged.mistakes(6)):
-        parts = [f"{clip(t, 24)} → {clip(p, 24)} ({n})" for t, p, n in worst]
+        short = dict(zip(judged.names, names))
+        parts = [f"{short[t]} → {short[p]} ({n})" for t, p, n in worst]
         lines = "      ".join(parts[:3]) + "\n" + "      ".join(parts[3:])
         drawn.supxlabel(f"most frequent mistakes, true → predicted:\n{lines}", fontsize=10, color="#333333")
     axes.set_title(title or headline(judged, unit), loc="left", fontsize=11)

@@ -111,7 +111,8 @@ def chunks(x: Tensor, chunk: int) -> Tensor:
 
 def chunk_decays(log_decay: Tensor, begins: Tensor | None, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is left of one token at another. Products of decays are differences of sums of logarithms, never quotients,
-    which would overflow.
+    which would overflow. The sums are taken in float64: where they are large (-100), those of float32 have lost as many
+    digits of the difference between neighbours.
 
     Args:
         log_decay: `[batch, heads, chunks, chunk, 1]`.
@@ -123,10 +124,11 @@ def chunk_decays(log_decay: Tensor, begins: Tensor | None, chunk: int) -> tuple[
         chunk's start to token i `[batch, heads, chunks, chunk]`, from token j to the chunk's end, likewise, and over
         the whole chunk `[batch, heads, chunks]`.
     """
-    total = log_decay.squeeze(-1).cumsum(-1)
+    dtype, wide = log_decay.dtype, log_decay.dtype if log_decay.device.type == "mps" else torch.float64
+    total = log_decay.squeeze(-1).cumsum(-1, dtype=wide)  # an accelerator without float64 keeps its own type
     open_ = torch.ones(chunk, chunk, dtype=torch.bool, device=total.device).tril()
-    difference = total[..., :, None] - total[..., None, :]
-    left = total[..., -1:] - total
+    difference = (total[..., :, None] - total[..., None, :]).to(dtype)
+    left, total = (total[..., -1:] - total).to(dtype), total.to(dtype)
     if begins is None:
         return difference.masked_fill(~open_, -torch.inf).exp(), total.exp(), left.exp(), total[..., -1].exp()
     begins = F.pad(begins, (0, -begins.shape[1] % chunk)).unflatten(1, (-1, chunk))[:, None]

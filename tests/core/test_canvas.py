@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from triune.core import canvas
 
 
@@ -15,6 +17,25 @@ def test_long_names_stay_whole_or_distinct():
     short = canvas.fitted(["x" * 60 + str(i) + "y" * 60 for i in range(3)], 20)
     assert len(set(short)) == 3, "names that differ where they are cut get their numbers"
     assert max(map(len, short[0].split("\n"))) <= 23
+
+
+def test_no_name_takes_more_lines_or_width_than_its_row(monkeypatch):
+    names = [
+        "Chelonoidis niger subsp. (Pinta, extinct 2012) adult, the very last female",
+        "猫と犬の長い名前" * 6,
+        "x\ny",
+    ]
+    monkeypatch.setattr(canvas, "_families", lambda _: (("DejaVu Sans",), frozenset()))
+    for lines in (1, 3):
+        broken = [name.split("\n") for name in canvas.fitted(names, 24, lines)]
+        assert [len(parts) <= lines for parts in broken] == [True] * 3
+        assert max(len(part) for part in broken[0]) <= 24
+        assert max(len(part) for part in broken[1]) <= 12, "each of these characters is as wide as two letters"
+        assert broken[2] == ["x y"]
+    assert canvas.fitted(names, 24)[0].endswith("last female")
+    monkeypatch.setattr(canvas, "_families", lambda wanted: (("DejaVu Sans",), wanted - {"…"}))
+    codes = canvas.fitted(["猫と犬の長い名前" * 2], 24, 2)[0].replace("\n", "")
+    assert re.fullmatch(r"(<U\+[0-9A-F]{4}>)+…(<U\+[0-9A-F]{4}>)+", codes), "no code point is cut"
 
 
 def test_every_character_is_drawn_or_written_out(tmp_path):

@@ -226,6 +226,15 @@ def test_validate_gives_the_same_figures_and_table(run, capsys):
     assert json.loads((run / "validation.json").read_text())["ece"] == summary["ece"]
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_folder_without_a_readable_image_is_not_scored(run, tmp_path, damaged):
+    (tmp_path / "new" / "3").mkdir(parents=True)
+    if damaged:
+        (tmp_path / "new" / "3" / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="test side holds no images that can be read"):
+        run_vision("test", [str(run), "--data.test_root", str(tmp_path / "new"), "--data.on_error", "skip"])
+
+
 def test_a_labelled_folder_is_scored_by_the_run_alone(run, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("3", "7"):  # two of ten classes, in colour where training was grey

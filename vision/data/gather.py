@@ -18,7 +18,7 @@ from .batches import channel_statistics, common_size, pixels_in_memory
 from .collection import Collection, Side
 from .images import Decoding, is_wide, open_image
 from .scan import Fit, Kept, Record, scan
-from .split import check_classes, count_copies, drop_unreadable, hold_out
+from .split import check_classes, check_sides, count_copies, drop_unreadable, hold_out
 
 SMALL_SIDE = 64
 """Images of up to this many pixels a side are trained on as they are, and cropped at random from these pixels."""
@@ -127,6 +127,8 @@ def gather(collection: Collection, settings: Settings, cache: Path, changed: Cal
     if "train" in records:
         check_classes(collection)
         leaked, duplicates = _separate(collection, records, settings.val_fraction, settings.seed)
+    else:
+        check_sides(collection)
     known = [record for found in records.values() for record in found]
     size, channels = shape = chosen_shape(known, settings.image_size, settings.channels)
     preprocessing = replace(settings.preprocessing, grey_bits=bits)

@@ -69,9 +69,14 @@ def check_classes(collection: Collection) -> None:
             f"The class '{name}' has no training images left that can be read and are not in validation or test: add "
             "some, or remove its folder."
         )
+    check_sides(collection)
+
+
+def check_sides(collection: Collection) -> None:
+    """Raises UserError for a side without an image that can be read."""
     for side, images in collection.sides.items():
         if not len(images):
-            raise UserError(f"The {side} side holds no images: add some, or remove its folder.")
+            raise UserError(f"The {side} side holds no images that can be read: add some, or remove its folder.")
 
 
 def drop_unreadable(collection: Collection, records: dict[Side, list[Record]], on_error: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...core.canvas import clip, figure, save
+from ...core.canvas import figure, fitted, save
 from ..masks import PALETTE
 
 MOST_SHOWN = 6
@@ -71,7 +71,8 @@ def draw_patches(shown: Sequence[Shown], names: Sequence[str] | None, target: Pa
         drawn.colorbar(last, ax=grid[:, 1:].ravel().tolist(), location="bottom", shrink=0.8, aspect=40)
     else:
         seen = sorted({int(v) for one in shown for part in one[1:] for v in part[part == part]})
-        handles = [Patch(color=colours[number % 255], label=clip(names[number], 24)) for number in seen[:24]]
+        short = fitted(names, 24, 1)
+        handles = [Patch(color=colours[number % 255], label=short[number]) for number in seen[:24]]
         drawn.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=min(6, len(handles)))
     drawn.suptitle(title, x=0.01, ha="left", fontsize=11)
     save(drawn, target)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...canvas import BLUE, GREEN, RED, clip, figure, plain, save
+from ...canvas import BLUE, GREEN, RED, figure, fitted, plain, save
 from .compare import Run
 from .plot import smooth
 from .progress import short
@@ -44,10 +44,9 @@ def draw(runs: Sequence[Run], target: Path) -> bool:
     for axes, name in zip(grid, drawn):
         for panel, along, label in zip(axes, ("step", "units"), ("optimizer steps", seen)):
             _panel(panel, runs, name, along, label)
-    handles, labels = [], []
-    for number, run in enumerate(runs):
+    handles, labels = [], fitted([run.name for run in runs], 40, 1)
+    for number in range(len(runs)):
         handles += grid[0, 0].plot([], [], color=COLOURS[number % len(COLOURS)], linestyle=_style(number))
-        labels.append(clip(run.name, 40))
     picture.legend(handles, labels, frameon=False, loc="outside upper left", ncols=min(4, len(runs)), fontsize=9)
     save(picture, target)
     return True

@@ -132,6 +132,19 @@ def test_strong_decay_neither_overflows_nor_spoils_the_gradient() -> None:
         assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scan", ["decayed", "delta"])
+def test_large_sums_of_decays_cost_no_precision(scan: str) -> None:
+    """Of neighbours in a chunk over which the decays add up to -600, float32 keeps a hundred-thousandth."""
+    torch.manual_seed(0)
+    chunked, reference, make = SCANS[scan]
+    *inputs, decay = make()[0]
+    decay = decay * 30
+    decay[:, ::3] *= 1e-3  # what two neighbours keep of each other is told by the small decays between the large ones
+    truth = reference(*inputs, decay)[0]
+    found = chunked(*(x.float() for x in (*inputs, decay)))[0]
+    assert (found.double() - truth).abs().max() < 3e-6 * truth.abs().max()
+
+
 def test_a_long_sequence_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triune.core.mixers.decayed_scan.PART", 16)
     torch.manual_seed(0)
