@@ -165,15 +165,21 @@ def open_model(name: str | Path) -> tuple[VisionTransformer, float]:
 
 
 def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none."""
-    from .data.folders import walk
+    """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none.
+
+    Photographs in folders whose format is not read are said on standard error.
+    """
+    from .data.folders import unread_note, walk
 
     files: dict[str, None] = {}
     problems = []
     for text in inputs:
         path, found = Path(text), [text]
         if path.is_dir():
-            found = sorted(walk(path)[0])
+            found, others = walk(path)
+            found.sort()
+            for note in unread_note(others):
+                print(f"note: '{text}': {note}", file=sys.stderr)
         elif not path.exists() and glob.has_magic(text):
             found = sorted(f for f in glob.glob(text, recursive=True) if Path(f).is_file())
         if not found:

@@ -34,6 +34,7 @@ def main(args: list[str]) -> int:
     from ..core.shards import Folder
     from ..core.work import cache_folder
     from .data.find import Where, find
+    from .data.folders import unread_note
     from .data.images import MAX_PIXELS, Decoding
     from .data.packed import read_shards
     from .data.packing import write_shards
@@ -54,6 +55,8 @@ def main(args: list[str]) -> int:
         f"{f', {left:,} left out that cannot be read' if left else ''}. Train on it: triune vision fit --data.root"
         f" {options.out}"
     )
+    for note in [*collection.notes, *unread_note(collection.others)]:
+        print(f"note: {note}")
     return 0
 
 

@@ -112,6 +112,17 @@ def test_globs_folders_and_repeats(images):
     assert "holds no image files" in collect([str(images / "none")])[1][0]
 
 
+def test_photographs_that_are_not_read_are_said(images, capsys):
+    (images / "a.DNG").write_bytes(b"raw")
+    (images / "b.jxl").write_bytes(b"x")
+    (images / "notes.txt").write_text("no photograph")
+    assert len(collect([str(images)])[0]) == 3
+    said = "2 photographs are left out, since their format is not read (.dng 1, .jxl 1)"
+    assert said in capsys.readouterr().err
+    collect([str(images / "a.png")])
+    assert capsys.readouterr().err == ""
+
+
 def test_attention_picture(run, images, capsys):
     target = images / "out.png"
     args = [str(images / "a.png"), str(images / "wide [1].jpg"), "--run", str(run), "--attention", str(target)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...core.errors import UserError
 from ...core.files import check_name, few
 from .collection import SIDES, Collection, Images, Paths, Side, side_of
-from .images import EXTENSIONS
+from .images import EXTENSIONS, UNREAD
 from .names import join
 
 LAYOUT = "give it one folder for each class (cats/…, dogs/…), or train/ and val/ folders that hold those"
@@ -42,6 +42,16 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
             elif not name.startswith("."):
                 others[os.path.splitext(name)[1].lower() or "no ending"] += 1
     return found, others
+
+
+def unread_note(others: Counter[str]) -> list[str]:
+    """A sentence about photographs among the other files (by their ending) of a folder, if there are any."""
+    kinds = [f"{ending} {count:,}" for ending, count in others.most_common() if ending in UNREAD]
+    count = sum(others[ending] for ending in UNREAD)
+    photos = "photograph is" if count == 1 else "photographs are"
+    return [
+        f"{count:,} {photos} left out, since their format is not read ({few(kinds)}): convert them to JPEG or PNG."
+    ] * (count > 0)
 
 
 def _visited(folder: str | Path) -> Iterator[tuple[str, list[str]]]:

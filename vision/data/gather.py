@@ -16,6 +16,7 @@ from ...core.errors import UserError
 from ..preprocessing import IMAGENET, Preprocessing
 from .batches import channel_statistics, common_size, pixels_in_memory
 from .collection import Collection, Side
+from .folders import unread_note
 from .images import Decoding, is_wide, open_image
 from .scan import Fit, Kept, Record, scan
 from .split import check_classes, check_sides, count_copies, drop_unreadable, hold_out
@@ -115,6 +116,7 @@ def gather(collection: Collection, settings: Settings, cache: Path, changed: Cal
     Raises:
         UserError: what is wrong with the images.
     """
+    collection.notes += unread_note(collection.others)
     for images in collection.sides.values():
         images.decoding = Decoding(settings.max_pixels)
     records, kept = _look_through(collection, cache, settings)

@@ -28,9 +28,14 @@ MOST_PIXELS = 10_000_000_000
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".avif", ".jp2", ".tga", ".heic", ".heif", ".hif",
+    ".avif", ".jp2", ".tga", ".heic", ".heif", ".hif", ".apng", ".dib", ".j2k", ".jpf", ".jpx", ".mpo",
 )  # fmt: skip
 """Names that are taken for images; anything else in a folder is passed over."""
+UNREAD = (
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcm", ".dng", ".erf", ".exr", ".hdr", ".iiq", ".jxl", ".jxr", ".mrw",
+    ".nef", ".nrw", ".orf", ".pef", ".psb", ".psd", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".x3f",
+)  # fmt: skip
+"""Names of photographs in formats that are not read, which is said wherever a folder is read."""
 
 FORMAT_OF = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF",

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from .collection import Collection, Side
+from .folders import unread_note
 from .scan import Record
 
 
@@ -59,7 +60,8 @@ def check_classes(collection: Collection) -> None:
         return
     if collection.empty:
         more = f" (and {len(collection.empty) - 1} more class folders)" if len(collection.empty) > 1 else ""
-        raise UserError(f"'{collection.empty[0]}'{more} holds no images: add some, or remove the folder.")
+        unread = " ".join(["", *unread_note(collection.others)])
+        raise UserError(f"'{collection.empty[0]}'{more} holds no images: add some, or remove the folder.{unread}")
     if len(collection.classes) < 2:
         raise UserError(f"There is one class only ('{''.join(collection.classes)}'): a classifier needs two or more.")
     counts = np.bincount(collection.sides["train"].labels, minlength=len(collection.classes))

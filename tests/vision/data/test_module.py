@@ -667,6 +667,18 @@ def test_batches_with_mixing_hold_probabilities(tmp_path: Path) -> None:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
+def test_photographs_in_formats_that_are_not_read_are_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "a", {"cat": 10, "dog": 10})
+    for i in range(3):
+        (root / "cat" / f"{i}.CR2").write_bytes(b"raw")
+    said = "3 photographs are left out, since their format is not read (.cr2 3): convert them to JPEG or PNG."
+    assert said in made(root).notes
+    (root / "emu").mkdir()
+    (root / "emu" / "a.jxl").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"emu' holds no images.*\.jxl 1"):
+        made(root)
+
+
 def test_unreadable_images_stop_or_are_left_out(tmp_path: Path) -> None:
     root = folder(tmp_path / "a", {"cat": 10, "dog": 10})
     (root / "cat" / "bad.jpg").write_text("<html>404")
