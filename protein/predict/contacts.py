@@ -201,6 +201,7 @@ class Work:
         chain = truth.chain if truth else None
         result = Result(
             name=query.name,
+            title=query.title,
             source=str(query.source),
             sequence=sequence,
             rows=len(rows),

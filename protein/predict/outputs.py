@@ -48,6 +48,7 @@ class Result:
         scores: as from `metrics.precisions`, one number each.
         notes: sentences about the input.
         files: what was written, by kind.
+        title: the name that its file gives it; `name` is made of it, fit for files and unlike all others.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Result:
     scores: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    title: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: what is not a number becomes null."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class Query:
 
     Args:
         name: unique in the batch, fit for a file name.
+        title: the name that the file gives it.
         source: the file.
         alignment: of one row for a sequence.
         letters: the sequence as it was written; None for an alignment.
@@ -41,6 +43,7 @@ class Query:
     alignment: Alignment
     letters: str | None = None
     notes: tuple[str, ...] = ()
+    title: str = ""
 
 
 class Queries:
@@ -100,7 +103,7 @@ class Queries:
             yield from self._checked(Query(found.name, file, alignment, found.letters, content.notes))
 
     def _checked(self, query: Query) -> Iterator[Query]:
-        query = replace(query, name=unique(query.name, self._taken))
+        query = replace(query, name=unique(query.name, self._taken), title=query.name)
         residues = query.alignment.tokens.shape[1]
         try:
             if residues < SHORTEST:
@@ -123,11 +126,14 @@ def _is_input(file: Path) -> bool:
 
 def unique(name: str, taken: set[str]) -> str:
     """Returns a file name like `name` that no other input has, whatever the system thinks of upper and lower case."""
-    plain = re.sub(r"[^\w.+=-]+", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore").strip("._") or "sequence"
+    letters = unicodedata.normalize("NFC", name)  # some systems take both forms for one name
+    marks = {letter for letter in letters if unicodedata.category(letter).startswith("M")}  # vowels of many scripts
+    plain = re.sub(rf"[^\w.+={''.join(marks)}-]+", "_", letters)
+    plain = plain.encode()[:LONGEST_NAME].decode(errors="ignore").strip("._") or "sequence"
     found, number = plain, 2
-    while found.lower() in taken:
+    while found.casefold() in taken:
         found, number = f"{plain}-{number}", number + 1
-    taken.add(found.lower())
+    taken.add(found.casefold())
     return found
 
 

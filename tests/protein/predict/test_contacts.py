@@ -286,12 +286,15 @@ def test_what_is_there_is_kept_or_replaced_when_asked(run: str, capsys: pytest.C
 
 
 def test_names_are_not_lost_and_letters_of_any_script_kept(run: str, capsys: pytest.CaptureFixture[str]) -> None:
-    heads = ["Protein 1", "Protein 2", "Größe", "蛋白" * 90]
+    heads = ["Protein 1", "Protein 2", "Größe", "蛋白" * 90, "नमस्ते", "a/b", "a?b", "gro\u0308ße", "A:B"]
     Path("many.fasta").write_text("".join(f">{h}\n{SEQUENCE[n:]}\n" for n, h in enumerate(heads)), encoding="utf-8")
     assert contacts("many.fasta", "--run", run, "--no-png", "--json") == 0
-    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    rows = json.loads(capsys.readouterr().out)
+    names = [row["name"] for row in rows]
     assert names[:3] == ["Protein_1", "Protein_2", "Größe"]
     assert len(names[3].encode()) <= 120
+    assert names[4:] == ["नमस्ते", "a_b", "a_b-2", "größe-2", "A_B-3"], "some systems take two of these for one"
+    assert [row["title"] for row in rows] == heads
     assert all(Path(f"contacts/{name}.rr").is_file() for name in names)
 
 
