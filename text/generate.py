@@ -288,7 +288,8 @@ def _write(writer: Writer, start: list[Message]) -> int:
     options, tokenizer = writer.options, writer.tokenizer
     prompts = _prompts(options, tokenizer)
     if options.chat:
-        found = [Talk(tokenizer, start, options.think).ask(prompt) for prompt in prompts]
+        talk = Talk(tokenizer, start, options.think)
+        found = [talk.ask(prompt, list(start)) for prompt in prompts]
     else:
         found = [(prompt_ids(tokenizer, prompt), "") for prompt in prompts]
     texts = [Continuation(tokenizer, options.stop, ids, lead) for ids, lead in found]

@@ -29,16 +29,27 @@ class Talk:
         from .data.chat import ChatTemplate
 
         self.template, self.messages, self.thinks = ChatTemplate(tokenizer), list(start), thinks
+        self._mentioned = False
 
-    def ask(self, question: str | None) -> tuple[list[int], str]:
-        """Adds a question (None: the last message is one); returns the tokens of all, and what the template writes
-        between them and an answer."""
-        messages = self.messages if question is None else [*self.messages, {"role": "user", "content": question}]
+    def ask(self, question: str | None, before: list[Message] | None = None) -> tuple[list[int], str]:
+        """Adds a question (None: the last message is one) to what was said, or to `before`; returns the tokens of all,
+        and what the template writes between them and an answer."""
+        said = self.messages if before is None else before
+        messages = said if question is None else [*said, {"role": "user", "content": question}]
         ids = self.template.ask(messages, thinks=self.thinks).tolist()
         if self.thinks and ids == self.template.ask(messages).tolist():
             raise UserError("--think is given, but changes nothing in the chat template of this model; leave it out.")
+        self._mention_thoughts(messages)
         self.messages = messages
         return ids, self.template.lead(messages, self.thinks)
+
+    def _mention_thoughts(self, messages: list[Message]) -> None:
+        """Says once that the model answers without thinking where its template would let it think."""
+        if not (self.thinks or self._mentioned) and self.template.prompt(messages, None, True) != self.template.prompt(
+            messages
+        ):
+            print("note: The template lets this model think before it answers; --think does so.", file=sys.stderr)
+        self._mentioned = True
 
     def answered(self, answer: str) -> None:
         """Adds the answer to the last question."""

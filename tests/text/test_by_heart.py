@@ -22,6 +22,7 @@ from triune.text.data.messages import Conversation
 from triune.text.data.packing import ChatRows, join
 from triune.text.generate import main
 from triune.text.model import LanguageModel, LanguageModelConfig
+from triune.text.talk import Talk
 from triune.text.tokenizer import Tokenizer
 
 CHATML = (
@@ -175,6 +176,19 @@ def test_a_conversation_is_kept_from_turn_to_turn(cat, tmp_path, monkeypatch, ca
     (tmp_path / "said.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="holds no conversation"):
         main([*cat, "--conversation", str(tmp_path / "said.json")])
+
+
+@pytest.mark.parametrize("template", ["thinks", "chatml"])
+def test_that_a_model_could_think_is_said_once(template, capsys):
+    template_of("merging", template)
+    talk = Talk(TOKENIZERS["merging"], [])
+    for question in ("Who are you?", "What do you drink?"):
+        talk.ask(question)
+        talk.answered("A cat.")
+    assert capsys.readouterr().err.count("--think does so") == (template == "thinks")
+    if template == "thinks":
+        Talk(TOKENIZERS["merging"], [], True).ask("Who?")
+    assert capsys.readouterr().err == ""
 
 
 def test_one_question_streams_its_answer_alone(cat, capsys):
