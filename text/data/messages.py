@@ -113,6 +113,8 @@ def _conversation(row: Row, columns: Mapping[str, str]) -> Conversation:
     if not isinstance(value, Mapping):
         raise UserError(f"{where} holds a {type(value).__name__}, but must hold an object with {FORMS}.")
     _refuse_media(value, where)
+    if value.get("label") is False:
+        raise UserError(f"{where} has the label false, which says that its answer is a bad one; remove the row.")
     found = _messages(value, where, columns)
     tools, system = _column(value, where, "tools", columns), _column(value, where, "system", columns)
     messages = [
@@ -174,7 +176,8 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
             raise UserError(f"{where} has a context that is a {type(context).__name__}, but must be a text.")
         question = f"{question}\n\n{context}" if question else context
     asked = question if isinstance(question, list) else [{"role": "user", "content": question}]
-    answered = answer if isinstance(answer, list) else [{"role": ANSWERS, "content": answer}]
+    thoughts = {key: row[key] for key in THOUGHTS if row.get(key) and key not in columns.values()}
+    answered = answer if isinstance(answer, list) else [{"role": ANSWERS, "content": answer, **thoughts}]
     before = [] if "history" in columns.values() else _history(row, where)
     asked = [(message, False) for message in asked]
     return [(message, True) for message in before] + asked + [(message, True) for message in answered]
@@ -301,8 +304,9 @@ def _text(content: Any, where: str) -> str:
 
 
 def _wanted(message: Mapping[str, Any], where: str) -> bool:
-    """Data sets may say which answers are learned: `weight` 0 or 1 (OpenAI), `train` or `training` true or false."""
-    marks = {key: message[key] for key in ("weight", "train", "training") if message.get(key) is not None}
+    """Data sets may say which answers are learned: `weight` 0 or 1 (OpenAI), others true or false."""
+    keys = ("weight", "train", "training", "loss", "loss_mask")
+    marks = {key: message[key] for key in keys if message.get(key) is not None}
     for key, mark in marks.items():
         if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
             raise UserError(f"{where} has the {key} {mark!r}, but must be 0 or 1, false or true: learned or not.")
