@@ -29,11 +29,17 @@ BLOCK = 1 << 18
 PIECE = 8 << 20
 """Bytes that are asked for at once where a whole file is needed."""
 SECONDS = 60.0
-"""How long the answer to one question may take."""
+"""How long the answer to one question may take; one without an answer is asked once more."""
+NOT_ALLOWED, NOT_THERE = (401, 403, 407), (404, 410)
+"""Answers of HTTP that another attempt does not change."""
 WAITS = (0.5, 2.0)
 """Seconds before a question that met an error is asked again."""
 TOGETHER = 16
 """Questions to a store at once, of one process."""
+MARKS = (
+    "ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "last_modified", "mtime", "created",
+)  # fmt: skip
+"""What stores call a tag or the time of a content."""
 CACHE_GB = 20.0
 """How much the cache holds where no option says otherwise."""
 
@@ -111,7 +117,7 @@ def _remote(fs: Any, name: str, entry: dict[str, Any]) -> Remote:
         raise UserError(
             f"The store does not say how long '{url}' is, which is needed; copy it to a disk and give that."
         )
-    marks = [entry.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")]
+    marks = [entry.get(key) for key in MARKS]
     marks = [mark.timestamp() if isinstance(mark, datetime) else mark for mark in marks]
     version = hashlib.sha256(repr((url, int(entry["size"]), marks)).encode()).hexdigest()[:24]
     return Remote(url, int(entry["size"]), version)
@@ -133,6 +139,8 @@ def _opened(url: str) -> tuple[Any, str]:
 
 def _line(error: BaseException) -> str:
     """The first line of what an error says, or its kind."""
+    if status := getattr(error, "status", None):
+        return f"{status} {getattr(error, 'message', '')}".strip()
     text = str(error).strip()
     return text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
 
@@ -143,28 +151,41 @@ def _ask(url: str, question: Callable[[], Any]) -> Any:
     Raises:
         UserError: there is no such file, it may not be read, or the store gave no answer.
     """
+    silent = False
     for wait in (*WAITS, None):
         answer: list[Any] = []
         thread = threading.Thread(target=_answer, args=(question, answer), daemon=True)
         thread.start()
         thread.join(SECONDS)
         if not answer:
-            raise UserError(
-                f"The store of '{url}' has not answered for {SECONDS:g} s; nothing is lost: try again when it does."
-            )
+            if silent or wait is None:
+                raise UserError(
+                    f"The store of '{url}' has not answered for {SECONDS:g} s; nothing is lost: try again when it does."
+                )
+            silent = True  # of many connections one may hang
+            continue
         result, error = answer[0]
         if error is None:
             return result
         if isinstance(error, UserError):
             raise error
-        if isinstance(error, FileNotFoundError):
+        error = _meant(error)
+        if isinstance(error, FileNotFoundError) or getattr(error, "status", None) in NOT_THERE:
             raise UserError(f"There is no file '{url}'; give one that exists.") from None
-        if isinstance(error, PermissionError) or wait is None:
+        refused = isinstance(error, PermissionError) or getattr(error, "status", None) in NOT_ALLOWED
+        if refused or wait is None:
             raise UserError(
                 f"The store of '{url}' answers with an error ({_line(error)}); nothing is lost: mend it, or try again."
             ) from None
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _meant(error: BaseException) -> BaseException:
+    """What has happened: fsspec says of every error of HTTP, while it asks about a file, that there is none."""
+    cause = error.__cause__
+    known = isinstance(error, FileNotFoundError) and cause is not None and type(cause).__module__.startswith("aiohttp")
+    return cause if known and cause is not None else error
 
 
 def _answer(question: Callable[[], Any], answer: list[Any]) -> None:
