@@ -101,14 +101,14 @@ class Moments:
 
     def watch(self) -> None:
         """From now on: count."""
-        from lightning.fabric.plugins.io import torch_io
         from lightning.pytorch.trainer import call
 
+        from triune.core.training import lightning_fixes
         from triune.core.training.run import rows
 
         for name in ("_call_callback_hooks", "_call_lightning_module_hook", "_call_strategy_hook"):
             setattr(call, name, self._counted(getattr(call, name)))
-        self._halve_checkpoints(torch_io)
+        self._halve_checkpoints(lightning_fixes)
         self._halve_rows(rows.MetricsFile)
         sys.addaudithook(self._audit)
 
@@ -119,8 +119,8 @@ class Moments:
 
         return counted
 
-    def _halve_checkpoints(self, torch_io: Any) -> None:
-        save = torch_io._atomic_save
+    def _halve_checkpoints(self, fixes: Any) -> None:
+        save = fixes.write_checkpoint
 
         def halved(checkpoint: Any, path: Any) -> None:
             save(checkpoint, path)
@@ -129,7 +129,7 @@ class Moments:
             self.passes("half a checkpoint", str(path))
             Path(path).write_bytes(content)
 
-        torch_io._atomic_save = halved
+        fixes.write_checkpoint = halved
 
     def _halve_rows(self, file: Any) -> None:
         append = file.append

@@ -12,8 +12,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.strategies import model_parallel
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
@@ -38,10 +40,46 @@ class _NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
+def prepare(trainer: Trainer) -> None:
+    """What every trainer gets when its module is set up."""
+    without_profiler(trainer)
+    write_straight(trainer)
+    close_process_group_at_exit(trainer)
+
+
 def without_profiler(trainer: Trainer) -> None:
     """Replaces the profiler that does nothing by one that does it faster."""
     if type(trainer.profiler) is PassThroughProfiler:  # pyright: ignore[reportAttributeAccessIssue]
         trainer.profiler = _NoProfiler()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Straight(TorchCheckpointIO):
+    """Writes checkpoints where they belong; Lightning makes two copies of them in memory, and a file in the system's
+    folder for temporary files, which is often small.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a file, or none where the disk is full. Raises OSError with the name of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # PyTorch fails once more while it closes what the system has refused
+        path.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+
+
+def write_straight(trainer: Trainer) -> None:
+    """Lets a trainer write its checkpoints by `Straight`, where nothing else was asked for."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = Straight()
 
 
 def close_process_group_at_exit(trainer: Trainer) -> None:

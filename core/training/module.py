@@ -106,8 +106,7 @@ class TrainingModule(TaskModule):
             super().__setattr__(name, value)
 
     def setup(self, stage: str) -> None:
-        lightning_fixes.without_profiler(self.trainer)
-        lightning_fixes.close_process_group_at_exit(self.trainer)
+        lightning_fixes.prepare(self.trainer)
         if self.leaves_unused:
             lightning_fixes.allow_unused(self.trainer)
 
