@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..files import few
 from ..heads.base import HeadSpec
+from ..labels.cells import shown
 from ..labels.guess import cells_of
 from ..labels.split import Split, split, strata
 from ..labels.table import Table, read_table
@@ -115,7 +116,31 @@ def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", 
         inputs = resolve(table, inputs, notes)
     sides = _sides(columns, table, target, inputs, scored)
     notes += getattr(sides, "notes", [])
+    if spec is None and not scored:
+        notes += _untaught(target, sides["train"])
     return Rows(table, inputs, target, dict(sides), notes)
+
+
+def _untaught(target: Target, train: np.ndarray) -> list[str]:
+    """A note for each column with classes or labels that only rows outside of training have."""
+    found = []
+    for part in target.parts or (target,):
+        if cells_of(part.kind) == "regress" or part.numbers or part.masked:
+            continue
+        everywhere, taught = _present(part), _present(part.take(train))
+        if only := [shown(name) for name, there, known in zip(part.names, everywhere, taught) if there and not known]:
+            found.append(
+                f"WARNING: no training row has {few(only)} of '{part.columns[0]}', so that it cannot be learned"
+            )
+    return found
+
+
+def _present(target: Target) -> np.ndarray:
+    """Whether a row has each class or label, bool `[names]`."""
+    if isinstance(target.values, list) or target.values.ndim == 1:
+        codes = np.concatenate([*target.values, np.zeros(0, np.int64)]) if target.per_token else target.values
+        return np.isin(np.arange(len(target.names)), codes)
+    return (target.values == 1).any(0)
 
 
 def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:

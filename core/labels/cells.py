@@ -24,6 +24,12 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 COMMA = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?|[+-]?[0-9]*,[0-9]+|[+-]?[0-9]{1,3}([ '’_][0-9]{3})+")
 UNIT = re.compile(r"[<>~≈]?\s*[+-]?[0-9]+(?:[.,][0-9]+)?\s*([^\W\d_]{1,6}(?:/[^\W\d_]+)?|[%°µ€$£]\w*)")
+DATE = re.compile(
+    r"([0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.]([0-9]{4}|[0-9]{2}))"
+    r"([ T][0-9]{1,2}:[0-9]{2}.*)?|[0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?"
+)
+LARGEST = 1e30
+"""Numbers are learned in 32 bits, which end at 3.4e38, and their squares are added up."""
 CODE = re.compile(r"[+-]?0[0-9]+")
 """Numbers with a zero in front, such as 007: codes, which are no quantities."""
 DIGITS, LEADING = frozenset("0123456789.eE+-\n"), re.compile(r"^[+-]?0[0-9]", re.MULTILINE)

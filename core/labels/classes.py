@@ -98,8 +98,8 @@ def _in_order(wanted: Wanted, counts: Counter[str], numeric: bool) -> list[str]:
         if not numeric:
             raise UserError(
                 f"'{column}' of '{wanted.table.path}' holds texts, whose order nobody can know "
-                f"({few(sorted(counts, key=natural))}); give the order, from the lowest to the highest, or write "
-                "numbers."
+                f"({few(sorted(counts, key=natural))}); give it from the lowest to the highest, as --data.order "
+                """'["LOW", "HIGH"]', or write numbers."""
             )
         names = sorted(counts, key=float)
         values = [float(name) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import few
-from .cells import COMMA, UNIT, YES_NO, Numbers, Texts, number, numbers_of, shown, text_of, texts_of
+from .cells import COMMA, DATE, UNIT, YES_NO, Numbers, Texts, number, numbers_of, shown, text_of, texts_of
 from .wanted import Wanted
 
 KINDS = ("classify", "multilabel", "regress", "ordinal", "tag")
@@ -119,13 +120,41 @@ def _of_texts(wanted: Wanted, texts: Texts, read: Numbers) -> tuple[str, str]:
             raise wanted.refuse(column, row, *must_be_number(wanted.cells(column)[row], f"or say {KIND} classify"))
         wanted.note(f"the classes of '{column}' look like numbers with the unit {shown(units.pop())}; numbers alone "
                     "would be regressed")  # fmt: skip
-    if {key.lower() for key in keys} <= {"true", "false"}:
+    if odd and all(DATE.fullmatch(cell) for cell in odd):
+        if len(keys) > MOST_STEPS:
+            row = texts.first(next(i for i, cell in there.items() if number(cell) is None))
+            then = f"write dates and times as numbers (of years, days or hours), or say {KIND} classify"
+            raise wanted.refuse(column, row, "a number or a class", then)
+        wanted.note(f"the classes of '{column}' look like dates or times; as numbers they would be regressed")
+    words = {key.lower() for key in keys}
+    if words <= {"true", "false"}:
         return "classify", "it holds true and false"
+    if len(words) > 2 and words <= set(YES_NO):
+        raise UserError(
+            f"'{column}' of '{wanted.table.path}' says yes and no in several ways ({few(sorted(keys))}); write each in "
+            f"one way, or say {KIND} classify to keep all of them apart."
+        )
     if keys and all(cell.startswith("[") and cell.endswith("]") for cell in there.values()):
         return "multilabel", "its cells are lists"
+    if lists := {i for i, cell in there.items() if cell[0] + cell[-1] == "[]" and parsed_list(cell) is not None}:
+        row = texts.first(next(i for i in there if i not in lists))
+        raise wanted.refuse(
+            column, row, f"a list, as in row {wanted.line(texts.first(min(lists))):,}",
+            f'write one label as ["a"], or say {KIND} classify',
+        )  # fmt: skip
     if (separator := separator_of(wanted, texts)) and wanted.names is None:
         return "multilabel", f"its cells are labels joined by {separator}"
+    if joined := _joined_by_commas(keys):
+        wanted.note(f"commas are letters of the classes of '{column}' ({shown(joined)}); where they part several "
+                    "labels, write | between them, or lists")  # fmt: skip
     return "classify", "it holds texts"
+
+
+def _joined_by_commas(keys: set[str]) -> str:
+    """A class that looks like several others with commas between them: each part stands in another one too."""
+    parts = {key: {part.strip() for part in key.split(",")} for key in keys}
+    often = Counter(part for found in parts.values() for part in found)
+    return min((key for key, found in parts.items() if "," in key and all(often[p] > 1 for p in found)), default="")
 
 
 def separator_of(wanted: Wanted, texts: Texts, needed: float = JOINED) -> str:

@@ -80,6 +80,11 @@ def _sets(wanted: Wanted, texts: Texts) -> list[list[str] | None]:
             continue
         if not parts and isinstance(cell, str) and not spelt:
             raise wanted.refuse(column, texts.first(i), f"labels joined by {separator}", "mend it, or leave it empty")
+        if any(isinstance(part, float) and part != round(part) for part in parts if part == part):
+            raise wanted.refuse(
+                column, texts.first(i), "a list of labels, which numbers that are not whole are not",
+                f"name a column for each number, or say {KIND} tag where each token has one",
+            )  # fmt: skip
         labels = [text_of(part) for part in parts]
         if "" in labels:
             raise wanted.refuse(column, texts.first(i), "a list of labels that are not empty", "mend the cell")

@@ -6,9 +6,12 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import YES_NO, Numbers, figure, number, numbers_of, shown
+from .cells import LARGEST, YES_NO, Numbers, figure, number, numbers_of, shown
 from .guess import KIND, must_be_number
 from .wanted import Wanted
+
+COARSE = 0.01
+"""Standard deviations that numbers of 32 bits may be apart, the width of what a model is taught by."""
 
 
 def numbers_in(wanted: Wanted, column: str) -> np.ndarray:
@@ -25,6 +28,10 @@ def numbers_in(wanted: Wanted, column: str) -> np.ndarray:
         for row in np.flatnonzero(np.isinf(read.values)).tolist():
             wanted.skip(wanted.refuse(column, row, "a finite number", "mend the cell, or leave it empty"))
         read.values[np.isinf(read.values)] = np.nan
+    for row in np.flatnonzero(np.abs(read.values) > LARGEST).tolist():
+        must = f"between {-LARGEST:g} and {LARGEST:g}"
+        wanted.skip(wanted.refuse(column, row, must, "take another unit, mend the cell, or leave it empty"))
+        read.values[row] = np.nan
     _note_words(wanted, column, read)
     return read.values
 
@@ -77,6 +84,16 @@ def _check_spread(wanted: Wanted, name: str, there: np.ndarray) -> None:
         raise UserError(
             f"'{name}' of '{wanted.table.path}' is {figure(float(there[0]))} in all {len(there):,} rows that have it, "
             "but must differ for something to be learned; name another column."
+        )
+    if not len(there):
+        return
+    what, most, spread = f"The numbers of '{name}' of '{wanted.table.path}'", float(np.abs(there).max()), there.std()
+    if most < 1 / LARGEST:
+        raise UserError(f"{what} are all smaller than {1 / LARGEST:g}; write them in a smaller unit.")
+    if most * np.finfo(np.float32).eps / 2 > COARSE * spread:
+        raise UserError(
+            f"{what} differ by {spread:.3g} (their standard deviation) around {there.mean():.6g}, which numbers of 32 "
+            "bits cannot tell apart; subtract that from all of them."
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import plain, shown
+from .cells import loose, plain, shown, text_of
 from .guess import cells_of
 
 SIDES = {
@@ -136,6 +136,7 @@ def _units(count: int, groups: Sequence[Any] | None, inputs: Any) -> tuple[np.nd
         notes.append(f"{copies:,} rows have the input of another row, and are on its side")
     if groups is not None:
         units, keys = _grouped(units, keys, groups)
+        notes += _alike(groups)
         if without := sum(group is None or str(group).strip() == "" for group in groups):
             notes.append(f"{without:,} rows have no group, and each of them is taken for a group of its own")
     order = np.full(int(units.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
@@ -146,7 +147,7 @@ def _units(count: int, groups: Sequence[Any] | None, inputs: Any) -> tuple[np.nd
 def _grouped(units: np.ndarray, keys: np.ndarray, groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Units of rows with the same group or the same input, and the hash of each row's group."""
     there = np.array([not (group is None or str(group).strip() == "") for group in groups], bool)
-    named = hashes([str(plain(group)).strip() if there[i] else "" for i, group in enumerate(groups)])
+    named = hashes([text_of(group) if there[i] else "" for i, group in enumerate(groups)])
     if not there.any():
         return units, keys
     from scipy.sparse import coo_matrix
@@ -157,6 +158,18 @@ def _grouped(units: np.ndarray, keys: np.ndarray, groups: Sequence[Any]) -> tupl
     edges = coo_matrix((np.ones(len(rows), np.int8), (units[rows], inputs + of)), shape=(size, size))
     component = connected_components(edges, directed=False)[1]
     return np.unique(component[units], return_inverse=True)[1].astype(np.int64), np.where(there, named, keys)
+
+
+def _alike(groups: Sequence[Any]) -> list[str]:
+    """A note where groups differ in case or spaces alone, as one patient written in two ways."""
+    names: dict[str, set[str]] = {}
+    for name in {text_of(group) for group in groups if isinstance(group, str)}:
+        names.setdefault(loose(name), set()).add(name)
+    if doubled := [sorted(found) for found in names.values() if len(found) > 1]:
+        count = f"{len(doubled):,} groups are" if len(doubled) > 1 else "1 group is"
+        which = few([shown(name) for name in min(doubled)])
+        return [f"WARNING: {count} written in several ways ({which}), which are different groups here"]
+    return []
 
 
 # -- by hash ----------------------------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type]) ->
     of_numbers = bool(kinds & {int, float}) and kinds <= {int, float, type(None)}
     if wanted.numbers is not None:
         return wanted.numbers
+    if wanted.names is None and kinds & {int, float} and str in kinds:
+        _refuse_mixture(wanted, rows)
     if not of_numbers:
         return False
     if wanted.names is not None:
@@ -92,6 +94,18 @@ def _are_numbers(wanted: Wanted, rows: list[Sequence[Any]], kinds: set[type]) ->
         )
         return False
     return True
+
+
+def _refuse_mixture(wanted: Wanted, rows: list[Sequence[Any]]) -> None:
+    """Raises UserError where a few texts stand among numbers."""
+    parts = Counter(type(part) for labels in rows for part in labels)
+    if parts[str] < parts[int] + parts[float]:
+        row = next(i for i, labels in enumerate(rows) if any(isinstance(part, str) for part in labels))
+        odd = next(part for part in rows[row] if isinstance(part, str))
+        raise wanted.refuse(
+            wanted.columns[0], row, "a list of numbers",
+            f"mend {shown(odd)} in it or write null, or say {KIND} tag:classes to take all as classes",
+        )  # fmt: skip
 
 
 def _numbers(wanted: Wanted, rows: list[Sequence[Any]]) -> list[np.ndarray]:

@@ -150,6 +150,16 @@ def test_a_column_that_leaks_is_said() -> None:
     assert any("1 inputs are on two sides" in note for note in sides.notes)
 
 
+def test_groups_meet_by_their_text_and_those_that_look_alike_are_said() -> None:
+    sides = split(40, groups=["P1", " P1", "e\u0301", "\u00e9"] * 5 + [f"q{i}" for i in range(20)], val_fraction=0.4)
+    side = {row: name for name, rows in sides.items() for row in rows.tolist()}
+    assert len({side[row] for row in range(20) if row % 4 < 2}) == 1
+    assert len({side[row] for row in range(20) if row % 4 > 1}) == 1
+    assert not any("several ways" in note for note in sides.notes)
+    notes = split(6, groups=["P1", "p1", "p 1", "p2", "p3", "p4"], val_fraction=0.4).notes
+    assert any("1 group is written in several ways ('P1', 'p 1', 'p1')" in note for note in notes)
+
+
 def test_rows_without_a_group_are_counted() -> None:
     sides = split(6, groups=["a", None, "b", " ", "b", "c"], val_fraction=0.4)
     assert any("2 rows have no group" in note for note in sides.notes)

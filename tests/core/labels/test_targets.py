@@ -211,6 +211,9 @@ def test_notes() -> None:
     assert "1 cells of 'y' have spaces" in notes("a, a,b,b")
     assert "unit 'kg'" in notes("1 kg,2 kg,1 kg,2 kg")
     assert "2 cells of 'y' hold ;" in notes(["a"] * 50 + ["b"] * 50 + ["c;d"] * 2)
+    assert "classes of 'y' ('a,b')" in notes(["a,b", "b", "a,c", "b"])
+    assert "commas" not in notes(["Paris, France", "Lyon, France", "Rome"] * 2)
+    assert "look like dates" in notes(["2024-01-05", "2024-02-05", "2024-01-05"])
 
 
 NUMBERS = [f"{i}.5" for i in range(30)]
@@ -249,6 +252,16 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "nested list": ([[["a"]], [["b"]]], {}, "must be a list of labels"),
     "number as tags": ([5, 6], {"kind": "tag"}, "must be a label for each token"),
     "text among tags of numbers": ([[0.5, "a"]], {"kind": "tag", "numbers": True}, "mend 'a' in it"),
+    "too large for 32 bits": ("1.5,1e300,2", {}, "row 2 .* is '1e300', but must be between -1e\\+30 and 1e"),
+    "too small": ("1.5e-40,2e-40", {}, "all smaller than 1e-30; write them in a smaller unit"),
+    "too alike": ([f"{10**12 + i * 7 % 100}" for i in range(60)], {}, "29.* around 1e\\+12, which numbers of 32 bits"),
+    "many dates": ([f"2024-01-{i + 1:02}" for i in range(28)] * 2, {}, "is '2024-01-01', but must be a number or a"),
+    "many times": ([f"{i}:30" for i in range(24)] * 2, {}, "'0:30', but must be a number or a class; write dates"),
+    "yes and no in three ways": ("yes,no,true,0,yes", {}, r"in several ways \(0, no, true, yes\)"),
+    "a few lists": (['["a"]', "b", "a", "b"], {}, "row 2 .* is 'b', but must be a list, as in row 1; write one"),
+    "lists of amounts": ([[0.5, 1], [1, 2]], {}, "must be a list of labels, which numbers that are not whole"),
+    "text among numbers of tokens": ([[0.5, 1], [2, "x"]], {"kind": "tag"}, "row 2 .* a list of numbers; mend 'x' in"),
+    "order not given": ("low,high,low", {"kind": "ordinal"}, """as --data.order '\\["LOW", "HIGH"\\]', or write"""),
     "unknown kind": ("a,b", {"kind": "clasify"}, "did you mean 'classify'"),
     "too many steps": (NUMBERS * 50 + [f"{i}.25" for i in range(1001)] * 2, {"kind": "ordinal"}, "steps"),
 }
