@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
     p.add_argument("--max_megapixels", type=between(0, 10_000), help="larger images are not read (default: 80)")
+    p.add_argument("--image_size", type=whole(1), metavar="PIXELS", help="of a side (default: the model's own)")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return p
 
@@ -68,7 +69,8 @@ def main(args: list[str]) -> int:
     from .core.labelled.opened import opened_vectors, weights_hash
 
     modality = _modality(options)
-    model, reader = opened_vectors(modality, options.run or options.pretrained, options.pool, options.device)
+    name = options.run or options.pretrained
+    model, reader = opened_vectors(modality, name, options.pool, options.device, options.image_size)
     if options.max_megapixels is not None:
         reader.accept(options.max_megapixels)
     inputs = _inputs(options, modality)
@@ -79,6 +81,7 @@ def main(args: list[str]) -> int:
         "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
         "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
     }  # fmt: skip
+    about |= {} if options.image_size is None else {"image_size": options.image_size}
     writer = Writer.open(options.out, about, options.overwrite, _marks(inputs))
     failed = _write(model, reader, inputs, options, writer)
     count = writer.close(inputs.names)

@@ -133,7 +133,7 @@ def probed(field: str, table: Path, checkpoint: str) -> tuple[dict[str, float], 
     task = {"images": "vision", "text": "text", "proteins": "protein"}[field]
     words = ["triune", task, "probe", "--model", checkpoint, "--data.table", str(table), "--data.input", "input"]
     words += ["--data.target", "target", "--data.split", "split", "--json"]
-    words += ["--data.kind", "tag"] if field == "proteins" else []
+    words += {"proteins": ["--data.kind", "tag"], "images": ["--data.image_size", "56"]}.get(field, [])
     printed, seconds = ran(words)
     return {row["name"]: row["metrics"]["accuracy"] for row in json.loads(printed)["scores"]}, seconds
 

@@ -451,6 +451,7 @@ STILL = [
     for word in (f"--data.augment.{name}", "none" if name == "crop" else "0")
 ]
 """Images are not moved at random: learning that a shoe may lie anywhere takes longer than these trainings."""
+ROTARY = ["--model.transformer.position", "rotary", "--model.transformer.rotary.axes", "2"]
 AT_56 = ["--data.image_size", "56"]
 """Small images are enlarged to so many pixels for a checkpoint, not to those that it was trained on."""
 
@@ -508,7 +509,7 @@ def problems(options: argparse.Namespace) -> dict[str, Problem]:
     if options.fashion:
         found["Fashion-MNIST, 6,000"] = Problem(
             "vision", "which of ten classes", "accuracy", fashion_maker(options.fashion), "target", logistic_pixels,
-            "logistic regression on pixels", [*STILL, "--model.transformer.position", "rotary", *steps, "700"],
+            "logistic regression on pixels", [*STILL, *ROTARY, *steps, "700"],
             finetune=[*AT_56, *steps, "100"],
         )  # fmt: skip
     if options.structure:

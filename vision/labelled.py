@@ -110,6 +110,12 @@ def _trunk(name: str, pool: str | None) -> tuple[LabelledModel, ImageReader]:
     return for_vectors(ImagePredictor, model, pool or OWN), ImageReader(model.config)
 
 
+def _resized(model: LabelledModel, size: int) -> ImageReader:
+    trunk: Any = model.trunk
+    model.trunk = trunk.resized(size)
+    return ImageReader(model.trunk.config)  # type: ignore[attr-defined]
+
+
 def _headed(name: str) -> tuple[LabelledModel, ImageReader] | None:
     found = open_with_head(name)
     return None if found is None else (found.model, ImageReader(found.model.trunk.config))
@@ -127,6 +133,7 @@ MODALITY = Modality(
     several_views,
     masks=MASKS,
     painter=painter,
+    resized=_resized,
 )
 
 

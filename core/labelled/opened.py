@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.native import CONFIG
+from ..errors import UserError
 from ..files import read_json
 from ..training.run.folder import model_folder
 from .model import LabelledModel, for_vectors
@@ -15,7 +16,9 @@ from .reader import Reader
 from .run import Modality, device_of
 
 
-def opened_vectors(modality: Modality, name: str, pool: str | None, device: str | None) -> tuple[LabelledModel, Reader]:
+def opened_vectors(
+    modality: Modality, name: str, pool: str | None, device: str | None, image_size: int | None = None
+) -> tuple[LabelledModel, Reader]:
     """A model whose `pooled` and `tokens` are wanted, on its device, and what reads its inputs.
 
     Args:
@@ -23,7 +26,20 @@ def opened_vectors(modality: Modality, name: str, pool: str | None, device: str 
         name: a run, a model folder, or a checkpoint.
         pool: None for that of the model.
         device: None for a GPU where there is one.
+        image_size: pixels that images are made of, other than the model's own.
+
+    Raises:
+        UserError: it cannot be opened, or has no size of images.
     """
+    model, reader = _opened(modality, name, pool, device)
+    if image_size is not None:
+        if modality.resized is None:
+            raise UserError(f"An image size is given, but {modality.task} inputs have none; leave it out.")
+        reader = modality.resized(model, image_size)
+    return model, reader
+
+
+def _opened(modality: Modality, name: str, pool: str | None, device: str | None) -> tuple[LabelledModel, Reader]:
     run = Path(name)
     if (run / "checkpoints").is_dir() or _is_labelled(run, modality):
         folder = model_folder(name, modality.task)

@@ -64,6 +64,9 @@ def parser(modality: Modality) -> argparse.ArgumentParser:
         p.add_argument(f"--data.{name}", dest=name, metavar="COLUMN" if name in ("split", "group") else None, help=text)
     if modality.task == "protein":
         p.add_argument("--data.fasta", dest="fasta", metavar="FILE", help="the sequences by name")
+    if modality.resized is not None:
+        p.add_argument("--data.image_size", dest="image_size", type=whole(1), metavar="PIXELS",
+                       help="make images of so many pixels a side (default: as the checkpoint was trained)")  # fmt: skip
     p.add_argument("--data.on_error", dest="on_error", choices=("stop", "skip"), default="stop", help="at bad rows")
     p.add_argument("--data.seed", dest="seed", type=whole(0), default=0, help="of the split (default: 0)")
     p.add_argument("--pool", help="class, mean, attention, last or own (default: as suits the model)")
@@ -126,7 +129,8 @@ class Probe:
         if tags and options.pool:
             raise UserError(f"--pool is {options.pool}, but a target of kind tag reads every token; leave it out.")
         there = {side: self._there(rows, side) for side in ("train", "test" if options.test else "val")}
-        model, reader = opened_vectors(self.modality, options.model, options.pool, options.device)
+        size = getattr(options, "image_size", None)
+        model, reader = opened_vectors(self.modality, options.model, options.pool, options.device, size)
         reader = reader.for_tags() if tags else reader
         sides = {side: self._chosen(rows, side, found, reader) for side, found in there.items()}
         train, judged = sides.values()

@@ -165,10 +165,14 @@ def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
                 "columns."
             )
         names = list(spec.names) if cells_of(kind) != "regress" else None
+    parts_of = None
+    if kind is None and spec is None and columns.masks is None and len(columns.target) == 1:
+        texts = map(str, table.columns[columns.input])
+        parts_of = [len(text.split() if columns.words else text.strip()) for text in texts]
     return infer(
         table, columns.target, kind, names, order=columns.order, missing=columns.missing, numbers=numbers,
         apart=columns.words, on_unseen="ignore" if columns.skip else "error", layouts=layouts,
-        masks=columns.masks,
+        masks=columns.masks, parts_of=parts_of,
     )  # fmt: skip
 
 

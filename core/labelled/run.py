@@ -46,6 +46,8 @@ class Modality:
         painter: makes, of a model and a folder, what writes the answers to the parts of each input as a picture into
             it, given its name there without ending, the cell of the input, the folder beside it and the answers, and
             returns the file; None for inputs without.
+        resized: gives the trunk of a model another size of images, in pixels, and returns the reader of these; None for
+            inputs without a size.
     """
 
     task: str
@@ -60,6 +62,7 @@ class Modality:
     words: bool = False
     masks: MaskFiles | None = None
     painter: Callable[[Any, Path], Callable[[str, str, Path, dict[str, Any]], Path]] | None = None
+    resized: Callable[[Any, int], Reader] | None = None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -143,17 +143,21 @@ def _notes(wanted: Wanted, texts: Texts, keys: Sequence[str | None], counts: Cou
         wanted.note(f"{shown(word)} is a class of '{column}' ({count:,} rows); --data.missing {word} makes it missing")
     if numeric and any(isinstance(cell, str) and "." in cell for cell in texts.cells):
         wanted.note(f"classes of '{column}' are known by their numbers: 1.0 is 1")
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in counts:
-        alike[loose(name)].append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            wanted.note(
-                f"{few([shown(name) for name in sorted(names)])} look alike, and are different classes of '{column}'"
-            )
+    note_alike(wanted, counts)
     if single := [name for name, count in counts.items() if count == 1]:
         have = "has" if len(single) == 1 else "have"
         wanted.note(f"{few([shown(name) for name in sorted(single, key=natural)])} of '{column}' {have} one row alone")
+
+
+def note_alike(wanted: Wanted, names: Iterable[str], what: str = "classes") -> None:
+    """Notes the names that differ in case, spaces or what cannot be seen alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        alike[loose(name)].append(name)
+    for found in alike.values():
+        if len(found) > 1:
+            which = few([shown(name) for name in found])
+            wanted.note(f"{which} look alike, and are different {what} of '{wanted.columns[0]}'")
 
 
 # -- the classes of a trained model -----------------------------------------------------------------------------------

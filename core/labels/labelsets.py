@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import Texts, loose, natural, shown, text_of, texts_of
-from .classes import finder
+from .cells import Texts, natural, shown, text_of, texts_of
+from .classes import finder, note_alike
 from .guess import KIND, parsed_list, separator_of, too_many
 from .quantities import code_columns
 from .wanted import Wanted
@@ -114,12 +114,7 @@ def _check(wanted: Wanted, texts: Texts, sets: list[list[str] | None], counts: C
             wanted.note(f"{shown(name)} is a label of all rows, from which nothing can be learned")
     if single := [name for name in sorted(counts, key=natural) if counts[name] == 1]:
         wanted.note(f"{few([shown(name) for name in single])} of '{column}' stands in one row alone")
-    alike: dict[str, list[str]] = {}
-    for name in sorted(counts):
-        alike.setdefault(loose(name), []).append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            wanted.note(f"{few([shown(name) for name in names])} look alike, and are different labels of '{column}'")
+    note_alike(wanted, counts, "labels")
 
 
 def _given(wanted: Wanted, texts: Texts, sets: list[list[str] | None]) -> list[list[int] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -12,8 +13,8 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
-from .cells import NUMBER, natural, number, shown, text_of
-from .classes import IGNORED, finder
+from .cells import MISSING, NUMBER, natural, number, shown, text_of
+from .classes import IGNORED, finder, note_alike
 from .guess import KIND, MOST_STEPS, parsed_list
 from .wanted import Wanted
 
@@ -39,6 +40,23 @@ def code_tags(wanted: Wanted) -> tuple[list[np.ndarray], list[str], bool]:
     if _are_numbers(wanted, rows, {type(part) for parts in rows for part in parts}):
         return _numbers(wanted, rows), [wanted.names[0] if wanted.names else column], True
     return *_classes(wanted, rows), False
+
+
+def are_per_part(wanted: Wanted) -> bool:
+    """Whether all cells have as many labels as their input has words or letters, and these are not always as many."""
+    if wanted.parts_of is None or wanted.masks is not None or wanted.names is not None:
+        return False
+    sizes = set[int]()
+    for cell, parts in zip(wanted.cells(wanted.columns[0]), wanted.parts_of, strict=True):
+        if wanted.gone(cell):
+            continue
+        listed = parsed_list(cell.strip()) if isinstance(cell, str) and _spelt(cell) else cell
+        if isinstance(listed, str):
+            listed = listed.split() if wanted.apart else listed.strip()
+        if not isinstance(listed, (list, str)) or len(listed) != parts:
+            return False
+        sizes.add(parts)
+    return len(sizes) > 1 and max(sizes) > 2
 
 
 def _separated(cells: Sequence[Any]) -> bool:
@@ -142,6 +160,11 @@ def _classes(wanted: Wanted, rows: list[Sequence[Any]]) -> tuple[list[np.ndarray
         of: dict[Any, int] = {part: names.index(key) for part, key in keys.items()}
         if " " in keys.values():
             wanted.note(f"' ' (a space) is a class of '{column}'")
+        for name in names:
+            if name.lower() in MISSING and name.strip():
+                listed = json.dumps([name], ensure_ascii=False)
+                wanted.note(f"{shown(name)} is a class of '{column}'; --data.missing '{listed}' makes it missing")
+        note_alike(wanted, names)
     else:
         names, of = list(wanted.names), {}
         find, spaces = finder([name if name.strip() else "␠" for name in names]), " " in names

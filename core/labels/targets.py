@@ -17,7 +17,7 @@ from .guess import KIND, KINDS, OF_TOKENS, READ_AS, SEVERAL, cells_of, guess_one
 from .labelsets import code_columns, code_sets
 from .masks import Mask, are_masks, code_masks
 from .quantities import code_numbers
-from .tags import code_tags
+from .tags import are_per_part, code_tags
 from .wanted import MOST_SAID, MaskFiles, Wanted
 
 
@@ -107,6 +107,7 @@ def infer(
     on_unseen: str = "error",
     layouts: Mapping[str, dict[str, Any]] | None = None,
     masks: MaskFiles | None = None,
+    parts_of: Sequence[int] | None = None,
 ) -> Target:
     """Codes columns of a table as the target of a head.
 
@@ -132,6 +133,7 @@ def infer(
             missing, and the notes name or count them.
         layouts: of all columns of a trained model for several: those that are not asked for, or empty, are missing.
         masks: of images: labels of tokens are masks, in files that this reads, or lists of rows.
+        parts_of: how many words or letters each row's input has: one column with as many labels in each row is tag.
 
     Raises:
         UserError: the cells do not fit the kind, can be read in two ways, or say nothing: all are missing or equal.
@@ -164,7 +166,7 @@ def infer(
         )  # fmt: skip
 
     if len(columns) == 1 and layouts is None:
-        return _coded(wanted(columns), each.get(columns[0]))
+        return _coded(replace(wanted(columns), parts_of=parts_of), each.get(columns[0]))
     if not isinstance(kind, Mapping) and not isinstance(names, Mapping):
         together = wanted(columns)
         if kind is not None:
@@ -273,6 +275,8 @@ def _one(wanted: Wanted, kind: str | None) -> Target:
     if kind is not None:
         _check_order(wanted, kind)
     because = "it holds masks" if kind is None and are_masks(wanted) else ""
+    if kind is None and are_per_part(wanted):
+        because = f"its cells have as many labels as their inputs have parts; {KIND} says otherwise"
     if kind == "tag" or because:
         values, names, are_numbers = (code_tags if wanted.masks is None else code_masks)(wanted)
         what = "numbers" if are_numbers else f"{len(names)} classes ({few([clipped(name) for name in names], 8)})"

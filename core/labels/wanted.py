@@ -59,6 +59,7 @@ class Wanted:
     ignore: bool = False
     apart: bool = False
     masks: MaskFiles | None = None
+    parts_of: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
 

@@ -258,6 +258,11 @@ def _separate(collection: Collection, records: Records, fraction: float, seed: i
     digests = {side: [record.digest for record in found] for side, found in records.items()}
     others = {digest for side in digests if side != "train" for digest in digests[side]}
     clean = np.array([digest not in others for digest in digests["train"]], dtype=bool)
+    if len(clean) and not clean.any():
+        raise UserError(
+            f"All {len(clean):,} training images have the pixels of images of validation or test, so that none is left "
+            "to learn from; hold out other ones."
+        )
     _keep(collection, records, "train", np.flatnonzero(clean))
     train = [record.digest for record in records["train"]]
     if "val" not in collection.sides:

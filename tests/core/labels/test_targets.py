@@ -142,6 +142,22 @@ def test_tags() -> None:
     assert target(["HX"], "tag", ["H", "E"], on_unseen="ignore").values[0].tolist() == [0, -100]
 
 
+def test_as_many_labels_as_the_input_has_parts_are_tags() -> None:
+    found = target(["HHE", "HE", ""], parts_of=[3, 2, 4])
+    assert found.kind == "tag" and "as many labels as their inputs have parts; --data.kind says" in found.said
+    assert target(["N V N", "V N"], parts_of=[3, 2], apart=True).kind == "tag"
+    assert target([["N", "V", "B-X"], ["V", "N"]], parts_of=[3, 2]).kind == "tag"
+    assert target(["[0.5, 1.5, 2]", "[1, 0]"], parts_of=[3, 2]).numbers
+    assert target(["HHE", "HE", "HHE", "HE"], parts_of=[3, 2, 3, 3]).kind == "classify"
+    assert target(["dog", "cat", "dog", "cat"], parts_of=[3, 3, 3, 3]).kind == "classify"
+    assert target(["HHE", "HE", "HHE", "HE"], "classify", parts_of=[3, 2, 3, 2]).kind == "classify"
+
+
+def test_tags_that_look_alike_or_missing_are_said() -> None:
+    notes = "; ".join(target(["Hh-", "HE"], "tag").notes)
+    assert "'H', 'h' look alike" in notes and """'-' is a class of 'y'; --data.missing '["-"]' makes it""" in notes
+
+
 def test_tags_of_numbers_in_text() -> None:
     found = target(["0.5 1 -2e1", "0.25", ""], "tag")
     assert found.numbers and [part.tolist() for part in found.values] == [[0.5, 1, -20], [0.25], []]
