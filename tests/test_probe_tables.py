@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,31 @@ def test_images_and_proteins_of_a_table_and_the_second_run_reads_what_was_kept(
     assert json.loads(capsys.readouterr().out)["unit"] == "residues"
     with pytest.raises(UserError, match="tag reads every token"):
         core.main(PROTEIN, [*words[2:], "--data.kind", "tag", "--pool", "mean"])
+
+
+def test_vectors_of_images_of_another_size_are_those_of_the_resized_model(tmp_path: Path) -> None:
+    from triune.core.embeddings.store import read_vectors
+    from triune.core.labelled.opened import opened_vectors
+    from triune.vision.model import VisionTransformer, VisionTransformerConfig
+
+    torch.manual_seed(0)
+    config = VisionTransformerConfig(image_size=[8, 8], patch_size=4, channels=1, classes=0)
+    VisionTransformer(config).eval().save_pretrained(tmp_path / "model")
+    table = images(tmp_path)
+    words = ["embed", "--pretrained", str(tmp_path / "model"), "--task", "vision", "--table", str(table), "--input"]
+    words += ["what", "--device", "cpu", "--image_size", "16", "--out", str(tmp_path / "v.npz")]
+    assert main(words) == 0
+    found = read_vectors(tmp_path / "v.npz")
+    model = VisionTransformer.from_pretrained(tmp_path / "model").eval().resized(16)
+    with table.open() as file:
+        first = next(csv.DictReader(file))["what"]
+    with Image.open(tmp_path / first) as image:
+        pixels = model.config.preprocessing.pixels(image.convert("L"), (16, 16))
+        with torch.inference_mode():
+            own = model.features(model.config.preprocessing.normalise(pixels[None]))[0].numpy()
+    np.testing.assert_allclose(found.values[0], own, atol=1e-6)
+    with pytest.raises(UserError, match="text inputs have none"):
+        opened_vectors(replace(MODALITY, trunk=lambda *_: (torch.nn.Linear(1, 1), None)), "x", None, "cpu", 8)
 
 
 def test_a_table_without_test_rows_says_so(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def parser(modality: Modality) -> argparse.ArgumentParser:
         p.add_argument("--data.fasta", dest="fasta", metavar="FILE", help="the sequences by name")
     if modality.resized is not None:
         p.add_argument("--data.image_size", dest="image_size", type=whole(1), metavar="PIXELS",
-                       help="make images of so many pixels a side (default: as the checkpoint was trained)")  # fmt: skip
+                       help="pixels of a side of images (default: as the checkpoint was trained)")  # fmt: skip
     p.add_argument("--data.on_error", dest="on_error", choices=("stop", "skip"), default="stop", help="at bad rows")
     p.add_argument("--data.seed", dest="seed", type=whole(0), default=0, help="of the split (default: 0)")
     p.add_argument("--pool", help="class, mean, attention, last or own (default: as suits the model)")

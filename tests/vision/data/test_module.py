@@ -315,6 +315,13 @@ def test_training_copies_of_given_validation_images_are_left_out(tmp_path: Path)
     assert data.counts("val") == [2, 2]
 
 
+def test_training_images_that_are_all_held_out_too_are_refused(tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        folder(tmp_path / "a" / side, {"cat": 3, "dog": 3})
+    with pytest.raises(UserError, match=r"All 6 training images have the pixels of images of validation or test"):
+        made(tmp_path / "a")
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
