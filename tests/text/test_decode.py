@@ -99,6 +99,43 @@ def test_one_graph_writes_the_same(lookup, monkeypatch):
     assert len(graphs) == made
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_graph_belongs_to_its_decoder_and_its_shapes(monkeypatch, window):
+    """Two models of one shape, other numbers of rows, and more storage: nobody meets another's graph."""
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **more: whole(function, **more, backend="eager"))
+    decoders = {}
+    for seed, softcap in ((1, None), (2, 5.0)):
+        torch.manual_seed(seed)
+        m = model(kv_heads=2, attention_softcap=softcap, window=window).float()
+        decoders[m] = Decoder(m, compiled=True)
+    for prompts in ([[1, 2, 3]], [[4, 5, 6, 7]], [[1, 2, 3], [4, 5]], [[1, 2, 3]]):
+        for m, decoder in decoders.items():
+            options = {"count": 6, "config": SamplingConfig(0)}
+            assert texts(m, prompts, **options, decoder=decoder) == texts(m, prompts, **options)
+
+
+def test_a_graph_serves_any_number_of_keys_up_to_its_storage(monkeypatch):
+    whole, made = torch.compile, []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **more: made.append(1) or whole(function, **more, backend="eager")
+    )
+    m = model(kv_heads=2, context=300).float()
+    prompt = torch.randint(0, VOCAB, (1, 250), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        cache = KeyValueCache(m.transformer.config, 300)
+        m(prompt, cache=cache)
+        decoder = Decoder(m, compiled=True)
+        decoder.begin(cache, 5)
+        assert decoder.capacity == 256
+        found = torch.cat([decoder.step(torch.tensor([[n]])) for n in range(1, 6)], dim=1)
+        with pytest.raises(UserError, match="room for 255 tokens, but 256"):
+            decoder.step(torch.tensor([[6]]))
+        known = m(torch.cat([prompt, torch.tensor([[1, 2, 3, 4, 5]])], dim=1))[:, 250:]
+    assert len(made) == 1
+    assert (found - known).abs().max() < 1e-4
+
+
 @pytest.mark.slow
 def test_the_compiler_writes_the_same():
     m = model(kv_heads=2).float()
