@@ -27,11 +27,27 @@ settings.register_profile("long", settings.get_profile("triune"), max_examples=3
 settings.load_profile("ci" if os.environ.get("CI") else "triune")
 
 
+LONGEST = (
+    "core/training/test_kill.py", "core/training/run/test_processes.py", "core/training/run/test_damaged.py",
+    "core/training/test_tuning_tasks.py", "core/training/test_guard_tasks.py", "core/training/run/test_signals.py",
+    "test_tables.py", "text/data/test_module.py", "text/test_by_heart.py", "test_several_targets.py",
+    "text/test_tokenizer_kinds.py", "robust/test_stopped_verbs.py", "robust/test_options.py", "vision/test_task.py",
+)  # fmt: skip
+"""Files that take longest, which several workers begin with, so that none is left alone with one of them at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # xdist would begin with the files of most tests, which are short
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))  # keeps the order within a file
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     too_slow = pytest.mark.skip(reason="slow; run with --slow")
     for item in items:
@@ -58,8 +74,17 @@ def server():
     """A process that has imported all and forks one for each command line: several processes, without their start."""
     from triune.bench.kills.server import Server
 
-    with Server() as server:
+    with Server(1) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def servers(server):
+    """That process, and another one whose hashes have another order."""
+    from triune.bench.kills.server import Server
+
+    with Server(2) as second:
+        yield server, second
 
 
 @pytest.fixture(scope="session")

@@ -71,15 +71,16 @@ class Server:
 
     def run(
         self, folder: Path, words: list[str], at: int = 0, number: int = 9, names: Path | None = None, ranks: int = 1,
-        rank: int = 0,
+        rank: int = 0, environment: dict[str, str] | None = None,
     ) -> Ended:  # fmt: skip
         """Runs `triune WORDS` in `folder`, with a signal at a moment (see `Moments`).
 
         Several `ranks` are processes as torchrun starts them; the signal comes to one of them, `rank`. The words
-        `call FILE FUNCTION WORD …` run a function of a file of Python instead of a command line.
+        `call FILE FUNCTION WORD …` run a function of a file of Python instead of a command line. `environment` is added
+        to what the processes have of the server's.
         """
         job = {"folder": str(folder), "words": words, "at": at, "signal": number, "names": names and str(names)}
-        job |= {"ranks": ranks, "rank": rank}
+        job |= {"ranks": ranks, "rank": rank, "environment": environment or {}}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -151,6 +152,7 @@ def _become(job: dict[str, Any], output: Path, rank: int) -> None:
         os.dup2(target, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["folder"])
+    os.environ |= job["environment"]
     faulthandler.dump_traceback_later(SECONDS - 5)  # where it hangs
     if (world := str(job["ranks"])) != "1":
         names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

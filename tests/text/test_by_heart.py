@@ -136,8 +136,14 @@ def _user(question: str) -> dict[str, str]:
     return {"role": "user", "content": question}
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [  # each of both at least once, all pairs with --slow
+        pytest.param(tokenizer, template, marks=() if (i - j) % len(TEMPLATES) in (0, 4) else pytest.mark.slow)
+        for i, tokenizer in enumerate(TOKENIZERS)
+        for j, template in enumerate(TEMPLATES)
+    ],
+)
 def test_what_was_learned_by_heart_comes_back(tokenizer, template, tmp_path, capsys):
     learn(template_of(tokenizer, template), tmp_path)
     prompts = [word for question, _ in TALKS for word in ("--prompt", question)]

@@ -166,7 +166,7 @@ def test_thoughts_stand_behind_what_is_asked_in_use(kind):
         ("unigram, space before each part", "plain"),
         ("words of GPT-4", "plain"),
         ("wordpiece", "plain"),
-        ("runs of spaces", "plain"),
+        pytest.param("runs of spaces", "plain", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_learned_by_heart_comes_back(kind, template, tmp_path, capsys, monkeypatch):

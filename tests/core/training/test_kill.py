@@ -7,7 +7,7 @@ A few moments of each training run here, more with --slow; `python -m triune.ben
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,16 +38,9 @@ MOMENTS = {
 """Name of a moment, which one of that name (0 the first, 1 the last), and the signal that comes then; None: the disk is
 full from then on, and has room again when the training is resumed."""
 QUICK = {
-    ("text", "window"), ("text", "checkpoint"), ("text-two-processes", "window"),
-    ("lora", "last validation"), ("vision", "validation"), ("contacts", "first checkpoint"),
-    ("pretrain", "before training"),
+    ("text", "window"), ("text", "checkpoint"), ("lora", "last validation"), ("vision", "validation"),
+    ("contacts", "first checkpoint"), ("pretrain", "before training"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[tuple[Server, Server]]:
-    with Server(1) as first, Server(2) as second:
-        yield first, second
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +143,7 @@ def test_a_changed_option_that_cannot_be_exact_is_refused(trained: Callable[[str
     assert (killed.place / "whole" / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     number: signal.Signals, trained: Callable[[str], Killed]
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +46,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Server(1) as server:
-        yield Place(tmp_path_factory.mktemp("damaged"), server)
+def place(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Place:
+    return Place(tmp_path_factory.mktemp("damaged"), server)
 
 
 def only_sentence(ended: Ended, *parts: str) -> None:
@@ -130,7 +127,7 @@ def test_all_checkpoints(place: Place) -> None:
     assert content(run) == before
 
 
-@pytest.mark.parametrize("spoil", [garbage, emptied, a_folder])
+@pytest.mark.parametrize("spoil", SPOIL[1:])
 def test_the_configuration(place: Place, spoil: Callable[[Path], None]) -> None:
     run = place.copy()
     spoil(run / "config.yaml")
@@ -162,7 +159,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(place: Place, name: str
         assert ended.code == 0 and "damaged (it is no regular file)" in ended.printed
 
 
-@pytest.mark.parametrize("spoil", [garbage, emptied])
+@pytest.mark.parametrize("spoil", SPOIL[1:3])
 def test_the_rows_of_metrics(place: Place, spoil: Callable[[Path], None]) -> None:
     run = place.copy()
     spoil(run / "metrics.csv")
@@ -180,14 +177,15 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_run(place: Place) -> None:
 
 def test_a_file_that_may_not_grow(place: Place) -> None:
     """The real thing: the system refuses what goes beyond a size, within a write."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, -1));"
-    start = "from triune.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"{limited} {start}", *FIT.split(), "grown"]
-    done = subprocess.run(
-        command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    only_sentence(Ended(done.returncode, done.stdout + done.stderr, 0.0), "File too large")
+    code = """
+import resource, sys
+from triune.cli import main
+def limited(*words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, -1))
+    sys.exit(main([*words]))
+"""
+    (place.folder / "limited.py").write_text(code)
+    only_sentence(place(f"call limited.py limited {FIT} grown"), "File too large")
     run = place.folder / "grown"
     assert not list(run.rglob("*.part.ckpt"))
     assert not (run / "checkpoints" / "last.ckpt").exists()

@@ -253,7 +253,10 @@ def test_layers_of_other_tasks_cut_over_two(line: str, tmp_path: Path, server: S
 @pytest.mark.parametrize(
     "words",
     [
-        "protein pretrain --data.files chains.fasta --data.context 24 --data.val_fraction 0.2 --model.size tiny",
+        pytest.param(
+            "protein pretrain --data.files chains.fasta --data.context 24 --data.val_fraction 0.2 --model.size tiny",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "vision pretrain --model.transformer.dim 16 --model.transformer.depth 1 --model.transformer.heads 2 "
             "--model.decoder.dim 16 --model.decoder.depth 1 --model.decoder.heads 2 --model.probe 100",

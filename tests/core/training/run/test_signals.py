@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 
 class Cluster:
-    """A folder with a stub of `scontrol`, and servers of a job that runs for the first and for the second time."""
+    """A folder with a stub of `scontrol`, and a job that runs for the first and for the second time."""
 
-    def __init__(self, folder: Path, first: Server, again: Server) -> None:
-        self.folder, self.first, self.again = folder, first, again
+    def __init__(self, folder: Path, servers: tuple[Server, Server]) -> None:
+        self.folder, (first, again) = folder, servers
+        slurm = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+        self.first = partial(first.run, folder, environment=slurm)
+        self.again = partial(again.run, folder, environment=slurm | {"SLURM_RESTART_COUNT": "1"})
         (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}\n" for i in range(600)))
         for run in ("whole", "counted"):  # the first one fills the cache
-            ended = first.run(folder, f"{FIT} --run {run}".split(), names=folder / "names")
+            ended = self.first(f"{FIT} --run {run}".split(), names=folder / "names")
             assert ended.code == 0, ended.printed
         self.names = (folder / "names").read_text().splitlines()
 
@@ -70,25 +73,18 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, servers: tuple[Server, Server]) -> Cluster:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "bin").mkdir()
     (folder / "bin" / "scontrol").write_text(STUB)
     (folder / "bin" / "scontrol").chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        patch.setenv("SLURM_JOB_ID", "77")
-        first = Server(1)
-        patch.setenv("SLURM_RESTART_COUNT", "1")
-        again = Server(2)
-    with first, again:
-        yield Cluster(folder, first, again)
+    return Cluster(folder, servers)
 
 
 @pytest.mark.parametrize(
     ("number", "state", "name", "share"),
     [
-        (signal.SIGUSR1, "", "training_step", 0.5),
+        pytest.param(signal.SIGUSR1, "", "training_step", 0.5, marks=pytest.mark.slow),
         (signal.SIGUSR1, "", "validation_step", 0.6),
         (signal.SIGUSR1, "", "setup", 0.0),  # before there is anything to save
         (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-27T10:00:00", "optimizer_step", 0.6),
@@ -100,12 +96,12 @@ def test_a_job_that_slurm_stops_is_queued_again_and_goes_on(
     cluster.said(state)
     run = f"{number.name}-{name}"
     words = f"{FIT} --run {run}".split()
-    ended = cluster.first.run(cluster.folder, words, cluster.moment(name, share), number)
+    ended = cluster.first(words, cluster.moment(name, share), number)
     assert ended.code == 128 + number, ended.printed
     assert "SLURM starts job 77 again." in ended.printed
     assert cluster.said()[-1] == "requeue 77"
     assert not list((cluster.folder / run).rglob("hpc_ckpt*"))  # Lightning's own, from within a step
-    ended = cluster.again.run(cluster.folder, words)  # the script of the job is the same
+    ended = cluster.again(words)  # the script of the job is the same
     assert ended.code == 0, ended.printed
     assert ("SLURM has started this job again" in ended.printed) == (name != "setup")
     assert differences(cluster.folder / "whole", cluster.folder / run) == []
@@ -115,7 +111,7 @@ def test_a_job_whose_training_is_over_is_queued_again_for_the_rest(cluster: Clus
     """SLURM's warning in the last validation: all is saved, and whoever resumes judges and exports."""
     cluster.said()
     at = cluster.moment("on_validation_start", 1.0)
-    ended = cluster.first.run(cluster.folder, f"{FIT} --run over".split(), at, signal.SIGUSR1)
+    ended = cluster.first(f"{FIT} --run over".split(), at, signal.SIGUSR1)
     assert ended.code == 0 and "SLURM starts job 77 again." in ended.printed
     assert cluster.said() == ["requeue 77"]
     assert differences(cluster.folder / "whole", cluster.folder / "over") == []
@@ -125,20 +121,20 @@ def test_a_job_whose_training_is_over_is_queued_again_for_the_rest(cluster: Clus
 def test_a_job_that_is_cancelled_is_not_queued_again(cluster: Cluster, state: str) -> None:
     cluster.said(state)
     words = f"{FIT} --run {state[9:12]}".split()
-    ended = cluster.first.run(cluster.folder, words, cluster.moment("training_step", 0.5), signal.SIGTERM)
+    ended = cluster.first(words, cluster.moment("training_step", 0.5), signal.SIGTERM)
     assert ended.code == 143 and "--resume true" in ended.printed, ended.printed
     assert cluster.said() == ["-o show job 77"]
 
 
 def test_another_command_is_not_taken_for_one_that_slurm_repeats(cluster: Cluster) -> None:
-    ended = cluster.again.run(cluster.folder, f"{FIT} --run whole --seed_everything 3".split())
+    ended = cluster.again(f"{FIT} --run whole --seed_everything 3".split())
     assert ended.code == 2 and "already holds a run" in ended.printed
 
 
 def test_a_job_without_a_named_run_is_not_queued_again(cluster: Cluster) -> None:
     cluster.said()
     at = cluster.moment("training_step", 0.5)
-    ended = cluster.first.run(cluster.folder, FIT.split(), at, signal.SIGUSR1)
+    ended = cluster.first(FIT.split(), at, signal.SIGUSR1)
     assert ended.code == 138 and "it names no --run" in ended.printed, ended.printed
     assert cluster.said() == []
 
