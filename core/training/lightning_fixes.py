@@ -63,13 +63,21 @@ class Straight(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a file, or none where the disk is full. Raises OSError with the name of the file."""
+    """Writes a file whole, in the place of an older one, or leaves all as it was where the disk is full.
+
+    `last.ckpt` is written as `last.part.ckpt` first; a name that says so already is written itself.
+
+    Raises:
+        OSError: the system refuses, with the name of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    part = path if path.stem.endswith(".part") else path.with_name(f"{path.stem}.part{path.suffix}")
     try:
-        with path.open("wb") as file:
+        with part.open("wb") as file:
             torch.save(checkpoint, file)
+        part.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch fails once more while it closes what the system has refused
-        path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(path)) from error
