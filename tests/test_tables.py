@@ -95,6 +95,10 @@ def fit(task: str, where: Path, target: str, *more: object) -> dict[str, Any]:
     return run(task, "fit", *options, "--run", where.parent / "run", *more)
 
 
+def padding(run: Path) -> set[float]:
+    return {float(row["padding"]) for row in read(run / "metrics.csv") if row["padding"]}
+
+
 @pytest.mark.parametrize("task", list(CLASSES))
 def test_a_class_is_trained_scored_and_answered(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = table(task, tmp_path)
@@ -153,12 +157,14 @@ def test_numbers_with_missing_ones_and_groups(task: str, tmp_path: Path) -> None
 def test_several_labels_at_once(tmp_path: Path) -> None:
     where = table("vision", tmp_path)
     summary = fit("vision", where, "a,b")
+    assert padding(tmp_path / "run") <= {0.0} and summary["unit"] == "label"
     assert summary["judged"]["kind"] == "multilabel"
 
 
 def test_a_label_for_each_residue(tmp_path: Path) -> None:
     where = table("protein", tmp_path)
     summary = fit("protein", where, "tags", "--data.kind", "tag", "--data.split", "side")
+    assert all(0 <= value < 0.7 for value in padding(tmp_path / "run"))
     rows = [row for row in read(where) if row["side"] == "val"]
     assert summary["judged"]["count"] == sum(len(row["what"]) for row in rows)
     model, reader = opened(MODALITIES["protein"], str(tmp_path / "run"), "cpu")

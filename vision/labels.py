@@ -283,6 +283,9 @@ class ImageLabels(LabelTask):
         found = super().finalise(run)
         if self.judgement is not None and (covered := self._covered()):
             self.judgement.metrics.update(covered)
+            if covered and (right := self.judgement.baseline.get("accuracy")) is not None and self.judged is not None:
+                # One class everywhere: of the classes that occur it alone covers anything, its own share.
+                self.judgement.baseline["mean_iou"] = right / len(self.judged[1].unique())
             side = next(name for name in found if name.endswith("_accuracy")).removesuffix("_accuracy")
             found |= {f"{side}_{name}": value for name, value in covered.items()}
         if self.tta != "none" and self.calibration and self.trainer.state.fn == "validate" and run is not None:

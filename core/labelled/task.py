@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..heads.base import HeadSpec
 from ..heads.keep import keep
 from ..heads.registry import head_class, prepare
 from ..initialise import uninitialised
+from ..labels.guess import cells_of
 from ..losses import IGNORED
 from ..training.lightning_fixes import across_data
 from ..training.module import Loss, TrainingModule
@@ -161,8 +163,9 @@ class LabelTask(TrainingModule):
             data.most = most
         config = LabelledConfig(trunk.architecture, settings, spec.to_dict(), pool, reads, hidden)
         model = self.MODEL(config, trunk)  # pyright: ignore[reportCallIssue]
-        if model.head.per_token:
-            self.unit = "label"
+        several = len(spec.names) > 1 and cells_of(spec.kind) == "regress"
+        if model.head.per_token or cells_of(spec.kind) == "multilabel" or several:
+            self.unit = "number" if several else "label"
         name, better = model.head.monitor
         self.monitor = (f"val_{name}", better)
         return model
@@ -245,7 +248,10 @@ class LabelTask(TrainingModule):
         return self.model(batch)
 
     def slots(self, batch: dict[str, Tensor]) -> int:
-        return batch["index"].shape[0]
+        """Places of targets: rows, labels of rows, or tokens, as the head counts them."""
+        assert isinstance(self.model, LabelledModel)
+        targets = batch["targets"]
+        return math.prod(targets.shape[:-1]) if self.model.head.spec.parts else targets.numel()
 
     # --- judging -----------------------------------------------------------------------------------------------------
 

@@ -254,6 +254,11 @@ def test_what_the_values_of_masks_mean(tmp_path: Path) -> None:
         fitted(border.values[0], tmp_path / "wide.png", Preprocessing(), (8, 8))
 
 
+def read_column(path: Path, name: str) -> list[str]:
+    with path.open() as file:
+        return [row[name] for row in csv.DictReader(file) if row[name]]
+
+
 def run(verb: str, *words: object) -> dict[str, Any]:
     return run_task("vision", verb, [str(word) for word in words], ImageLabels, ImageTable, "triune.vision")
 
@@ -284,6 +289,11 @@ def test_masks_are_trained_scored_and_answered(tmp_path: Path, capsys: pytest.Ca
     assert summary["val_mean_iou"] == pytest.approx(mean_iou(np.array(truth), np.array(named), 3))
     expected = jaccard_score(truth, named, average="macro", labels=sorted({*truth, *named}))
     assert mean_iou(np.array(truth), np.array(named), 3) == pytest.approx(expected)
+    constant = summary["judged"]["baseline"]
+    same = next(c for c in truth if truth.count(c) == round(constant["accuracy"] * len(truth)))
+    macro = jaccard_score(truth, [same] * len(truth), average="macro", labels=sorted({*truth}))
+    assert constant["mean_iou"] == pytest.approx(macro)
+    assert 0 <= float(read_column(tmp_path / "run" / "metrics.csv", "padding")[-1]) < 0.5
     # Other tables, and answers that can be labels again.
     some = write(tmp_path / "some.csv", [{"image": f"{i}.png", "mask": f"m{i}.png"} for i in range(0, 24, 4)])
     scored = run("test", tmp_path / "run", "--data.table", some)

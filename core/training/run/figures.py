@@ -19,7 +19,7 @@ LOWER = (
 HIGHER = (
     "accuracy", "top1", "top5", "balanced", "balanced_accuracy", "macro_f1", "micro_f1", "f1", "precision", "recall",
     "exact", "exact_match", "token_accuracy", "average_precision", "auroc", "r2", "spearman", "quadratic_kappa",
-    "auc", "p_at_l", "p_at_l2", "p_at_l5", "skill",
+    "auc", "p_at_l", "p_at_l2", "p_at_l5", "skill", "mean_iou",
 )  # fmt: skip
 """Figures whose better side is known; of any other (a coverage, a temperature) none is called the best."""
 BASELINE = "baseline_"
