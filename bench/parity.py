@@ -10,6 +10,7 @@ by its library: missing or unexpected names end the command, and weights count a
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import tempfile
 import warnings
@@ -165,7 +166,34 @@ def page(rows: list[Row]) -> str:
     families = {(row.family, row.library) for row in rows}
     worst = max(row.difference for row in rows)
     lines += ["", f"{len(rows)} models of {len(families)} families; the largest difference is {worst:.1e}.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *random_part()])
+
+
+def random_part() -> list[str]:
+    """What `parity_random.py` and `parity_random_vision.py` found when they were run last."""
+    lines = [
+        "## Random configurations",
+        "",
+        "Options are drawn at random, every weight too; compared are the source in its own library, ours, and what "
+        "was written, in that library again. A refusal is one sentence.",
+        "",
+        "| command | commit | configurations | classes | wrong | refused | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("parity_random", "parity_random_vision"):
+        found = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+        classes = len({row["class"] for row in found["rows"]})
+        lines.append(
+            f"| `{found['command']}` | {found['commit']} | {found['configurations']} | {classes} | {found['wrong']} | "
+            f"{found['refused']} | {found['largest']:.1e} |"
+        )
+    text = json.loads((ROOT / "bench" / "results" / "parity_random.json").read_text())
+    return [
+        *lines, "",
+        f"Text models agree to {text['float64']:.1e} in float64. The float32 outputs of {text['ill_conditioned']} of "
+        "them differ by more than 2.5e-05, because the random model multiplies rounding: ours are then at most four "
+        "times as far from those of float64 as the library's own.", "",
+    ]  # fmt: skip
 
 
 def main() -> None:

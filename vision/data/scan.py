@@ -80,14 +80,14 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
 
     Never raises for what is wrong with it.
     """
-    values, largest = None, 0.0
+    values, largest, opened = None, 0.0, None
     try:
         opened = open_image(source, name, decoding.max_pixels)
         image, name, white = opened.image, opened.name, opened.white
         width, height = image.size
         mode, kind = image.mode, image.format or ""
         deep = _deep_colour(image)
-        remarks = _remarks(name, kind, mode, width, height, bool(getattr(image, "is_animated", False)), deep)
+        remarks = _remarks(name, kind, mode, width, height, _animated(image), deep)
         if is_wide(mode):
             image.load()
             values = np.asarray(image)
@@ -99,6 +99,9 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
         return Record(problem=error.reason), None
     except Exception as error:
         return Record(problem=f"is damaged ({error})"), None
+    finally:
+        if opened is not None:
+            opened.image.close()
     pixels = np.asarray(decoded)
     peak = (int(pixels.max()) << 8 | 255) if deep else 0
     if mode == "F":
@@ -111,6 +114,14 @@ def look(source: str | bytes, name: str, decoding: Decoding, fit: Fit | None) ->
             digest.update(values.tobytes())
     record = Record(width, height, mode, kind, digest.hexdigest(), "", remarks, peak, white)
     return record, None if fit is None else fit(decoded)
+
+
+def _animated(image: Image.Image) -> bool:
+    """Whether there are further frames or layers; damaged ones say nothing about the first, which is read."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoders raise whatever a damaged file leads them into
+        return False
 
 
 def _deep_colour(image: Image.Image) -> bool:

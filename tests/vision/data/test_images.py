@@ -247,6 +247,20 @@ def test_more_pixels_when_told(tmp_path: Path) -> None:
     assert read_image(content, 1, decoding=images.Decoding(100_000_000)).size == (12_000, 7_500)
 
 
+def test_damage_behind_the_first_picture_leaves_it_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of a PSD, or frames: what classify reads, a training reads as well."""
+
+    def damaged(image: Image.Image) -> bool:
+        raise ValueError("negative tile size")
+
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(
+        "PIL.BmpImagePlugin.BmpImageFile.is_animated", property(damaged, lambda *_: None), raising=False
+    )
+    assert look(str(tmp_path / "a.bmp"), "a.bmp", images.Decoding(), None)[0].problem == ""
+    assert read_image(tmp_path / "a.bmp").getpixel((0, 0)) == (9, 8, 7)
+
+
 def test_the_odd_files_of_pillow_are_read_or_refused() -> None:
     """Set TRIUNE_PILLOW_IMAGES to `Tests/images` of Pillow's source distribution, which has a thousand odd files."""
     folder = Path(os.environ.get("TRIUNE_PILLOW_IMAGES", "no folder"))
