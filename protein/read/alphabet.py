@@ -27,6 +27,9 @@ NUCLEOTIDES = tuple(AMINO_ACIDS.index(letter) for letter in "ACGT")
 
 NUCLEOTIDE_SHARE = 0.95
 """Share of A, C, G, T, U and N among the known letters from which a sequence counts as DNA or RNA."""
+CODED_SHARE = 0.75
+AMBIGUOUS = "RYSWKMDHV"
+"""The same where all other letters are codes for one of several nucleotides."""
 
 FEWEST_LETTERS = 10
 """A shorter sequence is not judged by its composition."""
@@ -79,7 +82,8 @@ def check_protein(tokens: np.ndarray, name: str, way_out: str = "") -> None:
     """Refuses what is written in residue letters but is no protein.
 
     A sequence counts as DNA or RNA when 95 % of its known letters are A, C, G, T, U or N and three of A, C, G and T
-    occur; a random protein of ten residues passes for it once in a million times.
+    occur; a random protein of ten residues passes for it once in a million times. It also does when they are 75 %, and
+    all the others are codes for one of several nucleotides (R, Y, S, W, K, M, D, H, V; of 30 letters or more).
 
     Args:
         tokens: numbers of one sequence, uint8 `[residues]`; gaps are left out.
@@ -99,7 +103,9 @@ def check_protein(tokens: np.ndarray, name: str, way_out: str = "") -> None:
         )
     letters = count[list(NUCLEOTIDES)]
     share = (letters.sum() + count[AMINO_ACIDS.index("N")]) / max(known, 1)
-    if known >= FEWEST_LETTERS and share >= NUCLEOTIDE_SHARE and (letters > 0).sum() > 2:
+    others = sum(int(count[place]) for place, letter in enumerate(AMINO_ACIDS) if letter not in "ACGTN" + AMBIGUOUS)
+    coded = known >= 3 * FEWEST_LETTERS and share >= CODED_SHARE and not others
+    if ((known >= FEWEST_LETTERS and share >= NUCLEOTIDE_SHARE) or coded) and (letters > 0).sum() > 2:
         raise UserError(
             f"{name} is DNA or RNA ({share:.0%} of its letters are A, C, G, T, U or N), but must be a protein; "
             f"translate it first{more}."

@@ -134,12 +134,18 @@ def test_one_stop_codon_does_not_refuse_a_file(tmp_path):
 
 def test_dna_and_unknown_residues_are_no_protein():
     rng = np.random.default_rng(0)
-    for letters in ("ACGT", "ACGU", "ACGTN"):
+    for letters in ("ACGT", "ACGU", "ACGTN", "ACGT" * 5 + "RYKM"):  # the last with codes for several nucleotides
         with pytest.raises(UserError, match="is DNA or RNA"):
             check_protein(encode("".join(rng.choice(list(letters), 30))), "it")
     with pytest.raises(UserError, match=r"unknown \(X\) in 30 of 40 residues.*; --force"):
         check_protein(encode(A[:10] + "X" * 30), "it", "--force reads it as a protein")
-    for protein in (A, "A" * 40, "GA" * 20, "CATTAGS"):  # of one or two letters, or too short to tell
+    for protein in (
+        A,
+        "A" * 40,
+        "GA" * 20,
+        "CATTAGS",
+        "GAGACSTTGAGSGNCA" * 3 + "P",
+    ):  # few letters, or too short to tell
         check_protein(encode(protein), "it")
 
 
