@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import re
@@ -99,7 +100,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     refuse_special(path)
-    with naming(path):
+    with naming(path), none_left_empty(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
         os.close(handle)
@@ -127,6 +128,18 @@ def write_atomic(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a value as JSON with an indent of two, as `write_atomic` does."""
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def none_left_empty(folder: Path) -> Iterator[None]:
+    """Removes on leaving what was made within of this folder and of those above it, where it holds nothing."""
+    made = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def test_vectors_of_proteins_beyond_a_table(tmp_path: Path, capsys) -> None:
     assert main(["embed", "--task", "protein", "--pretrained", source, "--table", rows, "--input", "cell",
                  "--out", out, "--device", "cpu"]) == 0  # fmt: skip
     assert np.load(out)["vectors"].shape == (40, 16)
-    assert f"40 inputs are longer than data.context, {RESIDUES} tokens" in capsys.readouterr().err
+    assert f"longer than the model's {RESIDUES} tokens, whose end is not read: 40" in capsys.readouterr().err
 
 
 def test_pretraining_of_proteins(tmp_path: Path, capsys) -> None:

@@ -70,7 +70,6 @@ def painter(model: LabelledModel, folder: Path) -> Callable[[str, str, Path, dic
     config: Any = model.trunk.config  # type: ignore[attr-defined]
     names = list(head.spec.names)
     numbers = value_of(names, model.config.reads.get("mask_names") or {})
-    folder.mkdir(parents=True, exist_ok=True)
 
     def paint(name: str, cell: str, beside: Path, found: dict[str, Any]) -> Path:
         path, grid = beside / Path(cell).expanduser(), config.grid(*config.input_size)

@@ -151,7 +151,7 @@ class TokenReader(Reader):
     def notes(self) -> list[str]:
         if not self.cut:
             return []
-        return [f"{self.cut:,} inputs are longer than data.context, {self.context:,} tokens; their end is not read"]
+        return [f"inputs longer than the model's {self.context:,} tokens, whose end is not read: {self.cut:,}"]
 
 
 def side_by_side(sequences: Sequence[np.ndarray], pad: int, widest: int) -> dict[str, Tensor]:

@@ -133,12 +133,12 @@ def _notes(wanted: Wanted, texts: Texts, keys: Sequence[str | None], counts: Cou
         if not numeric and key is not None and key.lower() in MISSING:
             words[key] += int(count)
     if stripped:
-        wanted.note(f"{stripped:,} cells of '{column}' have spaces around them, which do not count")
+        wanted.note(f"cells of '{column}' with spaces around them, which do not count: {stripped:,}")
     if joined:
-        wanted.note(f"{joined:,} cells of '{column}' are written in another form (Unicode, or case of true and false), "
-                    "and are the same classes")  # fmt: skip
+        wanted.note(f"cells of '{column}' in another form (Unicode, or case of true and false), which are the same "
+                    f"classes: {joined:,}")  # fmt: skip
     if lost:
-        wanted.note(f"{lost:,} cells of '{column}' hold a word for a missing value, and count as missing")
+        wanted.note(f"cells of '{column}' that hold a word for a missing value, and count as missing: {lost:,}")
     for word, count in words.items():
         wanted.note(f"{shown(word)} is a class of '{column}' ({count:,} rows); --data.missing {word} makes it missing")
     if numeric and any(isinstance(cell, str) and "." in cell for cell in texts.cells):

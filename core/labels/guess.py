@@ -172,8 +172,8 @@ def separator_of(wanted: Wanted, texts: Texts, needed: float = JOINED) -> str:
         )
     for s, count in with_it.items():
         if count and s not in found:
-            wanted.note(f"{count:,} cells of '{column}' hold {s}, which is taken for a letter of a class; "
-                        f"{KIND} multilabel would split them")  # fmt: skip
+            wanted.note(f"cells of '{column}' that hold {s}, which is taken for a letter of a class ({KIND} multilabel "
+                        f"would split them): {count:,}")  # fmt: skip
     return found[0] if found else ""
 
 

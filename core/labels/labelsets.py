@@ -91,8 +91,8 @@ def _sets(wanted: Wanted, texts: Texts) -> list[list[str] | None]:
         found.append(labels)
     empty = sum(int(n) for labels, n in zip(found, texts.counts(), strict=True) if labels is None)
     if empty:
-        wanted.note(f"{empty:,} cells of '{column}' are empty and count as not labelled; [] says that a row has none "
-                    "of the labels")  # fmt: skip
+        wanted.note(f"empty cells of '{column}', which count as not labelled ([] says that a row has none of the "
+                    f"labels): {empty:,}")  # fmt: skip
     return found
 
 

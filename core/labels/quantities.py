@@ -39,7 +39,7 @@ def numbers_in(wanted: Wanted, column: str) -> np.ndarray:
 def _note_words(wanted: Wanted, column: str, read: Numbers) -> None:
     if read.words:
         words = few([shown(word) for word in sorted(read.words)])
-        wanted.note(f"{read.words.total():,} cells of '{column}' are {words}, and count as missing")
+        wanted.note(f"cells of '{column}' that are {words}, and count as missing: {read.words.total():,}")
 
 
 def arranged(wanted: Wanted, columns: list[np.ndarray], kind: type) -> tuple[np.ndarray, list[str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import read_arrays, read_json, write_json
+from ...core.files import none_left_empty, read_arrays, read_json, write_json
 from ...core.lock import claimed
 from ...core.options import Parser, whole
 from ...core.training.run.folder import model_folder
@@ -257,7 +257,7 @@ def main(args: list[str]) -> int:
     work = Work(options, read_structures(options.structure, options.chain, problems), problems)
     sizes = queries.sizes()
     count = 0
-    with progress("predicting contacts", sum(sizes), "kB", 1e3) as advance:
+    with none_left_empty(options.out), progress("predicting contacts", sum(sizes), "kB", 1e3) as advance:
         for file, size in zip(queries.files, sizes):
             found = list(queries.of(file))
             for query in found:

@@ -17,6 +17,7 @@ from triune.core.errors import UserError
 from triune.core.files import (
     check_regular,
     kind_of,
+    none_left_empty,
     open_regular,
     parse_json,
     parsing,
@@ -25,6 +26,7 @@ from triune.core.files import (
     read_json,
     read_table,
     replaced_folder,
+    written_whole,
 )
 from triune.core.yaml_files import read_yaml
 
@@ -203,3 +205,17 @@ def test_a_link_to_a_folder_is_kept_and_its_target_replaced(tmp_path: Path) -> N
         with replaced_folder(link) as new:
             (new / "it").write_text("new")
         assert link.is_symlink() and (tmp_path / name / "it").read_text() == "new"
+
+
+def test_a_file_that_is_not_written_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "a" / "b" / "x.json"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "mine" / "x.json"):
+        raise ZeroDivisionError
+    assert (tmp_path / "mine").is_dir()  # it was there before
+    with none_left_empty(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "a" / "x").touch()
+    assert (tmp_path / "a" / "x").exists() and not (tmp_path / "a" / "b").exists()

@@ -162,12 +162,14 @@ class TaskCLI(LightningCLI):
             trainer.check_val_every_n_epoch = None
         if self.trains and not self.session.resume:
             self.session.left_out = leave_out(config, self.session.args, self._classes[2])
-            # Not those of a file, which may be the config.yaml of another run, with every option.
-            named = {word.split("=")[0].removeprefix("--") for word in self.session.args if word.startswith("--")}
-            defaults = self.parser.get_defaults(skip_validation=True)
-            fixed = {f"model.{name}": why for name, why in self._classes[0].FIXED.items()}
-            refuse(vars(config.as_flat()), vars(defaults.as_flat()), named, fixed)
+            self._refuse_unused(vars(self.parser.get_defaults(skip_validation=True).as_flat()))
         trainer.precision, self.session.precision = precision.chosen(self, device)
+
+    def _refuse_unused(self, before: dict[str, Any]) -> None:
+        # Not those of a file, which may be the config.yaml of another run, with every option.
+        named = {word.split("=")[0].removeprefix("--") for word in self.session.args if word.startswith("--")}
+        fixed = {f"model.{name}": why for name, why in self._classes[0].FIXED.items()}
+        refuse(vars(self.config.as_flat()), before, named, fixed)
 
     def another(self, words: list[str]) -> TaskCLI:
         return TaskCLI(self.session.task, self.verb, words, *self._classes)
@@ -202,6 +204,8 @@ class TaskCLI(LightningCLI):
             if self.config.head_scores:
                 from .heads import HeadScores
 
+                if type(self.model).lens_subject is TrainingModule.lens_subject:
+                    self.model.lens_subject(None)  # says that it cannot
                 callbacks.append(HeadScores(session.run.heads))
         elif self.config.trainer.logger in (None, True) or loggers.names_of(self.config.trainer.logger):
             options["logger"] = False
@@ -236,7 +240,9 @@ class TaskCLI(LightningCLI):
                 f" {self.session.task}; put the original back."
             )
         defaults = self.yaml(self.parser.get_defaults(skip_validation=True))
-        return changes(run, self.session.config_text, defaults, self.session.recorded)
+        found = changes(run, self.session.config_text, defaults, self.session.recorded)
+        self._refuse_unused(vars(self.config.as_flat()) | {change.name: change.before for change in found})
+        return found
 
     def yaml(self, config: Any) -> str:
         config = config.clone()

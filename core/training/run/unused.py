@@ -120,19 +120,19 @@ RULES = (
 """
 
 
-def refuse(values: Mapping[str, Any], defaults: Mapping[str, Any], named: set[str], fixed: Mapping[str, str]) -> None:
-    """Raises UserError for an option that a user named, with another value than its default, and that changes nothing.
+def refuse(values: Mapping[str, Any], before: Mapping[str, Any], named: set[str], fixed: Mapping[str, str]) -> None:
+    """Raises UserError for an option that a user named, with another value than before, and that changes nothing.
 
     Args:
         values: of all options, by their full names.
-        defaults: theirs.
+        before: their defaults, or in a run that goes on its own values.
         named: what stands on the command line.
         fixed: options that a task sets itself, and why.
     """
     rules = [*RULES, *(Rule((name,), lambda given: False, why) for name, why in fixed.items())]
     for rule in rules:
         for name in rule.options:
-            if name in values and name in named and values[name] != defaults.get(name) and not rule.used(values):
+            if name in values and name in named and values[name] != before.get(name) and not rule.used(values):
                 raise UserError(
                     f"--{name} is {values[name]}, but would change nothing: {rule.why}; leave it out, or change that."
                 )

@@ -224,9 +224,9 @@ def test_notes() -> None:
     assert "2 of 4 rows have no target" in notes("a,b,,", missing=())
     assert list(target("a,b,NA,a,b", missing=["NA"]).values) == [0, 1, -100, 0, 1]
     assert list(target("1,2,unknown,1,2", missing=["unknown"]).values) == [0, 1, -100, 0, 1]
-    assert "1 cells of 'y' have spaces" in notes("a, a,b,b")
+    assert "cells of 'y' with spaces around them, which do not count: 1" in notes("a, a,b,b")
     assert "unit 'kg'" in notes("1 kg,2 kg,1 kg,2 kg")
-    assert "2 cells of 'y' hold ;" in notes(["a"] * 50 + ["b"] * 50 + ["c;d"] * 2)
+    assert "cells of 'y' that hold ;, which is taken for a letter" in notes(["a"] * 50 + ["b"] * 50 + ["c;d"] * 2)
     assert "classes of 'y' ('a,b')" in notes(["a,b", "b", "a,c", "b"])
     assert "commas" not in notes(["Paris, France", "Lyon, France", "Rome"] * 2)
     assert "look like dates" in notes(["2024-01-05", "2024-02-05", "2024-01-05"])

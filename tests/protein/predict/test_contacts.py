@@ -346,3 +346,6 @@ def test_ten_thousand_residues_get_a_sentence(
     assert "10,020 residues need about" in err
     assert "GiB of memory even in chunks of 4 rows, but 3.2 GiB can be used here; cut the chain to at most" in err
     assert Path("contacts/small.rr").is_file()
+    Path("one.fasta").write_text(f">huge\n{SEQUENCE * 167}\n")
+    assert contacts("one.fasta", "--run", run, "--no-png", "--out", "new/none") == 2
+    assert not Path("new").exists()  # nothing is left of what could not be done

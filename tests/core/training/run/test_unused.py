@@ -107,3 +107,22 @@ def test_a_language_model_that_should_see_both_sides_is_refused(tmp_path: Path, 
     assert main([*line, "--model.transformer.context", "99"]) == 2
     assert "the data say how long an input is (--data.context" in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+def test_it_is_refused_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("a,b\n" + "".join(f"word {n % 7},{'xy'[n % 2]}\n" for n in range(40)))
+    small = "--model.transformer.dim 8 --model.transformer.depth 1 --model.transformer.heads 1 --trainer.max_steps 1"
+    data = "--data.table x.csv --data.input a --data.target b --data.tokenizer bytes --threads 1"
+    assert main(f"text fit {data} {small} --trainer.logger false --trainer.accelerator cpu --run run".split()) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    Path("x.csv").unlink()  # refused before the data are read
+    for words, said in (
+        ("--trainer.sync_batchnorm true", "sync_batchnorm is True, but would change nothing: no model here has"),
+        ("--model.schedule.kind cosine --model.schedule.decay 0.3", "decay is 0.3, but would change nothing: only"),
+        ("--head_scores true", "--head_scores was given, but the heads of this model are not scored"),
+    ):
+        capsys.readouterr()
+        assert main(f"text fit --run run --resume true --trainer.max_steps 2 {words}".split()) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
