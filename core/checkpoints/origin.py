@@ -2,6 +2,10 @@
 
 It stands in the second line of `config.yaml`, in the checkpoints, and as `origin` in `config.json` of the model. Files
 of before hold none, and are taken as they are.
+
+Two runs that begin with the same options and seed have the same origin. On the same data and machine they are equal bit
+for bit, so that their files may stand for one another; a random part would end that equality. Where the data changed in
+between, their files are not told apart by it.
 """
 
 from __future__ import annotations
