@@ -85,7 +85,8 @@ def text(options: argparse.Namespace) -> tuple[Rows, Rows]:
 
 
 def proteins(options: argparse.Namespace) -> tuple[Rows, Rows]:
-    chains = np.load(options.data / "protein" / "chains.npz")
+    with np.load(options.data / "protein" / "chains.npz") as file:
+        chains = {name: file[name] for name in ("name", "length", "sequence", "backbone")}
     starts = np.concatenate([[0], np.cumsum(chains["length"])])
     number = {name: i for i, name in enumerate(chains["name"].tolist())}
     with (options.data / "protein" / "split.tsv").open() as file:
@@ -159,7 +160,10 @@ def measured(field: str, options: argparse.Namespace) -> dict[str, Any]:
         some = known[seed * CHAINS : (seed + 1) * CHAINS] if field == "proteins" else drawn(known, seed, EACH)
         found["labelled"] = len(some)
         table = write(options.folder / f"{field}-{seed}" / "table.csv", [*some, *asked])
-        keep("from random weights", *judged(field, table, ["--trainer.max_steps", STEPS[field]], seed))
+        keep(
+            "from random weights",
+            *judged(field, table, ["--trainer.max_steps", STEPS[field], "--trainer.max_epochs", "200"], seed),
+        )
         for name, value in (probe := probed(field, table, checkpoint))[0].items():
             keep(name, value, probe[1])
         if seed < options.finetuned:
