@@ -321,3 +321,16 @@ def notes_of_scoring(folder: Path, where: Path) -> list[str]:
     data.setup()
     assert data.rows is not None
     return data.rows.notes
+
+
+def test_a_fasta_file_with_a_bad_record_is_answered_but_for_it(tmp_path: Path) -> None:
+    (tmp_path / "some.fasta").write_text(">a one\nACDEFGHIK\n>bad\nAC1D\n>a two\nacdef*\n>none\n")
+    found = MODALITIES["protein"].expand([str(tmp_path / "some.fasta")])
+    assert found == [("ACDEFGHIK", "a one"), ("AC1D", "bad"), ("ACDEF", "a two"), ("", "none")]
+    where = table("protein", tmp_path)
+    fit("protein", where, "kind")
+    line = ["protein", "predict", str(tmp_path / "run"), str(tmp_path / "some.fasta"), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "answers.csv")]) == 2
+    rows = read(tmp_path / "answers.csv")
+    assert [bool(row["label"]) for row in rows] == [True, False, True, False]
+    assert "'1' at position 3" in rows[1]["problem"]

@@ -19,8 +19,9 @@ from ...core.labelled.model import LabelledConfig, LabelledModel, Tokens, for_ve
 from ...core.labelled.reader import TokenReader, side_by_side
 from ...core.labelled.run import Modality
 from ..read.alphabet import AMINO_ACIDS, GAP, check_protein, encode
-from ..read.inputs import Content, read_input
+from ..read.inputs import Content, read_input, unique_names
 from ..read.profile import profile
+from ..read.text import fasta_records, is_annotation, read_content, text_of
 from .model import CLS, EOS, PAD, VOCABULARY, SequenceModel, esm_tokens
 from .profile_input import ProfileInput
 
@@ -188,8 +189,17 @@ def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
         if not Path(word).is_file():
             found.append((word, word if len(word) <= 60 else f"{word[:40]}…"))
             continue
-        content = read_input(word)
+        problems: list[UserError] = []
+        content = read_input(word, on_error=problems.append)
         refuse_complex(content, word)
+        if problems and content.alignments:
+            raise problems[0]
+        if problems:  # as they stand there: the reader names those that cannot be read, and the others are done
+            records = [r for r in fasta_records(word, text_of(word, read_content(word))) if not is_annotation(r)]
+            good = {sequence.name: sequence.letters for sequence in content.sequences}
+            names = unique_names(records)
+            found += [(good.get(name, record.letters), name) for record, name in zip(records, names, strict=True)]
+            continue
         if len(content.sequences) == 0:
             found.append((word, word))
         found += [(record.letters, record.name) for record in content.sequences]
