@@ -145,9 +145,9 @@ def _inputs(options: argparse.Namespace, modality: Modality) -> Inputs:
     seen: set[str] = set()
     for row, name in enumerate(inputs.names, 1):
         if name in seen or not name:
+            way = "leave out one of them" if options.table is None else "name a column of different ones with --name"
             raise UserError(
-                f"Input {row:,} is called '{name}', as another is, but each needs a name of its own; name a column of "
-                "different ones with --name."
+                f"Input {row:,} is called '{name}', as another is, but each needs a name of its own; {way}."
             )
         seen.add(name)
     return inputs

@@ -153,7 +153,7 @@ WORDS: list[tuple[str, str, str]] = [
     (
         "a validation folder that is the training folder",
         IMAGES.format("ok/img") + " --data.val_root ok/img",
-        "no training images left",
+        "so that none is left",
     ),
 ]
 

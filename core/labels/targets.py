@@ -226,7 +226,7 @@ def _each(table: Table, parts: Mapping[str, Target]) -> Target:
 
 def _of_column(sentence: str, name: str) -> str:
     """A sentence about one target, where there are several."""
-    sentence = sentence.replace("rows have no target", f"rows have no '{name}'")
+    sentence = sentence.replace("rows have no target:", f"rows have no '{name}':")
     return (
         sentence.replace(f"{KIND} says", f"{KIND} {name}=… says")
         .replace(f"{KIND} ", f"{KIND} {name}=")
@@ -349,7 +349,7 @@ def _checked(wanted: Wanted, target: Target) -> Target:
             "a table with labels."
         )
     if absent:
-        wanted.note(f"{absent:,} of {len(target.missing):,} rows have no target")
+        wanted.note(f"of {len(target.missing):,} rows have no target: {absent:,}")
     return replace(target, notes=tuple(wanted.notes))
 
 

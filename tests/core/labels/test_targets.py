@@ -221,7 +221,7 @@ def test_notes() -> None:
     assert "'Cat', 'cat' look alike" in notes("cat,Cat,dog,dog,cat,Cat")
     assert "'NA' is a class of 'y' (2 rows); --data.missing NA" in notes("cat,cat,NA,NA")
     assert "'dog' of 'y' has one row alone" in notes("cat,dog,cat")
-    assert "2 of 4 rows have no target" in notes("a,b,,", missing=())
+    assert "of 4 rows have no target: 2" in notes("a,b,,", missing=())
     assert list(target("a,b,NA,a,b", missing=["NA"]).values) == [0, 1, -100, 0, 1]
     assert list(target("1,2,unknown,1,2", missing=["unknown"]).values) == [0, 1, -100, 0, 1]
     assert "cells of 'y' with spaces around them, which do not count: 1" in notes("a, a,b,b")
