@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -23,6 +24,8 @@ PRETRAINED_LR, LORA_LR = 5e-5, 1.5e-3
 """Peak learning rates of weights from a checkpoint and of LoRA's factors, where none is given. Schulman et al. 2025
 ("LoRA without regret") find the best rate of the factors at about ten times that of full fine-tuning, whatever the
 rank."""
+AT_ONCE = 8_000_000
+"""Numbers of Muon's matrices that a process updates at once; it holds some eight copies of them meanwhile."""
 LOADED = "pretrained "
 """Begins the names of groups whose weights come from a checkpoint."""
 
@@ -118,6 +121,19 @@ def _one_of(field: str, value: Any, allowed: tuple[str | None, ...]) -> None:
 # The optimizer
 
 
+def _portions(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """The same in the same order, so many at once that each process has `AT_ONCE` numbers or one matrix to do."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    found, held = [], math.inf
+    for matrix in matrices:
+        if held + matrix.numel() > AT_ONCE * world:
+            found.append([])
+            held = 0
+        found[-1].append(matrix)
+        held += matrix.numel()
+    return found
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer whose groups are trained by Muon (`algorithm: "muon"`, matrices only) or AdamW (`"adamw"`).
 
@@ -152,8 +168,11 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self._muon if group["algorithm"] == "muon" else self._adamw)(group, params)
+            if params and group["algorithm"] == "muon":
+                for some in _portions(params):
+                    self._muon(group, some)
+            elif params:
+                self._adamw(group, params)
         return loss
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim import _muon
 
 from triune.core.errors import UserError
+from triune.core.training import optimizers
 from triune.core.training.groups import build_optimizer, describe_groups, parameter_groups
 from triune.core.training.optimizers import MuonAdamW, OptimizerConfig
 from triune.core.training.orthogonal import newton_schulz, newton_schulz_reference, orthogonalise
@@ -273,3 +274,31 @@ def test_nothing_to_train() -> None:
 def test_muon_refuses_vectors() -> None:
     with pytest.raises(AssertionError, match="matrices only"):
         MuonAdamW([{"params": [nn.Parameter(torch.ones(3))], "algorithm": "muon"}])
+
+
+@pytest.mark.parametrize("most", [1, 50, 10_000])
+def test_portions_of_matrices_are_updated_as_all_at_once(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Only the memory of a step differs; a stack of matrices larger than a portion is one of its own."""
+    shapes = [(4, 6), (6, 4), (3, 5, 5), (4, 6), (2, 9)]
+    torch.manual_seed(0)
+    start = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    gradients = [[torch.randn_like(p) for p in start] for _ in range(3)]
+
+    def trained() -> list[torch.Tensor]:
+        params = [p.clone().requires_grad_() for p in start]
+        optimizer = optimizers.MuonAdamW([{"params": params, "algorithm": "muon", "lr": 0.1}])
+        for step in gradients:
+            for p, g in zip(params, step, strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+        return [p.detach() for p in params]
+
+    whole, calls = trained(), []
+    monkeypatch.setattr(optimizers, "AT_ONCE", most)
+    once = optimizers.orthogonalise
+    monkeypatch.setattr(
+        optimizers, "orthogonalise", lambda updates, steps: calls.append(len(updates)) or once(updates, steps)
+    )
+    for one, other in zip(whole, trained(), strict=True):
+        assert (one - other).abs().max() < 1e-12
+    assert calls == {1: [1] * 5, 50: [2, 1, 2], 10_000: [5]}[most] * 3
