@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..optimizers import AT_ONCE
 from .check import short_flops
 from .devices import Devices, Rates
 from .progress import duration, short
@@ -19,6 +20,8 @@ ROOM = 0.95
 HEAP = 1.6
 """Memory of a process on a CPU for each byte of its tensors that come and go: the C library's heap keeps gaps
 (`bench/plan_accuracy.py`)."""
+MUON_COPIES = 8
+"""Copies that `orthogonalise` and the step around it hold of the matrices of a portion, shared by all processes."""
 TRAINER, PER_TENSOR = 400, 6
 """What the trainer and the data do at a step, and what an update does for each tensor, in calls of an operator."""
 
@@ -97,6 +100,13 @@ def _add_memory(found: Plan, step: Step, world: int, cut: bool) -> None:
         if step.accumulate > 1:
             memory["sums"] = step.trained
             formulas["sums"] = "gradients of the micro-batches before"
+    if numbers := sum(rows * columns * number for (rows, columns), number in step.matrices.items()):
+        copies = MUON_COPIES / world + 2 * (world > 1)
+        memory["Muon"] = step.size * min(numbers, AT_ONCE * world) * copies
+        formulas["Muon"] = f"{copies:g} copies of at most {short(AT_ONCE * world)} numbers of its matrices"
+    if cut and step.base and step.weights + step.state > memory["activations"]:
+        memory["checkpoint"] = step.weights + step.state - memory["activations"]
+        formulas["checkpoint"] = "whole weights and states on the first process, where they exceed the activations"
     if step.base:
         memory["process"] = step.base
         formulas["process"] = "libraries and data, measured now"

@@ -73,9 +73,10 @@ def devices(world: int, memory: float = 10_000 / 0.95) -> Devices:
 
 def test_one_device() -> None:
     found = plan(step(), devices(1), "ddp", RATES)
-    assert found.memory == {"weights": 1_000, "optimizer": 1_500, "activations": 1_000}
-    assert found.total == 3_500
-    assert found.largest == 4 + (10_000 - 3_500) // 200  # an example takes (1800 - 1000) / 4
+    # Muon's two matrices have 100 numbers, of which eight copies are held.
+    assert found.memory == {"weights": 1_000, "optimizer": 1_500, "activations": 1_000, "Muon": 3_200}
+    assert found.total == 6_700
+    assert found.largest == 4 + (10_000 - 6_700) // 200  # an example takes (1800 - 1000) / 4
     assert found.sent == found.communication == 0
     assert found.compute == pytest.approx(1e-3 + 1e-5)
     assert found.seconds == found.compute + found.update
@@ -83,13 +84,19 @@ def test_one_device() -> None:
 
 def test_several_devices() -> None:
     alike = plan(step(), devices(4), "ddp", RATES)
-    assert alike.memory == {"weights": 1_000, "optimizer": 1_500, "activations": 1_000, "exchange": 1_000}
+    assert alike.memory == {
+        "weights": 1_000,
+        "optimizer": 1_500,
+        "activations": 1_000,
+        "exchange": 1_000,
+        "Muon": 1_600,
+    }
     assert alike.sent == pytest.approx(3 / 4 * (2 * 1_000 + 2 * 50 * 4))
     assert alike.communication == pytest.approx(alike.sent / 1e3)
     assert alike.seconds == alike.communication + alike.update  # the link is slower than the passes
     cut = plan(step(accumulate=2), devices(4), "fsdp2", RATES)
     assert cut.memory == {
-        "weights": 250, "optimizer": 375, "gradients": 250, "gathered": 600, "activations": 1_000
+        "weights": 250, "optimizer": 375, "gradients": 250, "gathered": 600, "activations": 1_000, "Muon": 1_600
     }  # fmt: skip
     assert cut.sent == pytest.approx(3 / 4 * (2 * (2 * 1_000 + 1_000) + 2 * 400))
     assert cut.flops == 2 * 4 * 1e6
@@ -102,10 +109,10 @@ def test_several_devices() -> None:
 def test_computed_again() -> None:
     again = {"again": Pass(400, [("mm", 1e6, 1, 0)] * 2), "again_two": Pass(600, [])}
     found = plan(step(**again), devices(1), "ddp", RATES)
-    assert (found.total, found.total_again) == (3_500, 2_900)
-    assert found.largest_again == 4 + (10_000 - 2_900) // 50
+    assert (found.total, found.total_again) == (6_700, 6_100)
+    assert found.largest_again == 4 + (10_000 - 6_100) // 50
     asked = plan(step(**again, checkpointing=True), devices(1), "ddp", RATES)
-    assert (asked.total, asked.largest, asked.largest_again) == (2_900, found.largest, found.largest_again)
+    assert (asked.total, asked.largest, asked.largest_again) == (6_100, found.largest, found.largest_again)
     assert asked.compute == pytest.approx(2 * found.compute)
     assert asked.flops == found.flops  # by convention
 
