@@ -59,7 +59,10 @@ class Straight(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, Path(path))
+        if "://" in str(path):  # an object store, which Lightning writes to
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_checkpoint(checkpoint, Path(path))
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

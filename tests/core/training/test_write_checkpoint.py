@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -21,6 +22,15 @@ def test_a_checkpoint_is_written_straight(tmp_path: Path, monkeypatch: pytest.Mo
     found = torch.load(tmp_path / "new" / "a.ckpt", weights_only=True)
     assert torch.equal(found["state_dict"]["weight"], torch.arange(5.0)) and found["step"] == 3
     assert (tmp_path / "new" / "a.ckpt").stat().st_mode & 0o044 == 0o044 & ~int_umask()
+
+
+def test_a_checkpoint_for_a_store_goes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not into a local folder that is called like the store."""
+    monkeypatch.chdir(tmp_path)
+    Straight().save_checkpoint({"step": 3}, "memory://straight/a.ckpt")
+    with fsspec.open("memory://straight/a.ckpt") as file:
+        assert torch.load(file, weights_only=True) == {"step": 3}  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
 
 
 def int_umask() -> int:
