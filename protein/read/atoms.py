@@ -19,20 +19,28 @@ ATOMS = (*BACKBONE, "CB")
 PEPTIDE_BOND = 2.0
 """Ångström between C and N up to which a HETATM residue belongs to the chain."""
 
+# Mirror images, as the Protein Data Bank names them, and with four letters as CHARMM does.
+_MIRRORED = (
+    "A:DAL,DALA R:DAR,DARG N:DSG,DASN D:DAS,DASP,IAS C:DCY,DCYS E:DGL,DGLU,FGA Q:DGN,DGLN "
+    "H:DHI,DHIS,DHSD,DHSE,DHSP I:DIL,DILE L:DLE,DLEU K:DLY,DLYS M:MED,DMET F:DPN,DPHE P:DPR,DPRO S:DSN,DSER "
+    "T:DTH,DTHR W:DTR,DTRP Y:DTY,DTYR V:DVA,DVAL"
+)
 # Not in Biopython's table of modified residues.
-OTHER_RESIDUES = {"SEC": "C", "PYL": "K", "UNK": "X", "ASX": "X", "GLX": "X"}
+OTHER_RESIDUES = {"SEC": "C", "PYL": "K", "UNK": "X", "ASX": "X", "GLX": "X"} | {
+    name: group[0] for group in _MIRRORED.split() for name in group[2:].split(",")
+}
 
-# Protonation states and bridges as AMBER, CHARMM, GROMACS and OPLS name them.
+# Protonation states and bridges as AMBER, CHARMM, GROMACS, OPLS, Maestro (CYT, TYO) and FoldX (H1S) name them.
 _STATES = {
-    "H": "HID HIE HIP HIN HIX HSD HSE HSP HSC HISA HISB HISD HISE HISH HISP HIS1 HIS2 H1D H2D H1E H2E",
-    "C": "CYX CYM CYN CYS1 CYS2 CYSH CYSM CYSX CYZ CYD CYH CY1 CY2",
+    "H": "HID HIE HIP HIN HIX HSD HSE HSP HSC HISA HISB HISD HISE HISH HISP HIS1 HIS2 H1D H2D H1E H2E H1S H2S",
+    "C": "CYX CYM CYN CYS1 CYS2 CYSH CYSM CYSX CYZ CYD CYH CY1 CY2 CYT",
     "D": "ASH ASPH ASPP ASP1 ASPM AS4 ASZ",
     "E": "GLH GLUH GLUP GLU1 GLUM GL4 GLZ",
     "K": "LYN LYH LYP LSN LYS1 LYSH LYSN LYZ",
     "R": "ARN AR0 ARGN",
-    "Y": "TYM TYN TYH TYRM TYRU TYRH Y1P TP1 TP2",
-    "S": "SERD S1P SP1 SP2",
-    "T": "T1P THP1 THP2 THPB",
+    "Y": "TYM TYN TYO TYH TYRM TYRU TYRH Y1P TP1 TP2",
+    "S": "SERD SRO S1P SP1 SP2",
+    "T": "THO T1P THP1 THP2 THPB",
     "Q": "QLN GLN1 PGLU",
     "N": "ASN1",
     "F": "PHEH PHEU",
@@ -41,7 +49,7 @@ _STATES = {
 # What AMBER puts N or C before, at the ends of a chain.
 _ENDED = (
     "ALA:A ARG:R ASN:N ASP:D CYS:C GLN:Q GLU:E GLY:G HIS:H ILE:I LEU:L LYS:K MET:M PHE:F PRO:P SER:S THR:T TRP:W TYR:Y "
-    "VAL:V HID:H HIE:H HIP:H CYX:C CYM:C ASH:D GLH:E LYN:K HYP:P"
+    "VAL:V HID:H HIE:H HIP:H CYX:C CYM:C ASH:D GLH:E LYN:K HYP:P LYP:K CYN:C"
 )
 MD_RESIDUES: dict[str, str] = {name: letter for letter, names in _STATES.items() for name in names.split()} | {
     end + name[:-2]: name[-1] for name in _ENDED.split() for end in "NC"
@@ -162,7 +170,7 @@ def _pdb_atom(line: str, number: int, model: int) -> Atom | None:
         position=None,
         number=residue,
         insertion=insertion,
-        residue=name if name in MD_RESIDUES else line[17:20].strip(),
+        residue=name if name in MD_RESIDUES or name in OTHER_RESIDUES else line[17:20].strip(),
         standard=standard,
         name=line[12:16].strip(),
         alternative=line[16:17].strip(),
@@ -208,6 +216,8 @@ def read_mmcif(text: str) -> Atoms:
             "with a model."
         )
     polymers = _polymers(table)
+    # Some programs name the entities and leave the places within them out.
+    counted = any(label not in NOTHING for label in table.get("_atom_site.label_seq_id", []))
     rows = len(table["_atom_site.label_atom_id"])
 
     def column(name: str, default: str = ".", other: str = "") -> list[str]:
@@ -239,9 +249,13 @@ def read_mmcif(text: str) -> Atoms:
         site = (model, chain, label, number, insertion)
         if name == TELLING.get(residue):
             told.add(site)
-        if name not in ATOMS or residue in WATER or (polymers and (entity not in polymers or label in NOTHING)):
+        if (
+            name not in ATOMS
+            or residue in WATER
+            or (polymers and (entity not in polymers or (counted and label in NOTHING)))
+        ):
             continue
-        chain = copies.name(chain, asym, group == "ATOM" and label not in NOTHING)
+        chain = copies.name(chain, asym, group == "ATOM" and (label not in NOTHING or not counted))
         if polymers:
             sequences.setdefault(chain, polymers[entity])
         x, y, z = map(float, xyz)
@@ -250,7 +264,7 @@ def read_mmcif(text: str) -> Atoms:
             Atom(
                 model=int(model),
                 chain=chain,
-                position=int(label) if polymers else None,
+                position=int(label) if polymers and counted else None,
                 number=count,
                 insertion=code if insertion in NOTHING else insertion,
                 residue=residue,

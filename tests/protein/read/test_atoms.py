@@ -19,6 +19,9 @@ SEQUENCE = "MKVLAGDWTRESHIFQNPYCMKWDE"
         ("H", "HID HIE HIP HSD HSE HSP HISD HISE HISH"), ("C", "CYX CYM CYS2 CYSH"), ("D", "ASH ASPP ASPH"),
         ("E", "GLH GLUP GLUH"), ("K", "LYN LSN LYSH"), ("R", "ARN"), ("Y", "TYM"), ("M", "NMET CMET MSE"),
         ("A", "NALA CALA"), ("D", "CASP NASP"), ("L", "NLEU CLEU"),
+        ("C", "CYT NCYN"), ("Y", "TYO"), ("H", "H1S CHIP"), ("K", "NLYP"),
+        ("N", "DSG DASN"), ("D", "DAS DASP"), ("Q", "DGN DGLN"), ("E", "DGL DGLU"), ("H", "DHI DHSE"),
+        ("M", "MED DMET"),
         ("S", "SEP S1P SP2"), ("T", "TPO T1P THP1"), ("Y", "PTR Y1P TP2"), ("Q", "PGLU QLN"), ("P", "CHYP"),
     ],
 )  # fmt: skip
@@ -37,6 +40,24 @@ def test_a_name_of_the_bank_means_what_the_bank_says_where_it_is_no_standard_res
     assert letter_of("HSE", standard=True) == "H"
     assert letter_of("GOL") is None
     assert letter_of("UNK") == "X"
+
+
+def test_mirror_images_have_the_letters_of_their_residues():
+    names = "DAL DAR DSG DAS DCY DGN DGL DHI DIL DLE DLY MED DPN DPR DSN DTH DTR DTY DVA"
+    assert "".join(letter_of(name) or "-" for name in names.split()) == "ARNDCQEHILKMFPSTWYV"
+
+
+def test_an_mmcif_file_without_places_in_its_sequence_is_laid_on_it(maker, tmp_path):
+    made = maker.helix(SEQUENCE)
+    del made.atoms[7], made.atoms[8]
+    rows = [
+        " ".join("." if at == 8 else cell for at, cell in enumerate(line.split())) if " Z 1 " in line else line
+        for line in maker.mmcif(made).splitlines()
+    ]
+    (tmp_path / "x.cif").write_text("\n".join([*rows, ""]))
+    (chain,) = read_chains(tmp_path / "x.cif")
+    assert chain.sequence == SEQUENCE
+    assert np.flatnonzero(~chain.resolved).tolist() == [7, 8]
 
 
 def test_numbers():
