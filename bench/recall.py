@@ -4,7 +4,8 @@
     python bench/recall.py --only mqar --seeds 3     rows whose task, mixer and size hold this text
     python bench/recall.py --draw                    the pictures alone
 
-`seconds` are those of the clock, on a machine that may have had other work; each row names its commit.
+`seconds` are those of the clock, on a machine that may have had other work, `processor_seconds` of the process; each
+row names its commit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,10 @@ def main() -> None:
             continue
         if list(key(job)) in [row["job"] for row in rows]:
             continue
-        row = recall(**job) | {"job": list(key(job)), "commit": commit(), "date": datetime.date.today().isoformat()}
+        start = time.process_time()
+        row = recall(**job)
+        row |= {"processor_seconds": round(time.process_time() - start, 1)}
+        row |= {"job": list(key(job)), "commit": commit(), "date": datetime.date.today().isoformat()}
         print(sentence(row), flush=True)
         rows = held(file) + [row]  # another process may have written meanwhile
         record("recall", rows, threads=options.threads)

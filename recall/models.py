@@ -63,7 +63,11 @@ class Recaller(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        return self.head(self.transformer(self.embed(tokens), cache=cache))
+        return self.head(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """What the head reads: int `[batch, tokens]` -> `[batch, tokens, dim]`."""
+        return self.transformer(self.embed(tokens), cache=cache)
 
 
 @torch.no_grad()
