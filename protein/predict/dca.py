@@ -26,7 +26,7 @@ from ..read.alignment import Alignment
 from ..read.alphabet import GAP, UNKNOWN
 from ..read.complexes import BETWEEN, name_of, place_in_chain, separations, spans
 from ..read.inputs import KINDS
-from ..read.profile import chain_rows, informative_rows, one_hot, paired_rows, sequence_weights
+from ..read.profile import chain_rows, informative_rows, one_hot, paired_rows, sequence_weights, written_twice
 from .metrics import TENTHS
 from .outputs import top_pairs, write_arrays, write_rr
 from .queries import Queries, Query
@@ -167,14 +167,21 @@ def rank(tokens: np.ndarray, chains: Sequence[int] = (), least: float = LEAST_NE
             found[span, span] = _scores(informative, weights)
         notes += _depth_note(what, len(rows), depth, least)
     for one, other in combinations(range(len(parts)), 2):
-        rows = torch.from_numpy(paired_rows(tokens, parts[one], parts[other]))
-        weights = sequence_weights(rows)
+        paired, width = paired_rows(tokens, parts[one], parts[other]), parts[one].stop - parts[one].start
+        pair = f"chains {name_of(one)} and {name_of(other)}"
+        if (twice := written_twice(paired, width)).any():
+            paired = paired[~twice]
+            notes.append(
+                f"{pair} are copies: {twice.sum():,} row(s) hold one protein twice and tell nothing between them"
+            )
+        rows = torch.from_numpy(paired)
+        weights = sequence_weights(rows) if len(rows) else torch.zeros(0)
         depth = between[one, other] = float(weights.sum())
-        if depth >= least:
-            width = parts[one].stop - parts[one].start
+        if depth >= least and len(rows):
             block = _scores(rows, weights)[:width, width:]
             found[parts[one], parts[other]], found[parts[other], parts[one]] = block, block.T
-        notes += _depth_note(f"the pairing of chains {name_of(one)} and {name_of(other)}", len(rows), depth, least)
+        if len(rows) or not twice.any():
+            notes += _depth_note(f"the pairing of {pair}", len(rows), depth, least)
     if found.isnan().all():
         raise UserError(
             f"There is nothing to rank: {notes[0]}; search for more homologous sequences, or rank noise with --force."
@@ -204,7 +211,8 @@ def parser() -> argparse.ArgumentParser:
         prog="triune protein dca",
         description="Predict contacts from alignments by mean-field direct coupling analysis (pseudocount 0.5, rows "
         "weighted at 80 % identity, average product correction): the classical baseline. It needs no model. In a "
-        "complex, pairs within a chain are ranked from all rows, pairs between chains from the rows that have both.",
+        "complex, pairs within a chain are ranked from all rows, pairs between chains from the rows that have both; "
+        "between copies of one protein nothing is ranked.",
     )
     p.add_argument(
         "input", metavar="INPUT", nargs="+", type=Path,

@@ -86,6 +86,33 @@ def paired_rows(tokens: np.ndarray, one: slice, other: slice) -> np.ndarray:
     return np.concatenate([tokens[:, one], tokens[:, other]], axis=1)[informative[0] & informative[1]]
 
 
+COPIES = 0.9
+"""Share of equal letters from which two chains of one row are the same protein, written twice."""
+
+
+def written_twice(tokens: np.ndarray, width: int) -> np.ndarray:
+    """Which rows hold one protein twice, in the chains of the first `width` columns and of the others, bool `[rows]`.
+
+    Such rows, of homo-oligomers, have each residue beside itself: their letters say nothing about what touches what
+    between the copies. Chains count as copies where the query's agree at one offset, along most of the shorter one.
+
+    Args:
+        tokens: uint8 `[rows, columns of both chains]`, the query first.
+        width: columns of the first chain.
+    """
+    one, other = tokens[:, :width], tokens[:, width:]
+    least = COPIES * min(one.shape[1], other.shape[1])
+    for offset in range(-one.shape[1] + 1, other.shape[1]):
+        left, right = one[:, max(0, -offset) :], other[:, max(0, offset) :]
+        length = min(left.shape[1], right.shape[1])
+        if length < least or (left[0, :length] == right[0, :length]).mean() < COPIES:
+            continue
+        left, right = left[:, :length], right[:, :length]
+        seen = (left != GAP) & (right != GAP)
+        return (seen & (left == right)).sum(1) >= COPIES * np.maximum(seen.sum(1), 1)
+    return np.zeros(len(tokens), dtype=bool)
+
+
 def chosen_rows(tokens: np.ndarray, rows: int, seed: int) -> np.ndarray:
     """The query and rows drawn without replacement, weighted by one over the number of their near copies."""
     if len(tokens) <= rows:

@@ -264,6 +264,23 @@ def test_in_a_complex_all_rows_count_for_their_chain_and_pairs_for_both():
     assert any("pairing of chains A and B has 1 row(s)" in note for note in alone.notes)
 
 
+def test_rows_that_hold_one_protein_twice_rank_nothing_between_the_copies():
+    one, other = family(120, 30, 1), family(120, 24, 2)
+    twice = np.concatenate([one, one], axis=1)
+    found = rank(twice, (30, 30))
+    assert found.scores[:30, 30:].isnan().all()
+    assert found.notes == ["chains A and B are copies: 120 row(s) hold one protein twice and tell nothing between them"]
+    torch.testing.assert_close(found.scores[:30, :30], mean_field_dca(one)[0])
+    # One copy is shorter; a second protein is ranked beside each; rows of two relatives still count.
+    three = np.concatenate([one, one[:, 2:], other], axis=1)
+    found = rank(three, (30, 28, 24))
+    assert found.scores[:30, 30:58].isnan().all()
+    assert not found.scores[:58, 58:].isnan().any()
+    relatives = np.concatenate([one, family(120, 30, 7)], axis=1)
+    relatives[0, 30:] = relatives[0, :30]
+    assert rank(relatives, (30, 30)).between[0, 1] == pytest.approx(119)
+
+
 def test_a_complex_is_written_with_its_chains(tmp_path, capsys):
     _, tokens = paired_family()
     query = decode(np.where(tokens[0] == GAP, 0, tokens[0]))
