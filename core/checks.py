@@ -5,6 +5,7 @@ import.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ def check_types(config: Any, prefix: str = "") -> None:
     for name, hint, kinds_of_all, texts in _hints(type(config)):
         value = getattr(config, name)
         kind = type(value)
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{prefix}{name} is {value}, but must be a finite number.")
         if kind in kinds_of_all or (kind is str and value in texts):
             continue  # nearly all values; there are hundreds of configs in a comparison with other libraries
         if not _fits(value, hint):
@@ -119,9 +122,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (list, tuple) or hint in (list, tuple):
         # A list in a file is a tuple in code, and the other way round.
         inner = [part for part in parts if part is not Ellipsis]
-        return isinstance(value, list | tuple) and all(
-            any(_fits(v, part) for part in inner) or not inner for v in value
-        )
+        if not isinstance(value, list | tuple) or (_counted(hint) and len(value) != len(parts)):
+            return False
+        return all(any(_fits(v, part) for part in inner) or not inner for v in value)
     if origin is dict or hint is dict:
         right = isinstance(value, dict)
         return right and (not parts or all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items()))
@@ -132,8 +135,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
     return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _counted(hint: Any) -> bool:
+    """Whether a type is a list of a stated number of entries."""
+    return get_origin(hint) is tuple and Ellipsis not in get_args(hint)
 
 
 def _kinds(hint: Any) -> Iterator[Any]:
@@ -152,7 +160,8 @@ def _words(kind: Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (list, tuple):
         inner = " or ".join(dict.fromkeys(_words(k) for part in parts if part is not Ellipsis for k in _kinds(part)))
-        return f"a list (each entry {inner})" if inner else "a list"
+        many = f"a list of {len(parts)}" if _counted(kind) else "a list"
+        return f"{many} (each entry {inner})" if inner else many
     if origin is dict and parts[1] is not Any:
         return f"a mapping (each entry {_words(parts[1])})"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}

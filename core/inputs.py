@@ -27,6 +27,14 @@ def check_vectors(config: TransformerConfig, x: Tensor) -> None:
     _require(fits, "x", x, f"float [batch, tokens, {config.dim}] (dim is {config.dim})")
 
 
+def check_tokens(tokens: Tensor, name: str = "tokens", like: Tensor | None = None) -> None:
+    """Raises UserError unless `tokens` are int `[batch, tokens]`, of the shape of `like` where it is given."""
+    fits = tokens.dim() == 2 and tokens.dtype in (torch.int64, torch.int32)
+    fits = fits and (like is None or tokens.shape == like.shape)
+    shape = "[batch, tokens]" if like is None else list(like.shape)
+    _require(fits, name, tokens, f"int64 {shape}; .long() makes them of other whole numbers")
+
+
 def check_inputs(
     config: TransformerConfig, x: Tensor, keys: int, valid: Tensor | None, documents: Tensor | None,
     bias: Tensor | Sequence[Tensor] | None, positions: Tensor | None, memory: Tensor | None,
@@ -92,6 +100,14 @@ def _check_positions(config: TransformerConfig, x: Tensor, positions: Tensor | N
     last = ", 2" if axes else ""
     allowed = f"{'int' if config.position == 'learned' else 'numbers'} [{tokens}{last}] or [{batch}, {tokens}{last}]"
     _require(fits, "positions", positions, allowed)
+    # Elsewhere than on a CPU the program would wait for the device.
+    if config.position == "learned" and positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = positions[(positions < 0) | (positions >= config.context)]
+        if wrong.numel():
+            raise UserError(
+                f"positions hold {int(wrong[0])}, but must be 0 to {config.context - 1}: the learned table has context "
+                f"= {config.context} rows."
+            )
 
 
 def _check_memory(config: TransformerConfig, x: Tensor, memory: Tensor | None, valid: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.inputs import check_tokens
 from ..core.layers import Norm, activation
 from ..core.losses import linear_cross_entropy
 from ..core.transformer import Transformer
@@ -112,7 +113,15 @@ class TextEncoder(SavedModel, config=TextEncoderConfig):
             valid: bool `[batch, tokens]`, True for real tokens.
             global_tokens: bool `[batch, tokens]`, tokens that see all, and that all see, beside a window (Longformer).
             documents: int `[batch, tokens]`, a token sees its own document only.
+
+        Raises:
+            UserError: tokens or segments of other shapes or types; segments for a model that has none.
         """
+        check_tokens(tokens)
+        if segments is not None:
+            check_tokens(segments, "segments", tokens)
+            if self.segments is None:
+                raise UserError("segments were given, but this model has none (segments is 0); leave them out.")
         x = self.embedding(tokens)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)

@@ -13,6 +13,7 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.inputs import check_tokens
 from ..core.losses import linear_cross_entropy
 from ..core.mixers.cache import KeyValueCache
 from ..core.transformer import Transformer
@@ -103,6 +104,7 @@ class LanguageModel(SavedModel, config=LanguageModelConfig):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the core reads: `[batch, tokens]` -> `[batch, tokens, dim]`."""
+        check_tokens(tokens)
         x, scale = self.embedding(tokens), self.config.embedding_scale
         if scale is True:  # rounded to the type of the weights, as Gemma was trained
             x = x * torch.full((), self.config.transformer.dim**0.5, dtype=x.dtype, device=x.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.checks import check_types
 from ..core.compiled import eager
 from ..core.errors import UserError
 from ..core.mixers.cache import KeyValueCache
@@ -43,8 +43,9 @@ class SamplingConfig:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         checks = {
-            "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or a positive number"),
             "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (self.min_p is None or 0 <= self.min_p < 1, "at least 0 and below 1"),

@@ -14,6 +14,7 @@ from ..core.checkpoints.saved import SavedModel
 from ..core.checks import check_keys, check_types
 from ..core.config import FeedForwardKind, TransformerConfig
 from ..core.errors import UserError, nearest
+from ..core.inputs import describe
 from ..core.layers import Norm
 from ..core.transformer import Transformer
 from .patches import ConvolutionStem, PatchEmbed, Stem
@@ -331,9 +332,9 @@ class VisionTransformer(SavedModel, config=VisionTransformerConfig):
         Raises:
             UserError: the images have other channels, or sides that are no multiples of the patch.
         """
-        if images.dim() != 4 or images.shape[1] != self.config.channels:
+        if images.dim() != 4 or images.shape[1] != self.config.channels or not images.is_floating_point():
             raise UserError(
-                f"The images are {list(images.shape)}, but must be [batch, {self.config.channels} channels, "
+                f"The images are {describe(images)}, but must be float [batch, {self.config.channels} channels, "
                 "height, width]."
             )
         grid, batch = self.grid(images), images.shape[0]

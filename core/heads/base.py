@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_keys
+from ..checks import check_keys, check_types
 from ..errors import UserError
 from ..evaluate.bootstrap import RESAMPLES, Resamples
 from ..evaluate.calibration import halves
@@ -70,6 +70,7 @@ class HeadSpec:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self, "head.")
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names or not all(isinstance(name, str) for name in self.names):
             raise UserError(f"head.names is {list(self.names)!r}, but must be a list of names.")

@@ -14,6 +14,7 @@ from ...core.checkpoints.saved import SavedModel
 from ...core.checks import check_keys, check_types
 from ...core.config import TransformerConfig
 from ...core.errors import UserError, nearest
+from ...core.inputs import check_tokens
 from ...core.layers import Norm
 from ...core.losses import linear_cross_entropy
 from ...core.masking import SHARE, hide_tokens
@@ -161,6 +162,7 @@ class SequenceModel(SavedModel, config=SequenceConfig):
         """Vectors after the last block and the final norm, `[batch, tokens, dim]`; `more` of this shape is added to the
         embedding.
         """
+        check_tokens(tokens)
         real = tokens != PAD
         x = self.embedding(tokens)
         if self.config.token_dropout:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+import torch
 
 from triune.core.adapt.lora import LoRAConfig
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
+from triune.core.heads.base import HeadSpec
 from triune.core.rotary import RotaryConfig
 from triune.core.training.freezing import FreezeConfig
 from triune.core.training.optimizers import OptimizerConfig
 from triune.core.training.schedules import ScheduleConfig
-from triune.protein.language.model import SequenceConfig
+from triune.protein.language.model import SequenceConfig, SequenceModel
 from triune.protein.pair.config import PairConfig
-from triune.text.encoder import TextEncoderConfig
-from triune.text.model import LanguageModelConfig
+from triune.text.encoder import TextEncoder, TextEncoderConfig
+from triune.text.model import LanguageModel, LanguageModelConfig
+from triune.text.sampling import SamplingConfig
 from triune.vision.data.augment import AugmentConfig
-from triune.vision.model import VisionTransformerConfig
+from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.preprocessing import Preprocessing
 
 WRONG: list[tuple[type, dict[str, Any], str]] = [
@@ -42,6 +46,15 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (PairConfig, {"depth": "2"}, "depth is '2', but must be an integer"),
     (Preprocessing, {"crop_pct": "1"}, "preprocessing.crop_pct is '1', but must be a number"),
     (LoRAConfig, {"rank": "8"}, "lora.rank is '8', but must be an integer"),
+    (TransformerConfig, {"norm_eps": math.inf}, "norm_eps is inf, but must be a finite number"),
+    (RotaryConfig, {"attention_factor": math.nan}, "rotary.attention_factor is nan, but must be a finite number"),
+    (SamplingConfig, {"top_k": 1.5}, "top_k is 1.5, but must be an integer or null"),
+    (SamplingConfig, {"temperature": "0.5"}, "temperature is '0.5', but must be a number"),
+    (SamplingConfig, {"temperature": math.inf}, "temperature is inf, but must be a finite number"),
+    (HeadSpec, {"kind": "classify", "names": 3}, "head.names is 3, but must be a list"),
+    (OptimizerConfig, {"betas": [0.9, 0.95, 0.99]}, r"betas is \[0.9, 0.95, 0.99\], but must be a list of 2 \(each"),
+    (OptimizerConfig, {"betas": []}, r"betas is \[\], but must be a list of 2"),
+    (Preprocessing, {"mean": [math.nan] * 3}, "preprocessing.mean is nan, but must be a number"),
     (OptimizerConfig, {"lr": "1e-3"}, "optimizer.lr is '1e-3', but must be a number"),
     (ScheduleConfig, {"kind": "cosin"}, r"schedule.kind is 'cosin' \(did you mean 'cosine'\?\), but must be one of"),
     (FreezeConfig, {"blocks": 1.5}, "freeze.blocks is 1.5, but must be an integer or one of all"),
@@ -67,3 +80,23 @@ def test_equal_configs_have_equal_hashes() -> None:
     assert hash(one) == hash(two)
     assert len({one, two, TransformerConfig(depth=2)}) == 2
     assert hash(LanguageModelConfig(8, one)) == hash(LanguageModelConfig(8, two))
+
+
+def test_models_say_which_tokens_and_images_they_take() -> None:
+    core = {"dim": 8, "depth": 1, "heads": 2}
+    text = LanguageModel(LanguageModelConfig(vocab_size=5, transformer=TransformerConfig(**core, causal=True)))
+    encoder = TextEncoder(TextEncoderConfig(vocab_size=5, transformer=TransformerConfig(**core)))
+    protein = SequenceModel(SequenceConfig(transformer=TransformerConfig(**core)))
+    for model in (text, encoder, protein):
+        for wrong in (torch.zeros(3, dtype=torch.long), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool)):
+            with pytest.raises(UserError, match=r"tokens is .*, but must be int64 \[batch, tokens\]"):
+                model(wrong)
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(UserError, match="segments were given, but this model has none"):
+        encoder(tokens, segments=tokens)
+    some = TextEncoder(TextEncoderConfig(vocab_size=5, segments=2, transformer=TransformerConfig(**core)))
+    with pytest.raises(UserError, match=r"segments is int64 \[3\], but must be int64 \[1, 3\]"):
+        some(tokens, segments=tokens[0])
+    image = VisionTransformer(VisionTransformerConfig(image_size=8, patch_size=4, classes=2))
+    with pytest.raises(UserError, match=r"images are uint8 \[1, 3, 8, 8\], but must be float \[batch, 3 channels"):
+        image(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

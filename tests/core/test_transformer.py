@@ -564,6 +564,8 @@ SHAPES = [
     ({}, {"positions": torch.arange(4)}, r"positions is int64 \[4\], but must be numbers \[3\] or \[1, 3\]"),
     ({"position": "none"}, {"positions": torch.arange(3)}, "positions were given, but this model has none"),
     ({"position": "learned"}, {"positions": torch.arange(3.0)}, r"positions is float32 \[3\], but must be int"),
+    ({"position": "learned"}, {"positions": torch.tensor([0, 1, -1])}, r"positions hold -1, but must be 0 to \d+: the"),
+    ({"position": "learned"}, {"positions": torch.arange(3) + 10**6}, r"positions hold 1000000, but must be 0 to"),
     ({"cross_attention": True}, {"memory": torch.randn(2, 2, DIM)}, r"memory is float32 \[2, 2, 16\]"),
     ({}, {"memory_valid": torch.ones(1, 2).bool()}, "memory_valid was given, but this model has no cross_attention"),
 ]
