@@ -29,6 +29,17 @@ def cache_folder(chosen: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "triune"
 
 
+def blocks(label: str, count: int, unit: str = "rows", size: int = 1 << 16) -> Iterator[slice]:
+    """Yields slices of `count` things, `size` of them each, with a bar where there are many."""
+    if count <= 4 * size:
+        yield from (slice(start, start + size) for start in range(0, count, size))
+        return
+    with progress(label, count, unit) as advance:
+        for start in range(0, count, size):
+            yield slice(start, start + size)
+            advance(min(size, count - start))
+
+
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str = "", scale: float = 1) -> Iterator[Callable[[float], None]]:
     """Shows a bar on a terminal; elsewhere one line, and only for what took longer than two seconds.

@@ -23,6 +23,7 @@ from triune.protein.data import crops
 from triune.protein.data.loader import Draw as ChainDraw
 from triune.protein.data.store import builtin_set
 from triune.protein.language import data as sequences
+from triune.text import labels as text_labels
 from triune.text.masked.data import MaskedWindows
 from triune.text.specials import with_mask
 from triune.text.tokenizer import Tokenizer
@@ -45,6 +46,11 @@ def by_length_order() -> list[int]:
 
 def balanced() -> list[int]:
     return table.drawn(np.random.default_rng(3), 8, np.array([0, 0, 0, 0, 0, 1, 1, 2])).tolist()
+
+
+def texts_learned_from() -> list[str]:
+    texts = [str(i) * 1000 for i in range(7)]
+    return [*(text[0] for text in text_labels.enough_of(texts, 2)), text_labels.enough_of(texts, 4)[0][0]]
 
 
 def hidden() -> list[int]:
@@ -95,6 +101,7 @@ def hidden_in_windows() -> list[int]:
 DRAWN: list[tuple[str, tuple[int, int], Callable[[], list[Any]], list[Any]]] = [
     ("order", (permutation.VERSION, 2), order, [441, 561, 589, 817, 334, 618, 590, 388]),
     ("order by length", (by_length.VERSION, 1), by_length_order, [19, 26, 33, 6, 27, 20, 34, 13]),
+    ("texts of a tokenizer", (text_labels.VERSION, 2), texts_learned_from, ["0", "2", "4", "6", "0"]),
     ("balanced", (table.VERSION, 1), balanced, [1, 3, 7, 6, 1, 5, 5, 2]),
     (
         "hidden",

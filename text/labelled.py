@@ -81,7 +81,26 @@ class TextReader(TokenReader):
         self.tokenizer = tokenizer
 
     def one(self, cell: str, name: str, beside: Path) -> Any:
-        return self._around(self._tokens(cell, name))
+        return self.sample(self._tokens(cell, name), cell, name)
+
+    def read(self, cells: Sequence[str], names: Sequence[str], beside: Path) -> list[Any | UserError]:
+        try:
+            encoded = self.tokenizer.encode_batch(cells)
+        except UserError:  # one by one, which says whose text it is
+            encoded = []
+        if not encoded or not all(map(len, encoded)):
+            return super().read(cells, names, beside)
+        found: list[Any | UserError] = []
+        for row, (tokens, cell) in enumerate(zip(encoded, cells, strict=True)):
+            try:
+                found.append(self.sample(tokens, cell))
+            except UserError:
+                found += super().read([cell], [names[row]], beside)
+        return found
+
+    def sample(self, tokens: np.ndarray, cell: str, name: str = "the text") -> Any:
+        """What the model gets of the tokens of a text."""
+        return self._around(tokens)
 
     @property
     def widest(self) -> int:
@@ -105,7 +124,8 @@ class TextReader(TokenReader):
         """The tokens that are read, with the special ones."""
         self.cut += len(tokens) > self.context
         start, end = self.tokenizer.around
-        return np.array([*start, *tokens[: self.context].tolist(), *end], np.int64)
+        tokens = tokens[: self.context]
+        return np.array([*start, *tokens.tolist(), *end], np.int64) if start or end else tokens
 
     def _tokens(self, cell: str, name: str) -> np.ndarray:
         try:
@@ -122,8 +142,7 @@ class WordReader(TextReader):
     and its other tokens have none.
     """
 
-    def one(self, cell: str, name: str, beside: Path) -> Words:
-        tokens = self._tokens(cell, name)
+    def sample(self, tokens: np.ndarray, cell: str, name: str = "the text") -> Words:
         first = first_tokens(self.tokenizer, cell, tokens, name)
         beyond = np.flatnonzero(first >= self.context)
         first = first[: beyond[0]] if len(beyond) else first
@@ -137,6 +156,9 @@ class WordReader(TextReader):
 
     def places(self, sample: Words) -> np.ndarray:
         return sample.first
+
+    def tokens_of(self, sample: Words) -> None:
+        return None
 
     def empty(self) -> Words:
         return Words(np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ from .tokenizer import Tokenizer
 SMALL = TransformerConfig(dim=128, depth=2, heads=4, norm="rmsnorm", qk_norm="head", ffn="swiglu", bias=False)
 """An encoder for a table of a few thousand texts."""
 
+ENOUGH = 1 << 11
+"""Characters of texts for each token of a BPE that is learned from them: more take longer, and give the same tokens."""
+VERSION = 2
+"""Of `enough_of`; see the core's versions.py."""
+
+
+def enough_of(texts: list[str], vocab_size: int) -> list[str]:
+    """All texts, or some of them, evenly spread, where there are more than `ENOUGH` characters for each token."""
+    return texts[:: max(1, -(-sum(map(len, texts)) // (ENOUGH * vocab_size)))]
+
 
 class TextTable(TokenTable):
     """Texts with labels from a table.
@@ -44,6 +54,7 @@ class TextTable(TokenTable):
             raise UserError(f"data.vocab_size is {vocab_size}, but must be at least 257; raise it.")
         self.tokenizer_kind, self.vocab_size = tokenizer, vocab_size
         self.tokenizer: Tokenizer | None = None
+        self._sampled = False
 
     def adopt(self, tokenizer: Tokenizer | None, source: str) -> None:
         """Uses the tokenizer of a pretrained model. Raises UserError where there is none, or another was asked for."""
@@ -82,17 +93,28 @@ class TextTable(TokenTable):
 
     def reader(self, rows: Rows) -> TextReader:
         if self.tokenizer is None:
-            self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]])
+            self.tokenizer = self._made([rows.inputs[row] for row in rows.sides["train"]], rows.notes)
         return (WordReader if rows.target.per_token else TextReader)(self.tokenizer, self.context)
 
-    def _made(self, texts: list[str]) -> Tokenizer:
+    def _made(self, texts: list[str], notes: list[str]) -> Tokenizer:
         makers: dict[str | None, Callable[[], Tokenizer]] = {
             "bytes": Tokenizer.bytes,
             "characters": lambda: Tokenizer.characters(texts),
-            "bpe": lambda: Tokenizer.train_bpe(texts, self.vocab_size),
+            "bpe": lambda: self._bpe(texts, notes),
         }
         kind = self.tokenizer_kind or "bpe"
         return makers[kind]() if kind in makers else Tokenizer.load(kind)
+
+    def _bpe(self, texts: list[str], notes: list[str]) -> Tokenizer:
+        some = enough_of(texts, self.vocab_size)
+        self._sampled = len(some) < len(texts)
+        if self._sampled:
+            notes.append(f"its tokens are learned from {len(some):,} training texts, spread evenly over the table")
+        return Tokenizer.train_bpe(some, self.vocab_size)
+
+    def draws(self) -> Mapping[str, int]:
+        """See `ResumableData`; runs of before there was a sample have learned their tokens from all texts."""
+        return {**super().draws(), **({"the texts that its tokens are learned from": VERSION} if self._sampled else {})}
 
 
 class TextLabels(LabelTask):

@@ -288,6 +288,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes several texts, on all cores; each result is as that of `encode`."""
+        if all(len(text) <= PIECE for text in texts):  # each is one part
+            return list(self.encode_parts([Part(text) for text in texts]))
         parts = [list(self.parts(text)) for text in texts]
         encoded = self.encode_parts([part for several in parts for part in several])
         return [np.concatenate([next(encoded) for _ in several]) for several in parts]

@@ -145,6 +145,14 @@ class TokenReader(Reader):
     def batch(self, samples: Sequence[Any]) -> dict[str, Tensor]:
         return side_by_side(samples, self.PAD, self.widest)
 
+    def tokens_of(self, sample: Any) -> np.ndarray | None:
+        """The tokens that make up a sample, int64 `[tokens]`; None where it holds more than them."""
+        return sample
+
+    def of_tokens(self, tokens: np.ndarray) -> Any:
+        """The sample of what `tokens_of` gave."""
+        return tokens
+
     def settings(self) -> str:
         return f"{super().settings()} {self.context}"
 

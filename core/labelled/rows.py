@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,13 +167,23 @@ def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
         names = list(spec.names) if cells_of(kind) != "regress" else None
     parts_of = None
     if kind is None and spec is None and columns.masks is None and len(columns.target) == 1:
-        texts = map(str, table.columns[columns.input])
-        parts_of = [len(text.split() if columns.words else text.strip()) for text in texts]
+        parts_of = _Parts(table.columns[columns.input], columns.words)
     return infer(
         table, columns.target, kind, names, order=columns.order, missing=columns.missing, numbers=numbers,
         apart=columns.words, on_unseen="ignore" if columns.skip else "error", layouts=layouts,
         masks=columns.masks, parts_of=parts_of,
     )  # fmt: skip
+
+
+class _Parts:
+    """How many words or letters each text has; counted as far as somebody asks."""
+
+    def __init__(self, cells: Sequence[Any], words: bool) -> None:
+        self._cells, self._words = cells, words
+
+    def __iter__(self) -> Iterator[int]:
+        for text in map(str, self._cells):
+            yield len(text.split() if self._words else text.strip())
 
 
 def _read(columns: Columns, notes: list[str], scored: str) -> Table:
@@ -201,7 +211,8 @@ def _read(columns: Columns, notes: list[str], scored: str) -> Table:
         table = table.take([row for row in range(len(table)) if row not in without])
         if not len(table):
             raise UserError(f"'{columns.input}' is empty in all rows of '{table.path}'; name another column.")
-    for row, cell in enumerate(table.columns[columns.input]):
+    cells = table.columns[columns.input]
+    for row, cell in enumerate(cells if {list, dict} & set(map(type, cells)) else ()):
         if columns.words and isinstance(cell, list):
             table.columns[columns.input][row] = _sentence(cell, f"'{columns.input}' in {table.where(row)}")
         elif isinstance(cell, list | dict):

@@ -20,10 +20,14 @@ from ..labels.targets import Target
 from ..labels.wanted import MaskFiles
 from ..losses import IGNORED
 from ..training.data import ResumableData
+from ..work import blocks
 from .rows import SIDES, Columns, Rows, read_rows
 
 VERSION = 1
 """Of `drawn` with classes; see the core's versions.py."""
+
+MANY = 200_000
+"""Validation rows that take minutes each time."""
 
 
 class FromTable(ResumableData):
@@ -176,6 +180,8 @@ class FromTable(ResumableData):
                 "There is no test set: these are the validation rows, which chose the weights; --data.table FILE scores"
                 " others"
             )
+        if not self._origin and (held := len(rows.sides.get("val", ()))) > MANY:
+            rows.notes.append(f"Each validation scores {held:,} rows; --data.val_fraction 0.001 holds out fewer")
         self.rows = rows
 
     def refuse_unused(self) -> None:
@@ -194,9 +200,11 @@ class FromTable(ResumableData):
         return self._known.sides.get(name, np.zeros(0, np.int64))
 
     def _cells(self, side: str) -> Iterator[str]:
-        table, names = self._known.table, self._known.target.columns
-        for row in self.side(side).tolist():
-            yield "\0".join([self._known.inputs[row], *(f"{name}={table.columns[name][row]}" for name in names)])
+        known, rows = self._known, self.side(side)
+        columns = [(f"{name}=", known.table.columns[name]) for name in known.target.columns]
+        for span in blocks(f"Hashing the {side} rows", len(rows)):
+            for row in rows[span].tolist():
+                yield "\0".join([known.inputs[row], *(f"{name}{cells[row]}" for name, cells in columns)])
 
     def held_out(self) -> list[str]:
         """See `DataModule`: inputs and cells of the targets."""

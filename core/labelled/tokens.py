@@ -14,6 +14,7 @@ from ..training.by_length import PooledByLength, SequencesByLength
 from ..training.data import Batches, Draw, ResumableData
 from .reader import TokenReader
 from .rows import Rows
+from .samples import Samples, read_all
 from .table import FromTable, drawn
 
 
@@ -63,7 +64,7 @@ class TokenTable(FromTable, TokenOptions):
     them, and `index` int64 `[batch]`, the row of each example, -1 for what only fills the batch up.
     """
 
-    contents: list[Any]
+    contents: Samples
     inputs: TokenReader
 
     @property
@@ -88,34 +89,27 @@ class TokenTable(FromTable, TokenOptions):
     def read_inputs(self, rows: Rows) -> dict[str, np.ndarray]:
         reader = self.inputs = self.reader(rows)
         self.parts = reader.parts
-        names = [rows.name(row) for row in range(len(rows))]
-        encoded = reader.read(rows.inputs, names, rows.table.path.parent)
-        self._check_tags(rows, encoded)
+        self.contents, wrong = read_all(reader, rows, self._check_tags)
         rows.notes += reader.notes()
-        wrong = [row for row, found in enumerate(encoded) if isinstance(found, UserError)]
         if wrong and self.on_error == "stop":
             more = f" {len(wrong) - 1:,} more rows cannot be used." if len(wrong) > 1 else ""
-            raise UserError(f"{encoded[wrong[0]]}{more} Mend them, or leave them out with --data.on_error skip.")
+            raise UserError(f"{wrong[min(wrong)]}{more} Mend them, or leave them out with --data.on_error skip.")
         if wrong:
-            rows.notes.append(f"{len(wrong):,} rows are left out, the first: {str(encoded[wrong[0]]).rstrip('.')}")
-        self.contents = [reader.empty() if isinstance(found, UserError) else found for found in encoded]
-        left_out = set(wrong)
-        return {
-            side: np.array([row for row in found.tolist() if row not in left_out], np.int64)
-            for side, found in rows.sides.items()
-        }
+            rows.notes.append(f"{len(wrong):,} rows are left out, the first: {str(wrong[min(wrong)]).rstrip('.')}")
+        without = np.fromiter(wrong, np.int64, len(wrong))
+        return {side: found[~np.isin(found, without)] for side, found in rows.sides.items()}
 
-    def _check_tags(self, rows: Rows, encoded: list[Any]) -> None:
-        """Puts an error in the place of tokens that are not as many as their labels."""
+    def _check_tags(self, rows: Rows, encoded: list[Any], start: int) -> None:
+        """Puts an error in the place of tokens that are not as many as their labels; `start` is the first row."""
         values = rows.target.values
         if not isinstance(values, list):
             return
-        for row, found in enumerate(encoded):
+        for row, found in enumerate(encoded, start):
             if isinstance(found, UserError) or not len(values[row]):
                 continue
             whole = self.inputs.whole(rows.inputs[row], found)
             if len(values[row]) != whole:
-                encoded[row] = UserError(
+                encoded[row - start] = UserError(
                     f"{rows.name(row)} has {len(values[row])} labels for {whole} {self.inputs.parts}, but must "
                     "have one for each."
                 )
@@ -151,7 +145,7 @@ class TokenTable(FromTable, TokenOptions):
         return Batches(_Source(self, side), order, 0, self.pin)
 
     def _lengths(self, side: str) -> np.ndarray:
-        return np.array([self.inputs.size(self.contents[row]) for row in self.side(side)], np.int64)
+        return self.contents.sizes[self.side(side)]
 
     def token_targets(self, rows: np.ndarray, width: int) -> Tensor:
         """Targets of every token of rows, `[batch, width]`, of several columns `[batch, width, cells]`; missing where a

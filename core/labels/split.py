@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import few
+from ..work import blocks
 from .cells import loose, plain, shown, text_of
 from .guess import cells_of
 
@@ -97,18 +98,17 @@ def hashes(cells: Sequence[Any] | np.ndarray) -> np.ndarray:
     """A number for each cell, uint64, equal for equal ones. Arrays of uint64 are hashes already."""
     if isinstance(cells, np.ndarray) and cells.dtype == np.uint64:
         return cells
-    known: dict[Any, int] = {}
     found = np.empty(len(cells), np.uint64)
-    for i, cell in enumerate(cells):
-        key = cell if isinstance(cell, (str, bytes)) else str(plain(cell))
-        value = known.get(key)
-        if value is None:
-            content = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
-            value = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-            if len(known) < 100_000:
-                known[key] = value
-        found[i] = value
+    for span in blocks("Comparing the rows", len(cells)):
+        keys = [cell if isinstance(cell, (str, bytes)) else str(plain(cell)) for cell in cells[span]]
+        of = {key: _digest(key) for key in set(keys)}
+        found[span] = np.frombuffer(b"".join(map(of.__getitem__, keys)), "<u8")
     return found
+
+
+def _digest(key: str | bytes) -> bytes:
+    content = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, digest_size=8).digest()
 
 
 def mixed(values: np.ndarray, seed: int) -> np.ndarray:

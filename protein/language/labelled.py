@@ -145,6 +145,12 @@ class ProteinReader(TokenReader):
     def places(self, sample: Chain) -> np.ndarray:
         return np.arange(1, len(sample.tokens) - 1)
 
+    def tokens_of(self, sample: Chain) -> np.ndarray | None:
+        return sample.tokens if sample.profile is None else None
+
+    def of_tokens(self, tokens: np.ndarray) -> Chain:
+        return Chain(tokens)
+
     def empty(self) -> Chain:
         return Chain(np.zeros(0, np.int64), np.zeros((0, len(AMINO_ACIDS)), np.float32) if self.profile else None)
 
