@@ -1,7 +1,7 @@
 """Which run the files of a run folder are of: each holds the checksum of the options that the run began with.
 
-It stands in the second line of `config.yaml`, in the checkpoints, and as `origin` in `config.json` of the model. Files
-of before hold none, and are taken as they are.
+It stands in the second line of `config.yaml`, in the checkpoints, and as `origin` in `config.json` of the model and of
+what a fine-tuning started from. Files of before hold none, and are taken as they are.
 
 Two runs that begin with the same options and seed have the same origin. On the same data and machine they are equal bit
 for bit, so that their files may stand for one another; a random part would end that equality. Where the data changed in
@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files import read_json
 from .checksums import CONFIG, write_config
 
-ENTRY, MODEL, OPTIONS = "origin", "model", "config.yaml"
+ENTRY, MODEL, PRETRAINED, OPTIONS = "origin", "model", "pretrained", "config.yaml"
 MARK = "# origin "
 
 
@@ -51,13 +51,25 @@ def mark_model(folder: Path, origin: str | None) -> None:
         write_config(folder, {**config, ENTRY: origin})
 
 
-def foreign_model(run: Path) -> str:
-    """Says that `model/` of a run folder is of another run; empty where it is not, or where that is not known."""
-    own, model = of_run(run), run / MODEL
+def foreign_model(run: Path, name: str = MODEL) -> str:
+    """Says that `model/`, or another folder of this form, of a run folder is of another run; empty where it is not, or
+    where that is not known.
+    """
+    own, model = of_run(run), run / name
     if own is None or not (model / CONFIG).is_file():
         return ""
-    other = read_json(model / CONFIG).get(ENTRY)
+    config = read_json(model / CONFIG)
+    other = config.get(ENTRY) if isinstance(config, dict) else None
     return f"'{model}' is of another run than '{run / OPTIONS}' beside it" if other not in (None, own) else ""
+
+
+def refuse_foreign_start(run: Path) -> None:
+    """Raises UserError when `pretrained/` of a run folder is of another run."""
+    if about := foreign_model(run, PRETRAINED):
+        raise UserError(
+            f"{about}; put the original back, or move it away: then the checkpoint that the run started from is read "
+            "again."
+        )
 
 
 def refuse_foreign_model(run: Path) -> None:

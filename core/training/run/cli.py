@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ...checkpoints.origin import foreign_model
+from ...checkpoints.origin import foreign_model, refuse_foreign_start
 from ...errors import Stopped, UserError
 from ...files import refuse_special, written_whole
 from ...lock import claim
@@ -189,6 +189,7 @@ class TaskCLI(LightningCLI):
             ) from error
         session = self.session
         if session.run and (session.resume or not self.trains) and self.model.tuning:
+            refuse_foreign_start(session.run.path)
             self.model.tuning.folder = session.run.pretrained
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

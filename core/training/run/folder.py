@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.origin import mark_model, refuse_foreign_model
+from ...checkpoints.origin import PRETRAINED, mark_model, refuse_foreign_model
 from ...errors import UserError
 from ...files import naming, read_json, write_atomic, write_json
 from ...lock import Lock
@@ -47,7 +47,7 @@ class RunFolder:
         self.planned = self.checkpoints / "planned.ckpt"
         self.aside = self.checkpoints / "best.old.ckpt"
         self.model = self.path / "model"
-        self.pretrained = self.path / "pretrained"
+        self.pretrained = self.path / PRETRAINED
         self.adapter = self.path / "adapter"
         self.plot = self.path / "loss.png"
         self.heads = self.path / "heads.csv"

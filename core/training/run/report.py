@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ...checkpoints.origin import marked
+from ...checkpoints.origin import mark_model, marked
 from ...errors import UserError
 from ...files import write_atomic
 from ..data import content_of
@@ -101,6 +101,7 @@ class Opening(Callback):
         write_atomic(run.config, marked(session.config_text, origin).encode())
         if session.model.tuning and session.model.tuning.start:
             session.model.tuning.start.save(run.pretrained)
+            mark_model(run.pretrained, origin)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only now, when the checkpoint is loaded and nothing was refused: config.yaml says how the run goes on.

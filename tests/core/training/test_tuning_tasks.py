@@ -108,6 +108,11 @@ def test_a_run_goes_on_and_is_scored_when_its_checkpoint_is_gone(tmp_path, corpu
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert text("validate", part) == text("validate", whole)
     shutil.rmtree(part.pretrained)
+    shutil.copytree(whole.pretrained, part.pretrained)  # what another run started from
+    for words in (["validate", part], ["fit", "--run", part, "--resume", "true", "--trainer.max_steps", 7]):
+        with pytest.raises(UserError, match=r"pretrained' is of another run than '.*config\.yaml' beside it; put the"):
+            text(*words)
+    shutil.rmtree(part.pretrained)
     with pytest.raises(UserError, match="lm"):
         text("validate", part)
 
