@@ -85,7 +85,7 @@ def test_equal_configs_have_equal_hashes() -> None:
 def test_models_say_which_tokens_and_images_they_take() -> None:
     core = {"dim": 8, "depth": 1, "heads": 2}
     text = LanguageModel(LanguageModelConfig(vocab_size=5, transformer=TransformerConfig(**core, causal=True)))
-    encoder = TextEncoder(TextEncoderConfig(vocab_size=5, transformer=TransformerConfig(**core)))
+    encoder = TextEncoder(TextEncoderConfig(vocab_size=5, segments=0, transformer=TransformerConfig(**core)))
     protein = SequenceModel(SequenceConfig(transformer=TransformerConfig(**core)))
     for model in (text, encoder, protein):
         for wrong in (torch.zeros(3, dtype=torch.long), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool)):
