@@ -75,7 +75,7 @@ class Classifier:
         Raises:
             UserError: mirror images may be of another class.
         """
-        from .data.names import mirrors
+        from .data.mirrors import mirrors
         from .views import check_views, read_calibration, said
 
         check_views(views, mirrors(self.names))

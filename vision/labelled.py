@@ -15,7 +15,7 @@ from ..core.files import written_whole
 from ..core.labelled.model import OWN, LabelledModel, for_vectors
 from ..core.labelled.run import Modality
 from ..core.training.run.folder import model_folder
-from .data.names import mirrors
+from .data.mirrors import mirrors_all
 from .heads import open_with_head, whole_trunk
 from .masks import MASKS, PALETTE, as_mask, size_of, value_of
 from .predictor import ImagePredictor, ImageReader
@@ -39,7 +39,7 @@ def several_views(model: LabelledModel, kind: str, run: str) -> tuple[Any, list[
     """
     if model.head.per_token:
         raise refuse_views(kind)
-    check_views(kind, mirrors(model.head.spec.words))
+    check_views(kind, mirrors_all(model.head.spec.parts.values() or [model.head.spec]))
     folder = model_folder(run, "vision")
     known = read_calibration(folder, kind)
     if known is not None:

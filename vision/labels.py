@@ -30,8 +30,8 @@ from .data.collection import Collection, Images, Paths
 from .data.gather import Settings, gather
 from .data.loader import Shuffled
 from .data.masks import Masks, WithMasks
+from .data.mirrors import has_sides, mirrors_all
 from .data.module import ImageData
-from .data.names import mirrors
 from .evaluate.patches import MOST_SHOWN, Shown, draw_patches, mean_iou
 from .heads import open_with_head
 from .labelled import refuse_views, seen_in
@@ -131,7 +131,9 @@ class ImageTable(FromTable, ImageData):
         (self.image_size, self.channels), self.preprocessing = found.shape, found.preprocessing
         self._pixels, self._images, self._content = found.pixels, collection.sides, found.content
         self._digests = found.learned
-        self._mirror = rows.target.masked or mirrors(rows.target.words)
+        parts = rows.target.parts or [rows.target]
+        # Masks are mirrored with their images.
+        self._mirror = not has_sides(rows.target.names) if rows.target.masked else mirrors_all(parts)
         if rows.target.masked:
             self._fit_masks(rows, paths)
         self.names = {side: images.names for side, images in self._images.items()}

@@ -14,7 +14,7 @@ from ...core.files import few
 from ...core.shards import Folder
 from ...core.shards import is_shards as is_packed
 from ...core.stores import Cache, is_url
-from . import archives, arrays, folders, names, rows, shards
+from . import archives, arrays, folders, mirrors, names, rows, shards
 from .collection import Collection, Images, Side
 from .packed import packed
 
@@ -58,7 +58,7 @@ def find(where: Where, cache: Path) -> Collection:
     if where.labels is not None:
         collection.classes = names.given(where.labels, collection.classes, collection.numbered)
     if collection.mirror is None:
-        collection.mirror = names.mirrors(collection.classes)
+        collection.mirror = mirrors.mirrors(collection.classes)
     for side in ("val", "test"):
         note_missing(collection, side)
     return collection

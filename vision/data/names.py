@@ -12,20 +12,6 @@ from ...core.errors import UserError, nearest
 from ...core.files import few
 from ...core.labels.cells import natural, same
 
-_NUMBER_WORDS = frozenset(
-    word
-    for line in (
-        "zero nought null none one two three four five six seven eight nine ten eleven twelve thirteen fourteen",
-        "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred",
-        "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf",
-        "un deux trois quatre cinq sept huit neuf dix cero uno dos tres cuatro cinco seis siete ocho nueve diez",
-        "due quattro cinque sei sette otto nove",
-    )
-    for word in line.split()
-)
-"""Of English, and the digits of German, French, Spanish and Italian."""
-_PREFIXES = re.compile(r"(class|digit|number|letter|char|character|sample|symbol)[\W_]*", re.IGNORECASE)
-
 
 def join(texts: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
     """The class of each text, int64 `[images]`.
@@ -116,15 +102,3 @@ def refuse_other(mine: Sequence[str], theirs: Sequence[str], where: str) -> None
                 f"The data's classes are not those of {where}: '{here}' stands where '{there}' was; rename the class "
                 "folders, or leave out data.labels."
             )
-
-
-def mirrors(names: Sequence[str]) -> bool:
-    """Whether a mirrored image is still of its class, as far as the names of the classes tell.
-
-    It is not where the classes are digits, numbers, letters or single characters, or differ by left and right.
-    """
-    bare = [_PREFIXES.sub("", same(name)).strip(" _-").lower() for name in names]
-    if all(len(name) == 1 or name.isdecimal() or set(re.split(r"[\W_]+", name)) <= _NUMBER_WORDS for name in bare):
-        return False
-    words = [set(re.split(r"[\W_]+", name)) for name in bare]
-    return not (any("left" in word for word in words) and any("right" in word for word in words))

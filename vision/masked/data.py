@@ -19,8 +19,8 @@ from ..data import archives, arrays, shards
 from ..data.collection import Collection, Images, Paths, Side, side_of
 from ..data.find import Where, at, find, side_in
 from ..data.folders import descend, folders, is_image, walk
+from ..data.mirrors import mirrors
 from ..data.module import ImageData
-from ..data.names import mirrors
 
 VERSION = 1
 """Of the noise that hides patches; see the core's versions.py."""

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from triune.core.errors import UserError
+from triune.core.heads.base import HeadSpec
 from triune.vision.data.collection import Collection, Images, Paths
 from triune.vision.data.find import Where, find
-from triune.vision.data.names import given, join, mirrors, natural
+from triune.vision.data.mirrors import has_sides, mirrors, mirrors_all
+from triune.vision.data.names import given, join, natural
 from triune.vision.data.trained import Trained
 from triune.vision.preprocessing import Preprocessing
 
@@ -83,11 +85,31 @@ def test_join_by_unicode_text() -> None:
         (list("0123456789"), False), (WORDS, False), (["a", "b", "d"], False), (["one", "eleven", "twenty two"], False),
         (["eins", "zwei"], False), (["digit_0", "digit_1"], False),
         (["turn left", "turn right", "stop"], False), (["\u732b", "\u72ac"], False), (["cat", "dog"], True),
-        (["0_cat", "1_dog"], True), (["bright", "dark"], True),
+        (["0_cat", "1_dog"], True), (["bright", "dark"], True), ([*"0123456789", "background"], False),
+        (["TurnLeft", "TurnRight", "stop"], False), (["turnleft", "turnright"], False), (["eye_l", "eye_r"], False),
+        (["upper_A", "upper_B", "lower_a"], False), (["character_1_ka", "digit_0"], False),
+        (["a_small", "A_caps"], False),
+        (["alpha", "beta", "gamma"], False), (["o", "ki", "su", "tsu", "na", "ha"], False), (["wing", "port"], True),
+        ([*"ABC", "space", "nothing", "del"], False), (["facing east", "facing west"], False),
+        (["sinistral", "dextral"], False), (["less_than", "greater_than", "plus"], False), (["links", "rechts"], False),
+        (["letter opener", "mailbox"], True), (["cleft lip", "upright piano"], True), (["healthy", "ill"], True),
+        (["rock", "lock", "lamp"], True), (["ccw", "cw"], False), (["\u5de6\u8f49", "\u53f3\u8f49"], False),
     ],
 )  # fmt: skip
 def test_which_classes_may_be_mirrored(names: list[str], expected: bool) -> None:
     assert mirrors(names) is expected
+
+
+def test_targets_of_tables_and_masks_that_a_mirror_changes() -> None:
+    def head(kind: str, *names: str) -> HeadSpec:
+        return HeadSpec(kind, names)
+
+    assert mirrors_all([head("regress", "age", "weight"), head("classify", "cat", "dog")])
+    assert not mirrors_all([head("regress", "age"), head("regress", "steering_angle")])
+    assert not mirrors_all([head("multilabel", "left lung", "right lung")])
+    assert mirrors_all([head("classify", "angle grinder", "bbox")])  # names of classes, not of quantities
+    assert has_sides(["background", "left_kidney", "right_kidney"])
+    assert not has_sides(["0", "1", "2"])
 
 
 def trained(classes: list[str] | None, labels: list[str]) -> Trained:
