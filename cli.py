@@ -192,12 +192,17 @@ def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
     from .core.training.run.arguments import verb_of
 
     package = f"triune.{name}"
-    if verb in USES_HEADS and task(name).modality and options and not options[0].startswith("-"):
-        from .core.labelled.predict import is_checkpoint
+    by_head = verb in USES_HEADS and task(name).modality and options and not options[0].startswith("-")
+    if by_head:
+        from .core.labelled.predict import is_checkpoint, other_head
 
-        if is_checkpoint(options[0]):
+        words = {word.split("=")[0] for word in options[1:]}
+        scored = verb == "test" and "--data.table" in words and other_head(options[0], named(task(name).modality))
+        if is_checkpoint(options[0]) or scored:
             return {"code": named(USES_HEADS[verb])(named(task(name).modality), options) or 0}
     classes = verb_of(task(name), verb, options, package)
+    if by_head and verb == "predict" and not classes.main and options[1:] and not options[1].startswith(SECTIONS):
+        return {"code": named(USES_HEADS[verb])(named(task(name).modality), options) or 0}
     if classes.main:
         return {"code": named(classes.main)(options) or 0}
     from .core.training.run.cli import run_task
@@ -206,7 +211,9 @@ def _train_or_score(name: str, verb: str, options: list[str]) -> dict[str, Any]:
 
 
 USES_HEADS = {"predict": "triune.core.labelled.predict:main", "test": "triune.core.labelled.score:main"}
-"""What verbs that use a run do with a classifier of another library."""
+"""What verbs that use a run do with a classifier of another library, or of class folders and inputs of a table."""
+SECTIONS = ("--data.", "--model.", "--trainer.", "--config", "-c", "--seed_everything", "--overwrite", "--help", "-h")
+"""What options of a run's own data, instead of inputs, begin with."""
 
 
 def _unknown(what: str, word: str, known: list[str], command: str) -> Exception:

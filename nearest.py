@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Pairs, clusters or doubts that are printed; the file has all."""
+WRITTEN = (".json", ".csv", ".tsv", ".jsonl", ".parquet")
+"""Endings of `--output`: everything as JSON, or a table with a row for each neighbour, pair or doubt."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--target", metavar="COLUMN", help="of --labels: the label")
     p.add_argument("--key", metavar="COLUMN", help="of --labels: the name in the index (default: name)")
-    p.add_argument("--output", type=Path, help="JSON file to write")
+    p.add_argument("--output", type=Path, help=f"file to write: {', '.join(WRITTEN)}")
+    p.add_argument("--sheet", type=Path, metavar="PNG", help="draw the images that are found, whose names are files")
+    p.add_argument("--images", type=Path, metavar="FOLDER", help="where these names start from (default: here)")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     return p
 
@@ -68,10 +72,68 @@ def main(args: list[str]) -> int:
         found, text = neighbours(index, options.queries, options.k or 5)
     print(text)
     if options.output:
-        command = " ".join(["triune nearest", *args])
-        write_json(options.output, {"command": command, "version": __version__, "index": str(options.index), **found})
+        _write(found, options, " ".join(["triune nearest", *args]))
         print(f"Written: {options.output}")
+    if options.sheet:
+        _draw(found, options)
+        print(f"Written: {options.sheet}")
     return 0
+
+
+def _write(found: dict[str, Any], options: argparse.Namespace, command: str) -> None:
+    """Writes everything as JSON, or the rows as a table."""
+    if options.output.suffix == ".json":
+        write_json(options.output, {"command": command, "version": __version__, "index": str(options.index), **found})
+        return
+    from .core.labelled.predict import write
+
+    write(rows_of(found), options.output)
+
+
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found as rows of a table: a neighbour of a query, a pair, or a doubt each."""
+    if "queries" in found:
+        return [
+            {"query": row["query"], "rank": rank, **hit}
+            for row in found["queries"]
+            for rank, hit in enumerate(row["nearest"], 1)
+        ]
+    if "pairs" in found:
+        return [
+            {"first": pair["names"][0], "second": pair["names"][1], "cosine": pair["cosine"]} for pair in found["pairs"]
+        ]
+    return found["doubts"]
+
+
+def _draw(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Draws the images of what was found. Raises UserError where no name is that of a file."""
+    from .core.canvas import clip
+    from .vision.contact_sheet import Picture, contact_sheet, refuse_others
+
+    folder = options.images or Path()
+
+    def picture(name: str, words: str, marked: bool = False) -> Picture:
+        return Picture(folder / name, f"{clip(name, 24)}\n{words}", marked)
+
+    if "queries" in found:
+        rows = [
+            [picture(row["query"], "query", True)]
+            + [picture(hit["name"], f"cosine {hit['cosine']:.4f}") for hit in row["nearest"]]
+            for row in found["queries"]
+        ]
+        title = f"the nearest of {len(rows):,} queries"
+    elif "pairs" in found:
+        each = [[picture(name, f"cosine {pair['cosine']:.4f}") for name in pair["names"]] for pair in found["pairs"]]
+        rows = [[one for pair in each[start : start + 3] for one in pair] for start in range(0, len(each), 3)]
+        title = f"{len(each):,} pairs that are alike"
+    else:
+        said = [
+            picture(d["name"], f"{clip(d['label'], 12)}, near {clip(d['neighbours'], 12)}") for d in found["doubts"]
+        ]
+        rows = [said[start : start + 6] for start in range(0, len(said), 6)]
+        title = f"{len(said):,} labels that neighbours contradict"
+    refuse_others([one.path for row in rows for one in row], folder)
+    contact_sheet(rows, title, options.sheet)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -90,10 +152,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--labels and --target belong together: a table, and the column of the label; give both.")
     if options.key is not None and not options.labels:
         raise UserError("--key is of --labels, the column with the names of the index; give both, or leave it out.")
-    if options.output:
-        if options.output.suffix != ".json":
-            raise UserError(f"--output is '{options.output}', but must end in .json; give such a name.")
-        check_new([options.output], options.overwrite)
+    if options.images is not None and not options.sheet:
+        raise UserError("--images is of --sheet, where the names of its images start from; give both, or leave it out.")
+    for name, path, endings in (("output", options.output, WRITTEN), ("sheet", options.sheet, (".png",))):
+        if path is not None and path.suffix not in endings:
+            raise UserError(f"--{name} is '{path}', but must end in {' or '.join(endings)}; give such a name.")
+    check_new([path for path in (options.output, options.sheet) if path is not None], options.overwrite)
 
 
 def _zeros(values: np.ndarray) -> list[int]:

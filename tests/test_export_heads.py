@@ -73,6 +73,32 @@ def test_texts(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert again.encode("the owl").tolist() == Tokenizer.load(tmp_path / "model").encode("the owl").tolist()
 
 
+def test_an_encoder_that_was_pretrained_here(tmp_path: Path) -> None:
+    """`text pretrain` gives its masked head a layer without a bias, which the file of a classifier does not have."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from triune.text.masked.task import SHAPE as PRETRAINED
+
+    tokenizer = Tokenizer.train_bpe(["the cat saw the dog", "an owl"], 270)
+    tokenizer.save(tmp_path / "m")
+    core = replace(PRETRAINED, **{"dim": 32, "depth": 2, "heads": 2, "context": 40})
+    trunk = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, core, 0, masked_head=True, dense_bias=False))
+    config = LabelledConfig(
+        trunk.architecture, trunk.settings()[trunk.config_entry], SPECS["classify"].to_dict(), "class", {"context": 32},
+        "gelu_norm",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = text.TextPredictor(config, trunk).eval()
+    torch.nn.init.normal_(model.head.linear.weight)
+    model.hidden.dense.bias.data.zero_()
+    model.save_pretrained(tmp_path / "m")
+    assert main(["convert", str(tmp_path / "m"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.randint(0, 260, (2, 9))
+    with torch.no_grad():
+        ours = model({"tokens": tokens, "valid": torch.ones(2, 9, dtype=torch.bool)})
+        torch.testing.assert_close(theirs(input_ids=tokens).logits, ours, atol=1e-5, rtol=1e-5)
+
+
 def test_labels_of_residues(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     trunk = SequenceModel(SequenceConfig(esm_transformer("tiny")))

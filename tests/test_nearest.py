@@ -86,3 +86,40 @@ def test_mistakes(index: Path, capsys: pytest.CaptureFixture[str], options: str,
 def test_an_option_of_another_question_is_refused(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nearest", "--index", "v.npz", "--duplicates", "--key", "none"]) == 2
     assert capsys.readouterr().err.startswith("error: --key is of --labels, ")
+
+
+def test_tables_and_a_contact_sheet(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for number in (3, 5, 7):
+        Image.fromarray(np.full((6, 9, 3), 30 * number, np.uint8)).save(f"n{number}.png")
+    Path("photos").mkdir()
+    values = np.eye(3, 8) + 0.1
+    write_vectors("p.npz", ["n3.png", "n5.png", "n7.png"], values)
+    line = ["nearest", "n3.png", "--index", "p.npz", "--k", "2"]
+    assert main([*line, "--sheet", "sheet.png", "--output", "near.csv"]) == 0
+    with Image.open("sheet.png") as sheet:
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20) or []}
+        assert {(30 * number,) * 3 for number in (3, 5, 7)} <= colours
+    assert Path("near.csv").read_text().splitlines()[:2] == [
+        "query,rank,name,cosine",
+        f"n3.png,1,n5.png,{cosine(values)}",
+    ]
+    assert main([*line[:1], "--index", "p.npz", "--duplicates", "--threshold", "0.1", "--sheet", "two.png",
+                 "--output", "pairs.json"]) == 0  # fmt: skip
+    assert len(json.loads(Path("pairs.json").read_text())["pairs"]) == 3
+    capsys.readouterr()
+    for more, words in (
+        (["--sheet", "s.png", "--images", "photos"], "is no file; say where the names of the vectors start from"),
+        (["--images", "photos"], "--images is of --sheet"),
+        (["--sheet", "s.jpg"], "must end in .png"),
+    ):
+        assert main([*line, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def cosine(values: np.ndarray) -> float:
+    """Of the first two vectors, as the file has it."""
+    from triune.core.embeddings.nearest import search
+
+    return search(values[:1].astype(np.float32), values.astype(np.float32), 1, np.array([0])).cosines.tolist()[0][0]

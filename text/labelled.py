@@ -230,7 +230,8 @@ def _whole_trunk(model: LabelledModel, library: str) -> TextEncoder:
             "Hugging Face's classifiers of causal language models have no bias, and this model has one; keep the run "
             "in triune's format."
         )
-    trunk.config = replace(trunk.config, masked_head=False)
+    # Without a masked head its settings are those of a new one, as the reader of such a file takes them.
+    trunk.config = replace(trunk.config, masked_head=False, dense_bias=True)
     if trunk.segments is not None and trunk.pooler is None:  # which the file of a classifier leaves out, or never uses
         dim = trunk.config.transformer.dim
         trunk.pooler, trunk.config = nn.Linear(dim, dim), replace(trunk.config, pooler=True)

@@ -27,7 +27,7 @@ from .data.packed import check_shards
 from .data.scan import Record, scan
 from .data.split import hold_out
 from .estimate import estimate
-from .neighbours import BY, add_options, check_options, described_file, neighbours
+from .neighbours import BY, add_options, check_options, described_file, neighbours, sheet_of_table
 from .shard import described
 
 MOST_CLASSES, MOST_LISTED = 20, 10
@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
         from ..core.labelled.check import main as of_table
         from .labelled import MODALITY
 
-        return of_table(MODALITY, args, described_file, BY)
+        return of_table(MODALITY, args, described_file, BY, sheet_of_table)
     parser = Parser(prog="triune vision check", description=__doc__, epilog=OF_TABLES)
     parser.add_argument("folder", nargs="?", help="what --data.root takes; left out: scikit-learn's digits")
     parser.add_argument("--val", help="what --data.val_root takes")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from ..core.files import OVERWRITE, check_new
+from ..core.files import OVERWRITE, check_new, read_json
 from ..core.options import Parser
 from ..core.training.run.folder import model_folder
 from ..core.views import ABOUT, KINDS, Views
@@ -209,6 +209,8 @@ def main(args: list[str]) -> int:
     if options.attention and options.attention.suffix.lower() != ".png":
         raise UserError(f"--attention writes a PNG picture; '{options.attention}' must end in .png.")
     check_new([options.attention] if options.attention else [], options.overwrite)
+    if _has_head_of_table(options.run):
+        return _by_predict(options)
     files, problems = collect(options.images)
     classifier = replace(Classifier.load(options.run, options.device), max_pixels=round(options.max_megapixels * 1e6))
     classifier, notes = classifier.seen_in(options.tta, options.run)
@@ -223,6 +225,31 @@ def main(args: list[str]) -> int:
     elif results:
         _print_table(results, classifier, options.top)
     return 2 if problems or failed else 0
+
+
+def _has_head_of_table(run: str) -> bool:
+    """Whether a run, or the model in a folder, was trained on the labels of a table."""
+    from ..core.checkpoints.native import CONFIG
+    from .predictor import ImagePredictor
+
+    held = next((f for f in (Path(run) / CONFIG, Path(run) / "model" / CONFIG) if f.is_file()), None)
+    return held is not None and read_json(held).get("architecture") == ImagePredictor.__name__
+
+
+def _by_predict(options: argparse.Namespace) -> int:
+    """Answers with the head of a table. Raises UserError for what only classifiers of folders have."""
+    from .labelled import predict
+
+    for name in ("attention", "json"):
+        if getattr(options, name):
+            raise UserError(
+                f"--{name} is of classifiers of class folders, and '{options.run}' was trained on a table; use "
+                f"`triune vision predict {options.run} IMAGE … --out answers.jsonl`."
+            )
+    words = [options.run, *options.images, "--tta", options.tta, "--batch_size", str(options.batch_size)]
+    words += ["--max_megapixels", str(options.max_megapixels)]
+    words += [] if options.device is None else ["--device", options.device]
+    return predict(words)
 
 
 def _classify(classifier: Classifier, files: list[str], options: argparse.Namespace) -> tuple[list[Result], int]:

@@ -15,20 +15,24 @@ from ..core.checkpoints.family import Pretrained
 from ..core.checkpoints.saved import SavedModel
 from ..core.config import TransformerConfig
 from ..core.errors import UserError
+from ..core.files import few
 from ..core.labelled.headed import with_head
 from ..core.labelled.model import OWN, LabelledModel
 from ..core.labelled.rows import Rows
-from ..core.labelled.table import FromTable, drawn
+from ..core.labelled.table import FromTable
 from ..core.labelled.task import LabelTask
+from ..core.labels.columns import Table
+from ..core.labels.guess import cells_of
 from ..core.labels.targets import Target
 from ..core.losses import IGNORED
-from ..core.training.data import Batches, Draw, Source
+from ..core.training.data import Batches
 from ..core.training.run.folder import RunFolder
 from ..core.training.start import Start
 from ..core.work import cache_folder
 from .data.collection import Collection, Images, Paths
+from .data.drawn import Balanced, WithTargets
+from .data.find import table_of_folders
 from .data.gather import Settings, gather
-from .data.loader import Shuffled
 from .data.masks import Masks, WithMasks
 from .data.mirrors import has_sides, mirrors_all
 from .data.module import ImageData
@@ -58,9 +62,12 @@ class ImageTable(FromTable, ImageData):
 
     def __init__(self, **others: Any) -> None:
         super().__init__(**others)
-        for name in ("root", "val_root", "test_root", "dataset"):
+        for name in ("root", "val_root", "dataset"):
             if getattr(self, name) is not None:
-                raise UserError(f"data.{name} is given beside data.table; a table says itself where its images are.")
+                raise UserError(
+                    f"data.{name} is given beside data.table; a table says itself where its images are, and a folder "
+                    "of classes is scored with `test RUN --data.test_root FOLDER`."
+                )
         called = self.labels or {}
         if not isinstance(called, dict):
             raise UserError(
@@ -194,6 +201,31 @@ class ImageTable(FromTable, ImageData):
             )
         return there
 
+    # --- a folder of classes in the place of a table ------------------------------------------------------------------
+
+    def refuse_unused(self) -> None:
+        super().refuse_unused()
+        if self.test_root is not None and not self.scores:
+            raise UserError(
+                "data.test_root is given beside data.table; hold out rows of the table (--data.split, "
+                "--data.test_fraction), and score the folder afterwards with `test RUN --data.test_root FOLDER`."
+            )
+
+    def other_table(self) -> Table | None:
+        """The images of `data.test_root` and the names of their folders, as a table with the columns of the
+        training.
+        """
+        if self.test_root is None:
+            return None
+        assert self.spec is not None
+        target = self.table_options["target"]
+        if len(target) != 1 or cells_of(self.spec.kind) not in ("classify", "ordinal"):
+            raise UserError(
+                f"data.test_root '{self.test_root}' names folders of classes, but the model was trained on "
+                f"{few(list(target))} ({self.spec.kind}); score a table (--data.table)."
+            )
+        return table_of_folders(Path(self.test_root), self.table_options["input"], target[0])
+
     # What both parents say, of the table.
     def describe(self) -> str:
         height, width = self.image_size
@@ -201,42 +233,19 @@ class ImageTable(FromTable, ImageData):
 
     def _source(self, side: str) -> Any:
         source = super()._source(side)
-        return _WithTargets(source, self) if self._masks is None else WithMasks(source, self._masks)
+        return WithTargets(source, self) if self._masks is None else WithMasks(source, self._masks)
 
     def train_dataloader(self) -> Batches:
         self.check_sides()
         classes = self.classes_of_rows()
         if classes is None:
             return super().train_dataloader()
-        order = _Balanced(classes, len(classes), self.batch, *self.ranks(), self.seed, position=self.position)
+        order = Balanced(classes, len(classes), self.batch, *self.ranks(), self.seed, position=self.position)
         return Batches(self._source("train"), order, self._workers, self.pin)
 
     @property
     def scored(self) -> str:
         return self.scored_side
-
-
-class _Balanced(Shuffled):
-    """The order of training with classes that are drawn equally often."""
-
-    def __init__(self, classes: np.ndarray, *options: Any, **more: Any) -> None:
-        super().__init__(*options, **more)
-        self._classes = classes
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        return drawn(np.random.default_rng([self._seed, epoch]), self._count, self._classes)
-
-
-class _WithTargets:
-    """Batches of images, whose labels are rows, with the targets of these rows."""
-
-    def __init__(self, source: Source, data: ImageTable) -> None:
-        self._source, self._data = source, data
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        batch = self._source[draw]
-        rows = batch.pop("labels").clamp(min=-1)
-        return batch | {"targets": self._data.targets(rows.numpy()), "index": rows}
 
 
 class ImageLabels(LabelTask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..core.options import Parser, number, whole
 from ..core.training.run.machine import usable_cores
 from ..core.work import progress
 from .data.batches import load
-from .data.collection import Collection, Images
+from .data.collection import Collection
 from .data.scan import Record
 
 SIDE = 16
@@ -95,7 +96,7 @@ def neighbours(collection: Collection, records: dict[str, list[Record]], options
 
         write(found.rows(), options.out)
     if options.sheet is not None:
-        sheet(found, [(collection.sides[side], index) for side, index in places], options.sheet)
+        sheet(found, lambda row: load(collection.sides[places[row][0]], places[row][1], 3), options.sheet)
     return found
 
 
@@ -155,8 +156,21 @@ def _by_model(collection: Collection, places: list[tuple[str, int]], name: str) 
     return values - values.mean(0, keepdims=True)
 
 
-def sheet(found: Found, places: list[tuple[Images, int]], target: Path) -> None:
-    """Draws pairs side by side, those on two sides first, and images whose label is in doubt."""
+def sheet_of_table(found: Found, cells: list[str], beside: Path, target: Path) -> None:
+    """`sheet` of the images that cells of a table name, relative to the folder `beside`."""
+    from .data.images import read_image
+
+    def image(row: int) -> Any:
+        path = beside / Path(cells[row]).expanduser()
+        return read_image(path, 3, str(path))
+
+    sheet(found, image, target)
+
+
+def sheet(found: Found, image: Callable[[int], Any], target: Path) -> None:
+    """Draws pairs side by side, those on two sides first, and images whose label is in doubt; `image` gives that of a
+    row.
+    """
     from ..core.canvas import RED, clip, figure, save
     from .evaluate.plots import show
 
@@ -170,7 +184,7 @@ def sheet(found: Found, places: list[tuple[Images, int]], target: Path) -> None:
         axes.set_axis_off()
 
     def put(axes: Any, row: int, words: str, red: bool = False) -> None:
-        show(axes, load(*places[row], 3))
+        show(axes, image(row))
         side, label = found.items.sides[row], found.items.label(row)
         said = " · ".join(filter(None, (side, clip(label, 18))))
         axes.set_title(f"{said}\n{words}", fontsize=8, color=RED if red else "black")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checkpoints.saved import SavedModel
+from ..core.errors import UserError
 from ..core.labelled.model import OWN, LabelledConfig, LabelledModel, Tokens
 from ..core.labelled.reader import Reader
 from .data.images import Decoding, read_image
@@ -71,6 +72,8 @@ class ImageReader(Reader):
         self.decoding = replace(self.decoding, max_pixels=round(megapixels * 1e6))
 
     def one(self, cell: str, name: str, beside: Path) -> Tensor:
+        if not cell.strip():
+            raise UserError(f"{name} names no image; fill it.")
         path = beside / Path(cell).expanduser()
         image = read_image(path, self.config.channels, str(path), self.decoding)
         return self.config.preprocessing.pixels(image, self.config.input_size)

@@ -134,14 +134,14 @@ class Source:
 
 def open_source(name: str) -> Source:
     """Finds a checkpoint: a folder, a run folder, a file, one in an installed package (`package:NAME`, see
-    `in_package`), or a repository `owner/name` of the Hugging Face hub.
+    `model_in_package`), or a repository `owner/name` of the Hugging Face hub.
 
     The hub's own cache, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply.
 
     Raises:
         UserError: nothing is found, the hub cannot be reached, or the repository is gated.
     """
-    path = in_package(name, SUFFIXES) if name.startswith(PACKAGE) else Path(name).expanduser()
+    path = model_in_package(name) if name.startswith(PACKAGE) else Path(name).expanduser()
     if path.is_dir():
         inner = path / "model"  # of a run folder
         if (path / CONFIG).exists():
@@ -172,14 +172,8 @@ def in_package(name: str, suffixes: tuple[str, ...] = ()) -> Path:
     Raises:
         UserError: the package is not installed, or has no such file, or several.
     """
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    package, _, wanted = name.removeprefix(PACKAGE).partition("/")
-    try:
-        installed = distribution(package)
-    except PackageNotFoundError:
-        raise UserError(f"'{name}': there is no installed package '{package}'; pip install {package}") from None
-    files = [file for file in installed.files or [] if not suffixes or file.suffix in suffixes]
+    installed, brought, wanted = _brought(name)
+    files = [file for file in brought if not suffixes or file.suffix in suffixes]
     found = set(files)
     if wanted:
         parts = Path(wanted).parts
@@ -191,6 +185,46 @@ def in_package(name: str, suffixes: tuple[str, ...] = ()) -> Path:
         names = few([str(file) for file in files]) or "nothing"
         raise UserError(f"'{name}' must name one file, but the package has {has}; it brings {names}.")
     return Path(str(installed.locate_file(found.pop())))
+
+
+def model_in_package(name: str) -> Path:
+    """The checkpoint that `package:NAME` or `package:NAME/PATH` means: the folder of the package with `config.json` and
+    weights, however deep it lies, where all other weights lie below it; else one file, see `in_package`.
+
+    Raises:
+        UserError: the package is not installed, or has no checkpoint, or several.
+    """
+    installed, brought, wanted = _brought(name)
+    parts = Path(wanted).parts if wanted else ()
+    folders = {file.parent for file in brought if file.suffix in SUFFIXES and _within(file.parent.parts, parts)}
+    models = folders & {file.parent for file in brought if file.name == CONFIG}
+    tops = {folder for folder in models if not any(other in models for other in folder.parents)}
+    if len(tops) > 1:
+        names = few(sorted(str(folder) for folder in tops))
+        raise UserError(
+            f"'{name}' must name one checkpoint, but the package has {len(tops)} of them: {names}; add the folder, "
+            f"such as {PACKAGE}{name.removeprefix(PACKAGE).partition('/')[0]}/{min(map(str, tops))}."
+        )
+    if tops and all(tops & {folder, *folder.parents} for folder in folders):
+        return Path(str(installed.locate_file(tops.pop())))
+    return in_package(name, SUFFIXES)
+
+
+def _within(path: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether a path goes through folders of these names, one after another."""
+    return any(path[start : start + len(wanted)] == wanted for start in range(len(path) - len(wanted) + 1))
+
+
+def _brought(name: str) -> tuple[Any, list[Any], str]:
+    """The package that `package:NAME/PATH` names, its files, and PATH. Raises UserError where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    package, _, wanted = name.removeprefix(PACKAGE).partition("/")
+    try:
+        installed = distribution(package)
+    except PackageNotFoundError:
+        raise UserError(f"'{name}': there is no installed package '{package}'; pip install {package}.") from None
+    return installed, list(installed.files or []), wanted
 
 
 def _from_hub(name: str) -> Path:

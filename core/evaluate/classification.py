@@ -29,12 +29,14 @@ class Answers:
         log_p: log probabilities float64 `[examples, classes]`.
         calibrated: the same after calibration, each example by numbers that it did not help to fit; None without
             calibration.
+        written: as `predict` writes them, with one calibration for all examples; None without.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     log_p: np.ndarray
     calibrated: np.ndarray | None = None
+    written: np.ndarray | None = None
 
     @property
     def classes(self) -> int:
@@ -47,13 +49,20 @@ class Answers:
         return found if self.calibrated is None else [*found, ("_calibrated", self.calibrated)]
 
     @cached_property
+    def margins(self) -> np.ndarray:
+        """What ranks the examples for each class, `[examples, classes]`, see `margins`: of the probabilities that are
+        written, because a temperature keeps the order of the classes of one example, but not that of the examples.
+        """
+        return margins(self.log_p if self.written is None else self.written)
+
+    @cached_property
     def by_class(self) -> dict[str, np.ndarray]:
         """AUROC and average precision of each class against the others `[classes]`; NaN where not defined, nothing for
         sets of more than `MOST_RANKED` numbers.
         """
         if self.log_p.size > MOST_RANKED:
             return {}
-        return ranked(margins(self.log_p), self.labels[:, None] == np.arange(self.classes))
+        return ranked(self.margins, self.labels[:, None] == np.arange(self.classes))
 
 
 def of_example(log_p: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -73,7 +82,8 @@ def classify_metrics(answers: Answers) -> dict[str, float]:
     """accuracy, balanced_accuracy, macro_f1, average_precision, auroc, nll, brier, ece, and the last three calibrated.
 
     Means over classes are over those that occur in the labels. `auroc` and `average_precision` are of each class
-    against the others; left out where no class has both. `brier` is in 0..2. Top-5 accuracy from six classes on.
+    against the others, by the probabilities that are written; left out where no class has both. `brier` is in 0..2.
+    Top-5 accuracy from six classes on.
     """
     return hit_metrics(answers) | defined_means(answers.by_class) | probability_metrics(answers)
 
@@ -202,7 +212,7 @@ def classify_intervals(answers: Answers, resamples: Resamples) -> dict[str, tupl
 
     found = resamples.of_sums(sparse.hstack([sparse.csr_matrix(dense), hits, true, named]).tocsr(), figures)
     if answers.by_class:
-        found |= ranked_resamples(margins(answers.log_p), labels[:, None] == np.arange(classes), None, resamples)
+        found |= ranked_resamples(answers.margins, labels[:, None] == np.arange(classes), None, resamples)
     return percentiles(found)
 
 

@@ -30,7 +30,8 @@ def reliability_diagram(panels: Sequence[Panel], target: Path, title: str = "", 
         _histogram(below, panel, top)
         if column == 0:
             axes.set_ylabel(panel.share)
-            below.set_ylabel(panel.counted or unit)
+            counts = panel.counted or unit
+            below.set_ylabel(counts, fontsize=7 if len(counts) > 12 else None)  # the axis is short
             drawn.legend(
                 *axes.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=3
             )

@@ -156,6 +156,7 @@ def _residuals(axes: Any, scatter: Scatter) -> None:
     axes.set_xlabel(f"predicted {clip(scatter.name, 40)}")
     axes.set_ylabel("true less predicted")
     axes.set_title(f"mean {left.mean():.3g}, standard deviation {left.std():.3g}", loc="left", fontsize=10)
+    axes.locator_params(axis="x", nbins=6)  # long numbers of a narrow range would touch each other
     plain(axes)
 
 

@@ -86,13 +86,15 @@ class OneClass(Head):
         """The figures of the best constant answer to the training rows."""
 
     def said_of(self, outputs: Tensor, targets: Tensor, parts: Parts) -> figures.Answers:
-        log_p, calibrated = self.log_p(outputs, {}), None
-        if parts:
-            found = torch.empty_like(log_p)
-            for rows, fitted in parts:
-                found[rows] = self.log_p(outputs[rows], fitted)
-            calibrated = found.numpy()
-        return figures.Answers(targets.numpy(), self.named(outputs), log_p.numpy(), calibrated)
+        labels, named, log_p = targets.numpy(), self.named(outputs), self.log_p(outputs, {})
+        if not parts:
+            return figures.Answers(labels, named, log_p.numpy())
+        found = torch.empty_like(log_p)
+        for rows, fitted in parts:
+            found[rows] = self.log_p(outputs[rows], fitted)
+        # Halves that judge each other have two calibrations; the head will have that of all examples.
+        written = found if len(parts) == 1 else self.log_p(outputs, self.calibrate(outputs, targets))
+        return figures.Answers(labels, named, log_p.numpy(), found.numpy(), written.numpy())
 
     def judged(self, said: figures.Answers, metrics: dict[str, float], drawn: Resamples, about: Judged) -> Judgement:
         return Judgement(

@@ -35,7 +35,12 @@ def head_class(kind: str) -> type[Head]:
 def prepare(kind: str, target: Labelled, options: dict[str, Any] | None = None) -> HeadSpec:
     """The spec of a head of this kind for the values of the training rows. Raises UserError for an unknown option."""
     head = head_class(kind)
-    return head.prepare(target, check_keys(head.Options, dict(options or {}), "model.head"))
+    try:
+        chosen = check_keys(head.Options, dict(options or {}), "model.head")
+    except UserError as error:
+        what = str(error).removesuffix(".")
+        raise UserError(f"{what}, those of a head of kind {kind}; --data.kind says another kind.") from None
+    return head.prepare(target, chosen)
 
 
 def make_head(spec: HeadSpec, dim: int) -> Head:

@@ -28,6 +28,8 @@ PLAIN, MODEL = 0.95, 0.98
 OF_TABLES = "With --data.table FILE --data.input COLUMN --neighbours the rows of a table are checked."
 Describe = Callable[[str, Path], np.ndarray]
 """From a cell and the folder of its table to a vector. Raises UserError for an input that cannot be read."""
+Draw = Callable[[Found, list[str], Path, Path], None]
+"""Draws what was found, given the cell of each row, the folder of the table, and the file to write."""
 
 
 def asked_for(args: Sequence[str]) -> bool:
@@ -45,8 +47,8 @@ def trigrams(cell: str, beside: Path) -> np.ndarray:
     return np.sqrt(found)
 
 
-def parser(task: str, by: str) -> Parser:
-    """The options; `by` says what compares inputs without a model."""
+def parser(task: str, by: str, drawn: bool = False) -> Parser:
+    """The options; `by` says what compares inputs without a model, `drawn` whether inputs can be drawn."""
     p = Parser(
         f"triune {task} check --data.table",
         description="List rows of a table that are copies or near copies, pairs on two sides of a split column, and "
@@ -65,6 +67,8 @@ def parser(task: str, by: str) -> Parser:
     )  # fmt: skip
     p.add_argument("--k", type=whole(1, 1000), default=10, help="neighbours that are asked about a label (default: 10)")
     p.add_argument("--out", type=Path, help=f"table to write: {', '.join(ENDINGS)}")
+    if drawn:
+        p.add_argument("--sheet", type=Path, help="picture to write: .png")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--json", action="store_true", help="print everything as JSON")
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -72,20 +76,25 @@ def parser(task: str, by: str) -> Parser:
 
 
 def main(
-    modality: Modality, args: list[str], describe: Describe = trigrams, by: str = "their runs of three characters"
+    modality: Modality,
+    args: list[str],
+    describe: Describe = trigrams,
+    by: str = "their runs of three characters",
+    draw: Draw | None = None,
 ) -> int:
     """Runs the check; returns 0, or 2 where an input could not be read."""
-    options = parser(modality.task, by).parse_args(args)
+    options = parser(modality.task, by, draw is not None).parse_args(args)
     if not options.neighbours:
         raise UserError("--data.table is given without --neighbours, the only check of a table; give both.")
     if options.run and options.pretrained:
         raise UserError("--run and --pretrained are both given; give one.")
     if options.device is not None and not (options.run or options.pretrained):
         raise UserError("--device is given without a model to run there (--run or --pretrained); leave it out.")
-    if options.out is not None:
-        if options.out.suffix not in ENDINGS:
-            raise UserError(f"--out is '{options.out}', but must end in one of {', '.join(ENDINGS)}.")
-        check_new([options.out], options.overwrite)
+    picture = options.sheet if draw is not None else None
+    for path, endings in ((options.out, ENDINGS), (picture, (".png",))):
+        if path is not None and path.suffix not in endings:
+            raise UserError(f"'{path}' must end in {' or '.join(endings)}; give such a name.")
+    check_new([path for path in (options.out, picture) if path is not None], options.overwrite)
     wanted = [options.input, *(name for name in (options.target, options.split) if name)]
     table = read_table(options.table, wanted)
     name = options.run or options.pretrained
@@ -101,8 +110,12 @@ def main(
         matrix = matrix - matrix.mean(0, keepdims=True)
         by = f"the vectors of {name}, less their mean"
     threshold = options.threshold if options.threshold is not None else (PLAIN if name is None else MODEL)
-    found = look(matrix, _items(table.take(good), options), threshold, options.k, by)
+    kept = table.take(good)
+    found = look(matrix, _items(kept, options), threshold, options.k, by)
     _show(found, options)
+    if draw is not None and picture is not None:
+        draw(found, [str(cell) for cell in kept.columns[options.input]], table.path.parent, picture)
+        print(f"Written: {picture}", file=sys.stderr)
     return 2 if len(good) < len(values) else 0
 
 

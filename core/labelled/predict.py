@@ -26,7 +26,7 @@ from .model import LabelledModel
 from .reader import Reader
 from .run import Inputs, Modality, device_of, run
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 MOST_SHOWN = 40
 """Rows that the terminal shows."""
 
@@ -197,6 +197,13 @@ def _has_our_head(name: str, modality: Modality) -> bool:
     return read_json(held).get("architecture") == modality.model.__name__
 
 
+def other_head(run: str, modality: Modality) -> bool:
+    """Whether a run holds a model that was trained without a table, and has classes all the same."""
+    if _has_our_head(run, modality) or modality.headed is None:
+        return False
+    return modality.headed(run) is not None
+
+
 def answers(
     model: LabelledModel,
     reader: Reader,
@@ -269,10 +276,13 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
     """Writes a table whole or not at all, in the format of its ending."""
     names = columns_of(rows)
     with written_whole(path) as part:
-        if path.suffix == ".jsonl":
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if path.suffix in (".json", ".jsonl"):
+            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+            begin, between, end = (
+                ("[\n", ",\n", "\n]\n") if path.suffix == ".json" else ("", "\n", "\n" if rows else "")
+            )
             with part.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.writelines((begin, between.join(lines), end))
         elif path.suffix == ".parquet":
             _write_parquet(rows, names, part)
         else:

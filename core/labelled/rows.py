@@ -89,7 +89,13 @@ Resolve = Callable[[Table, list[str], list[str]], list[str]]
 """Makes inputs of the cells of a table, such as sequences of names; may add notes."""
 
 
-def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", resolve: Resolve | None = None) -> Rows:
+def read_rows(
+    columns: Columns,
+    spec: HeadSpec | None = None,
+    scored: str = "",
+    resolve: Resolve | None = None,
+    table: Table | None = None,
+) -> Rows:
     """Reads a table and splits it.
 
     Args:
@@ -97,12 +103,13 @@ def read_rows(columns: Columns, spec: HeadSpec | None = None, scored: str = "", 
         spec: the head of a trained model that is to be scored; None for a training.
         scored: the side that all rows are, for a table that was not trained on; empty: they are split.
         resolve: what makes inputs of the cells; None where they are the inputs.
+        table: with these columns, in the place of the file.
 
     Raises:
         UserError: the table, or a row of it where `columns.skip` is false, cannot be used.
     """
     notes: list[str] = []
-    table = _read(columns, notes, scored)
+    table = _checked(columns, _read(columns, notes, scored) if table is None else table, notes)
     target = _coded(columns, table, spec)
     notes += [target.said.rstrip("."), *target.notes, *table.notes]
     if (without := target.missing).any():
@@ -187,7 +194,7 @@ class _Parts:
 
 
 def _read(columns: Columns, notes: list[str], scored: str) -> Table:
-    """The table with the columns that are needed, without rows that have no input."""
+    """The columns that are needed of a file."""
     wanted = [columns.input, *columns.target]
     if not scored:
         wanted += [name for name in (columns.split, columns.group) if name is not None]
@@ -197,6 +204,11 @@ def _read(columns: Columns, notes: list[str], scored: str) -> Table:
     table = read_table(columns.table, list(dict.fromkeys(wanted)), problems.append if columns.skip else None)
     if problems:
         notes.append(f"{len(problems):,} damaged rows are left out, the first: {str(problems[0]).rstrip('.')}")
+    return table
+
+
+def _checked(columns: Columns, table: Table, notes: list[str]) -> Table:
+    """The table without rows that have no input."""
     cells = table.columns[columns.input]
     empty = [row for row, cell in enumerate(cells) if cell is None or str(cell).strip() == ""]
     if empty and not columns.skip:

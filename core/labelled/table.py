@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,12 @@ class FromTable(ResumableData):
         """Inputs of the cells of the input column; may add notes."""
         return cells
 
+    def other_table(self) -> Table | None:
+        """What a trained model is to be scored on in the place of a table, in its form and with its columns; None
+        without.
+        """
+        return None
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def continue_as(self, trained: dict[str, Any]) -> None:
@@ -161,9 +168,11 @@ class FromTable(ResumableData):
             words=self.WORDS,
             masks=self.MASKS,
         )
-        other = self._is_other_table()
+        instead = self.other_table()
+        columns = columns if instead is None else replace(columns, table=str(instead.path))
+        other = instead is not None or self._is_other_table()
         verb = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else ""
-        rows = read_rows(columns, self.spec, "test" if other else "", self.resolve)
+        rows = read_rows(columns, self.spec, "test" if other else "", self.resolve, instead)
         if verb == "validate" and other:
             raise UserError(
                 f"data.table '{columns.table}' is not the table that the model was trained on, which has no validation"

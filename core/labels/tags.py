@@ -22,6 +22,10 @@ GAP = re.compile(r"\s*[,;]\s*|\s+")
 SEVERAL = re.compile(rf"{NUMBER.pattern}(?:(?:{GAP.pattern}){NUMBER.pattern})*")
 MOST_TAGS = 10_000
 """Different labels of tokens."""
+MOST_DAMAGED, LONG = 0.1, 8
+"""Part of the cells that may have another number of labels than their input where a column is taken for one of labels
+of tokens, and the parts of the longest input that such a guess needs.
+"""
 
 
 def code_tags(wanted: Wanted) -> tuple[list[np.ndarray], list[str], bool]:
@@ -43,20 +47,25 @@ def code_tags(wanted: Wanted) -> tuple[list[np.ndarray], list[str], bool]:
 
 
 def are_per_part(wanted: Wanted) -> bool:
-    """Whether all cells have as many labels as their input has words or letters, and these are not always as many."""
+    """Whether all cells have as many labels as their input has words or letters, and these are not always as many. Of
+    long inputs nearly all cells are enough, so that a damaged one is named as such, and not the whole column.
+    """
     if wanted.parts_of is None or wanted.masks is not None or wanted.names is not None:
         return False
-    sizes = set[int]()
+    sizes, others = list[int](), 0
     for cell, parts in zip(wanted.cells(wanted.columns[0]), wanted.parts_of, strict=True):
         if wanted.gone(cell):
             continue
         listed = parsed_list(cell.strip()) if isinstance(cell, str) and _spelt(cell) else cell
         if isinstance(listed, str):
             listed = listed.split() if wanted.apart else listed.strip()
-        if not isinstance(listed, (list, str)) or len(listed) != parts:
+        if isinstance(listed, (list, str)) and len(listed) == parts:
+            sizes.append(parts)
+        else:
+            others += 1
+        if others > MOST_DAMAGED * len(wanted.parts_of):
             return False
-        sizes.add(parts)
-    return len(sizes) > 1 and max(sizes) > 2
+    return len(set(sizes)) > 1 and max(sizes) > (LONG if others else 2)
 
 
 def _separated(cells: Sequence[Any]) -> bool:

@@ -143,18 +143,10 @@ def infer(
         raise UserError("No target is named, but at least one column must be; name it.")
     if doubled := [name for name in columns if columns.count(name) > 1]:
         raise UserError(f"The target '{doubled[0]}' is named twice; name each column once.")
-    each = dict(kind) if isinstance(kind, Mapping) else dict.fromkeys(columns, kind)
-    said = {name: OF_TOKENS[one] for name, one in each.items() if one in OF_TOKENS}
-    each = {name: "tag" if name in said else one for name, one in each.items()}
-    kind = "tag" if isinstance(kind, str) and kind in OF_TOKENS else kind
-    for name, one in each.items():
-        if name not in columns and layouts is None:
-            raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
-        if one is not None and one not in KINDS and one not in READ_AS:
-            known = (*KINDS, *list(OF_TOKENS)[1:], *READ_AS)
-            raise UserError(f"The kind of the target is '{one}'{nearest(one, known)}, but must be {_or(known)}.")
     if on_unseen not in ("error", "ignore"):
         raise ValueError(f"on_unseen is {on_unseen!r}")
+    each, of_tokens = _kinds(columns, kind, trained=layouts is not None)
+    kind = "tag" if isinstance(kind, str) and kind in OF_TOKENS else kind
     of = names if isinstance(names, Mapping) else dict.fromkeys(columns, names)
 
     def wanted(some: list[str]) -> Wanted:
@@ -162,18 +154,14 @@ def infer(
         ordered = order if len(some) > 1 or cells_of(each.get(some[0])) == "ordinal" or len(columns) == 1 else None
         return Wanted(
             table, some, None if given is None else list(given), ordered, frozenset(missing),
-            said.get(some[0]) if numbers is None else numbers, on_unseen == "ignore", apart, masks,
+            of_tokens.get(some[0]) if numbers is None else numbers, on_unseen == "ignore", apart, masks,
         )  # fmt: skip
 
     if len(columns) == 1 and layouts is None:
         return _coded(replace(wanted(columns), parts_of=parts_of), each.get(columns[0]))
-    if not isinstance(kind, Mapping) and not isinstance(names, Mapping):
-        together = wanted(columns)
-        if kind is not None:
-            return _called(_several(together, cells_of(kind) or kind), kind)
-        guessed, because = guess_several(together)
-        if guessed != SEVERAL:
-            return _several(together, guessed, because)
+    found = None if isinstance(kind, Mapping) or isinstance(names, Mapping) else _together(wanted(columns), kind)
+    if found is not None:
+        return found
     parts: dict[str, Target] = {}
     for name in layouts or columns:
         asked = name in columns and (layouts is None or any(cell is not None for cell in table.columns[name]))
@@ -183,6 +171,35 @@ def infer(
     if layouts and all(part.missing.all() for part in parts.values()):
         raise UserError(f"No row of '{table.path}' has a target in {few(columns)}; give a table with labels.")
     return _each(table, parts)
+
+
+def _kinds(
+    columns: Sequence[str], kind: str | Mapping[str, str] | None, trained: bool
+) -> tuple[dict[str, str | None], dict[str, bool]]:
+    """The kind that each column is asked for as, and, of those with labels of tokens, whether they are said to be
+    numbers.
+
+    Raises:
+        UserError: a kind does not exist, or names what is no target and, of a `trained` model, never was.
+    """
+    each = dict(kind) if isinstance(kind, Mapping) else dict.fromkeys(columns, kind)
+    of_tokens = {name: OF_TOKENS[one] for name, one in each.items() if one in OF_TOKENS}
+    each = {name: "tag" if name in of_tokens else one for name, one in each.items()}
+    for name, one in each.items():
+        if name not in columns and not trained:
+            raise UserError(f"{KIND} names the column '{name}'{nearest(name, columns)}, which is no target.")
+        if one is not None and one not in KINDS and one not in READ_AS:
+            known = (*KINDS, *list(OF_TOKENS)[1:], *READ_AS)
+            raise UserError(f"The kind of the target is '{one}'{nearest(one, known)}, but must be {_or(known)}.")
+    return each, of_tokens
+
+
+def _together(wanted: Wanted, kind: str | None) -> Target | None:
+    """One target of several columns of one kind; None where they differ, and no kind is given."""
+    if kind is not None:
+        return _called(_several(wanted, cells_of(kind) or kind), kind)
+    guessed, because = guess_several(wanted)
+    return None if guessed == SEVERAL else _several(wanted, guessed, because)
 
 
 def _nothing(table: Table, name: str, layouts: Mapping[str, Any], kind: Any, names: Mapping[str, Any]) -> Target:

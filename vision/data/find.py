@@ -11,6 +11,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ...core.files import few
+from ...core.labels.columns import Table
 from ...core.shards import Folder
 from ...core.shards import is_shards as is_packed
 from ...core.stores import Cache, is_url
@@ -127,6 +128,22 @@ def side_in(found: Collection, side: Side, where: str) -> Images:
             f"{where} holds {' and '.join(found.sides)} sides, but none for {side}: name the folder of one of them."
         )
     return next(iter(found.sides.values()))
+
+
+def table_of_folders(root: Path, input: str, target: str) -> Table:
+    """The images of class folders as a table of two columns: paths, and the names of their folders. Of a folder with
+    several sides its test side.
+
+    Raises:
+        UserError: there are no class folders.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.test_root is '{root}', but must be a folder with one folder of images for each class.")
+    found = folders.folders(root)
+    images = side_in(found, "test", f"data.test_root '{root}'")
+    paths = [str(Path(str(images.source(row))).absolute()) for row in range(len(images))]
+    classes: list[Any] = [found.classes[label] for label in images.labels]
+    return Table(root, {input: paths, target: classes}, range(1, len(paths) + 1), [input, target], found.notes)
 
 
 def note_missing(collection: Collection, side: Side) -> None:

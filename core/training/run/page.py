@@ -142,9 +142,17 @@ def _class_table(found: Figures, target: str | None) -> str:
     rows = [[_cell(row.get(name)) for name in columns] for row in held]
     table = document.table(["" if name == "name" else name.replace("_", " ") for name in columns], rows)
     side = ("test" if found.side == "test" else "validation") + (f": {target}" if target else "")
+    one, many = _called(held[0] if held else {})
     if len(rows) > MOST_OPEN:
-        return document.folded(f"{len(rows):,} classes, {side}", table)
-    return document.section(f"By class, {side}", table)
+        return document.folded(f"{len(rows):,} {many}, {side}", table)
+    return document.section(f"By {one}, {side}", table)
+
+
+def _called(row: dict[str, Any]) -> tuple[str, str]:
+    """What a row of figures is of, one and several: a target of numbers, a label that may be there, or a class."""
+    if "rmse" in row or "scaled_mae" in row:
+        return "target", "targets"
+    return ("label", "labels") if "positive" in row else ("class", "classes")
 
 
 def _cell(value: Any) -> str:

@@ -162,3 +162,37 @@ def test_files_that_installed_packages_bring(monkeypatch: pytest.MonkeyPatch) ->
         open_source("package:rich")
     with pytest.raises(UserError, match=r"must name one file, but the package has \d+ of them; it brings "):
         in_package("package:torch/__init__.py")
+
+
+def installed(site: Path, name: str, models: list[str], *others: str) -> None:
+    """A package of these files, each model a folder with config.json and weights."""
+    files = [f"{name}/__init__.py", *others]
+    for folder in models:
+        (site / name / folder).mkdir(parents=True)
+        write_folder(site / name / folder, {"model_type": folder}, TENSORS)
+        files += [f"{name}/{folder}/{file.name}" for file in (site / name / folder).iterdir()]
+    for file in others:
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).write_bytes(b"{}")
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+def test_a_model_in_a_folder_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # A folder of a pooling layer, and weights in another format below the model, as repositories of the hub have them.
+    installed(tmp_path, "one", ["data/deep"], "one/data/deep/1_Pooling/config.json", "one/data/deep/onnx/model.onnx")
+    found = open_source("package:one")
+    assert (found.path, found.config) == (tmp_path / "one/data/deep", {"model_type": "data/deep"})
+    assert open_source("package:one/data").path == open_source("package:one/one/data/deep").path == found.path
+    assert open_source("package:one/model.onnx").path.name == "model.onnx"
+    installed(tmp_path, "two", ["small", "large"])
+    with pytest.raises(UserError, match=r"one checkpoint, but the package has 2 of them: two/large, two/small; add .*"):
+        open_source("package:two")
+    assert open_source("package:two/small").config == {"model_type": "small"}
+    installed(tmp_path, "three", ["model"], "three/other.gguf")
+    with pytest.raises(UserError, match=r"must name one file, but the package has 2 of them"):
+        open_source("package:three")
+    assert open_source("package:three/model").config == {"model_type": "model"}

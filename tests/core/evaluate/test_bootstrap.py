@@ -52,11 +52,12 @@ def test_intervals_are_those_of_the_rows_drawn(grouped):
     head = make_head(prepare("classify", SimpleNamespace(names=["a", "b", "c"], values=labels)), 2)
     judged = head.judge(logits, labels, groups=groups, resamples=30)
     predicted, p = logits.argmax(1).numpy(), logits.softmax(1).numpy()
+    written = (logits / head.calibrate(logits, labels)["temperature"]).softmax(1).numpy()  # what ranks examples
     drawn = rows_of(Resamples(60, groups, 30), 60)
     figures = {
         "accuracy": [(labels == predicted)[r].mean() for r in drawn],
         "macro_f1": [f1_score(labels[r], predicted[r], labels=np.unique(labels[r]), average="macro") for r in drawn],
-        "auroc": [np.mean([roc_auc_score(labels[r] == c, p[r, c]) for c in range(3)]) for r in drawn],
+        "auroc": [np.mean([roc_auc_score(labels[r] == c, written[r, c]) for c in range(3)]) for r in drawn],
         "nll": [-np.log(p[r, labels[r]]).mean() for r in drawn],
     }
     for name, values in figures.items():

@@ -31,7 +31,8 @@ def test_classify(ties):
     head = make_head(prepare("classify", SimpleNamespace(names=NAMES, values=labels)), 2)
     judged = head.judge(logits, labels, resamples=5)
     p, predicted, present = logits.softmax(1).numpy(), logits.argmax(1).numpy(), range(6)
-    odds = np.round(np.log(p / (1 - p)), 9)  # the same logits in another order tie
+    written = (logits / head.calibrate(logits, labels)["temperature"]).softmax(1).numpy()  # what ranks examples
+    odds = np.round(np.log(written / (1 - written)), 9)  # the same logits in another order tie
     expected = {
         "accuracy": sk.accuracy_score(labels, predicted),
         "top5": sk.top_k_accuracy_score(labels, logits, k=5, labels=range(7)),

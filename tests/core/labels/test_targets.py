@@ -151,6 +151,12 @@ def test_as_many_labels_as_the_input_has_parts_are_tags() -> None:
     assert target(["HHE", "HE", "HHE", "HE"], parts_of=[3, 2, 3, 3]).kind == "classify"
     assert target(["dog", "cat", "dog", "cat"], parts_of=[3, 3, 3, 3]).kind == "classify"
     assert target(["HHE", "HE", "HHE", "HE"], "classify", parts_of=[3, 2, 3, 2]).kind == "classify"
+    # Of long inputs one damaged row in ten does not hide what the column is; of short ones it may be chance.
+    long, short = [["HEC" * (4 + i) for i in range(10)], ["HE" * (1 + i % 2) for i in range(10)]]
+    for cells, kind in ((long, "tag"), (short, "classify")):
+        parts = [len(cell) for cell in cells]
+        assert target(cells, parts_of=parts).kind == "tag"
+        assert target(cells, parts_of=[parts[0] + 1, *parts[1:]]).kind == kind
 
 
 def test_tags_that_look_alike_or_missing_are_said() -> None:
