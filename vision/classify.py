@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -164,30 +163,6 @@ def open_model(name: str | Path) -> tuple[VisionTransformer, float]:
     return found.model, read_temperature(found.source.path) if found.source.is_ours else 1.0
 
 
-def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none.
-
-    Photographs in folders whose format is not read are said on standard error.
-    """
-    from .data.folders import unread_note, walk
-
-    files: dict[str, None] = {}
-    problems = []
-    for text in inputs:
-        path, found = Path(text), [text]
-        if path.is_dir():
-            found, others = walk(path)
-            found.sort()
-            for note in unread_note(others):
-                print(f"note: '{text}': {note}", file=sys.stderr)
-        elif not path.exists() and glob.has_magic(text):
-            found = sorted(f for f in glob.glob(text, recursive=True) if Path(f).is_file())
-        if not found:
-            problems.append(f"'{text}' {'holds no image files' if path.is_dir() else 'matches no file'}.")
-        files |= dict.fromkeys(found)
-    return list(files), problems
-
-
 @dataclass
 class Result:
     """One classified image: its file, probabilities `[classes]` and, for an explanation, its pixels."""
@@ -211,6 +186,8 @@ def main(args: list[str]) -> int:
     check_new([options.attention] if options.attention else [], options.overwrite)
     if _has_head_of_table(options.run):
         return _by_predict(options)
+    from .data.folders import collect
+
     files, problems = collect(options.images)
     classifier = replace(Classifier.load(options.run, options.device), max_pixels=round(options.max_megapixels * 1e6))
     classifier, notes = classifier.seen_in(options.tta, options.run)

@@ -94,7 +94,7 @@ def _reader(model: LabelledModel, folder: Path) -> ImageReader:
 
 def _expand(words: Sequence[str]) -> list[tuple[str, str]]:
     """Files, and all images below folders."""
-    from .classify import collect
+    from .data.folders import collect
 
     files, problems = collect(words)
     if problems:

@@ -267,7 +267,8 @@ def open_subject(name: str, inputs: Sequence[str], options: Any) -> ImageSubject
     Raises:
         UserError: there is no such model, or no image that can be read.
     """
-    from .classify import Classifier, collect, open_model
+    from .classify import Classifier, open_model
+    from .data.folders import collect
 
     if options.prompts:
         raise UserError("--prompts are for language models of text, but this is a model of images; leave them out.")

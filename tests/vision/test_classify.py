@@ -15,8 +15,8 @@ from PIL import Image
 
 from triune.core.config import TransformerConfig
 from triune.core.errors import UserError
-from triune.vision.classify import Classifier, collect, main
-from triune.vision.data.folders import walk
+from triune.vision.classify import Classifier, main
+from triune.vision.data.folders import collect, walk
 from triune.vision.evaluate.calibration import store_temperature
 from triune.vision.model import VisionTransformer, VisionTransformerConfig
 from triune.vision.preprocessing import Preprocessing

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...core.errors import UserError
@@ -52,6 +54,28 @@ def unread_note(others: Counter[str]) -> list[str]:
     return [
         f"{count:,} {photos} left out, since their format is not read ({few(kinds)}): convert them to JPEG or PNG."
     ] * (count > 0)
+
+
+def collect(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Image files behind file names, folders and globs, each once, and sentences about inputs that hold none.
+
+    Photographs in folders whose format is not read are said on standard error.
+    """
+    files: dict[str, None] = {}
+    problems = []
+    for text in inputs:
+        path, found = Path(text), [text]
+        if path.is_dir():
+            found, others = walk(path)
+            found.sort()
+            for note in unread_note(others):
+                print(f"note: '{text}': {note}", file=sys.stderr)
+        elif not path.exists() and glob.has_magic(text):
+            found = sorted(f for f in glob.glob(text, recursive=True) if Path(f).is_file())
+        if not found:
+            problems.append(f"'{text}' {'holds no image files' if path.is_dir() else 'matches no file'}.")
+        files |= dict.fromkeys(found)
+    return list(files), problems
 
 
 def _visited(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
