@@ -1,25 +1,30 @@
 """Generation after a long text: a hybrid of one attention layer to seven of Mamba-2 beside attention in all layers.
 
 python bench/long_generation.py [--tokens 16000] [--batches 1 4] [--threads 2] [--processor-time]
+                                [--weights int8] [--compile]
 
 Both models have the same number of parameters, to one in a thousand, by the width of their feed-forwards; weights are
-random. Tokens follow one by one, in turns of both models. On a machine with other work
+random. `--weights` and `--compile` are those of `triune text generate`: weights of 8 or 4 bits, each step one graph.
+Tokens follow one by one, in turns of both models. On a machine with other work
 `--processor-time` counts the time of the processor instead of the clock's, with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import interleaved, record, spread, table
+from common import RESULTS, commit, interleaved, record, spread, table
 
 from triune.core.config import TransformerConfig
 from triune.core.mixers.cache import KeyValueCache, LayerCache
 from triune.recall.models import state_bytes_of
+from triune.text.decode import Decoder
+from triune.text.generate import compress
 from triune.text.model import LanguageModel, LanguageModelConfig
 
 PIECE, NEW = 64, 16
@@ -55,7 +60,7 @@ def fill(cache: KeyValueCache, tokens: int) -> None:
 
 @torch.inference_mode()
 def measure(
-    batch: int, models: dict[str, LanguageModel], tokens: int, rounds: int, clock: Callable[[], float]
+    batch: int, models: dict[str, LanguageModel], tokens: int, rounds: int, clock: Callable[[], float], graph: bool
 ) -> dict[str, dict[str, Any]]:
     """A row of the table for each model: bytes of its cache after `tokens`, and tokens a second from there on."""
     text = torch.randint(4096, (batch, PIECE))
@@ -64,12 +69,17 @@ def measure(
         model.hidden(text, cache=caches[name])
         fill(caches[name], tokens)
     held = {name: state_bytes_of(cache) for name, cache in caches.items()}
+    decoders = {name: Decoder(model, compiled=True, back=False) for name, model in models.items()} if graph else {}
+    for name, decoder in decoders.items():
+        decoder.begin(caches[name], 1000)
+        decoder.step(text[:, :1])
 
     def action(name: str) -> Callable[[], Any]:
         def run() -> None:
             token = text[:, :1]
             for _ in range(NEW):
-                token = models[name](token, cache=caches[name])[:, -1:].argmax(-1)
+                logits = decoders[name].step(token) if graph else models[name](token, cache=caches[name])
+                token = logits[:, -1:].argmax(-1)
 
         return run
 
@@ -88,6 +98,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--weights", choices=("float32", "int8", "int4"), default="float32")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     if options.processor_time:
         options.threads = 1
@@ -96,17 +108,22 @@ def main() -> None:
     torch.manual_seed(0)
     full = build("attention", 1368)
     models = {"attention in all layers": full, "MMMMMMMA": equal("MMMMMMMA", parameters(full))}
-    rows, ratios = [], {}
+    if options.weights != "float32":
+        for model in models.values():
+            compress(model, options.weights)
+    file, mode = RESULTS / "long_generation.json", f"{options.weights}{', one graph a step' if options.compile else ''}"
+    kept = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows, ratios = [row for row in kept if row.get("mode", "float32") != mode], {}
     for batch in options.batches:
-        one, two = measure(batch, models, options.tokens, options.rounds, clock).values()
-        rows += [one, two]
+        one, two = measure(batch, models, options.tokens, options.rounds, clock, options.compile).values()
         ratios[batch] = {
             "cache": two["cache_bytes"] / one["cache_bytes"], "speed": two["median"] / one["median"],
             "speed_of_best": two["high"] / one["high"],
         }  # fmt: skip
+        how = {"mode": mode, "threads": options.threads, "processor_time": options.processor_time, "commit": commit()}
+        rows += [one | how, two | how, {"rows": batch, "ratios": ratios[batch]} | how]
         print(table([one, two]), ratios[batch], sep="\n", flush=True)
-    kept = {"processor_time": options.processor_time, "ratios": ratios}
-    record("long_generation", rows, tokens=options.tokens, threads=options.threads, **kept)
+    record("long_generation", rows, tokens=options.tokens)
 
 
 if __name__ == "__main__":

@@ -220,14 +220,14 @@ def decoder_of(model: LanguageModel, compiled: bool, lookup: int = 0) -> Decoder
     from .decode import Decoder, unfit
 
     device = next(model.parameters()).device.type
-    if why := unfit(model):
+    if why := unfit(model, back=lookup > 0):
         if lookup:
             raise UserError(f"--lookup is given, but the model has {why}; leave it out.")
         compile_blocks(model, device, dynamic=True)
         return None
     if compiled:
         check_compiler(device)
-    return Decoder(model, compiled)
+    return Decoder(model, compiled, back=lookup > 0)
 
 
 def _sampling(options: argparse.Namespace) -> SamplingConfig:

@@ -13,7 +13,7 @@ from triune.core.errors import UserError
 from triune.core.mixers.cache import KeyValueCache
 from triune.core.packed import pack
 from triune.core.rotary import RotaryConfig
-from triune.text import sampling
+from triune.text import decode, sampling
 from triune.text.decode import Decoder
 from triune.text.lookup import Lookup
 from triune.text.model import LanguageModel, LanguageModelConfig
@@ -137,6 +137,54 @@ def test_a_graph_serves_any_number_of_keys_up_to_its_storage(monkeypatch):
         known = m(torch.cat([prompt, torch.tensor([[1, 2, 3, 4, 5]])], dim=1))[:, 250:]
     assert len(made) == 1
     assert (found - known).abs().max() < 1e-4
+
+
+KINDS = ("mamba2", "mamba", "gated_delta", "rglru", "lstm", "gru", "linear", "retention", "convolution")
+
+
+def test_states_of_a_fixed_size_are_part_of_the_graph(monkeypatch):
+    """A layer of each kind, and short convolutions; one row and several padded on the left, with one decoder."""
+    whole, made = torch.compile, []
+
+    def counted(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **more: whole(function, **more, backend=counted))
+    m = model(mixer=[*KINDS, "attention"], depth=len(KINDS) + 1, short_convolution=3)
+    decoder = Decoder(m, compiled=True, back=False)
+    for number, prompts in enumerate(([[1, 2, 3, 4]], [[5, 6]], [[1, 2], [3, 4, 5, 6, 7]], [[7], [8, 9, 1]])):
+        ids, valid = left_pad(prompts, torch.device("cpu"))
+        new = torch.tensor([[9, 8, 7, 6], [1, 2, 3, 4]])[: len(prompts)]
+        with torch.inference_mode():
+            cache = KeyValueCache(m.transformer.config)
+            m(ids, cache=cache, valid=valid)
+            decoder.begin(cache, 4)
+            found = torch.cat([decoder.step(new[:, i : i + 1]) for i in range(4)], dim=1)
+            real = None if valid is None else torch.cat([valid, torch.ones_like(new, dtype=torch.bool)], dim=1)
+            known = m(torch.cat([ids, new], dim=1), valid=real)[:, -4:]
+        assert (found - known).abs().max() < 1e-10
+        assert len(made) == 1 + (number > 1), "one graph for one row, one for two"
+
+
+def test_a_decoder_forgets_the_oldest_graphs(monkeypatch):
+    monkeypatch.setattr(decode, "GRAPHS", 2)
+    monkeypatch.setattr(torch, "compile", lambda function, **more: function)
+    m = model(kv_heads=2)
+    decoder = Decoder(m, compiled=True)
+    options = {"count": 3, "config": SamplingConfig(0)}
+    for rows in (1, 2, 3, 1):
+        prompts = [[1, 2, 3 + row] for row in range(rows)]
+        assert texts(m, prompts, **options, decoder=decoder) == texts(m, prompts, **options)
+        assert len(decoder._graphs) <= 2
+
+
+@pytest.mark.slow
+def test_the_compiler_writes_the_same_with_a_hybrid():
+    m = model(mixer=["mamba2", "attention"]).float()
+    options = {"count": 9, "config": SamplingConfig(0)}
+    decoder = Decoder(m, compiled=True, back=False)
+    assert texts(m, [[1, 2, 3]], **options, decoder=decoder) == texts(m, [[1, 2, 3]], **options)
 
 
 @pytest.mark.slow
