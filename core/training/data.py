@@ -177,6 +177,17 @@ class Batches:
             worker_init_fn=_leave_signals,
         )
 
+    # Lightning ends the workers of this iterator when a training ends, as it does for a `DataLoader`. One that is left
+    # to the garbage collector has lost its queues by then: it waits ten seconds for each worker, and lets it live.
+    @property
+    def _iterator(self) -> Any:
+        return getattr(self.__dict__.get("_loader"), "_iterator", None)
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        if (loader := self.__dict__.get("_loader")) is not None:
+            loader._iterator = value
+
     # Lightning warns, when it resumes within an epoch, about a loader without these two. The position needs no entry
     # of its own: it is the trainer's count of processed batches, which the checkpoint holds.
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import multiprocessing
 import pickle
 import threading
 import tracemalloc
@@ -597,7 +598,9 @@ def assert_same(batches, expected):
 def test_resume_after_a_number_of_steps(stop, workers, tmp_path, ten_a_epoch):
     expected, _ = fit(ten_a_epoch(), tmp_path, 25)
     assert len({tuple(batch.flatten().tolist()) for batch in expected}) == 25
+    others = set(multiprocessing.active_children())
     first, trainer = fit(ten_a_epoch(workers=workers), tmp_path, stop)
+    assert set(multiprocessing.active_children()) <= others, "a training that has ended leaves no worker"
     trainer.save_checkpoint(tmp_path / "stop.ckpt")
     second, _ = fit(ten_a_epoch(workers=workers), tmp_path, 25, tmp_path / "stop.ckpt")
     assert_same(first + second, expected)
