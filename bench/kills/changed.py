@@ -2,7 +2,8 @@
 
 Each leaf option of its configuration in turn, or a seeded part of them. It is either refused in one sentence, with the
 run as it was, or taken: then config.yaml holds it, and the weights are those of the unchanged run where the rules say
-that it changes nothing for them. Options that say that they change the training and do not are listed for a person.
+that it changes nothing for them. "no other weights" is for a person to look at: the option says that it changes the
+training, and did not.
 """
 
 from __future__ import annotations
@@ -112,12 +113,12 @@ def main() -> int:
             asked = [(option, new) for option, old in changed.options.items() if (new := other(old)) is not None]
             asked = random.Random(chosen.seed).sample(asked, -(-len(asked) // chosen.every))
             counts: dict[str, int] = {}
-            for option, new in asked:
+            for number, (option, new) in enumerate(asked, 1):
                 fault, how = changed.change(option, new)
                 counts[how] = counts.get(how, 0) + 1
-                if fault or how == "no other weights":
-                    faults += bool(fault)
-                    print(f"{name}: --{option}={new!r} (was {changed.options[option]!r}): {fault or how}", flush=True)
+                faults += bool(fault)
+                was = changed.options[option]
+                print(f"{name} {number}/{len(asked)}: --{option}={new!r} (was {was!r}): {fault or how}", flush=True)
             print(f"{name}: {len(asked)} of {len(changed.options)} options, {counts}", flush=True)
     print(f"{faults} faults")
     return min(faults, 1)

@@ -3,8 +3,8 @@
 import gzip
 import json
 import math
-import os
 import multiprocessing
+import os
 import pickle
 import threading
 import tracemalloc

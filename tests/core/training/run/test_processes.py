@@ -98,21 +98,17 @@ def test_a_run_of_two_processes_goes_on_with_one_and_not_with_three(one: Path) -
 
 
 def test_fsdp2_trains_saves_and_resumes(one: Path, server: Server) -> None:
-    two = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--data.batch_size", "2"]
-    forked(server, one, *fit("fsdp2"), *two, ranks=2)
-    assert_as_one(one, "fsdp2")
-    again = [*AGAIN, "--trainer.strategy", "ModelParallelStrategy"]
-    forked(server, one, "text", "fit", "--run", "fsdp2", *again, ranks=2)  # by its other name, which changes nothing
-    assert len(losses(one / "fsdp2")) == 4
-
-
-def test_model_parallel_strategy_is_fsdp2(one: Path, server: Server) -> None:
-    """By its name, and by its class path with arguments that say the same."""
+    """By its class path with arguments that say the same, and by its other name, which changes nothing; by its own in
+    the next test.
+    """
     path = "lightning.pytorch.strategies.ModelParallelStrategy"
     two = ["--trainer.devices", "2", "--trainer.strategy", path, "--data.batch_size", "2"]
-    forked(server, one, *fit("by-path"), *two, "--trainer.strategy.tensor_parallel_size", "1", ranks=2)
-    assert_as_one(one, "by-path")
-    assert "strategy: fsdp2" in (one / "by-path" / "config.yaml").read_text()
+    forked(server, one, *fit("fsdp2"), *two, "--trainer.strategy.tensor_parallel_size", "1", ranks=2)
+    assert_as_one(one, "fsdp2")
+    assert "strategy: fsdp2" in (one / "fsdp2" / "config.yaml").read_text()
+    again = [*AGAIN, "--trainer.strategy", "ModelParallelStrategy"]
+    forked(server, one, "text", "fit", "--run", "fsdp2", *again, ranks=2)
+    assert len(losses(one / "fsdp2")) == 4
     shown = forked(server, one, *fit("shown"), "--trainer.strategy", "ModelParallelStrategy", "--print_config")
     assert "strategy: ModelParallelStrategy" in shown
 
