@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from triune.core.training.data import DataModule, content_of
+from triune.core.training.content import content_of
+from triune.core.training.data import DataModule
 from triune.protein.data.module import ProteinData
 from triune.protein.language.data import SequenceData
 from triune.text.data.module import TextData

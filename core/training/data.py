@@ -11,7 +11,6 @@ that divides the global batch, and for any number of loader workers; a run may g
 from __future__ import annotations
 
 import atexit
-import hashlib
 import itertools
 import math
 import multiprocessing
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .content import content_of
 from .permutation import VERSION, Arrangement, check_version, permutation
 from .run.machine import default_workers
 from .versions import check_draws
@@ -248,19 +248,6 @@ class DataModule(LightningDataModule):
         None where that is not known. Runs of the same ones can be compared.
         """
         return None
-
-
-def content_of(examples: Iterable[str | bytes], ordered: bool = False) -> str:
-    """A hash of examples, whatever their order unless it is `ordered`."""
-    parts = (part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in examples)
-    every = hashlib.blake2b(digest_size=16)
-    if ordered:
-        for part in parts:
-            every.update(len(part).to_bytes(8, "little") + part)
-        return every.hexdigest()
-    for digest in sorted(hashlib.blake2b(part, digest_size=16).digest() for part in parts):
-        every.update(digest)
-    return every.hexdigest()
 
 
 class ResumableData(DataModule):

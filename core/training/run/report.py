@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ...checkpoints.origin import mark_model, marked
 from ...errors import UserError
 from ...files import write_atomic
-from ..data import content_of
+from ..content import content_of
 from ..lightning_fixes import rank
 from . import machine
 from .checkpoints import put_aside

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from triune.cli import main
-from triune.core.training.data import content_of
+from triune.core.training.content import content_of
 from triune.core.training.run.compare import compare, flat, short_names
 from triune.core.training.run.folder import RunFolder
 
