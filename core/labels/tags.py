@@ -22,9 +22,9 @@ GAP = re.compile(r"\s*[,;]\s*|\s+")
 SEVERAL = re.compile(rf"{NUMBER.pattern}(?:(?:{GAP.pattern}){NUMBER.pattern})*")
 MOST_TAGS = 10_000
 """Different labels of tokens."""
-MOST_DAMAGED, LONG = 0.1, 8
-"""Part of the cells that may have another number of labels than their input where a column is taken for one of labels
-of tokens, and the parts of the longest input that such a guess needs.
+MOST_DAMAGED, MOST_ROWS, LONG = 0.1, 1000, 8
+"""Part of the cells, and their number, that may have another number of labels than their input where a column is taken
+for one of labels of tokens, and the parts of the longest input that such a guess needs.
 """
 
 
@@ -52,20 +52,21 @@ def are_per_part(wanted: Wanted) -> bool:
     """
     if wanted.parts_of is None or wanted.masks is not None or wanted.names is not None:
         return False
-    sizes, others = list[int](), 0
-    for cell, parts in zip(wanted.cells(wanted.columns[0]), wanted.parts_of, strict=True):
+    sizes, others, cells = set[int](), 0, wanted.cells(wanted.columns[0])
+    most = min(MOST_DAMAGED * len(cells), MOST_ROWS)
+    for cell, parts in zip(cells, wanted.parts_of, strict=True):
         if wanted.gone(cell):
             continue
         listed = parsed_list(cell.strip()) if isinstance(cell, str) and _spelt(cell) else cell
         if isinstance(listed, str):
             listed = listed.split() if wanted.apart else listed.strip()
         if isinstance(listed, (list, str)) and len(listed) == parts:
-            sizes.append(parts)
+            sizes.add(parts)
         else:
             others += 1
-        if others > MOST_DAMAGED * len(wanted.parts_of):
+        if others > most:
             return False
-    return len(set(sizes)) > 1 and max(sizes) > (LONG if others else 2)
+    return len(sizes) > 1 and max(sizes) > (LONG if others else 2)
 
 
 def _separated(cells: Sequence[Any]) -> bool:
