@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import few, listing, read_json, write_atomic
+from ..files import few, listing, read_json
 from .checksums import COMPANIONS, CONFIG, check_config, check_file, write_config
-from .stored import Stored
+from .stored import Stored, write_tensors
 
 WEIGHTS = "model.safetensors"
 FORMAT = 1
@@ -44,8 +44,6 @@ def save(
         state: the state dict; tensors that share memory (tied weights) are stored once, under their first name. Where
             they are cut over processes (FSDP2), all processes must call this.
     """
-    from safetensors.torch import save as to_bytes
-
     from ..version import __version__
 
     folder, seen, unique = Path(folder), set(), {}
@@ -56,7 +54,7 @@ def save(
             seen.add(key)
             unique[name] = whole(tensor).cpu().contiguous()
     header = {"library": "triune", "format": FORMAT, "version": __version__, "architecture": architecture}
-    write_atomic(folder / WEIGHTS, to_bytes(unique, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS, unique, {"format": "pt"})
     write_config(folder, header | dict(config), (WEIGHTS, *COMPANIONS))
 
 

@@ -1,15 +1,18 @@
-"""Tensors of safetensors files, read when they are asked for, so that loading a model needs no second copy of it."""
+"""Tensors of safetensors files, read and written one by one, so that a model needs no second copy in memory."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import check_regular
+from ..files import check_regular, written_whole
 
 AT_ONCE = 256 << 20
 """Bytes of tensors that are read before what was mapped of the files is given back."""
@@ -92,3 +95,43 @@ class Renamed(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+
+CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""What safetensors calls the types of tensors."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, which is complete or not there, from one tensor after the other.
+
+    The library's `save` holds two further copies of all tensors, and its `save_file` does not raise OSError on a full
+    disk. The layout is of https://github.com/huggingface/safetensors: the length of the header in 8 bytes, the header
+    as JSON, filled up with spaces to a multiple of 8 bytes, and the numbers in their own order, low bytes first.
+
+    Args:
+        path: its folder is made where it is missing.
+        tensors: contiguous, on the CPU, of the types in `CODES`.
+        metadata: names and texts for the header.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    # The widest numbers first, so that each tensor begins at a multiple of its width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with written_whole(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())

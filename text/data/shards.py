@@ -35,6 +35,8 @@ HEADER = 128
 """Bytes before the numbers of a `.npy` file of one axis."""
 OPEN = 256
 """Files that are open at once in a process."""
+ADVISE = getattr(os, "posix_fadvise", None)
+"""Tells the system what will be read; None where it takes no advice (macOS, Windows)."""
 
 
 class Shard(NamedTuple):
@@ -141,6 +143,7 @@ class Stream:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._starts: dict[int, np.ndarray] = {}
         self._verified = Verified()
+        self._told = ADVISE is not None or any(folder.in_store for folder, _, _ in shards)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -196,16 +199,20 @@ class Stream:
             first, count, shard = first + here, count - here, shard + 1
 
     def _prepare(self, at: np.ndarray) -> None:
-        """Has what a batch needs of stores fetched together."""
+        """Has what a batch needs of stores fetched together, and a disk told of all of it before the first part is
+        waited for.
+        """
         wanted: dict[int, tuple[Any, list[Any]]] = {}
-        for places in at if any(folder.in_store for folder, _, _ in self._shards) else ():
+        for places in at if self._told else ():
             for shard, begin, count in self._runs(int(places[0]), int(places[-1]) - int(places[0]) + 1):
                 folder, dtype, about = self._shards[shard]
+                content = content_of(about, dtype)
+                first, size = span(content, begin * dtype.itemsize, count * dtype.itemsize)
                 if folder.in_store:
-                    content = content_of(about, dtype)
-                    first, size = span(content, begin * dtype.itemsize, count * dtype.itemsize)
                     cache, parts = wanted.setdefault(id(folder.cache), (folder.cache, []))
                     parts.append((folder.file(content.file), HEADER + first, size))
+                elif ADVISE is not None:
+                    ADVISE(self._file(shard), HEADER + first, size, os.POSIX_FADV_WILLNEED)
         for cache, parts in wanted.values():
             cache.prepare(parts)
 

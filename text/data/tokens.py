@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ...core.errors import UserError
-from ...core.files import write_atomic
+from ...core.files import umask, write_atomic
 from ...core.work import progress
 from ..tokenizer import Part, Tokenizer
 from .split import SIDES, Piece, Side, Sides
@@ -234,10 +234,12 @@ class TokenWriter:
         self._file.seek(0)
         _header(self._file, self._dtype, self._tokens)
         self._file.close()
+        os.chmod(self._temporary, 0o666 & ~umask())  # a temporary file is private, what it becomes is not
         os.replace(self._temporary, self._folder / f"{self._side}.tokens.npy")
         starts = np.array(self._starts, dtype=np.int64)
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix=f".{self._side}-", delete=False) as file:
             np.save(file, starts)
+        os.chmod(file.name, 0o666 & ~umask())
         os.replace(file.name, self._folder / f"{self._side}.starts.npy")
         return {
             f"{self._side}.tokens.npy": [self._tokens, self._checksum],

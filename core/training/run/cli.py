@@ -24,6 +24,7 @@ from ...files import refuse_special, written_whole
 from ...lock import claim
 from ...stores import is_url
 from ..data import DataModule
+from ..heap import GivesBack
 from ..lightning_fixes import copies, quiet, rank
 from ..module import TrainingModule
 from . import bounds, loggers, machine, precision, processes, report, sentences, slurm
@@ -199,7 +200,7 @@ class TaskCLI(LightningCLI):
         if self.trains and session.run:
             options |= self._fit_options(session.run)
             callbacks = [session.telemetry, Progress(session.telemetry, self.model.unit), session.interrupt]
-            callbacks += [Agreement(session), report.Opening(session)]
+            callbacks += [Agreement(session), report.Opening(session), GivesBack()]
             if session.checkpoints and self.config.trainer.enable_checkpointing is not False:
                 callbacks.append(session.checkpoints)
             if self.config.head_scores:

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ... import grouped  # noqa: F401 (registers the operators that are counted here)
 from ...again import computed_once
+from .live import Live
 
 # The counter of some versions of PyTorch lacks the CPU's operator, and all count the recomputation in the backward.
 FUSED = (
@@ -129,5 +130,7 @@ def on_fake_tensors(module: nn.Module, batch: Any, mode: Any, forget: bool = Fal
         for value in tensors.values():
             if forget and value.requires_grad:
                 value.register_post_accumulate_grad_hook(_forget)
+        if isinstance(mode, Live):
+            mode.ignore(tensors.values())
         with mode:
             torch.func.functional_call(_LossOf(module), tensors, (inputs,))

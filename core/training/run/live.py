@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,12 +13,21 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made under it; `most` were alive at once."""
+    """Follows the bytes of all tensors that are made under it; `most` were alive at once.
+
+    A view of a tensor that was there before is no tensor that is made: `ignore` says which were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
         self._known: dict[int, Any] = {}
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Does not count these, which are there before: their views would count as they do."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._known[id(storage)] = weakref.ref(storage)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))

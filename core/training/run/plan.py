@@ -6,7 +6,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..optimizers import AT_ONCE
 from .check import short_flops
@@ -17,9 +17,11 @@ from .trace import Pass
 
 ROOM = 0.95
 """Part of the memory that a batch may fill."""
-HEAP = 1.6
+HEAP = 2.0
 """Memory of a process on a CPU for each byte of its tensors that come and go: the C library's heap keeps gaps
 (`bench/plan_accuracy.py`)."""
+GIVEN_BACK = 1.25
+"""The same where the gaps are given back at each step (`heap.GivesBack`), so that they are those of one pass."""
 MUON_COPIES = 8
 """Copies that `orthogonalise` and the step around it hold of the matrices of a portion, shared by all processes."""
 TRAINER, PER_TENSOR = 400, 6
@@ -57,15 +59,16 @@ def plan(step: Step, devices: Devices, strategy: str, rates: Rates) -> Plan:
     found, world, cut = Plan(), devices.world, strategy == "fsdp2" and devices.world > 1
     _add_memory(found, step, world, cut)
     free = ROOM * devices.memory
-    found.largest = _largest(step, found.total, free, step.one, step.two)
+    found.largest = _largest(step, found.total, free, step.one, step.two, _heap(step, cut))
     if step.again and step.again_two:
-        chosen = step.again if step.checkpointing else step.one
-        heap = HEAP if step.base else 1.0
-        found.total_again = found.total + heap * (step.again.most - chosen.most)
-        found.largest_again = _largest(step, found.total_again, free, step.again, step.again_two)
+        other = Plan()
+        _add_memory(other, replace(step, checkpointing=True), world, cut)
+        found.total_again = other.total
+        found.largest_again = _largest(step, other.total, free, step.again, step.again_two, _heap(step, True))
     if step.checkpointing and step.again:
-        plain = found.total + (HEAP if step.base else 1.0) * (step.one.most - step.again.most)
-        found.largest = _largest(step, plain, free, step.one, step.two)
+        other = Plan()
+        _add_memory(other, replace(step, checkpointing=False), world, cut)
+        found.largest = _largest(step, other.total, free, step.one, step.two, _heap(step, cut))
     _add_communication(found, step, devices, cut)
     _add_time(found, step, devices, rates)
     return found
@@ -76,7 +79,8 @@ def _add_memory(found: Plan, step: Step, world: int, cut: bool) -> None:
     over = f" / {world} devices" if cut else ""
     passes = step.again if step.checkpointing and step.again else step.one
     memory, formulas = found.memory, found.formulas
-    heap, gaps = (HEAP, f", x {HEAP} in the gaps of a CPU's heap") if step.base else (1.0, "")
+    heap = _heap(step, cut)
+    gaps = f", x {heap} in the gaps of a CPU's heap" if step.base else ""
     memory["weights"] = step.weights / pieces
     formulas["weights"] = f"{short(step.parameters)} parameters x {step.size} bytes{over}"
     memory["optimizer"] = step.state / pieces
@@ -84,15 +88,18 @@ def _add_memory(found: Plan, step: Step, world: int, cut: bool) -> None:
     if step.averages:
         memory["averages"] = step.averages / pieces
         formulas["averages"] = f"a copy of what trains, 4 bytes a number{over}"
+    memory["activations"] = heap * passes.most
+    formulas["activations"] = f"{_line(step)}{gaps}"
     if cut:
         memory["gradients"] = step.trained / pieces
         formulas["gradients"] = f"as the weights that train{over}"
-        memory["gathered"] = 3.0 * step.block
-        formulas["gathered"] = "the largest block whole, twice, and its gradient"
-        memory["activations"] = heap * passes.most
-        formulas["activations"] = f"{_line(step)}{gaps}"
+        if step.base:
+            memory["gathered"] = 2.0 * step.weights * (1 + 1 / world)
+            formulas["gathered"] = "all weights and gradients, sent and received: gloo gives them back after a pass"
+        else:
+            memory["gathered"] = 3.0 * step.block
+            formulas["gathered"] = "the largest block whole, twice, and its gradient"
     else:
-        memory["activations"] = heap * passes.most
         formulas["activations"] = f"with the gradients, at the fullest moment: {_line(step)}{gaps}"
         if world > 1:
             memory["exchange"] = step.trained
@@ -100,18 +107,33 @@ def _add_memory(found: Plan, step: Step, world: int, cut: bool) -> None:
         if step.accumulate > 1:
             memory["sums"] = step.trained
             formulas["sums"] = "gradients of the micro-batches before"
-    if numbers := sum(rows * columns * number for (rows, columns), number in step.matrices.items()):
-        copies = MUON_COPIES / world + 2 * (world > 1)
-        memory["Muon"] = step.size * min(numbers, AT_ONCE * world) * copies
-        formulas["Muon"] = f"{copies:g} copies of at most {short(AT_ONCE * world)} numbers of its matrices"
-    if cut and step.base and step.weights + step.state > memory["activations"]:
-        memory["checkpoint"] = step.weights + step.state - memory["activations"]
-        formulas["checkpoint"] = "whole weights and states on the first process, where they exceed the activations"
+    _add_update(found, step, world, cut)
     if step.base:
         memory["process"] = step.base
         formulas["process"] = "libraries and data, measured now"
     found.total = sum(memory.values())
     formulas["total"] = "their sum"
+
+
+def _add_update(found: Plan, step: Step, world: int, cut: bool) -> None:
+    """What Muon's step and a checkpoint take, where it is more than the passes before, which were given back."""
+    memory, formulas = found.memory, found.formulas
+    free = memory["activations"] + memory["gathered"] if cut and step.base else 0.0
+    if numbers := sum(rows * columns * number for (rows, columns), number in step.matrices.items()):
+        copies = MUON_COPIES / world + 2 * (world > 1)
+        if (own := step.size * min(numbers, AT_ONCE * world) * copies) > free:
+            memory["Muon"], free = own - free, max(own, free)
+            formulas["Muon"] = f"{copies:g} copies of at most {short(AT_ONCE * world)} numbers of its matrices"
+    if cut and step.base and step.weights + max(step.state, step.weights) > free:
+        memory["checkpoint"] = step.weights + max(step.state, step.weights) - free
+        formulas["checkpoint"] = "whole weights and states on the first process, beyond what the passes take"
+
+
+def _heap(step: Step, given_back: bool) -> float:
+    """Bytes of a process for each byte of its tensors that come and go; 1 on a GPU, whose allocator is PyTorch's."""
+    if not step.base:
+        return 1.0
+    return GIVEN_BACK if given_back or step.checkpointing else HEAP
 
 
 def _line(step: Step) -> str:
@@ -122,8 +144,8 @@ def _line(step: Step) -> str:
     return f"{step.rows} x {_bytes(each)} and {_bytes(max(0.0, one.most - each * step.rows))}"
 
 
-def _largest(step: Step, total: float, free: float, one: Pass, two: Pass) -> int:
-    each = (HEAP if step.base else 1.0) * (two.most - one.most) / step.rows
+def _largest(step: Step, total: float, free: float, one: Pass, two: Pass, heap: float) -> int:
+    each = heap * (two.most - one.most) / step.rows
     return max(0, step.rows + math.floor((free - total) / each)) if each > 0 else step.rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from triune.cli import main
 from triune.core import shards as core
 from triune.core.errors import UserError
+from triune.core.files import umask
 from triune.core.training.mixture import FINEST, Mixture, whole_weights
-from triune.text.data import reading, sharding, tokens
+from triune.text.data import reading, sharding, shards, tokens
 from triune.text.data.module import TextData
-from triune.text.data.shards import read_manifest
+from triune.text.data.shards import ShardedTokens, read_manifest
 from triune.text.masked.data import MaskedText
 from triune.text.tokenizer import Tokenizer
 
@@ -114,6 +116,29 @@ def damaged(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder / "out", tmp_path / "out"))
 
 
+def test_shards_can_be_read_by_others(folder: Path) -> None:
+    """They often lie on a disk of several people; files of a temporary name are private at first."""
+    wanted = 0o666 & ~umask()
+    assert {oct(file.stat().st_mode & 0o777) for file in (folder / "out").iterdir() if file.is_file()} == {oct(wanted)}
+
+
+def test_the_disk_is_told_of_a_whole_batch_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks of all windows, before the first is read; the tokens are the same without."""
+    done: list[tuple[str, int, int]] = []
+    advise = lambda file, first, size, advice: done.append(("told", first, size))  # noqa: E731
+    read = os.pread
+    monkeypatch.setattr(shards, "ADVISE", advise)
+    monkeypatch.setattr(os, "pread", lambda *given: (done.append(("read", given[2], given[1])), read(*given))[1])
+    array = ShardedTokens([read_manifest(folder / "out")], "train")
+    at = np.array([[0], [40]]) + np.arange(9)
+    found = array.open()[0][at]
+    kinds = [kind for kind, *_ in done]
+    assert kinds == sorted(kinds, reverse=True) and kinds.count("told") == kinds.count("read") >= 2
+    assert [place for kind, *place in done if kind == "told"] == [place for kind, *place in done if kind == "read"]
+    monkeypatch.setattr(shards, "ADVISE", None)
+    assert np.array_equal(found, ShardedTokens([read_manifest(folder / "out")], "train").open()[0][at])
+
+
 def test_check_says_that_all_is_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["text", "check", str(folder / "out")]) == 0
     assert "All is as the manifest says" in capsys.readouterr().out
@@ -186,8 +211,8 @@ def test_shards_of_before_have_no_checksums_of_blocks(folder: Path, tmp_path: Pa
     for file in out.glob("*.sums"):
         file.unlink()
     content = json.loads((out / "manifest.json").read_text())
-    for shards in content["sides"].values():
-        for entry in shards:
+    for entries in content["sides"].values():
+        for entry in entries:
             entry[-1].pop()
     (out / "manifest.json").write_text(json.dumps(content | {"sum": core.sum_of(content)}))
     assert main(["text", "check", str(out)]) == 0
