@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,15 +182,18 @@ def _coded(columns: Columns, table: Table, spec: HeadSpec | None) -> Target:
     )  # fmt: skip
 
 
-class _Parts:
+class _Parts(Sequence[int]):
     """How many words or letters each text has; counted as far as somebody asks."""
 
     def __init__(self, cells: Sequence[Any], words: bool) -> None:
         self._cells, self._words = cells, words
 
-    def __iter__(self) -> Iterator[int]:
-        for text in map(str, self._cells):
-            yield len(text.split() if self._words else text.strip())
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, row: Any) -> Any:
+        text = str(self._cells[row])
+        return len(text.split() if self._words else text.strip())
 
 
 def _read(columns: Columns, notes: list[str], scored: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,7 +107,7 @@ def infer(
     on_unseen: str = "error",
     layouts: Mapping[str, dict[str, Any]] | None = None,
     masks: MaskFiles | None = None,
-    parts_of: Iterable[int] | None = None,
+    parts_of: Sequence[int] | None = None,
 ) -> Target:
     """Codes columns of a table as the target of a head.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -59,7 +59,7 @@ class Wanted:
     ignore: bool = False
     apart: bool = False
     masks: MaskFiles | None = None
-    parts_of: Iterable[int] | None = None
+    parts_of: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     skipped: int = 0
 
