@@ -29,6 +29,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """What a row of one question and its answer may hold, and the columns that do in the usual data sets. A row with two of
 one line is ambiguous."""
+OTHER_ANSWERS = (
+    "solution", "answers", "final_answer", "chosen", "rationale", "explanation", "cot", "chain_of_thought", "target",
+    "ground_truth", "expected_output", "generation",
+)  # fmt: skip
+"""Columns that may hold the answer, or a part of it, beside one of `COLUMNS`."""
 FORMS = (
     "`messages` or `conversations` (a list of role and content, or from and value), or a question (`prompt`, "
     "`instruction`, `question`, `query`) and its answer (`completion`, `response`, `output`, `answer`)"
@@ -156,6 +161,7 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
         several = row.get(names[0])
         if not isinstance(several, list):
             raise UserError(f"{where} has no list of messages in column '{names[0]}'; change --data.columns.")
+        _refuse_answer_beside(row, several, where, columns)
         return [(message, True) for message in several]
     question, answer = (_column(row, where, name, columns) for name in ("prompt", "completion"))
     context = _column(row, where, "context", columns)
@@ -171,6 +177,8 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
         raise UserError(f"{where} has {few(list(map(str, row)), 6) or 'nothing'}, but must have {FORMS}.{_hint(row)}")
     if answer is None:
         raise UserError(f"{where}: `{names['completion']}` is null, but must be a text; remove the row.")
+    if "completion" not in columns and isinstance(answer, str):
+        _refuse_other_answers(row, answer, where, columns)
     if isinstance(question, str) and context is not None and context != "":
         if not isinstance(context, str):
             raise UserError(f"{where} has a context that is a {type(context).__name__}, but must be a text.")
@@ -181,6 +189,30 @@ def _messages(row: Mapping[str, Any], where: str, columns: Mapping[str, str]) ->
     before = [] if "history" in columns.values() else _history(row, where)
     asked = [(message, False) for message in asked]
     return [(message, True) for message in before] + asked + [(message, True) for message in answered]
+
+
+def _refuse_answer_beside(row: Mapping[str, Any], several: list[Any], where: str, columns: Mapping[str, str]) -> None:
+    """Raises UserError where messages end with a question, whose answer would be dropped with its column."""
+    last = several[-1] if several and isinstance(several[-1], Mapping) else {}
+    role = last.get(columns.get("role", "role")) or last.get("from")
+    if not isinstance(role, str) or ROLES.get(role.strip().lower(), role.strip().lower()) != "user":
+        return
+    if "messages" not in columns and (there := [name for name in COLUMNS["completion"] if row.get(name)]):
+        raise UserError(
+            f"{where} has messages that end with a question, and `{there[0]}` beside them; put the answer into the "
+            "messages, or say that they are all with --data.columns.messages NAME."
+        )
+
+
+def _refuse_other_answers(row: Mapping[str, Any], answer: str, where: str, columns: Mapping[str, str]) -> None:
+    """Raises UserError for a second column that may hold the answer, and holds what the first one does not."""
+    for name in OTHER_ANSWERS:
+        other = row.get(name)
+        if name not in columns.values() and isinstance(other, str) and other.strip() and other.strip() not in answer:
+            first = next(column for column in COLUMNS["completion"] if row.get(column) is not None)
+            raise UserError(
+                f"{where} has {first} and {name}; say which to learn with --data.columns.completion {first} (or {name})."
+            )
 
 
 def _history(row: Mapping[str, Any], where: str) -> list[Any]:
@@ -305,7 +337,12 @@ def _text(content: Any, where: str) -> str:
 
 def _wanted(message: Mapping[str, Any], where: str) -> bool:
     """Data sets may say which answers are learned: `weight` 0 or 1 (OpenAI), others true or false."""
-    keys = ("weight", "train", "training", "loss", "loss_mask")
+    for key in ("mask", "masked", "ignore"):
+        if message.get(key) is not None:
+            raise UserError(
+                f"{where} has `{key}`, which may mean learned or left out; name it `loss`, true for what is learned."
+            )
+    keys = ("weight", "train", "training", "loss", "loss_mask", "trainable", "learn")
     marks = {key: message[key] for key in keys if message.get(key) is not None}
     for key, mark in marks.items():
         if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):

@@ -107,6 +107,22 @@ def test_two_names_of_one_thing_must_agree(tmp_path: Path) -> None:
         read(write(tmp_path / "y.jsonl", row))
 
 
+def test_answers_in_other_columns_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    row = {"problem": "6 * 7?", "solution": "6 * 7 = 42", "answer": "42"}
+    with pytest.raises(UserError, match=r"has answer and solution; say which .* completion answer \(or solution\)"):
+        read(write(tmp_path / "x.jsonl", row))
+    assert read(str(tmp_path / "x.jsonl"), completion="solution")[0].messages[1]["content"] == "6 * 7 = 42"
+    assert read(str(tmp_path / "x.jsonl"), completion="answer")[0].messages[1]["content"] == "42"
+    part = {"question": "6 * 7?", "answer": "It is 42", "final_answer": "42"}
+    assert read(write(tmp_path / "y.jsonl", part))[0].messages[1]["content"] == "It is 42"
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    ended = {"messages": [*said, {"role": "user", "content": "r"}], "response": "b"}
+    with pytest.raises(UserError, match="messages that end with a question, and `response` beside them"):
+        read(write(tmp_path / "z.jsonl", ended))
+    assert read(str(tmp_path / "z.jsonl"), messages="messages")[0].answers == [1]
+    assert read(write(tmp_path / "w.jsonl", {"messages": said, "answer": "42"}))[0].answers == [1]
+
+
 def test_compressed_rows(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
         file.write('{"prompt": "q", "response": "a"}\n\n{"prompt": "r", "response": "b"}\n')
@@ -132,6 +148,10 @@ def test_compressed_rows(tmp_path: Path) -> None:
         (
             '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": 0.5}]}',
             "message 2 has the train 0.5, but must be 0 or 1",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "mask": 1}]}',
+            "message 2 has `mask`, which may mean learned or left out",
         ),
     ],
 )
