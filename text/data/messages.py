@@ -211,7 +211,7 @@ def _refuse_other_answers(row: Mapping[str, Any], answer: str, where: str, colum
         if name not in columns.values() and isinstance(other, str) and other.strip() and other.strip() not in answer:
             first = next(column for column in COLUMNS["completion"] if row.get(column) is not None)
             raise UserError(
-                f"{where} has {first} and {name}; say which to learn with --data.columns.completion {first} (or {name})."
+                f"{where} has {first} and {name}; say which is learned: --data.columns.completion {first}, or {name}."
             )
 
 
