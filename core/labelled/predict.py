@@ -16,6 +16,7 @@ import numpy as np
 from ..checkpoints.native import CONFIG
 from ..errors import UserError
 from ..files import OVERWRITE, check_new, few, read_json, written_whole
+from ..labels.table import is_table
 from ..lock import claim
 from ..options import Parser, whole
 from ..options import number as between
@@ -160,6 +161,9 @@ def inputs_of(
     if piped and modality.words:
         pairs = [(line, f"text {number}" if len(line) > 60 else line) for number, line in enumerate(words, 1)]
     else:
+        for word in () if modality.words else words:
+            if is_table(Path(word)) and Path(word).is_file():
+                raise UserError(f"'{word}' is a table; pass it as --table FILE --input COLUMN.")
         pairs = modality.expand(words)
     return Inputs([cell for cell, _ in pairs], [name for _, name in pairs]), {"input": [name for _, name in pairs]}
 

@@ -78,6 +78,8 @@ def test_a_row_without_an_image_is_named(place: Path, capsys: pytest.CaptureFixt
     assert main([*line, "--out", out]) == 2
     said = capsys.readouterr().err
     assert f"row 2 of '{place / 'hole.csv'}' names no image; fill it." in said and "1 answers are in" in said
+    assert main(["vision", "predict", str(place / "table"), str(place / "hole.csv")]) == 2
+    assert "hole.csv' is a table; pass it as --table FILE --input COLUMN." in capsys.readouterr().err
 
 
 def test_classify_takes_a_model_of_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
