@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core.errors import UserError, nearest
 from .core.files import OVERWRITE
-from .core.options import Parser, whole
+from .core.options import Parser, whole, wholes
 from .core.options import number as between
 from .core.task import named
 from .tasks import tasks
@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--name", metavar="COLUMN", help="the column of their names in --table (default: the inputs)")
     p.add_argument("--pool", help="class, mean, attention, last or own (default: as the model was trained)")
     p.add_argument("--tokens", action="store_true", help="the vectors of all tokens, with their number, from 0")
-    p.add_argument("--layer", type=whole(1), help="after so many blocks (default: after all, and the final norm)")
+    p.add_argument(
+        "--layer", type=wholes(1), metavar="K[,K…]",
+        help="after so many blocks (default: after all, and the final norm); of several, one vector a layer",
+    )  # fmt: skip
     p.add_argument("--out", type=Path, required=True, help="file to write: .parquet, .npz or .npy")
     p.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     p.add_argument("--batch_size", type=whole(1), default=64, help="inputs of a batch, at most (default: 64)")
@@ -78,7 +81,8 @@ def main(args: list[str]) -> int:
 
     about = {
         "weights": weights_hash(model),  # a run of the same name may have been trained anew
-        "model": str(options.run or options.pretrained), "task": modality.task, "layer": options.layer,
+        "model": str(options.run or options.pretrained), "task": modality.task,
+        "layer": options.layer[0] if options.layer and len(options.layer) == 1 else options.layer,
         "pool": None if options.tokens else model.config.pool, "tokens": options.tokens,
     }  # fmt: skip
     about |= {} if options.image_size is None else {"image_size": options.image_size}
@@ -161,12 +165,18 @@ def _write(model: LabelledModel, reader: Reader, inputs: Inputs, options: argpar
 
     left = [row for row, name in enumerate(inputs.names) if name not in writer.done]
     rest = Inputs([inputs.cells[i] for i in left], [inputs.names[i] for i in left], inputs.beside)
-    failed, names, values, places = 0, [], [], []
+    failed, names, values = 0, [], []
+    places: dict[str, list[Any]] = {"token": []} if options.tokens else {}
+    several = options.layer is not None and len(options.layer) > 1
+    if several:
+        places["layer"] = []
 
     def flush() -> None:
         if values:
-            writer.add(names, np.concatenate(values), {"token": np.concatenate(places)} if options.tokens else None)
-        names.clear(), values.clear(), places.clear()
+            joined = {name: np.concatenate(numbers) for name, numbers in places.items()}
+            writer.add(names, np.concatenate(values), joined or None)
+        for held in (names, values, *places.values()):
+            held.clear()
 
     inputs_held = 0
     for number, _, found in run(model, reader, rest, _call(model, options), options.batch_size, "embedding"):
@@ -174,10 +184,13 @@ def _write(model: LabelledModel, reader: Reader, inputs: Inputs, options: argpar
             failed += 1
             print(str(found), file=sys.stderr)
             continue
-        rows = found[found[:, -1] > 0, :-1] if options.tokens else found[None]
-        names += [rest.names[number]] * len(rows)
-        values.append(rows.numpy())
-        places.append(np.arange(len(rows), dtype=np.int32))
+        for layer, one in zip(options.layer or (0,), found if several else found[None], strict=True):
+            rows = one[one[:, -1] > 0, :-1] if options.tokens else one[None]
+            names += [rest.names[number]] * len(rows)
+            values.append(rows.numpy())
+            numbers = {"token": np.arange(len(rows), dtype=np.int32), "layer": np.full(len(rows), layer, np.int32)}
+            for name, held in places.items():
+                held.append(numbers[name])
         inputs_held += 1
         if inputs_held % PART == 0:
             flush()
@@ -186,27 +199,36 @@ def _write(model: LabelledModel, reader: Reader, inputs: Inputs, options: argpar
 
 
 def _call(model: LabelledModel, options: argparse.Namespace) -> Callable[[dict[str, Tensor]], Tensor]:
-    """From a batch to `[batch, dim]`, or to `[batch, tokens, dim + 1]`, whose last entry says which tokens count."""
+    """From a batch to `[batch, dim]`, or to `[batch, tokens, dim + 1]`, whose last entry says which tokens count; of
+    several layers these are stacked after the batch.
+    """
     import torch
 
     blocks: Any = model.trunk.transformer.blocks  # type: ignore[attr-defined]
-    if options.layer is not None and options.layer > len(blocks):
-        raise UserError(f"--layer is {options.layer}, but the model has {len(blocks)} blocks; give 1 to {len(blocks)}.")
+    layers = options.layer or ()
+    if layers and max(layers) > len(blocks):
+        raise UserError(f"--layer is {max(layers)}, but the model has {len(blocks)} blocks; give 1 to {len(blocks)}.")
 
-    def call(batch: dict[str, Tensor]) -> Tensor:
-        seen: list[Tensor] = []
-        hook = None
-        if options.layer is not None:
-            hook = blocks[options.layer - 1].register_forward_hook(lambda block, given, out: seen.append(out.clone()))
-        try:
-            tokens = model.tokens(batch)
-        finally:
-            if hook is not None:
-                hook.remove()
-        if seen:
-            tokens = tokens._replace(vectors=seen[0])
+    def written(tokens: Any) -> Tensor:
         if options.tokens:
             return torch.cat([tokens.vectors.float(), tokens.read[..., None].float()], dim=-1)
         return model.pooled(tokens)
+
+    def call(batch: dict[str, Tensor]) -> Tensor:
+        seen: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[..., None]:
+            return lambda block, given, out: seen.update({layer: out.clone()})
+
+        hooks = [blocks[layer - 1].register_forward_hook(keep(layer)) for layer in layers]
+        try:
+            tokens = model.tokens(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not layers:
+            return written(tokens)
+        each = [written(tokens._replace(vectors=seen[layer])) for layer in layers]
+        return each[0] if len(each) == 1 else torch.stack(each, dim=1)
 
     return call

@@ -80,6 +80,22 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def wholes(least: int) -> Callable[[str], tuple[int, ...]]:
+    """A type of option: different whole numbers from `least` on, with commas between them."""
+    one = whole(least)
+
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            found = tuple(one(part) for part in text.split(","))
+        except _Bounds:
+            found = ()
+        if not found or len(set(found)) < len(found):
+            raise _Bounds(f"a whole number of at least {least:,}, or several different ones with commas between them")
+        return found
+
+    return parse
+
+
 def number(above: float, most: float) -> Callable[[str], float]:
     """A type of option: numbers above `above`, up to `most`."""
 

@@ -283,6 +283,28 @@ def test_vectors_are_those_of_the_model(task: str, tmp_path: Path, capsys: pytes
     assert "has 1 blocks" in capsys.readouterr().err
 
 
+def test_vectors_of_several_layers_are_those_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = table("protein", tmp_path)
+    fit("protein", where, "kind", "--model.transformer.depth", "2")
+    line = ["embed", "--run", str(tmp_path / "run"), "--table", str(where), "--input", "what", "--device", "cpu"]
+    for kind in ([], ["--tokens"]):
+        found = {}
+        for layers in ("1", "2", "2,1"):
+            out = tmp_path / f"{len(kind)}-{layers}.npz"
+            assert main([*line, "--layer", layers, *kind, "--out", str(out)]) == 0
+            found[layers] = read_vectors(out)
+        both = found["2,1"]
+        for layer in (1, 2):
+            rows = both.places["layer"] == layer
+            alone = found[str(layer)]
+            assert [name for name, there in zip(both.names, rows) if there] == alone.names
+            np.testing.assert_array_equal(both.values[rows], alone.values)
+            assert not kind or both.places["token"][rows].tolist() == alone.places["token"].tolist()
+    for layers, words in (("1,1", "different ones"), ("0,1", "of at least 1"), ("1,3", "has 2 blocks")):
+        assert main([*line, "--layer", layers, "--out", str(tmp_path / "u.npz")]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_a_checkpoint_restores_keeps_its_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
