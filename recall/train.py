@@ -52,9 +52,15 @@ def recall(
         UserError: a value out of range, or one that is not used.
     """
     rule = find(task)
-    for name, value in (("steps", steps), ("depth", depth), ("state", state), ("dim", dim)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}, but must be at least 1; change it.")
+    numbers = {"steps": steps, "depth": depth, "state": state, "dim": dim, "pairs": pairs, "length": length}
+    for name, value in {**numbers, "seed": seed}.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{name} is {value!r}, but must be a whole number; change it.")
+    for name in ("steps", "depth", "state", "dim"):
+        if numbers[name] is not None and numbers[name] < 1:
+            raise UserError(f"{name} is {numbers[name]}, but must be at least 1; change it.")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}, but must be from 0 to 2^63 - 1; change it.")
     length, count = rule.check(rule.length if length is None else length, pairs)
     choice = choose(mixer, depth or rule.depth)
     if depth is not None and len(choice.layers) != depth:

@@ -169,6 +169,13 @@ def test_python_refuses_what_is_not_used() -> None:
         recall("MA", depth=3)
     with pytest.raises(UserError, match="state is 4, but mixer softmax has no such size"):
         recall("softmax", state=4)
+    for settings, said in (
+        ({"steps": 1.5}, "steps is 1.5, but must be a whole number"),
+        ({"length": "64"}, "length is '64', but must be a whole number"),
+        ({"seed": 2**70}, "but must be from 0 to 2\\^63 - 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            recall(**settings)
     with pytest.raises(UserError, match="steps is 0, but must be at least 1"):
         recall("softmax", steps=0)
     assert torch.is_grad_enabled()
