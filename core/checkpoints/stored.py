@@ -1,14 +1,13 @@
-"""Tensors of safetensors files, read and written one by one, so that a model needs no second copy in memory."""
+"""Tensors of safetensors files, read when they are asked for and written where they lie: no second copy of a model."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -97,41 +96,28 @@ class Renamed(Mapping[str, Tensor]):
         return name in self._names
 
 
-CODES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-"""What safetensors calls the types of tensors."""
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, which is complete or not there, from one tensor after the other.
-
-    The library's `save` holds two further copies of all tensors, and its `save_file` does not raise OSError on a full
-    disk. The layout is of https://github.com/huggingface/safetensors: the length of the header in 8 bytes, the header
-    as JSON, filled up with spaces to a multiple of 8 bytes, and the numbers in their own order, low bytes first.
+    """Writes a safetensors file, which is complete or not there, without a second copy of the tensors in memory.
 
     Args:
         path: its folder is made where it is missing.
-        tensors: contiguous, on the CPU, of the types in `CODES`.
+        tensors: contiguous, on the CPU, none in the memory of another.
         metadata: names and texts for the header.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    # The widest numbers first, so that each tensor begins at a multiple of its width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with written_whole(path) as part, part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with written_whole(path) as part:
+        try:
+            save_file(dict(tensors), part, dict(metadata))
+        except SafetensorError as error:  # which also stands for what the system said, by its number
+            said = re.search(r"os error (\d+)", str(error))
+            if said is None:
+                raise
+            number = int(said[1])
+            raise OSError(number, os.strerror(number), str(path)) from None
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
