@@ -63,6 +63,19 @@ def test_a_text_that_cannot_be_read_is_named_and_the_others_are_read() -> None:
     assert found[2].tolist() == [2]
 
 
+def test_long_texts_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory holds the tokens of a few whole texts, and of the others what the model reads."""
+    monkeypatch.setattr("triune.text.labelled.TOGETHER", 10)
+    reader, sizes = TextReader(Tokenizer.bytes(), 4), list[int]()
+    encode = reader.tokenizer.encode_batch
+    monkeypatch.setattr(reader.tokenizer, "encode_batch", lambda texts: (sizes.append(len(texts)), encode(texts))[1])
+    cells = ["abcd", "abcdef", "ab", "a" * 30, "b", "\ud800", "cc"]
+    found = reader.read(cells, [f"row {i}" for i in range(7)], Path())
+    assert sizes[:3] == [2, 1, 1] and [len(each) for each in found[:5]] == [4, 4, 2, 4, 1]
+    assert isinstance(found[5], UserError) and "row 5 cannot be read" in str(found[5]) and len(found[6]) == 2
+    assert reader.cut == 2 and all(each.base is None or each.base.nbytes == each.nbytes for each in found[:5])
+
+
 def test_rows_that_cannot_be_read_leave_their_side(tmp_path: Path) -> None:
     (tmp_path / "vocabulary").mkdir()
     Tokenizer.characters("abcdefghij klmno0123456789").save(tmp_path / "vocabulary")

@@ -27,6 +27,8 @@ from .words import WORD, Words, first_tokens
 
 BOXES = 2048
 """Numbers of the baseline on counts of words."""
+TOGETHER = 1 << 20
+"""Characters of texts that are read at once: their tokens lie in memory before they are cut to the model's context."""
 
 
 class TextPredictor(LabelledModel, SavedModel, config=LabelledConfig):
@@ -84,18 +86,28 @@ class TextReader(TokenReader):
         return self.sample(self._tokens(cell, name), cell, name)
 
     def read(self, cells: Sequence[str], names: Sequence[str], beside: Path) -> list[Any | UserError]:
+        found: list[Any | UserError] = []
+        while (start := len(found)) < len(cells):
+            end, letters = start + 1, len(cells[start])
+            while end < len(cells) and (letters := letters + len(cells[end])) <= TOGETHER:
+                end += 1
+            found += self._together(cells[start:end], names, start, beside)
+        return found
+
+    def _together(self, cells: Sequence[str], names: Sequence[str], start: int, beside: Path) -> list[Any | UserError]:
+        """Reads some texts, whose names begin at `start`, at once."""
         try:
             encoded = self.tokenizer.encode_batch(cells)
         except UserError:  # one by one, which says whose text it is
             encoded = []
         if not encoded or not all(map(len, encoded)):
-            return super().read(cells, names, beside)
+            return super().read(cells, [names[start + row] for row in range(len(cells))], beside)
         found: list[Any | UserError] = []
         for row, (tokens, cell) in enumerate(zip(encoded, cells, strict=True)):
             try:
                 found.append(self.sample(tokens, cell))
             except UserError:
-                found += super().read([cell], [names[row]], beside)
+                found += super().read([cell], [names[start + row]], beside)
         return found
 
     def sample(self, tokens: np.ndarray, cell: str, name: str = "the text") -> Any:
@@ -122,9 +134,10 @@ class TextReader(TokenReader):
 
     def _around(self, tokens: np.ndarray) -> np.ndarray:
         """The tokens that are read, with the special ones."""
-        self.cut += len(tokens) > self.context
+        if len(tokens) > self.context:
+            self.cut += 1
+            tokens = tokens[: self.context].copy()  # so that the others are given back
         start, end = self.tokenizer.around
-        tokens = tokens[: self.context]
         return np.array([*start, *tokens.tolist(), *end], np.int64) if start or end else tokens
 
     def _tokens(self, cell: str, name: str) -> np.ndarray:
