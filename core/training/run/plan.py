@@ -17,7 +17,7 @@ from .trace import Pass
 
 ROOM = 0.95
 """Part of the memory that a batch may fill."""
-HEAP = 2.0
+HEAP = 1.6
 """Memory of a process on a CPU for each byte of its tensors that come and go: the C library's heap keeps gaps
 (`bench/plan_accuracy.py`)."""
 GIVEN_BACK = 1.25
