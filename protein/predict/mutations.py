@@ -144,10 +144,12 @@ class Protein:
     Args:
         name: unique, fit for a file name.
         letters: upper case.
+        title: the name that its file gives it.
     """
 
     name: str
     letters: str
+    title: str = ""
 
 
 def proteins(words: list[str], force: bool) -> list[Protein]:
@@ -164,7 +166,7 @@ def proteins(words: list[str], force: bool) -> list[Protein]:
             raise UserError(f"{where} is empty, but must have a residue.")
         if not force:
             check_protein(tokens, where, FORCE)
-        found.append(Protein(unique(name, taken), letters))
+        found.append(Protein(unique(name, taken), letters, name))
 
     for word in words:
         path = Path(word).expanduser()
@@ -305,7 +307,8 @@ def _one(
     ]  # fmt: skip
     write(rows, files["table"])
     result: dict[str, Any] = {
-        "name": protein.name, "sequence": letters, "method": options.method, "model": scorer.about,
+        "name": protein.name, "title": protein.title, "sequence": letters, "method": options.method,
+        "model": scorer.about,
         "sites": len(sites), "mean": round(float(np.mean([row["score"] for row in rows])), 6),
     }  # fmt: skip
     if measured is not None:

@@ -150,3 +150,9 @@ def test_a_long_protein_says_that_it_is_read_in_windows(esm: Path, tmp_path: Pat
     assert np.isfinite(
         [json.loads(line)["score"] for line in (tmp_path / "o" / "a.jsonl").read_text().splitlines()]
     ).all()
+    odd = tmp_path / "odd.fasta"
+    odd.write_text(f">x/y\n{LETTERS[:20]}\n>x:y\n{LETTERS[2:22]}\n")
+    words = ["protein", "mutations", str(odd), "--pretrained", str(esm), "--method", "wildtype", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "p"), "--no-png"]) == 0
+    held = [json.loads(file.read_text()) for file in sorted((tmp_path / "p").glob("*.json"))]
+    assert {one["title"] for one in held} == {"x/y", "x:y"} and len({one["name"] for one in held}) == 2
