@@ -136,6 +136,7 @@ def _step(cli: TaskCLI, precision: str, devices: Devices, cut: bool) -> Step:
     with torch.device("meta") if module.tuning is None else torch.device("cpu"):
         module.configure_model()
     assert module.model is not None
+    batch = data.on_after_batch_transfer(batch, 0)  # which may ask what the model is
     whole = TRUE.get(precision)
     if whole is not None:
         module.model.to(whole)
@@ -158,7 +159,7 @@ def _step(cli: TaskCLI, precision: str, devices: Devices, cut: bool) -> Step:
 
 
 def _first_batch(module: Any, data: Any, trainer: Any) -> tuple[Any, float]:
-    """A batch of training, on the CPU, and how many there are in an epoch."""
+    """A batch of training, as its loader gives it, and how many there are in an epoch."""
     trainer.datamodule, data.trainer, module.trainer = data, trainer, trainer
     trainer.training = True
     module.configure_callbacks()
@@ -172,7 +173,7 @@ def _first_batch(module: Any, data: Any, trainer: Any) -> tuple[Any, float]:
         batches = len(loader)
     except TypeError:
         batches = math.inf
-    return data.on_after_batch_transfer(batch, 0), batches
+    return batch, batches
 
 
 def _passes(

@@ -183,6 +183,14 @@ def test_command(line: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_that_tells_its_data_what_to_hide(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Masked images: the number of patches is known from the model alone."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--model.transformer.dim", "16", "--model.transformer.depth", "1", "--model.transformer.heads", "2"]
+    assert main(["plan", "vision", "pretrain", *words, "--data.batch_size", "4", "--devices", "H100"]) == 0
+    assert "4 examples each" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
