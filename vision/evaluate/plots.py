@@ -42,7 +42,7 @@ def mistakes(
     columns = max(3, min(6, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     names = fitted(class_names, 22)
-    lines = 1 + max((name.count("\n") for name in names), default=0)
+    lines = 1 + max((_with_share(name, 0.5).count("\n") for name in names), default=0)
     drawn = figure(1.75 * columns, (1.95 + 0.3 * lines) * rows + 0.4)
     p = logits.double().softmax(dim=1)
     grid = np.atleast_1d(drawn.subplots(rows, columns)).reshape(-1)
@@ -51,14 +51,20 @@ def mistakes(
     for axes, image, row, label in zip(grid, images, p, labels.tolist()):
         show(axes, image)
         predicted = int(row.argmax())
-        below = f"is {names[int(label)]} ({percent(row[int(label)])})"
+        below = _with_share(f"is {names[int(label)]}", row[int(label)])
         pad = 3 + 11 * (below.count("\n") + 1)
-        axes.set_title(f"{names[predicted]} ({percent(row[predicted])})", fontsize=9, color=RED, pad=pad)
+        axes.set_title(_with_share(names[predicted], row[predicted]), fontsize=9, color=RED, pad=pad)
         axes.text(0.5, 1.02, below, transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="#333333")
     head = f"{title}: most confident mistakes" if title else "most confident mistakes"
     head += " (predicted in red, the true class below)" if len(images) else ": none"
-    drawn.suptitle(head, x=0.01, ha="left", fontsize=11)
+    # An empty line below it, where the layout does not count the pads of titles.
+    drawn.suptitle(f"{head}\n", x=0.01, ha="left", fontsize=11)
     save(drawn, target)
+
+
+def _with_share(name: str, p: float | Tensor) -> str:
+    """A name of `fitted` and a probability, which has a line of its own where the last one is full."""
+    return f"{name}{chr(10) if len(name.rpartition(chr(10))[2]) > 13 else ' '}({percent(p)})"
 
 
 def percent(p: float | Tensor) -> str:

@@ -92,3 +92,9 @@ def test_probabilities_never_pretend_certainty(p, text):
 
 def test_one_validation_can_be_seen(tmp_path):
     assert pictures._dot([(10, 0.4)]) > pictures._dot([(10, 0.4), (20, 0.5)])
+
+
+def test_a_probability_behind_a_full_line_has_a_line_of_its_own():
+    assert pictures._with_share("cat", 0.5) == "cat (50%)"
+    assert pictures._with_share("a long line of a name\nand its end", 0.5) == "a long line of a name\nand its end (50%)"
+    assert pictures._with_share("short\nthe end of a long name", 0.25) == "short\nthe end of a long name\n(25%)"
