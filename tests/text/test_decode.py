@@ -142,7 +142,8 @@ def test_a_graph_serves_any_number_of_keys_up_to_its_storage(monkeypatch):
 KINDS = ("mamba2", "mamba", "gated_delta", "rglru", "lstm", "gru", "linear", "retention", "convolution")
 
 
-def test_states_of_a_fixed_size_are_part_of_the_graph(monkeypatch):
+@pytest.mark.parametrize("traced", [False, True])
+def test_states_of_a_fixed_size_are_part_of_the_graph(traced, monkeypatch):
     """A layer of each kind, and short convolutions; one row and several padded on the left, with one decoder."""
     whole, made = torch.compile, []
 
@@ -150,8 +151,15 @@ def test_states_of_a_fixed_size_are_part_of_the_graph(monkeypatch):
         made.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda function, **more: whole(function, **more, backend=counted))
-    m = model(mixer=[*KINDS, "attention"], depth=len(KINDS) + 1, short_convolution=3)
+    def compiled(function, **more):
+        if traced:
+            return whole(function, **more, backend=counted)
+        made.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    mixers = ["mamba2", "rglru", "attention"] if traced else [*KINDS, "attention"]
+    m = model(mixer=mixers, depth=len(mixers), short_convolution=3)
     decoder = Decoder(m, compiled=True, back=False)
     for number, prompts in enumerate(([[1, 2, 3, 4]], [[5, 6]], [[1, 2], [3, 4, 5, 6, 7]], [[7], [8, 9, 1]])):
         ids, valid = left_pad(prompts, torch.device("cpu"))
