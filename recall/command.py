@@ -27,6 +27,8 @@ TITLE = """
 got: accuracy, for lag the KL divergence in nats, of several seeds their mean and range; ! where one is not as expected
 rows: those with every answer right; floor: chance, for lag the mixture of all lags
 bytes: what generation keeps of one row"""
+DROPPED = ("s", "rows", "floor", "pairs", "expected", "bytes")
+"""Columns of the table that a narrow terminal does without, the first one first."""
 COLOURS = (BLUE, RED, GREEN, "#e0a030", "#7b4fa3", GREY, "#5b4636", PALE)
 
 
@@ -193,31 +195,48 @@ def judged(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Prints all rows, those of several seeds as one: expected beside got, chance and oracles, bytes of state."""
+    """Prints all rows, those of several seeds as one: expected beside got, chance and oracles, bytes of state. A narrow
+    terminal gets fewer columns, whole ones.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    tight: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    shown = Table(title=TITLE, title_justify="left", title_style="", **tight)
-    for name in ("task", "pairs", "mixer", "expected", "got", "rows", "floor", "bytes", "s"):
-        shown.add_column(name, justify="left" if name in ("task", "mixer") else "right", no_wrap=True)
-    for same in by_seed(rows):
-        row, values = same[0], [got(row)[1] for row in same]
-        is_kl = got(row)[0] == "kl"
-        mark = " !" if any(judged(row)[1].startswith("NOT") for row in same) else ""
-        value = f"{'KL ' if is_kl else ''}{mean(values):.3f}"
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(same) > 1 else ""
-        shown.add_row(
-            row["task"], str(row["pairs"] or ""), title(row), judged(row)[0], f"{value}{spread}{mark}",
-            f"{mean([row['exact'] for row in same]):.3f}",
-            f"{row['oracles']['mixture'] if is_kl else row['chance']:.3f}",
-            f"{row['state_bytes']:,}", f"{mean([row['seconds'] for row in same]):.0f}",
-        )  # fmt: skip
-    Console().print(shown)
+    console, cells = Console(), [_cells(same) for same in by_seed(rows)]
+    names = list(cells[0]) if cells else []
+    for dropped in ("", *DROPPED):
+        names = [name for name in names if name != dropped]
+        tight: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+        shown = Table(title=TITLE, title_justify="left", title_style="", **tight)
+        for name in names:
+            shown.add_column(name, justify="left" if name in ("task", "mixer") else "right", no_wrap=True)
+        for row in cells:
+            shown.add_row(*(row[name] for name in names))
+        if sum(max(map(len, [name, *(row[name] for row in cells)])) + 2 for name in names) <= console.width:
+            break
+    console.print(shown)
     for oracles in {row["task"]: row["oracles"] for row in rows if "oracles" in row}.values():
         known = ", ".join(f"{name.replace('_', ' ')} {abs(value):.4f}" for name, value in oracles.items())
         print(f"lag, KL divergence without learning: {known}")
+
+
+def _cells(same: list[dict[str, Any]]) -> dict[str, str]:
+    """One line of the table by column, of rows that differ in their seed only."""
+    row, values = same[0], [got(row)[1] for row in same]
+    is_kl = got(row)[0] == "kl"
+    mark = " !" if any(judged(row)[1].startswith("NOT") for row in same) else ""
+    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(same) > 1 else ""
+    return {
+        "task": row["task"],
+        "pairs": str(row["pairs"] or ""),
+        "mixer": title(row),
+        "expected": judged(row)[0],
+        "got": f"{'KL ' if is_kl else ''}{mean(values):.3f}{spread}{mark}",
+        "rows": f"{mean([row['exact'] for row in same]):.3f}",
+        "floor": f"{row['oracles']['mixture'] if is_kl else row['chance']:.3f}",
+        "bytes": f"{row['state_bytes']:,}",
+        "s": f"{mean([row['seconds'] for row in same]):.0f}",
+    }
 
 
 def by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

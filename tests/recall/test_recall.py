@@ -19,7 +19,7 @@ from triune.core.mixers.linear import Retention
 from triune.core.mixers.options import KINDS, RetentionOptions
 from triune.core.mixers.registry import register_mixer
 from triune.core.transformer import Transformer
-from triune.recall.command import by_seed, judged
+from triune.recall.command import by_seed, judged, table
 from triune.recall.models import Recaller, state_bytes
 from triune.recall.names import NEAR, choose
 from triune.recall.tasks import TASKS
@@ -92,6 +92,20 @@ def test_the_verdict_compares_with_the_bound() -> None:
     assert judged(small | {"mixer": "MMMA", "layers": [*["mamba2"] * 3, "attention"], "depth": 4})[0] == ">= 0.98"
     far = row | {"task": "needle", "length": 512, "steps": TASKS["needle"].steps, "pairs": 4}
     assert judged(far | {"mixer": "window:32"})[0] == "<= 0.1" and judged(far | {"mixer": "titans:gate"})[0] == ">= 0.9"
+
+
+def test_a_narrow_terminal_gets_whole_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"task": "mqar", "mixer": "titans:gate", "layers": ["titans"] * 2, "pairs": 8, "state": None, "dim": 64,
+           "depth": 2, "length": 64, "steps": 9, "accuracy": 0.5, "exact": 0.25, "chance": 0.0078, "seconds": 7.0,
+           "state_bytes": 134688}  # fmt: skip
+    for width, there in ((44, ("0.500",)), (60, ("0.500", "134,688")), (120, ("0.500", "134,688", "0.250", "0.008"))):
+        monkeypatch.setenv("COLUMNS", str(width))
+        table([row])
+        out = capsys.readouterr().out
+        assert all(cell in out for cell in there) and "…" not in out
+        assert max(map(len, out.splitlines())) <= width
 
 
 def test_several_seeds_are_one_line_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
