@@ -166,6 +166,7 @@ class Decoder:
         """Logits `[batch, tokens, vocabulary]` behind each of the new tokens, int `[batch, tokens]`, which count from
         then on; set `length` back to undo some.
         """
+        tokens = tokens.long().contiguous()  # a graph does not look whether they are
         new = tokens.shape[1]
         if self.length + new >= self.capacity:
             raise UserError(

@@ -175,6 +175,20 @@ def test_states_of_a_fixed_size_are_part_of_the_graph(traced, monkeypatch):
         assert len(made) == 1 + (number > 1), "one graph for one row, one for two"
 
 
+@pytest.mark.slow
+def test_a_compiled_step_takes_tokens_however_they_lie():
+    m = model(kv_heads=2).float()
+    decoder, found = Decoder(m, compiled=True), []
+    apart = torch.tensor([[5, 0, 0], [6, 0, 0]])[:, :1]
+    for tokens in (apart.contiguous(), apart, apart.int()):
+        with torch.inference_mode():
+            cache = KeyValueCache(m.transformer.config)
+            m(torch.tensor([[1, 2], [3, 4]]), cache=cache)
+            decoder.begin(cache, 4)
+            found.append(decoder.step(tokens))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_a_decoder_forgets_the_oldest_graphs(monkeypatch):
     monkeypatch.setattr(decode, "GRAPHS", 2)
     monkeypatch.setattr(torch, "compile", lambda function, **more: function)
