@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Thousands of tests and the libraries stay until the end; looking at them for garbage took 7 % of the time."""
+    """Thousands of tests and the libraries stay until the end; looking at them for garbage takes a few percent."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 10)

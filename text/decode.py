@@ -3,7 +3,8 @@
 A cache that grows gives each step other shapes, so only parts of a model can be compiled, and a few hundred small calls
 of a step wait for Python. Here keys and values lie in storage of a fixed size, the place of the new ones is a number in
 a tensor, and how much of the storage is read is a size that the graph leaves open: every step is the same program.
-Stepping back is free: what was written beyond a place is overwritten, which is what looking ahead (`lookup.py`) needs.
+With attention alone stepping back is free: what was written beyond a place is overwritten, which is what looking ahead
+(`lookup.py`) needs. Recurrent layers keep their state in tensors that stay where they are, and cannot step back.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ..core.checks import check_types
 from ..core.compiled import eager
 from ..core.errors import UserError
 from ..core.mixers.cache import KeyValueCache
-from .decode import Decoder
+from .decode import Decoder, unfit
 from .lookup import Lookup
 from .model import LanguageModel
 
@@ -155,6 +155,8 @@ def generate(
         for n, prompt in enumerate(prompts)
     ]
     if lookup:
+        if why := unfit(model):  # whatever the decoder was made for
+            raise UserError(f"lookup is {lookup}, but the model has {why}; leave it out.")
         decoder = decoder or Decoder(model)
         for row in rows:
             yield from _looking_ahead(Views(model, [row], device, use_cache, decoder, lookup), max_tokens, config, ends)
